@@ -1,0 +1,21 @@
+"""The errors a user can mend: each message says what was expected, what was found and what to do."""
+
+
+class RefitError(Exception):
+    """A mistake or a fault that the user can act on; shown without a traceback."""
+
+
+class SettingsError(RefitError):
+    """A setting is unknown, out of bounds or contradicts another one or this machine."""
+
+
+class DataError(RefitError):
+    """A source, column or row is not what training needs."""
+
+
+class TrainingError(RefitError):
+    """Training began and cannot go on."""
+
+
+class StoreError(RefitError):
+    """What the store should hold is missing, damaged or cannot be written."""

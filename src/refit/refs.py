@@ -1,0 +1,77 @@
+"""Light handles to what the store holds: the JSON that tasks hand to one another in place of tensors and modules."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Handle(BaseModel):
+    """Frozen JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Ref(Handle):
+    """An object of the store."""
+
+    kind: Literal["dataset", "checkpoint", "log", "metrics"]
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of its bytes."""
+    size: int
+    """Bytes."""
+
+
+class DatasetRef(Ref):
+    """A snapshot."""
+
+    splits: tuple[str, ...]
+    """Of `train`, `val` and `test`, those that have rows, in this order."""
+
+
+class LoadersRef(Handle):
+    """What seeded loaders are made of; the loaders themselves stay in the process that uses them."""
+
+    dataset: DatasetRef
+    batch_size: int
+    drop_last: bool
+    num_batches: int
+    """Training batches in an epoch."""
+
+
+class EpochResult(Handle):
+    """An epoch's checkpoint and log, and the figures that decide what comes next."""
+
+    epoch: int
+    checkpoint: Ref
+    log: Ref
+    train_loss: float
+    val_loss: float | None
+    val_score: float | None
+
+    def describe(self, num_epochs: int) -> str:
+        """One line for people."""
+        figures = {"train loss": self.train_loss, "val loss": self.val_loss, "val score": self.val_score}
+        return f"epoch {self.epoch}/{num_epochs}: " + ", ".join(
+            f"{name} {value:.4f}" for name, value in figures.items() if value is not None
+        )
+
+
+class SavedModel(Handle):
+    """A version of a model in the store."""
+
+    name: str
+    version: int
+    path: str
+    """The version's folder, or its URL."""
+    weights_digest: str
+    """SHA-256 over names, types, shapes and bytes of the weights."""
+
+
+class TrainingResult(Handle):
+    """What a training run made."""
+
+    model: SavedModel
+    best_epoch: int
+    """The epoch whose weights were saved."""
+    seconds: dict[str, float]
+    """Wall time of each step."""

@@ -1,0 +1,297 @@
+"""The settings tree, and where each value comes from: command line, environment, `.env`, `refit.toml`, defaults.
+
+Flows take the plain `SettingsTree`; `resolve_settings` turns what was given into `Settings`, complete and checked.
+"""
+
+import contextlib
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from refit.errors import SettingsError
+
+SETTINGS_FILE = Path("refit.toml")
+ENV_PREFIX = "REFIT_"
+
+
+def _read_list(value: Any) -> Any:
+    """A JSON list, as the environment and the command line (inside another list: cyclopts) write it."""
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value)
+    is_nested = isinstance(value, list) and len(value) == 1 and isinstance(value[0], list)
+    return value[0] if is_nested else value
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+TextList = Annotated[list[str], BeforeValidator(_read_list)]
+
+
+class Section(BaseModel):
+    """One part of the tree: frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """`none`, as the command line and the environment write None."""
+        if value == "none" and cls.model_fields[str(info.field_name)].default is None:
+            return None
+        return value
+
+
+class DataSettings(Section):
+    """Which rows are learned from, and how they are divided."""
+
+    source: str = "notebook"
+    """A CSV or Parquet file, a folder or glob of them (a path or any fsspec URL), or `notebook`, the built-in toy table."""
+    target: str = "y"
+    """The column to predict: strings, integers or booleans."""
+    features: Annotated[list[str] | None, BeforeValidator(_read_list)] = None
+    """The columns to learn from; None takes all but the target and the time column of a `time` split."""
+    categorical: TextList = []
+    """Columns to treat as categories though their values look like numbers, booleans or dates."""
+    null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
+    """Texts that mean a missing value."""
+    test_source: str | None = None
+    """Where the test rows are, if in files of their own; None takes them from `source`."""
+    val_fraction: Fraction | None = None
+    """Share of rows for validation, in [0, 1); None means 0.15, and 0 for the built-in notebook table."""
+    test_fraction: Fraction | None = None
+    """Share of rows for the test, in [0, 1); None means 0.15, and 0 where the test rows come on their own."""
+    split: Literal["random", "time"] = "random"
+    """`random`: seeded and stratified by class; `time`: the newest rows are test, those before them validation."""
+    time_column: str | None = None
+    """The date-time or number that orders the rows of a `time` split."""
+
+
+class LoaderSettings(Section):
+    """How rows become batches."""
+
+    batch_size: int = Field(2, ge=1)
+    """Rows in a training batch."""
+    drop_last: bool = True
+    """Whether a last, shorter training batch is left out."""
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [16, 16]
+    """Units in each hidden layer, first to last; an empty list gives a linear model."""
+    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh"] = "relu"
+    """The function after each hidden layer."""
+    dropout: Fraction = 0.0
+    """Chance that a unit is zeroed after each hidden activation, in [0, 1)."""
+    factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """Your own model, `package.module:function`, called as `function(num_inputs, num_outputs)`; None builds the MLP."""
+
+
+class OptimizerSettings(Section):
+    """How the parameters move."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The PyTorch optimizer."""
+    lr: float = Field(1.0, gt=0)
+    """Learning rate, at its highest under a schedule."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of SGD, in [0, 1)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay: an L2 penalty in SGD and Adam, decoupled in AdamW."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate over the run's steps, after the warm-up: constant, or a half cosine down to 0."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly to `lr`."""
+
+
+class TrainingSettings(Section):
+    """How long and how carefully to train."""
+
+    num_epochs: int = Field(3, ge=1)
+    """Passes over the train rows, at most."""
+    patience: int | None = Field(None, ge=1)
+    """Epochs without a lower validation loss before training stops; the best epoch is saved. None saves the last epoch."""
+    accumulate_batches: int = Field(1, ge=1)
+    """Batches whose gradients make one step, weighted by rows so that it equals one large batch."""
+    max_grad_norm: float | None = Field(None, gt=0)
+    """Gradients with a larger 2-norm are scaled down to it; None does not clip."""
+
+
+class ComputeSettings(Section):
+    """Where the arithmetic runs."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass: `fp32`, or `bf16` by automatic mixed precision."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads; None leaves PyTorch's choice. Another number can give other last bits."""
+
+
+class StoreSettings(Section):
+    """Where snapshots, checkpoints and models are kept."""
+
+    url: str = "refit-store"
+    """A folder, or any fsspec URL."""
+
+
+class SettingsTree(Section):
+    """All settings of a run, none of them read from the environment: what a flow takes as its parameter."""
+
+    name: str = Field("model", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
+    """The model's name in the store: lower-case letters, digits, `-` and `_`."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seeds the split, the first weights, the shuffling and dropout."""
+    data: DataSettings = DataSettings()
+    loader: LoaderSettings = LoaderSettings()
+    model: ModelSettings = ModelSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    compute: ComputeSettings = ComputeSettings()
+    store: StoreSettings = StoreSettings()
+
+
+class Settings(SettingsTree, BaseSettings):
+    """The tree as a run uses it: complete, and checked across sections."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", enable_decoding=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed: `resolve_settings` reads the other sources itself, to know which gave what."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Settings":
+        data, optimizer = self.data, self.optimizer
+        if data.split == "time" and data.time_column is None:
+            raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`; name one")
+        if data.test_source is not None and data.test_fraction:
+            raise ValueError("data.test_fraction: expected none, as data.test_source gives the test rows; drop one of them")
+        if (data.val_fraction or 0) + (data.test_fraction or 0) >= 1:
+            raise ValueError("data.val_fraction + data.test_fraction: expected less than 1, so that rows to train on are left")
+        if optimizer.momentum and optimizer.name != "sgd":
+            raise ValueError(f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0")
+        return self
+
+
+def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path | None = None) -> tuple[Settings, dict[str, str]]:
+    """Merge all sources, strongest first: `given` (the command line), environment, `.env`, the settings file, defaults.
+
+    Args:
+        given: A nested dictionary with only the values that were given, such as `{"optimizer": {"lr": 0.1}}`.
+        settings_file: A TOML file; None takes `refit.toml` where there is one.
+
+    Returns:
+        The settings, and for each dotted name the source that its value came from.
+
+    Raises:
+        SettingsError: A name is unknown, a value out of bounds, two settings contradict each other, or `settings_file` is missing
+            or no TOML.
+    """
+    if settings_file is not None and not settings_file.is_file():
+        raise SettingsError(f"--settings: expected a TOML file, found no file {settings_file}; check the path")
+    toml_file = settings_file or SETTINGS_FILE
+    try:
+        toml_values = TomlConfigSettingsSource(Settings, toml_file)()
+    except ValueError as error:
+        raise SettingsError(f"{toml_file}: expected a TOML file, found {error}; mend that line") from error
+    sources = {
+        "command line": given or {},
+        "environment": _read_environment(EnvSettingsSource(Settings)),
+        ".env": _read_environment(DotEnvSettingsSource(Settings, env_file=".env")),
+        str(toml_file): toml_values,
+    }
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in sources.items():
+        _fill_in(merged, values, origins, origin)
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError(explain_validation(error, origins)) from error
+    return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
+
+
+def walk_settings(tree: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) for every leaf of the tree."""
+    for field in type(tree).model_fields:
+        value = getattr(tree, field)
+        if isinstance(value, Section):
+            yield from walk_settings(value, f"{prefix}{field}.")
+        else:
+            yield prefix + field, value
+
+
+def env_name(name: str) -> str:
+    """The environment variable of a setting: `optimizer.lr` is `REFIT_OPTIMIZER__LR`."""
+    return ENV_PREFIX + name.upper().replace(".", "__")
+
+
+def explain_validation(error: ValidationError, origins: Mapping[str, str] | None = None) -> str:
+    """One line per mistake: the setting and its origin, what was expected, what was found, the nearest known name."""
+    known = [name for name, _ in walk_settings(SettingsTree())]
+    lines = []
+    for mistake in error.errors():
+        name = ".".join(part for part in mistake["loc"] if isinstance(part, str))
+        origin = (origins or {}).get(name)
+        where = f"{name} (from {origin})" if origin else name
+        message = mistake["msg"].removeprefix("Value error, ").replace("Input should", "expected, should", 1)
+        if mistake["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "`refit settings` lists them"
+            lines.append(f"{where}: unknown setting; {hint}")
+        elif mistake["type"] == "value_error":
+            lines.append(message)
+        else:
+            expected = message.replace("expected, should be", "expected").replace("expected, should", "expected: should")
+            lines.append(f"{where}: {expected}, found {mistake['input']!r}")
+    return "\n".join(lines)
+
+
+def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:
+    """The source's settings, with unknown `REFIT_` variables kept, so that a misspelt one is refused."""
+    values = {name: value for name, value in source().items() if name in Settings.model_fields}
+    for variable, text in source.env_vars.items():
+        section, *rest = variable.lower().removeprefix(ENV_PREFIX.lower()).split("__")
+        if variable.lower().startswith(ENV_PREFIX.lower()) and section not in Settings.model_fields:
+            values[".".join([section, *rest])] = text
+    return values
+
+
+def _fill_in(merged: dict[str, Any], weaker: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = "") -> None:
+    """Add to `merged` what only `weaker` has, and note its origin by dotted name."""
+    for key, value in weaker.items():
+        if isinstance(value, Mapping) and isinstance(merged.setdefault(key, {}), dict):
+            _fill_in(merged[key], value, origins, origin, f"{prefix}{key}.")
+        elif key not in merged:
+            merged[key] = value
+            origins[prefix + key] = origin
