@@ -1,0 +1,190 @@
+"""What a run leaves behind: the training state after each epoch, and at the end the best one as a version of the model."""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from refit import registry, reports
+from refit.data.dataset import Manifest
+from refit.errors import StoreError
+from refit.evaluation import Metrics
+from refit.refs import Ref, SavedModel
+from refit.settings import SettingsTree
+from refit.store import Store
+from refit.training import EpochLog, TrainingState
+
+Report = TypeVar("Report", bound=BaseModel)
+
+
+def save_state(state: TrainingState, store: Store) -> Ref:
+    """Keep all that resuming needs: model, optimizer, generators, and how far they have come."""
+    data = _to_bytes(
+        {
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "epoch": state.epoch,
+            "step": state.step,
+            "random_state": state.random_state,
+        }
+    )
+    return Ref(kind="checkpoint", digest=store.put(data), size=len(data))
+
+
+def load_state(ref: Ref, state: TrainingState, store: Store) -> None:
+    """Bring a freshly built `state` to where the checkpoint `ref` was.
+
+    Raises:
+        StoreError: The checkpoint is missing, damaged, or of another model.
+    """
+    content = _read_checkpoint(ref, store)
+    with _naming_misfits(ref):
+        state.model.load_state_dict(content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+    state.epoch, state.step, state.random_state = content["epoch"], content["step"], content["random_state"]
+
+
+def load_weights(ref: Ref, model: nn.Module, store: Store) -> nn.Module:
+    """Give `model` the weights of the checkpoint `ref`, in place; raises as `load_state` does."""
+    with _naming_misfits(ref):
+        model.load_state_dict(_read_checkpoint(ref, store)["model"])
+    return model
+
+
+def save_report(kind: Literal["log", "metrics"], report: BaseModel, store: Store) -> Ref:
+    """Keep an epoch's log or a split's metrics."""
+    data = report.model_dump_json().encode()
+    return Ref(kind=kind, digest=store.put(data), size=len(data))
+
+
+def load_report(ref: Ref, report: type[Report], store: Store) -> Report:
+    """Load what `save_report` kept.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    return report.model_validate_json(store.get(ref.digest))
+
+
+def digest_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes: equal if and only if all bits are."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    checkpoint: Ref,
+    settings: SettingsTree,
+    manifest: Manifest,
+    logs: Sequence[EpochLog],
+    metrics: Mapping[str, Metrics],
+    store: Store,
+) -> SavedModel:
+    """Keep the weights of `checkpoint` as the next version of model `settings.name`.
+
+    The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
+    `version.json` (digests, versions of packages), and the card: `card.md` with its pictures.
+
+    Raises:
+        StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
+    """
+    content = _read_checkpoint(checkpoint, store)
+    weights_digest = digest_weights(content["model"])
+    record = {
+        "weights_digest": weights_digest,
+        "epoch": content["epoch"],
+        "checkpoint": checkpoint.digest,
+        "torch": torch.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    judged_on = list(metrics)[-1]
+    files = {
+        "model.pt": _to_bytes(content["model"]),
+        "settings.json": _to_json(settings),
+        "manifest.json": _to_json(manifest),
+        "metrics.json": _to_json(metrics),
+        "log.json": _to_json(logs),
+        "version.json": _to_json(record),
+        "loss.png": reports.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
+        "confusion.png": reports.draw_confusion(
+            metrics[judged_on].confusion, [entry.label for entry in metrics[judged_on].classes], judged_on
+        ),
+        "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
+    }
+    number = registry.add_version(store, settings.name, files)
+    path = store.location(registry.version_folder(settings.name, number))
+    return SavedModel(name=settings.name, version=number, path=path, weights_digest=weights_digest)
+
+
+def _render_card(
+    settings: SettingsTree, manifest: Manifest, num_epochs: int, metrics: Mapping[str, Metrics], record: Mapping[str, Any]
+) -> str:
+    judged_on, last = list(metrics.items())[-1]
+    kinds = [column.kind for column in manifest.columns]
+    overview = {
+        "predicts": f"`{manifest.target}`, one of {len(manifest.classes)} classes",
+        "from": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns",
+        "learned from": f"`{settings.data.source}`, {manifest.splits['train'].rows} rows",
+        "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
+        "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
+        "created": record["created"],
+        "weights": f"SHA-256 `{record['weights_digest']}`",
+    }
+    scores = [
+        (split, scored.num_rows, scored.loss, scored.accuracy, scored.roc_auc, scored.calibration_error)
+        for split, scored in metrics.items()
+    ]
+    classes = [(entry.label, entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes]
+    return f"""# {settings.name}
+
+{reports.render_fields(overview)}
+
+## Scores
+
+{reports.render_table(["split", "rows", "loss", "accuracy", "ROC AUC", "calibration error"], scores)}
+
+By class, on the rows of {judged_on}:
+
+{reports.render_table(["class", "precision", "recall", "F1", "rows"], classes)}
+
+![confusion matrix](confusion.png)
+
+![loss by epoch](loss.png)
+"""
+
+
+def _read_checkpoint(ref: Ref, store: Store) -> dict[str, Any]:
+    """A checkpoint's tensors and primitives, on the CPU; no code of it is run."""
+    content: dict[str, Any] = torch.load(io.BytesIO(store.get(ref.digest)), map_location="cpu", weights_only=True)
+    return content
+
+
+@contextlib.contextmanager
+def _naming_misfits(ref: Ref) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise StoreError(f"checkpoint {ref.digest}: expected one of this model, found another's: {error}; start anew") from error
+
+
+def _to_bytes(content: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _to_json(content: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> bytes:
+    def unfold(value: BaseModel) -> Any:
+        return value.model_dump(mode="json")
+
+    return json.dumps(content, default=unfold, indent=1).encode()

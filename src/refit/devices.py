@@ -1,0 +1,46 @@
+"""The device, precision and threads that the arithmetic runs on."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from refit.errors import SettingsError
+from refit.settings import ComputeSettings
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of `compute.device`; only `auto` chooses, CUDA before MPS before the CPU.
+
+    Raises:
+        SettingsError: The device is not on this machine.
+    """
+    cuda_names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    available = ["cpu", *cuda_names, *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name == "auto":
+        return torch.device("cuda:0" if cuda_names else available[-1])
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if str(device) not in available:
+        here = "only the CPU is" if available == ["cpu"] else f"{', '.join(available)} are"
+        raise SettingsError(
+            f"compute.device: expected a device of this machine, found {name!r}, but {here} here; use `auto` or `{available[-1]}`"
+        )
+    return device
+
+
+def prepare_compute(settings: ComputeSettings) -> torch.device:
+    """Set the number of CPU threads and return the chosen device."""
+    if settings.num_threads is not None and torch.get_num_threads() != settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    return choose_device(settings.device)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, such as `cpu (2 threads)` or `cuda:0 (NVIDIA H100)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The context of a forward pass: nothing for `fp32`, automatic mixed precision for `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

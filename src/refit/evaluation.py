@@ -1,0 +1,87 @@
+"""How good a model is on a split: softmax, argmax, and the metrics of a classifier."""
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics.functional import classification
+
+from refit.devices import autocast
+from refit.loaders import Batches
+
+CALIBRATION_BINS = 15
+
+
+class ClassMetrics(BaseModel):
+    """One class against the others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    """Rows of this class."""
+
+
+class Metrics(BaseModel):
+    """What a model scored on the rows of one split; every row counts the same, whatever batch it came in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    num_rows: int
+    num_correct: int
+    loss: float
+    """Mean cross-entropy, in nats."""
+    accuracy: float
+    roc_auc: float | None
+    """Area under the ROC curve, each class against the rest, averaged over classes; None where a class has no rows."""
+    calibration_error: float
+    """Expected calibration error over 15 bins of confidence (Guo et al., 2017, equation 3)."""
+    classes: list[ClassMetrics]
+    confusion: list[list[int]]
+    """Rows by true class (first index) and predicted class (second index)."""
+
+
+def compute_logits(model: nn.Module, loader: Batches, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
+    """Return the logits `(N, C)` in fp32 and the classes `(N,)` of all rows of `loader`, on the CPU; draws nothing."""
+    was_training = model.training
+    model.eval()
+    logits, classes = [], []
+    with torch.inference_mode():
+        for x, y in loader:
+            with autocast(device, precision):
+                logits.append(model(x.to(device)).float().cpu())
+            classes.append(y)
+    model.train(was_training)
+    return torch.cat(logits), torch.cat(classes)
+
+
+def evaluate(model: nn.Module, loader: Batches, labels: list[str], device: torch.device, precision: str) -> Metrics:
+    """Compute the metrics of `model` on all rows of `loader`; `labels` are the names of the C classes."""
+    logits, classes = compute_logits(model, loader, device, precision)
+    probabilities = functional.softmax(logits, dim=1)
+    predicted = probabilities.argmax(dim=1)
+    num_classes = len(labels)
+    confusion = classification.multiclass_confusion_matrix(predicted, classes, num_classes)
+    by_class = [
+        metric(predicted, classes, num_classes, average="none").tolist()
+        for metric in (classification.multiclass_precision, classification.multiclass_recall, classification.multiclass_f1_score)
+    ]
+    supports = confusion.sum(dim=1).tolist()
+    return Metrics(
+        num_rows=len(classes),
+        num_correct=int((predicted == classes).sum()),
+        loss=functional.cross_entropy(logits, classes).item(),
+        accuracy=(predicted == classes).double().mean().item(),
+        roc_auc=classification.multiclass_auroc(probabilities, classes, num_classes).item() if all(supports) else None,
+        calibration_error=classification.multiclass_calibration_error(
+            probabilities, classes, num_classes, n_bins=CALIBRATION_BINS
+        ).item(),
+        classes=[
+            ClassMetrics(label=label, precision=precision, recall=recall, f1=f1, support=support)
+            for label, precision, recall, f1, support in zip(labels, *by_class, supports, strict=True)
+        ],
+        confusion=confusion.tolist(),
+    )

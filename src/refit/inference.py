@@ -1,0 +1,76 @@
+"""Saved models: loaded again, they score raw rows."""
+
+import io
+import json
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from refit.checkpoints import digest_weights
+from refit.data.dataset import Manifest
+from refit.data.preprocessing import apply_columns, read_frame
+from refit.errors import StoreError
+from refit.evaluation import compute_logits
+from refit.loaders import build_evaluation_loader
+from refit.models import build_model
+from refit.settings import SettingsTree
+from refit.store import Store
+
+
+class Model:
+    """A trained model with the preparation of its rows, on the CPU.
+
+    Rows are a polars or pandas frame, or a mapping of column names to lists; columns in any order, others ignored.
+    """
+
+    def __init__(self, module: nn.Module, manifest: Manifest, settings: SettingsTree) -> None:
+        self.module = module
+        self.manifest = manifest
+        self.settings = settings
+        self.classes = np.array(manifest.classes)
+
+    def predict(self, rows: Any) -> NDArray[Any]:
+        """Return the likeliest class of each row, `(N,)`, as the target column writes it.
+
+        Raises:
+            DataError: A column is missing, or holds what training refuses there.
+        """
+        predicted: NDArray[Any] = self.classes[self.predict_logits(rows).argmax(dim=1).numpy()]
+        return predicted
+
+    def predict_proba(self, rows: Any) -> NDArray[np.float32]:
+        """Return the probability of each class, `(N, C)`, in the order of `classes`; raises as `predict` does."""
+        probabilities: NDArray[np.float32] = self.predict_logits(rows).softmax(dim=1).numpy()
+        return probabilities
+
+    def predict_logits(self, rows: Any) -> Tensor:
+        """Return what the model gives before the softmax, `(N, C)`; raises as `predict` does."""
+        x = apply_columns(self.manifest.columns, read_frame(rows))
+        loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
+        return compute_logits(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
+
+
+def load_model(path: str | PathLike[str]) -> Model:
+    """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
+
+    Raises:
+        StoreError: There is no version at `path`, or it is damaged.
+        SettingsError: The model's own factory cannot be imported here.
+    """
+    folder, _, version = fspath(path).rstrip("/").rpartition("/")
+    store = Store(folder or ".")
+    settings = SettingsTree.model_validate_json(store.read(f"{version}/settings.json"))
+    manifest = Manifest.model_validate_json(store.read(f"{version}/manifest.json"))
+    record: Mapping[str, Any] = json.loads(store.read(f"{version}/version.json"))
+    weights = torch.load(io.BytesIO(store.read(f"{version}/model.pt")), weights_only=True)
+    if digest_weights(weights) != record["weights_digest"]:
+        raise StoreError(f"{path}/model.pt: expected the weights that were saved, found others; load another version")
+    with torch.random.fork_rng(devices=[]):
+        module = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
+    module.load_state_dict(weights)
+    return Model(module.eval(), manifest, settings)

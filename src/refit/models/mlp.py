@@ -1,0 +1,29 @@
+"""The multilayer perceptron."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def build_mlp(num_inputs: int, num_outputs: int, hidden_sizes: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
+    """Build linear layers with `activation`, then dropout, after each hidden one.
+
+    Shape: `(B, num_inputs)` to logits `(B, num_outputs)`.
+    """
+    layers: list[nn.Module] = []
+    for width in hidden_sizes:
+        layers += [nn.Linear(num_inputs, width), ACTIVATIONS[activation]()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        num_inputs = width
+    return nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs))
