@@ -1,0 +1,1 @@
+"""What is started or scheduled: order and conditions only."""

@@ -1,0 +1,191 @@
+"""The `refit` command. What is heavy is imported by the command that needs it, so that the others answer at once."""
+
+import json as jsonlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from refit import registry
+from refit.errors import DataError, RefitError, SettingsError
+from refit.settings import SettingsTree, env_name, explain_validation, resolve_settings, walk_settings
+from refit.store import Store
+
+COMPLETED, FAILED, REFUSED = 0, 1, 2
+MAX_LOSSES_SHOWN = 8
+
+Given = Annotated[SettingsTree | None, Parameter(name="*")]
+SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+
+app = App(
+    name="refit",
+    help="Scheduled retraining of PyTorch models, correct to the bit.",
+    default_parameter=Parameter(name_transform=str, negative_iterable=(), negative_none=()),
+)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data."""
+    try:
+        sys.exit(app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value"))
+    except CycloptsError as error:
+        mistake = error.__cause__
+        refused = explain_validation(mistake) if isinstance(mistake, pydantic.ValidationError) else str(error)
+        sys.exit(_complain(SettingsError(refused)))
+    except RefitError as error:
+        sys.exit(_complain(error))
+
+
+@app.command
+def train(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
+    """Train a model and save it as the next version of its name.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of tables.
+    """
+    settings, _ = resolve_settings(_as_given(given), settings_file)
+    from flows import local
+
+    result = local.run_training(settings)
+    if isinstance(result, BaseException):
+        return _complain(result)
+    store = Store(settings.store.url)
+    folder = registry.version_folder(result.model.name, result.model.version)
+    log, metrics = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics"))
+    if json:
+        fields = {**result.model.model_dump(), "best_epoch": result.best_epoch, "epochs": log, "metrics": metrics}
+        print(jsonlib.dumps({**fields, "seconds": result.seconds}))
+    else:
+        _print_result(log, metrics, f"{result.model.name}@v{result.model.version}", result.model.path)
+    return COMPLETED
+
+
+@app.command
+def settings(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
+    """Print every setting, its value, and where the value comes from.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of a table.
+    """
+    resolved, origins = resolve_settings(_as_given(given), settings_file)
+    values = dict(walk_settings(resolved))
+    if json:
+        print(jsonlib.dumps({name: {"value": value, "origin": origins[name]} for name, value in values.items()}))
+        return COMPLETED
+    table = Table("setting", "value", "from")
+    for name, value in values.items():
+        origin = f"environment ({env_name(name)})" if origins[name] == "environment" else origins[name]
+        table.add_row(name, jsonlib.dumps(value, ensure_ascii=False), origin, style="bold" if origin != "default" else None)
+    _console().print(table)
+    return COMPLETED
+
+
+@app.command
+def models(*, given: Given = None, settings_file: SettingsFile = None) -> int:
+    """List the saved versions of every model in the store.
+
+    Args:
+        given: The settings; only `store.url` counts.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    store = _open_store(given, settings_file)
+    table = Table("version", "created", "judged on", "accuracy", "loss", "weights")
+    for name in registry.list_models(store):
+        for number in registry.list_versions(store, name):
+            folder = registry.version_folder(name, number)
+            record, metrics = (jsonlib.loads(store.read(f"{folder}/{part}.json")) for part in ("version", "metrics"))
+            split, scores = list(metrics.items())[-1]
+            figures = (f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}")
+            table.add_row(f"{name}@v{number}", record["created"], split, *figures, record["weights_digest"][:12])
+    if not table.rows:
+        print(f"no models in {store.url}", file=sys.stderr)
+        return COMPLETED
+    _console().print(table)
+    return COMPLETED
+
+
+@app.command
+def show(model: str, /, *, given: Given = None, settings_file: SettingsFile = None) -> int:
+    """Print the card of a saved model.
+
+    Args:
+        model: `NAME` for the newest version, or `NAME@v1`.
+        given: The settings; only `store.url` counts.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    store = _open_store(given, settings_file)
+    folder = registry.find_version(store, model)
+    card = store.read(f"{folder}/card.md").decode()
+    print(f"{store.location(folder)}\n")
+    if sys.stdout.isatty():
+        _console().print(Markdown(card))
+    else:
+        print(card)
+    return COMPLETED
+
+
+def _as_given(given: SettingsTree | None) -> dict[str, Any]:
+    return {} if given is None else given.model_dump(exclude_unset=True)
+
+
+def _open_store(given: SettingsTree | None, settings_file: Path | None) -> Store:
+    return Store(resolve_settings(_as_given(given), settings_file)[0].store.url)
+
+
+def _join_values(arguments: Sequence[str]) -> list[str]:
+    """Write `--section.field VALUE` as `--section.field=VALUE`, so that `false` and `-1` are taken for values."""
+    joined: list[str] = []
+    for argument in arguments:
+        previous = joined[-1] if joined else ""
+        if previous.startswith("--") and "." in previous and "=" not in previous and not argument.startswith("--"):
+            joined[-1] = f"{previous}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _complain(error: BaseException) -> int:
+    """Say what went wrong on stderr, with a traceback only where it is no user's mistake; return the exit code."""
+    console = Console(stderr=True, soft_wrap=True)
+    if not isinstance(error, RefitError):
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    for line in str(error).splitlines():
+        console.print(f"error: {line}", style="red", markup=False, highlight=False)
+    return REFUSED if isinstance(error, SettingsError | DataError) else FAILED
+
+
+def _console() -> Console:
+    """Standard output; as wide as its content where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str) -> None:
+    console = _console()
+    epochs = Table("epoch", "batch losses", "train loss", "val loss", "val score", "lr", "rows/s")
+    for entry in log:
+        losses = entry["batch_losses"]
+        shown = " ".join(f"{loss:.2f}" for loss in losses) if len(losses) <= MAX_LOSSES_SHOWN else f"{len(losses)} batches"
+        val_figures = ("-" if entry[name] is None else f"{entry[name]:.4f}" for name in ("val_loss", "val_score"))
+        figures = (f"{entry['train_loss']:.4f}", *val_figures, f"{entry['lr']:.4g}", f"{entry['rows_per_second']:,.0f}")
+        epochs.add_row(str(entry["epoch"]), shown, *figures)
+    console.print(epochs)
+    scores = Table("split", "correct", "accuracy", "loss", "ROC AUC", "calibration error")
+    for split, scored in metrics.items():
+        roc_auc = "-" if scored["roc_auc"] is None else f"{scored['roc_auc']:.4f}"
+        figures = (f"{scored['accuracy']:.4f}", f"{scored['loss']:.4f}", roc_auc, f"{scored['calibration_error']:.4f}")
+        scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *figures)
+    console.print(scores)
+    print(f"saved {version} in {path}")

@@ -1,0 +1,1 @@
+"""Prefect around one function of `refit` each: run names, retries, caching."""

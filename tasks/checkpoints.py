@@ -1,0 +1,30 @@
+"""Checkpoint saving as a task."""
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from refit import checkpoints
+from refit.data import dataset
+from refit.evaluation import Metrics
+from refit.refs import DatasetRef, EpochResult, Ref, SavedModel
+from refit.settings import SettingsTree
+from refit.store import Store
+from refit.training import EpochLog
+
+
+@task(task_run_name="save checkpoint", cache_policy=NO_CACHE)
+def save_checkpoint(
+    best: EpochResult, epochs: list[EpochResult], metrics: dict[str, Ref], snapshot: DatasetRef, settings: SettingsTree
+) -> SavedModel:
+    """Keep the weights of epoch `best` as the model's next version, with its record and card."""
+    store = Store(settings.store.url)
+    saved = checkpoints.save_checkpoint(
+        best.checkpoint,
+        settings,
+        dataset.load_manifest(snapshot, store),
+        [checkpoints.load_report(result.log, EpochLog, store) for result in epochs],
+        {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
+        store,
+    )
+    get_run_logger().info("saved %s@v%d in %s", saved.name, saved.version, saved.path)
+    return saved

@@ -1,0 +1,29 @@
+"""Evaluation as a task."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from refit import checkpoints, devices, evaluation, loaders, models
+from refit.data import dataset
+from refit.refs import DatasetRef, Ref
+from refit.settings import SettingsTree
+from refit.store import Store
+
+
+@task(task_run_name="evaluate {split}", cache_policy=NO_CACHE)
+def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:
+    """Score the weights of `checkpoint` on the rows of one split."""
+    store = Store(settings.store.url)
+    manifest = dataset.load_manifest(snapshot, store)
+    device = devices.prepare_compute(settings.compute)
+    model = checkpoints.load_weights(
+        checkpoint, models.build_model(settings.model, len(manifest.input_names), len(manifest.classes)), store
+    )
+    metrics = evaluation.evaluate(
+        model.to(device),
+        loaders.build_evaluation_loader(*dataset.load_split(manifest, split, store)),
+        [str(label) for label in manifest.classes],
+        device,
+        settings.compute.precision,
+    )
+    return checkpoints.save_report("metrics", metrics, store)
