@@ -15,6 +15,6 @@ def build_dataset(settings: SettingsTree) -> DatasetRef:
     store = Store(settings.store.url)
     ref = dataset.build_dataset(settings.data, settings.seed, store)
     manifest = dataset.load_manifest(ref, store)
-    for line in dataset.describe(manifest):
+    for line in manifest.describe():
         get_run_logger().info(line)
-    return DatasetRef(**ref.model_dump(), splits=list(manifest.splits))
+    return DatasetRef(**ref.model_dump(), splits=tuple(manifest.splits))

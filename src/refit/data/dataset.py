@@ -1,0 +1,297 @@
+"""Builds the data set of a run: reads, types, splits and fits, and freezes inputs and manifest in the store."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
+from torch import Tensor
+
+from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
+from refit.data.schema import Kind, Locate, check_columns, convert_column, convert_target, find_kind
+from refit.data.sources import Table, list_names, read_files, read_table
+from refit.data.splits import Rows, split_by_time, split_randomly
+from refit.errors import DataError
+from refit.refs import Ref
+from refit.settings import DataSettings
+from refit.store import Store
+
+DEFAULT_FRACTION = 0.15
+MAX_CLASSES_SHOWN = 10
+
+
+class SplitInfo(BaseModel):
+    """One split: its rows, its rows of each class (in the manifest's order), and the blob that holds its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    class_counts: list[int]
+    digest: str
+    size: int
+
+
+class Manifest(BaseModel):
+    """What scoring and training need to know of a data set: how rows become inputs, what is predicted, where the splits are.
+
+    Rows are counted over `source` and `test_source` together. The source digests cover the files' bytes, in order, and neither
+    their names nor their times.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    classes: list[StrictBool | StrictInt | StrictStr]
+    columns: list[AnyColumn]
+    splits: dict[str, SplitInfo]
+    rows: int
+    rows_without_target: int
+    dropped_columns: dict[str, str]
+    source_digest: str
+    test_source_digest: str | None
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the F inputs."""
+        return name_inputs(self.columns)
+
+    def describe(self) -> list[str]:
+        """Lines for people: rows, columns by kind, classes, and what was dropped."""
+        kinds = [column.kind for column in self.columns]
+        columns = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
+        totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
+        largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])
+        classes = ", ".join(f"{label} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
+        more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
+        lines = [
+            f"rows: {self.rows} ({splits})",
+            f"columns: {columns}, as {len(self.input_names)} inputs",
+            f"classes of {self.target}: {classes}{more}",
+        ]
+        if self.rows_without_target:
+            lines.append(f"dropped: {self.rows_without_target} rows without a value of {self.target}")
+        return lines + [f"dropped: column {name}, {reason}" for name, reason in self.dropped_columns.items()]
+
+
+def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
+    """Freeze the data set that the settings describe; the same rows and settings give the same digest.
+
+    All that is learned from rows is learned from train rows, but the names of the classes. Nothing is stored until all is made.
+
+    Args:
+        settings: Which rows, and how they are divided.
+        seed: Decides which rows a `random` split takes.
+        store: Where it goes.
+
+    Returns:
+        The ref of the manifest.
+
+    Raises:
+        DataError: A file, column or row is not what training needs.
+    """
+    table = read_table(settings.source)
+    test_table = _read_test_table(settings, table)
+    kinds, frame = _type_features(settings, table)
+    target_kind, target = _type_target(settings, table)
+    classes = target.drop_nulls().unique().sort()
+    if len(classes) < 2:
+        raise DataError(
+            f"{table.name}, column `{target.name}`: expected two classes or more, found {classes.to_list()}; add others"
+        )
+    y = _index_classes(target, classes, table)
+    parts = _split(settings, seed, table, frame.with_columns(target), y, classes.to_list(), has_test=test_table is not None)
+    try:
+        columns = fit_columns(frame[parts["train"]], kinds, settings.null_values, table.is_raw)
+    except DataError as error:
+        raise DataError(f"{table.name}, {error}") from error
+    if not columns:
+        raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
+
+    blobs, counts = {}, {}
+    num_unlabelled = y.null_count()
+    for split, rows in parts.items():
+        blobs[split], counts[split] = _freeze(columns, frame[rows], y[rows], len(classes), _locate_among(rows, table))
+    if test_table is not None:
+        frame, y = _convert_test_rows(settings, test_table, kinds, target_kind, classes)
+        num_unlabelled += y.null_count()
+        rows = np.flatnonzero(y.is_not_null().to_numpy())
+        blobs["test"], counts["test"] = _freeze(columns, frame[rows], y[rows], len(classes), _locate_among(rows, test_table))
+
+    fitted = {column.name for column in columns}
+    manifest = Manifest(
+        target=settings.target,
+        classes=classes.to_list(),
+        columns=columns,
+        splits={
+            split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=store.put(blob), size=len(blob))
+            for split, blob in blobs.items()
+        },
+        rows=sum(map(sum, counts.values())),
+        rows_without_target=num_unlabelled,
+        dropped_columns={name: "no value in the train rows" for name in kinds if name not in fitted},
+        source_digest=table.digest,
+        test_source_digest=test_table.digest if test_table else None,
+    )
+    data = manifest.model_dump_json().encode()
+    return Ref(kind="dataset", digest=store.put(data), size=len(data))
+
+
+def load_manifest(ref: Ref, store: Store) -> Manifest:
+    """Load what `build_dataset` returned the ref of."""
+    return Manifest.model_validate_json(store.get(ref.digest))
+
+
+def load_split(manifest: Manifest, split: str, store: Store) -> tuple[Tensor, Tensor]:
+    """Load the frozen tensors of `train`, `val` or `test`; no other split is read.
+
+    Returns:
+        Inputs, float32, and class indices, int64.
+
+    Raises:
+        DataError: The data set has no such split.
+
+    Shape:
+        Returns (N, F) and (N,).
+    """
+    if split not in manifest.splits:
+        raise DataError(
+            f"expected a split of the data set, found no `{split}` among {list_names(manifest.splits)}; check its fraction"
+        )
+    tensors = safetensors.torch.load(store.get(manifest.splits[split].digest))
+    return tensors["x"], tensors["y"]
+
+
+def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
+    """The test rows that come on their own, if any."""
+    test = table.test
+    if settings.test_source is not None:
+        if test is not None:
+            raise DataError(
+                f"data.test_source: expected none, as {table.name} brings test rows, found {settings.test_source}; drop it"
+            )
+        test = read_files(settings.test_source)
+        if test.digest == table.digest:
+            raise DataError(
+                f"{test.name}: expected test rows of their own, found the same bytes as in {table.name}; name other files"
+            )
+    if test is not None and settings.test_fraction:
+        raise DataError(
+            f"data.test_fraction: expected none, as test rows come on their own, found {settings.test_fraction}; drop it"
+        )
+    return test
+
+
+def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Kind], pl.DataFrame]:
+    """The kind of each column to learn from, and the columns, converted."""
+    present = table.frame.columns
+    features = settings.features
+    check_columns("data.target", [settings.target], present, table.name)
+    check_columns("data.features", features or [], present, table.name)
+    check_columns("data.categorical", settings.categorical, present, table.name)
+    if features is None:
+        apart = [settings.target, settings.time_column if settings.split == "time" else None]
+        features = [name for name in present if name not in apart]
+    if not features:
+        raise DataError(f"{table.name}: expected a column to learn from, found {list_names(present)}; name some in data.features")
+    if settings.target in features:
+        raise DataError(f"data.features: expected columns to learn from, found the target `{settings.target}`; take it out")
+    kinds: dict[str, Kind] = {}
+    converted = []
+    for name in dict.fromkeys(features):
+        if name in settings.categorical:
+            kinds[name] = "categorical"
+            values = convert_column(table.frame[name], "categorical", settings.null_values, table.locate)
+        else:
+            kinds[name], values = find_kind(table.frame[name], settings.null_values, table.locate)
+        converted.append(values)
+    return kinds, pl.DataFrame(converted)
+
+
+def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
+    kind: Kind | None = "categorical" if settings.target in settings.categorical else None
+    return convert_target(table.frame[settings.target], kind, settings.null_values, table.locate)
+
+
+def _convert_test_rows(
+    settings: DataSettings, table: Table, kinds: dict[str, Kind], target_kind: Kind, classes: pl.Series
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The features and class indices of rows from `test_source`, converted as those of `source` were."""
+    check_columns("data.test_source", [*kinds, settings.target], table.frame.columns, table.name)
+    frame = pl.DataFrame(
+        [convert_column(table.frame[name], kind, settings.null_values, table.locate) for name, kind in kinds.items()]
+    )
+    _, target = convert_target(table.frame[settings.target], target_kind, settings.null_values, table.locate)
+    if target.null_count() == len(target):
+        raise DataError(f"{table.name}, column `{target.name}`: expected a class in some row, found none; add the classes")
+    return frame, _index_classes(target, classes, table)
+
+
+def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
+    """Each row's place in `classes`; null for rows without a target."""
+    y = target.replace_strict(classes, pl.int_range(len(classes), eager=True), default=None, return_dtype=pl.Int64)
+    unknown = (y.is_null() & target.is_not_null()).arg_true()
+    if len(unknown):
+        raise DataError(
+            f"{table.locate(unknown[0])}, column `{target.name}`: expected a class that data.source has too,"
+            f" {list_names(map(str, classes))}, found {target[unknown[0]]!r}; leave the row out, or add such rows to data.source"
+        )
+    return y
+
+
+def _split(
+    settings: DataSettings, seed: int, table: Table, frame: pl.DataFrame, y: pl.Series, classes: Sequence[Any], has_test: bool
+) -> dict[str, Rows]:
+    """Row numbers of `table` in each split; rows without a target are in none."""
+    val_fraction, test_fraction = (
+        DEFAULT_FRACTION if share is None else share for share in (settings.val_fraction, settings.test_fraction)
+    )
+    if has_test:
+        test_fraction = 0
+    if table.is_raw and settings.val_fraction is None:
+        val_fraction = 0
+    if val_fraction + test_fraction >= 1:
+        raise DataError(
+            "data.val_fraction + data.test_fraction: expected less than 1, so that rows to train on are left,"
+            f" found {val_fraction} + {test_fraction}; lower one"
+        )
+    is_labelled = y.is_not_null()
+    rows = np.flatnonzero(is_labelled.to_numpy())
+    labels = y.drop_nulls().to_numpy()
+    where = f"{table.name}, column `{settings.target}`"
+    if settings.split == "time":
+        times = _read_times(settings, table, is_labelled)
+        parts = split_by_time(times, labels, classes, val_fraction, test_fraction, where)
+    else:
+        parts = split_randomly(frame.filter(is_labelled), labels, classes, val_fraction, test_fraction, seed, where)
+    return {split: rows[positions] for split, positions in parts.items()}
+
+
+def _read_times(settings: DataSettings, table: Table, is_labelled: pl.Series) -> pl.Series:
+    """The column that orders the rows with a target."""
+    name = settings.time_column or ""
+    check_columns("data.time_column", [name], table.frame.columns, table.name)
+    kind, times = find_kind(table.frame[name], settings.null_values, table.locate)
+    if kind not in ("numeric", "datetime"):
+        raise DataError(f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text; name another")
+    missing = (times.is_null() & is_labelled).arg_true()
+    if len(missing):
+        raise DataError(f"{table.locate(missing[0])}, column `{name}`: expected a time, found none; fill it in or drop the row")
+    return times.filter(is_labelled)
+
+
+def _freeze(
+    columns: Sequence[AnyColumn], frame: pl.DataFrame, y: pl.Series, num_classes: int, locate: Locate
+) -> tuple[bytes, list[int]]:
+    """A split's tensors as bytes, and its rows of each class."""
+    labels = torch.tensor(y.to_numpy())
+    blob = safetensors.torch.save({"x": apply_columns(columns, frame, locate), "y": labels})
+    return blob, torch.bincount(labels, minlength=num_classes).tolist()
+
+
+def _locate_among(rows: Rows, table: Table) -> Locate:
+    """Where the rows of a split are in their file."""
+    return lambda index: table.locate(int(rows[index]))

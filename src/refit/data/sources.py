@@ -1,0 +1,241 @@
+"""Reads the outside world: CSV and Parquet files, folders and globs of them, and the built-in toy table.
+
+Cells stay as they are in the file (all CSV cells are text); `schema` finds their types.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import operator
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import dropwhile
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import fsspec
+import polars as pl
+from fsspec.implementations.local import LocalFileSystem
+
+from refit.errors import DataError
+
+NOTEBOOK = "notebook"
+SUFFIXES = (".csv", ".csv.gz", ".parquet")
+NO_TEXT = re.compile("[\0\udc80-\udcff]")
+GLOB_SIGNS = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they were read, and where each came from.
+
+    Args:
+        name: The source as it was asked for.
+        frame: All rows of all files.
+        files: Name and number of rows of each file, in the order of `frame`.
+        digest: Digest of the files' bytes, in order.
+        test: The test rows, where they come along with the source.
+        is_raw: Whether numbers are learned from as they are, not standardized.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    files: tuple[tuple[str, int], ...]
+    digest: str
+    test: "Table | None" = None
+    is_raw: bool = False
+
+    def locate(self, index: int) -> str:
+        """Say where row `index` (from 0) of `frame` is: data rows of a file count from 1, without the header."""
+        for name, num_rows in self.files:
+            if index < num_rows:
+                return f"row {index + 1} of {name}"
+            index -= num_rows
+        raise IndexError(index)
+
+
+def read_table(source: str) -> Table:
+    """Read a source: `notebook`, or a file, folder or glob, as a path or fsspec URL.
+
+    Raises:
+        DataError: Nothing is there, a file is damaged, its rows differ in length, files differ in columns, or there is no row.
+    """
+    return _read_notebook() if source == NOTEBOOK else read_files(source)
+
+
+def read_files(source: str) -> Table:
+    """Read a file, folder or glob of CSV or Parquet files; raises like `read_table`."""
+    try:
+        files, root = fsspec.url_to_fs(source)
+        paths = _find_paths(files, root, source)
+        frames, digests = [], []
+        for path in paths:
+            opened = path if isinstance(files, LocalFileSystem) else files.cat_file(path)
+            digests.append(_digest(opened))
+            frames.append(_read_parquet(opened, path) if path.lower().endswith(".parquet") else _read_csv(opened, path))
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
+    frame = _join_parts(paths, frames)
+    if frame.height == 0:
+        raise DataError(f"{source}: expected rows, found an empty table with columns {list_names(frame.columns)}; add rows")
+    counts = tuple((path, part.height) for path, part in zip(paths, frames, strict=True))
+    return Table(source, frame, counts, hashlib.sha256(b"".join(digests)).hexdigest())
+
+
+def list_names(names: Iterable[str], limit: int = 30) -> str:
+    """Name columns or classes in a message, the first `limit` of them."""
+    names = [f"`{name}`" for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _read_notebook() -> Table:
+    test = _make_table({"x1": [-0.8, 2.6], "x2": [2.8, -1.6], "y": [0, 1]}, None)
+    return _make_table({"x1": [-1.2, -0.9, -0.5, 2.3, 2.7], "x2": [3.1, 2.9, 2.6, -1.1, -1.5], "y": [0, 0, 0, 1, 1]}, test)
+
+
+def _make_table(rows: dict[str, list[float]], test: Table | None) -> Table:
+    frame, digest = pl.DataFrame(rows), hashlib.sha256(repr(rows).encode()).hexdigest()
+    return Table(NOTEBOOK, frame, ((NOTEBOOK, frame.height),), digest, test, is_raw=True)
+
+
+def _find_paths(files: Any, root: str, source: str) -> list[str]:
+    """Paths of the data files, sorted; a file reached twice, through links, counts once."""
+    files.invalidate_cache()
+    if files.isfile(root):
+        if not root.lower().endswith(SUFFIXES):
+            raise DataError(
+                f"{source}: expected a file ending in {', '.join(SUFFIXES)}, found another ending; rename or convert it"
+            )
+        return [root]
+    is_local = isinstance(files, LocalFileSystem)
+    if files.isdir(root):
+        found = [f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names] if is_local else files.find(root)
+    elif GLOB_SIGNS.search(root):
+        found = [path for path in files.glob(root) if files.isfile(path)]
+    else:
+        raise DataError(f"{source}: expected a file, folder or glob, found nothing there; check the path")
+    start = GLOB_SIGNS.split(root)[0]
+    shown = (path for path in found if path.lower().endswith(SUFFIXES) and not _is_hidden(path.removeprefix(start)))
+    unique = {os.path.realpath(path) if is_local else path: path for path in sorted(shown, reverse=True)}
+    paths = sorted(unique.values())
+    if not paths:
+        raise DataError(f"{source}: expected files ending in {', '.join(SUFFIXES)}, found none of them; check the path")
+    parquet = [path for path in paths if path.lower().endswith(".parquet")]
+    if parquet and len(parquet) < len(paths):
+        other = next(path for path in paths if path not in parquet)
+        raise DataError(
+            f"{source}: expected either CSV or Parquet, found {other} and {parquet[0]}; name one kind, like `*.parquet`"
+        )
+    return paths
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def _open(opened: str | bytes) -> io.BufferedReader | io.BytesIO:
+    """A local path or the bytes of a file."""
+    return open(opened, "rb") if isinstance(opened, str) else io.BytesIO(opened)
+
+
+@contextlib.contextmanager
+def _open_text(opened: str | bytes) -> Iterator[IO[str]]:
+    """A CSV file as text, decompressed where it is gzip; bytes that are no UTF-8 come as lone surrogates."""
+    with _open(opened) as raw:
+        is_gzip = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with gzip.open(raw) if is_gzip else raw as file:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _digest(opened: str | bytes) -> bytes:
+    with _open(opened) as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _read_parquet(opened: str | bytes, path: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(opened if isinstance(opened, str) else io.BytesIO(opened), glob=False, hive_partitioning=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise DataError(
+            f"{path}: expected a whole Parquet file, found a damaged one ({_first_line(error)}); write it again"
+        ) from error
+
+
+def _read_csv(opened: str | bytes, path: str) -> pl.DataFrame:
+    header = _read_header(opened, path)
+    try:
+        frame = pl.read_csv(opened if isinstance(opened, str) else io.BytesIO(opened), infer_schema=False, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        _check_rows(opened, path, len(header))
+        raise DataError(
+            f"{path}: expected a CSV file, found one that cannot be read ({_first_line(error)}); write it again"
+        ) from error
+    if frame.width != len(header):
+        raise DataError(f"{path}: expected {len(header)} columns as in the header, found {frame.width}; write the file again")
+    if frame.width > 1 and frame.to_series(-1).has_nulls():
+        _check_rows(opened, path, frame.width)  # polars fills short rows with nulls
+    frame.columns = header
+    return frame
+
+
+def _read_header(opened: str | bytes, path: str) -> list[str]:
+    """Column names, stripped and each there once."""
+    try:
+        with _open_text(opened) as text:
+            names = [name.strip() for name in next(filter(None, csv.reader(text)), [])]
+    except (OSError, EOFError, csv.Error) as error:
+        raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
+    if not names:
+        raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
+    for position, name in enumerate(names):
+        if NO_TEXT.search(name):
+            raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")
+        if not name:
+            raise DataError(f"{path}: expected a name for every column, found none for column {position + 1}; name or remove it")
+        if name in names[:position]:
+            first = names.index(name) + 1
+            raise DataError(f"{path}: expected each column once, found `{name}` as columns {first} and {position + 1}; rename one")
+    return names
+
+
+def _check_rows(opened: str | bytes, path: str, width: int) -> None:
+    """Raise DataError for the first row that is short, long, not UTF-8 or has an unclosed quote; blank lines pass."""
+    row = 0
+    try:
+        with _open_text(opened) as text:
+            for row, cells in enumerate(dropwhile(operator.not_, csv.reader(text, strict=True))):
+                if cells and len(cells) != width:
+                    raise DataError(
+                        f"row {row} of {path}: expected {width} cells as in the header, found {len(cells)}; mend the row"
+                    )
+                if NO_TEXT.search("".join(cells)):
+                    raise DataError(f"row {row} of {path}: expected UTF-8 text, found other bytes; write the file in UTF-8")
+    except csv.Error as error:
+        raise DataError(f"row {row + 1} of {path}: expected quotes in pairs, found {error}; mend the quotes of the row") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: expected a whole gzip file, found a damaged one ({error}); write it again") from error
+
+
+def _join_parts(paths: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """All parts below one another, in the first part's order of columns."""
+    first = frames[0]
+    for path, frame in zip(paths[1:], frames[1:], strict=True):
+        for name in [*first.columns, *frame.columns]:
+            if name not in frame.columns or name not in first.columns:
+                has, lacks = (paths[0], path) if name in first.columns else (path, paths[0])
+                raise DataError(
+                    f"{lacks}: expected the same columns as in {has}, found no column `{name}`; add it, or read them apart"
+                )
+            known, found = first.schema[name], frame.schema[name]
+            if known != found and not (known.is_numeric() and found.is_numeric()) and pl.Null not in (known, found):
+                raise DataError(f"{path}, column `{name}`: expected {known} as in {paths[0]}, found {found}; convert the column")
+    return pl.concat([frame.select(first.columns) for frame in frames], how="vertical_relaxed")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

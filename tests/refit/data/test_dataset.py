@@ -1,0 +1,360 @@
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from refit.data.dataset import Manifest, build_dataset, load_manifest, load_split
+from refit.data.preprocessing import apply_columns
+from refit.errors import DataError
+from refit.settings import DataSettings
+from refit.store import Store
+
+PENGUINS = Path(__file__).parents[3] / "examples" / "penguins.csv"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def build(store: Store, **settings: Any) -> Manifest:
+    return load_manifest(build_dataset(DataSettings(**settings), 0, store), store)
+
+
+def test_the_notebook_s_tensors_are_taken_as_they_are(store: Store) -> None:
+    manifest = build(store)
+    x, y = load_split(manifest, "train", store)
+    assert torch.equal(x, torch.tensor([[-1.2, 3.1], [-0.9, 2.9], [-0.5, 2.6], [2.3, -1.1], [2.7, -1.5]]))
+    assert torch.equal(y, torch.tensor([0, 0, 0, 1, 1]))
+    x, y = load_split(manifest, "test", store)
+    assert torch.equal(x, torch.tensor([[-0.8, 2.8], [2.6, -1.6]]))
+    assert torch.equal(y, torch.tensor([0, 1]))
+    assert sorted(manifest.splits) == ["test", "train"]
+
+
+def test_penguins_are_split_by_class_and_every_row_is_counted(store: Store) -> None:
+    manifest = build(store, source=str(PENGUINS), target="sex")
+    assert manifest.classes == ["female", "male"]
+    assert (manifest.rows, manifest.rows_without_target) == (333, 11)
+    assert {name: split.class_counts for name, split in manifest.splits.items()} == {
+        "train": [115, 118],
+        "val": [25, 25],
+        "test": [25, 25],
+    }
+    x, y = load_split(manifest, "train", store)
+    assert (x.dtype, y.dtype, tuple(x.shape)) == (torch.float32, torch.int64, (233, len(manifest.input_names)))
+    assert y.bincount().tolist() == [115, 118]
+
+
+def test_all_is_fitted_on_train_rows_only(store: Store, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=200)
+    values[160:] = 1e6  # the newest rows, so val and test
+    kinds = ["a"] * 160 + ["new"] * 40
+    pl.DataFrame({"x": values, "k": kinds, "t": range(200), "y": [0, 1] * 100}).write_csv(tmp_path / "rows.csv")
+    manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column="t", val_fraction=0.1, test_fraction=0.1)
+    assert manifest.input_names == ["x", "k=a", "k is other"]
+    oracle = StandardScaler().fit(values[:160, None])
+    for split, rows in {"train": slice(0, 160), "val": slice(160, 180), "test": slice(180, 200)}.items():
+        x = load_split(manifest, split, store)[0]
+        np.testing.assert_allclose(x[:, 0], oracle.transform(values[rows, None])[:, 0], rtol=1e-6)
+        assert bool((x[:, 1 if split == "train" else 2] == 1).all())
+
+
+def test_raw_rows_scored_later_give_the_frozen_inputs(store: Store, tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    start = datetime(2024, 1, 1)
+    frame = pl.DataFrame(
+        {
+            "n": [
+                None if hidden else float(value)
+                for hidden, value in zip(generator.random(90) < 0.2, generator.normal(size=90), strict=True)
+            ],
+            "c": [
+                None if hidden else "abc"[value]
+                for hidden, value in zip(generator.random(90) < 0.2, generator.integers(0, 3, 90), strict=True)
+            ],
+            "b": (generator.random(90) < 0.5).tolist(),
+            "t": [start + timedelta(minutes=int(value)) for value in generator.integers(0, 10**6, 90)],
+            "order": range(90),
+            "y": ["no", "yes"] * 45,
+        }
+    )
+    frame.write_csv(tmp_path / "rows.csv", null_value="NA")
+    frame.write_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        manifest = build(store, source=f"{tmp_path}/{name}", split="time", time_column="order")
+        x = torch.cat([load_split(manifest, split, store)[0] for split in ("train", "val", "test")])
+        assert torch.equal(apply_columns(manifest.columns, frame), x)
+        assert torch.equal(apply_columns(manifest.columns, pl.read_csv(tmp_path / "rows.csv", infer_schema=False)), x)
+
+
+def test_the_same_bytes_and_settings_give_the_same_digest_wherever_they_are(store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(PENGUINS.read_bytes())
+    os.utime(copy, (0, 0))
+    refs = [build_dataset(DataSettings(source=str(path), target="species"), 0, store) for path in (PENGUINS, copy)]
+    other = build_dataset(DataSettings(source=str(copy), target="species"), 1, store)
+    assert refs[0] == refs[1] != other
+    assert refs[0].size == len(store.get(refs[0].digest))
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [(["b", "a"], ["a", "b"]), (["10", "9"], [9, 10]), (["true", "false"], [False, True]), (["1.0", "0.0"], [0, 1])],
+)
+def test_classes_keep_their_type_through_the_store(store: Store, tmp_path: Path, cells: list[str], classes: list[Any]) -> None:
+    (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{row},{cells[row % 2]}\n" for row in range(20)))
+    found = build(store, source=f"{tmp_path}/rows.csv").classes
+    assert found == classes
+    assert list(map(type, found)) == list(map(type, classes))
+
+
+def test_test_rows_may_come_from_files_of_their_own(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{row},{row % 2}\n" for row in range(20)))
+    (tmp_path / "test.csv").write_text("y,x,more\n1,3,a\n,4,a\n0,5,a\n")
+    manifest = build(store, source=f"{tmp_path}/rows.csv", test_source=f"{tmp_path}/test.csv", val_fraction=0)
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 20, "test": 2}
+    assert (manifest.rows, manifest.rows_without_target) == (22, 1)
+    assert load_split(manifest, "test", store)[1].tolist() == [1, 0]
+    assert manifest.test_source_digest
+
+
+def test_columns_without_a_value_are_dropped_with_the_reason(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x,empty,y\n" + "".join(f"{row},,{row % 2}\n" for row in range(20)))
+    assert build(store, source=f"{tmp_path}/rows.csv").dropped_columns == {"empty": "no value in the train rows"}
+
+
+def test_a_split_that_is_not_there_cannot_be_loaded(store: Store) -> None:
+    with pytest.raises(DataError, match=r"expected a split of the data set, found no `val` among `train`, `test`"):
+        load_split(build(store), "val", store)
+
+
+def rows(header: str = "x,y", *extra: str, count: int = 20) -> bytes:
+    """Good rows of numbers, 0 and 1 in the last column, then `extra`."""
+    width = header.count(",")
+    return "\n".join([header, *(",".join([*[str(row)] * width, str(row % 2)]) for row in range(count)), *extra, ""]).encode()
+
+
+CSV, BOTH = "rows.csv", {"test_source": "{}/test.csv"}
+BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
+    "no file": ({}, {}, r"/rows\.csv: expected a file, folder or glob, found nothing there; check"),
+    "no match": ({}, {"source": "{}/*.csv"}, r"/\*\.csv: expected files ending in .*found none"),
+    "another ending": ({"rows.txt": b"x,y\n1,2\n"}, {"source": "{}/rows.txt"}, r"rows\.txt: expected a file ending in \.csv"),
+    "unknown protocol": ({}, {"source": "nope://x/y.csv"}, r"nope://x/y.csv: expected files that can be read, found .*nope"),
+    "CSV and Parquet": (
+        {"d/a.csv": b"x,y\n", "d/b.parquet": b""},
+        {"source": "{}/d"},
+        r"expected either CSV or Parquet, found .*/d/a\.csv and",
+    ),
+    "empty file": ({CSV: b""}, {}, r"/rows\.csv: expected a header and rows, found an empty file"),
+    "header alone": ({CSV: b"x,y\n"}, {}, r"/rows\.csv: expected rows, found an empty table with columns `x`, `y`"),
+    "empty part": ({"d/1.csv": rows(), "d/2.csv": b""}, {"source": "{}/d"}, r"/d/2\.csv: expected a header and rows"),
+    "column of one part": (
+        {"d/1.csv": rows(), "d/2.csv": rows("z,y")},
+        {"source": "{}/d"},
+        r"2\.csv: expected the same columns as in .*1\.csv, found no column `x`",
+    ),
+    "extra column of one part": (
+        {"d/1.csv": rows(), "d/2.csv": rows("x,z,y")},
+        {"source": "{}/d"},
+        r"1\.csv: expected .* found no column `z`",
+    ),
+    "duplicate column": ({CSV: rows("x,x,y")}, {}, r"rows\.csv: expected each column once, found `x` as columns 1 and 2; rename"),
+    "duplicate column but for spaces": ({CSV: rows("x, x,y")}, {}, r"expected each column once, found `x`"),
+    "nameless column": ({CSV: rows(",x,y")}, {}, r"expected a name for every column, found none for column 1"),
+    "short row": ({CSV: rows("x,y", "7")}, {}, r"row 21 of .*rows\.csv: expected 2 cells as in the header, found 1; mend"),
+    "short row after a blank one": ({CSV: rows("x,y", "", "7")}, {}, r"row 22 of .*rows\.csv: expected 2 cells .* found 1"),
+    "long row": ({CSV: rows("x,y", "7,1,2")}, {}, r"row 21 of .*rows\.csv: expected 2 cells as in the header, found 3; mend"),
+    "open quote": ({CSV: rows("x,y", '"7,1')}, {}, r"row 21 of .*rows\.csv: expected quotes in pairs, found .*; mend"),
+    "not UTF-8": ({CSV: rows("x,y", "7,1") + b"\xff,1\n"}, {}, r"row 22 of .*rows\.csv: expected UTF-8 text, found other bytes"),
+    "UTF-16": ({CSV: rows().decode().encode("utf-16")}, {}, r"rows\.csv: expected UTF-8 text, found other bytes in the header"),
+    "torn gzip": (
+        {"rows.csv.gz": b"\x1f\x8b\x08\x00\x00"},
+        {"source": "{}/rows.csv.gz"},
+        r"rows\.csv\.gz: expected .*; write it again",
+    ),
+    "torn Parquet": (
+        {"a.parquet": b"PAR1\x00\x01"},
+        {"source": "{}/a.parquet"},
+        r"a\.parquet: expected a whole Parquet file, found a damaged",
+    ),
+    "no target": (
+        {CSV: rows("x,yy")},
+        {},
+        r"data\.target: expected a column of .*rows\.csv, found no `y` among `x`, `yy`; did you mean `yy`\?",
+    ),
+    "no feature": (
+        {CSV: rows()},
+        {"features": ["q"]},
+        r"data\.features: .* found no `q` among `x`, `y`; set data\.features to one",
+    ),
+    "no category": ({CSV: rows()}, {"categorical": ["q"]}, r"data\.categorical: .* found no `q` among `x`, `y`"),
+    "target as feature": ({CSV: rows()}, {"features": ["x", "y"]}, r"data\.features: .* found the target `y`; take it out"),
+    "target alone": ({CSV: b"y\n0\n1\n"}, {}, r"rows\.csv: expected a column to learn from, found `y`"),
+    "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found \['a'\]; add"),
+    "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found \[\]"),
+    "a small class": (
+        {CSV: rows("x,y", "7,2")},
+        {},
+        r"column `y`: expected 3 rows or more of every class, .* found 1 of class 2; add",
+    ),
+    "a class a row": ({CSV: b"x,y\n" + b"".join(b"1,k%d\n" % row for row in range(2000))}, {}, r"found 1 of class 'k0'"),
+    "text among numbers": (
+        {CSV: rows("x,y", '"3,750",1', "?,1")},
+        {},
+        r"row 21 of .*rows\.csv, column `x`: expected a number, found '3,750' \(and 1 more such rows\); "
+        r"mend the value, add it to data\.null_values, or name the column in data\.categorical",
+    ),
+    "text among dates": (
+        {CSV: b"x,y\n" + b"2020-01-01,0\n2020-01-02,1\n" * 9 + b"soon,1\n"},
+        {},
+        r"row 19 of .* column `x`: expected an ISO date .* found 'soon'",
+    ),
+    "text in the second file": (
+        {"d/1.csv": rows(), "d/2.csv": b"x,y\n3,1\nq,1\n"},
+        {"source": "{}/d"},
+        r"row 2 of .*/d/2\.csv, column `x`: .* found 'q'",
+    ),
+    "infinity": (
+        {CSV: rows("x,y", "-inf,1")},
+        {},
+        r"row 21 of .*rows\.csv, column `x`: expected a finite number, found -inf; mend",
+    ),
+    "beyond float64": ({CSV: rows("x,y", "1e999,1")}, {}, r"row 21 of .* column `x`: expected a finite number, found inf"),
+    "statistics beyond float64": (
+        {CSV: b"x,y\n" + b"1e308,0\n-1e308,0\n1e308,1\n-1e308,1\n" * 5},
+        {},
+        r"/rows\.csv, column `x`: expected numbers whose mean and deviation fit float64, found values up to 1e\+308; divide",
+    ),
+    "continuous target": (
+        {CSV: rows("x,y", "1,0.5")},
+        {},
+        r"row 21 of .* column `y`: expected strings, integers or booleans as the target, found 0\.5, as if it were continuous",
+    ),
+    "dates as target": (
+        {CSV: b"x,y\n1,2020-01-01\n2,2020-01-02\n"},
+        {},
+        r"column `y`: expected strings, integers or booleans .* found date-times",
+    ),
+    "text in target": ({CSV: rows("x,y", "1,?")}, {}, r"row 21 of .* column `y`: expected a number, found '\?'"),
+    "no values": ({CSV: b"x,y\n" + b",0\n,1\n" * 9}, {}, r"expected a column to learn from, found no value in any"),
+    "fractions": (
+        {CSV: rows()},
+        {"test_fraction": 0.9},
+        r"data\.val_fraction \+ data\.test_fraction: expected less than 1, .* found 0\.15 \+ 0\.9",
+    ),
+    "no time column": ({CSV: rows()}, {"split": "time", "time_column": "t"}, r"data\.time_column: .* found no `t` among"),
+    "text as time": (
+        {CSV: b"t,x,y\n" + b"a,1,0\nb,2,1\n" * 9},
+        {"split": "time", "time_column": "t"},
+        r"column `t`: expected date-times or numbers .* found text",
+    ),
+    "missing time": (
+        {CSV: rows("t,x,y", ",2,1")},
+        {"split": "time", "time_column": "t"},
+        r"row 21 of .* column `t`: expected a time, found none",
+    ),
+    "no old row of a class": (
+        {CSV: rows("t,x,y", "30,2,2")},
+        {"split": "time", "time_column": "t"},
+        r"expected every class among the 15 oldest rows.* found none of class 2",
+    ),
+    "test class": (
+        {CSV: rows(), "test.csv": b"x,y\n1,1\n2,5\n"},
+        BOTH,
+        r"row 2 of .*test\.csv, column `y`: expected a class that data\.source has too, `0`, `1`, found 5",
+    ),
+    "test column": (
+        {CSV: rows(), "test.csv": b"X,y\n1,1\n"},
+        BOTH,
+        r"data\.test_source: expected a column of .*test\.csv, found no `x` among `X`, `y`",
+    ),
+    "test text": (
+        {CSV: rows(), "test.csv": b"x,y\na,1\n"},
+        BOTH,
+        r"row 1 of .*test\.csv, column `x`: expected a number, found 'a'",
+    ),
+    "test without classes": ({CSV: rows(), "test.csv": b"x,y\n1,\n"}, BOTH, r"test\.csv, column `y`: expected a class in some row"),
+    "the same test rows": (
+        {CSV: rows(), "test.csv": rows()},
+        BOTH,
+        r"test\.csv: expected test rows of their own, found the same bytes",
+    ),
+    "both test rows": (
+        {CSV: rows(), "test.csv": b"x,y\n1,1\n"},
+        {**BOTH, "test_fraction": 0.2},
+        r"data\.test_fraction: expected none, .* found 0\.2",
+    ),
+    "notebook target": (
+        {},
+        {"source": "notebook", "target": "species"},
+        r"data\.target: expected a column of notebook, found no `species` among `x1`, `x2`, `y`",
+    ),
+    "notebook test": (
+        {},
+        {"source": "notebook", "test_fraction": 0.2},
+        r"data\.test_fraction: expected none, as test rows come on their own",
+    ),
+    "notebook test source": (
+        {},
+        {"source": "notebook", "test_source": "a.csv"},
+        r"data\.test_source: expected none, as notebook brings test rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_input_is_refused_by_file_column_and_row_and_leaves_nothing(name: str, store: Store, tmp_path: Path) -> None:
+    files, settings, message = BROKEN[name]
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    settings = {"source": f"{tmp_path}/rows.csv"} | {
+        key: value.replace("{}", str(tmp_path)) if isinstance(value, str) else value for key, value in settings.items()
+    }
+    with pytest.raises(DataError, match=message):
+        build_dataset(DataSettings(**settings), 0, store)
+    assert not Path(store.root).exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"x": [[1], [2]]},
+            r"row 1 of .*rows\.parquet, column `x`: expected .* found List\(Int64\); leave it out with data\.features",
+        ),
+        ({"x": [b"a", b"b"]}, r"column `x`: .* found Binary"),
+        ({"x": [{"a": 1}, {"a": 2}]}, r"column `x`: .* found Struct"),
+        ({"x": [1.0, float("inf")]}, r"row 2 of .*rows\.parquet, column `x`: expected a finite number, found inf"),
+        ({"x": ["1", "x"]}, r"row 2 of .*rows\.parquet, column `x`: expected a number, found 'x'"),
+    ],
+)
+def test_parquet_columns_that_no_input_can_be_made_of_are_refused(
+    columns: dict[str, Any], message: str, store: Store, tmp_path: Path
+) -> None:
+    pl.DataFrame({**columns, "y": [0, 1]}).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=message):
+        build(store, source=f"{tmp_path}/rows.parquet")
+    assert not Path(store.root).exists()
+
+
+def test_parquet_parts_of_other_types_and_torn_ones_are_refused(store: Store, tmp_path: Path) -> None:
+    pl.DataFrame({"x": [1, 2], "y": [0, 1]}).write_parquet(tmp_path / "1.parquet")
+    pl.DataFrame({"x": ["1", "2"], "y": [0, 1]}).write_parquet(tmp_path / "2.parquet")
+    with pytest.raises(
+        DataError, match=r"2\.parquet, column `x`: expected Int64 as in .*1\.parquet, found String; convert the column"
+    ):
+        build(store, source=str(tmp_path))
+    whole = (tmp_path / "1.parquet").read_bytes()
+    for size in (0, 4, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "2.parquet").write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"2\.parquet: expected a whole Parquet file, found a damaged one"):
+            build(store, source=str(tmp_path))

@@ -1,0 +1,67 @@
+import gzip
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from refit.data.sources import read_table
+from refit.errors import DataError
+
+
+@pytest.mark.parametrize(
+    "content", [b"a,y\n 1,x\n,z\n", b"\xef\xbb\xbfa,y\n 1,x\n,z\n", b"a,y\r\n 1,x\r\n,z\r\n", gzip.compress(b"a,y\n 1,x\n,z\n")]
+)
+def test_a_csv_file_is_read_as_text_with_or_without_byte_order_mark_and_gzip(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / ("rows.csv.gz" if content[:2] == b"\x1f\x8b" else "rows.csv")
+    path.write_bytes(content)
+    assert read_table(str(path)).frame.to_dict(as_series=False) == {"a": [" 1", None], "y": ["x", "z"]}
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files_and_loops(tmp_path: Path) -> None:
+    for name, cell in {"b.csv": "3", "a/z.csv": "1", "a/z2.csv.gz": "2", ".c.csv": "9", ".d/e.csv": "9", "notes.txt": "9"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        content = f"x\n{cell}\n".encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    os.symlink(tmp_path, tmp_path / "a" / "loop")
+    table = read_table(str(tmp_path))
+    assert table.frame["x"].to_list() == ["1", "2", "3"]
+    assert table.locate(2) == f"row 1 of {tmp_path}/b.csv"
+    assert read_table(f"{tmp_path}/**/*.csv*").frame["x"].to_list() == ["1", "2", "3"]
+    assert read_table(f"{tmp_path}/[b]*.csv").frame["x"].to_list() == ["3"]
+
+
+def test_a_part_with_a_header_alone_is_no_mistake_and_the_order_of_columns_is_the_first_part_s(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("a,b\n")
+    (tmp_path / "2.csv").write_text("b,a\n1,2\n")
+    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": ["2"], "b": ["1"]}
+
+
+def test_the_digest_covers_the_bytes_and_not_names_or_times(tmp_path: Path) -> None:
+    for name, content in {"1.csv": "a\n1\n", "2.csv": "a\n1\n", "3.csv": "a\n2\n"}.items():
+        (tmp_path / name).write_text(content)
+    os.utime(tmp_path / "2.csv", (0, 0))
+    first, second, third = (read_table(f"{tmp_path}/{number}.csv").digest for number in (1, 2, 3))
+    assert first == second != third
+
+
+def test_remote_files_are_read_through_fsspec() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/folder/1.csv", b"a,b\n1,2\n")
+    files.pipe_file("/folder/2.csv", b"a,b\n3,\n")
+    table = read_table("memory://folder")
+    assert table.frame.to_dict(as_series=False) == {"a": ["1", "3"], "b": ["2", None]}
+    with pytest.raises(DataError, match=r"memory://nowhere: expected a file, folder or glob, found nothing there"):
+        read_table("memory://nowhere")
+
+
+def test_parquet_keeps_its_types_and_parts_may_mix_integers_and_floats(tmp_path: Path) -> None:
+    pl.DataFrame({"a": [1, 2]}).write_parquet(tmp_path / "1.parquet")
+    pl.DataFrame({"a": [0.5]}).write_parquet(tmp_path / "2.parquet")
+    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": [1.0, 2.0, 0.5]}
+
+
+def test_quoted_cells_may_hold_commas_and_line_ends_and_blank_lines_are_rows_without_values(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('a,b\n"x,\ny",1\n\n2,\n')
+    assert read_table(f"{tmp_path}/rows.csv").frame.rows() == [("x,\ny", "1"), (None, None), ("2", None)]
