@@ -1,0 +1,47 @@
+# Runs Refit from a virtual environment of its own, which is made once and again when the pinned versions change.
+#
+#   make train [ARGS="--training.num_epochs 5"]
+#   make test  [ARGS="-k settings"]
+#   make lint
+#   make clean
+#
+# Needs Python 3.11 or newer; another one than `python3` is named by `make train PYTHON=python3.12`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint clean
+.NOTPARALLEL:
+
+train: .venv/train.stamp
+	@$(BIN)/refit train $(ARGS)
+
+test: .venv/test.stamp
+	@$(BIN)/pytest $(ARGS)
+
+lint: .venv/test.stamp
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv
+
+.venv/train.stamp: pyproject.toml constraints.txt
+	$(call install,.)
+	@touch $@
+
+.venv/test.stamp: pyproject.toml constraints.txt
+	$(call install,.[dev])
+	@touch .venv/train.stamp $@
+
+# `unfinished` outlives a set-up that was cut short; the next one then starts from nothing.
+define install
+	@echo "Installing Refit into .venv, which takes a few minutes the first time."
+	@if [ -e .venv/unfinished ]; then rm -rf .venv; fi
+	@mkdir -p .venv && rm -f .venv/*.stamp && touch .venv/unfinished
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '$(1)'
+	@rm .venv/unfinished
+endef
