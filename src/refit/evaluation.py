@@ -7,6 +7,7 @@ from torch.nn import functional
 from torchmetrics.functional import classification
 
 from refit.devices import autocast
+from refit.errors import TrainingError
 from refit.loaders import Batches
 
 CALIBRATION_BINS = 15
@@ -58,9 +59,25 @@ def compute_logits(model: nn.Module, loader: Batches, device: torch.device, prec
     return torch.cat(logits), torch.cat(classes)
 
 
+def refuse_non_finite_logits(logits: Tensor, use: str) -> None:
+    """Raise TrainingError for the first row whose logits `(N, C)` are not finite; `use` says what the rows are for."""
+    is_broken = ~torch.isfinite(logits).all(dim=1)
+    if is_broken.any():
+        row = int(is_broken.nonzero()[0]) + 1
+        raise TrainingError(
+            f"row {row} of the {use} rows: expected finite logits, found {logits[row - 1].tolist()}; "
+            "look for extreme values in the row, or lower optimizer.lr"
+        )
+
+
 def evaluate(model: nn.Module, loader: Batches, labels: list[str], device: torch.device, precision: str) -> Metrics:
-    """Compute the metrics of `model` on all rows of `loader`; `labels` are the names of the C classes."""
+    """Compute the metrics of `model` on all rows of `loader`; `labels` are the names of the C classes.
+
+    Raises:
+        TrainingError: What the model gives for a row is not finite.
+    """
     logits, classes = compute_logits(model, loader, device, precision)
+    refuse_non_finite_logits(logits, "evaluation")
     probabilities = functional.softmax(logits, dim=1)
     predicted = probabilities.argmax(dim=1)
     num_classes = len(labels)

@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping
 from os import PathLike, fspath
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,16 @@ def load_model(path: str | PathLike[str]) -> Model:
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
     store = Store(folder or ".")
-    settings = SettingsTree.model_validate_json(store.read(f"{version}/settings.json"))
-    manifest = Manifest.model_validate_json(store.read(f"{version}/manifest.json"))
-    record: Mapping[str, Any] = json.loads(store.read(f"{version}/version.json"))
-    weights = torch.load(io.BytesIO(store.read(f"{version}/model.pt")), weights_only=True)
-    if digest_weights(weights) != record["weights_digest"]:
-        raise StoreError(f"{path}/model.pt: expected the weights that were saved, found others; load another version")
+    files = {name: store.read(f"{version}/{name}") for name in ("settings.json", "manifest.json", "version.json", "model.pt")}
+    try:
+        settings = SettingsTree.model_validate_json(files["settings.json"])
+        manifest = Manifest.model_validate_json(files["manifest.json"])
+        weights_digest = json.loads(files["version.json"])["weights_digest"]
+        weights = torch.load(io.BytesIO(files["model.pt"]), weights_only=True)
+        if digest_weights(weights) != weights_digest:
+            raise ValueError("other weights than were saved")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error
     with torch.random.fork_rng(devices=[]):
         module = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
     module.load_state_dict(weights)

@@ -6,6 +6,7 @@ Flows take the plain `SettingsTree`; `resolve_settings` turns what was given int
 import contextlib
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -114,11 +115,11 @@ class OptimizerSettings(Section):
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     """The PyTorch optimizer."""
-    lr: float = Field(1.0, gt=0)
+    lr: float = Field(1.0, gt=0, lt=1e38)
     """Learning rate, at its highest under a schedule."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of SGD, in [0, 1)."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, lt=1e38)
     """Weight decay: an L2 penalty in SGD and Adam, decoupled in AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate over the run's steps, after the warm-up: constant, or a half cosine down to 0."""
@@ -137,6 +138,17 @@ class TrainingSettings(Section):
     """Batches whose gradients make one step, weighted by rows so that it equals one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Gradients with a larger 2-norm are scaled down to it; None does not clip."""
+    timeout_seconds: float | None = Field(None, gt=0)
+    """Seconds after which the run stops with a checkpoint, for the next run to go on from; None sets no limit."""
+
+
+class CheckpointSettings(Section):
+    """What is kept to go on from."""
+
+    every_seconds: float = Field(60.0, gt=0)
+    """Seconds between checkpoints inside an epoch; there is always one after it."""
+    keep: int | None = Field(None, ge=1)
+    """The last epochs whose checkpoints are kept, besides the best one's; None keeps all, so that shorter runs are there too."""
 
 
 class ComputeSettings(Section):
@@ -169,6 +181,7 @@ class SettingsTree(Section):
     model: ModelSettings = ModelSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     compute: ComputeSettings = ComputeSettings()
     store: StoreSettings = StoreSettings()
 
@@ -264,16 +277,15 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
         name = ".".join(part for part in mistake["loc"] if isinstance(part, str))
         origin = (origins or {}).get(name)
         where = f"{name} (from {origin})" if origin else name
-        message = mistake["msg"].removeprefix("Value error, ").replace("Input should", "expected, should", 1)
+        message = re.sub(r"^\w+ should (be )?", lambda match: "expected " if match[1] else "expected to ", mistake["msg"])
         if mistake["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "`refit settings` lists them"
             lines.append(f"{where}: unknown setting; {hint}")
         elif mistake["type"] == "value_error":
-            lines.append(message)
+            lines.append(message.removeprefix("Value error, "))
         else:
-            expected = message.replace("expected, should be", "expected").replace("expected, should", "expected: should")
-            lines.append(f"{where}: {expected}, found {mistake['input']!r}")
+            lines.append(f"{where}: {message}, found {mistake['input']!r}")
     return "\n".join(lines)
 
 

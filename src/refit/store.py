@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import fsspec
@@ -14,8 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import StoreError
 
-TEMPORARY_PREFIX = ".writing-"
+OBJECTS, DAMAGED, TEMPORARY, LOCKS = "objects", "damaged", "tmp", "locks"
 CLAIM, COMPLETE = ".claim", ".complete"
+SECONDS_BETWEEN_TRIES = 0.2
 
 
 class Store:
@@ -37,33 +41,117 @@ class Store:
         self.root = self.root.rstrip("/")
 
     def put(self, data: bytes) -> str:
-        """Keep `data` and return its SHA-256; bytes that are there already are not written again."""
+        """Keep `data` and return its SHA-256; bytes that are there already are not written again, only marked as new."""
         digest = hashlib.sha256(data).hexdigest()
-        if not self.has(digest, len(data)):
-            self._write(self._object_path(digest), data)
+        if self.has(digest, len(data)) and isinstance(self.files, LocalFileSystem):
+            self.files.touch(f"{self.root}/{self.object_path(digest)}", truncate=False)
+        else:
+            self._write(f"{self.root}/{self.object_path(digest)}", data)
         return digest
 
     def get(self, digest: str) -> bytes:
         """Return the bytes of `digest`.
 
         Raises:
-            StoreError: They are missing, or are no longer what was written.
+            StoreError: They are missing, or are no longer what was written; these are moved to `damaged`.
         """
-        path = self._object_path(digest)
+        path = f"{self.root}/{self.object_path(digest)}"
         try:
             data: bytes = self.files.cat_file(path)
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: expected an object of the store, found none; run again to make it anew") from error
         except OSError as error:
-            raise StoreError(f"{path}: expected an object of the store, found none ({error}); run again to make it anew") from error
+            raise _unusable(path, error) from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise StoreError(f"{path}: expected bytes with this digest, found others; remove the file and run again")
+            aside = f"{self.root}/{DAMAGED}/{digest}"
+            with _naming_store_errors(path):
+                self.files.makedirs(f"{self.root}/{DAMAGED}", exist_ok=True)
+                self.files.mv(path, aside)
+            raise StoreError(f"{path}: expected bytes with this digest, found others, now in {aside}; run again to make it anew")
         return data
 
     def has(self, digest: str, size: int) -> bool:
         """Whether an object of this digest and size in bytes is there; `get` checks its content."""
         try:
-            return bool(self.files.size(self._object_path(digest)) == size)
+            return bool(self.files.size(f"{self.root}/{self.object_path(digest)}") == size)
         except OSError:
             return False
+
+    def is_whole(self, digest: str) -> bool:
+        """Whether the bytes of `digest` are there and are what was written; damaged ones are moved to `damaged`."""
+        with contextlib.suppress(StoreError):
+            self.get(digest)
+            return True
+        return False
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file, `path` relative to the store, in one step; what was there is replaced.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        self._write(f"{self.root}/{path}", data)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, `path` relative to the store, if it is there."""
+        with _naming_store_errors(f"{self.root}/{path}"), contextlib.suppress(FileNotFoundError):
+            self.files.rm_file(f"{self.root}/{path}")
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file, `path` relative to the store."""
+        return bool(self.files.exists(f"{self.root}/{path}"))
+
+    @contextlib.contextmanager
+    def lock(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Hold a lock that one process of this machine can have at a time; the system frees it when its holder dies.
+
+        Stores that are not on a disk have none: there, runs of one recipe both do the work, and end with the same bits.
+
+        Args:
+            name: Of the lock.
+            on_wait: Called once if another process holds it.
+        """
+        if not isinstance(self.files, LocalFileSystem):
+            yield
+            return
+        path = Path(self.root, LOCKS, name)
+        with _naming_store_errors(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        with file:
+            if not _try_lock(file.fileno()):
+                on_wait()
+                while not _try_lock(file.fileno()):
+                    time.sleep(SECONDS_BETWEEN_TRIES)
+            yield
+
+    def is_locked(self, name: str) -> bool:
+        """Whether a process of this machine holds the lock."""
+        path = Path(self.root, LOCKS, name)
+        if not isinstance(self.files, LocalFileSystem) or not path.exists():
+            return False
+        with path.open("rb") as file:
+            return not _try_lock(file.fileno())
+
+    def list_files(self, folders: Iterable[str]) -> dict[str, tuple[int, float]]:
+        """Size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
+        self.files.invalidate_cache()
+        found = {}
+        for folder in folders:
+            if not self.files.exists(f"{self.root}/{folder}"):
+                continue
+            for path, info in self.files.find(f"{self.root}/{folder}", detail=True).items():
+                changed_at = info.get("mtime") or self.files.modified(path).timestamp()
+                found[path.removeprefix(f"{self.root}/")] = (info["size"], changed_at)
+        return found
+
+    def remove_leftovers(self) -> None:
+        """Remove what writers that were killed on this machine left half-written."""
+        folder = Path(self.root, TEMPORARY)
+        if isinstance(self.files, LocalFileSystem) and folder.is_dir():
+            for path in folder.glob(f"{socket.gethostname()}-*"):
+                if not _is_alive(int(path.name.split("-")[-2])):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def publish(self, folder: str, contents: Mapping[str, bytes]) -> bool:
         """Make `folder` (relative to the store) with these files, wholly or not at all.
@@ -77,7 +165,7 @@ class Store:
         path = f"{self.root}/{folder}"
         with _naming_store_errors(path):
             if isinstance(self.files, LocalFileSystem):
-                return _publish_by_rename(Path(path), contents)
+                return _publish_by_rename(Path(path), contents, self._temporary())
             try:
                 self.files.pipe_file(f"{path}/{CLAIM}", b"", mode="create")
             except FileExistsError:
@@ -102,26 +190,29 @@ class Store:
             return data
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies in `folder`, sorted, without anything half-written; empty where there is no such folder."""
+        """Names of what lies in `folder`, sorted; empty where there is no such folder."""
         self.files.invalidate_cache()
-        try:
+        paths: list[str] = []
+        with _naming_store_errors(f"{self.root}/{folder}"), contextlib.suppress(FileNotFoundError):
             paths = self.files.ls(f"{self.root}/{folder}", detail=False)
-        except FileNotFoundError:
-            return []
-        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
-        return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def location(self, path: str) -> str:
         """Where `path`, relative to the store, is: a full path on a disk, a URL elsewhere."""
         return str(self.files.unstrip_protocol(f"{self.root}/{path}")).removeprefix("file://")
 
-    def _object_path(self, digest: str) -> str:
-        return f"{self.root}/objects/{digest[:2]}/{digest[2:]}"
+    def object_path(self, digest: str) -> str:
+        """Where an object is, relative to the store."""
+        return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
+
+    def _temporary(self) -> Path:
+        """Where to write before the rename; the name says whose it is."""
+        return Path(self.root, TEMPORARY, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
     def _write(self, path: str, data: bytes) -> None:
         with _naming_store_errors(path):
             if isinstance(self.files, LocalFileSystem):
-                _write_by_rename(Path(path), data)
+                _write_by_rename(Path(path), data, self._temporary())
             else:
                 self.files.pipe_file(path, data)
 
@@ -132,31 +223,57 @@ def _naming_store_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path}: expected a store that can be read and written, found {error}; mend store.url") from error
+        raise _unusable(path, error) from error
 
 
-def _write_by_rename(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+def _unusable(path: str, error: OSError) -> StoreError:
+    found = error.strerror or str(error)
+    return StoreError(f"{path}: expected a store that can be read and written, found: {found}; free space or permit access there")
+
+
+def _try_lock(descriptor: int) -> bool:
     try:
-        with open(descriptor, "wb") as file:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write_by_rename(path: Path, data: bytes, temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
-def _publish_by_rename(folder: Path, contents: Mapping[str, bytes]) -> bool:
+def _publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Path) -> bool:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
+    temporary.mkdir(parents=True)
     try:
-        temporary.chmod(0o755)
         for name, data in contents.items():
-            _write_by_rename(temporary / name, data)
+            with (temporary / name).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_folder(temporary)
         try:
             os.rename(temporary, folder)
         except OSError as error:

@@ -1,9 +1,7 @@
 """Models: the MLP that settings describe, or a user's own factory."""
 
 import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -35,14 +33,12 @@ def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> n
 
 
 def import_factory(name: str) -> Callable[[int, int], nn.Module]:
-    """Import `package.module:function`, from the working directory too.
+    """Import `package.module:function`.
 
     Raises:
         SettingsError: There is no such module or function, or the module fails on import.
     """
     module_name, function_name = name.split(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
         factory: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
@@ -54,9 +50,12 @@ def import_factory(name: str) -> Callable[[int, int], nn.Module]:
 
 
 def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) -> None:
-    """Try two rows through the model, leaving its mode and the global generator as they were."""
+    """Try two rows through the model, leaving it in training mode and the global generator as it was."""
     if not isinstance(model, nn.Module):
         raise SettingsError(f"model.factory: expected {name} to return a torch.nn.Module, found {type(model).__name__}")
+    odd = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise SettingsError(f"model.factory: expected only tensors in the state_dict of {name}, found {odd[0]}; make it a buffer")
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             found = model.eval()(torch.zeros(2, num_inputs))
