@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
@@ -16,10 +17,12 @@ from refit import registry, reports
 from refit.data.dataset import Manifest
 from refit.errors import StoreError
 from refit.evaluation import Metrics
-from refit.refs import Ref, SavedModel
+from refit.refs import EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
-from refit.training import EpochLog, TrainingState
+from refit.training import EpochLog, PartialEpoch, TrainingState
+
+PARTIAL = "partial"
 
 Report = TypeVar("Report", bound=BaseModel)
 
@@ -33,6 +36,7 @@ def save_state(state: TrainingState, store: Store) -> Ref:
             "epoch": state.epoch,
             "step": state.step,
             "random_state": state.random_state,
+            "partial": None if state.partial is None else vars(state.partial),
         }
     )
     return Ref(kind="checkpoint", digest=store.put(data), size=len(data))
@@ -49,6 +53,43 @@ def load_state(ref: Ref, state: TrainingState, store: Store) -> None:
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
     state.epoch, state.step, state.random_state = content["epoch"], content["step"], content["random_state"]
+    state.partial = None if content["partial"] is None else PartialEpoch(**content["partial"])
+
+
+def save_partial(key: str, state: TrainingState, store: Store) -> None:
+    """Keep the state of an epoch that is not finished, under the epoch's key; it replaces the one kept before."""
+    before = find_partial(key, store)
+    ref = save_state(state, store)
+    store.write(_partial_path(key), ref.model_dump_json().encode())
+    if before is not None and before != ref:
+        store.remove(store.object_path(before.digest))
+
+
+def find_partial(key: str, store: Store) -> Ref | None:
+    """Find the checkpoint inside the epoch of this key, if there is one and it is whole."""
+    if not store.exists(_partial_path(key)):
+        return None
+    try:
+        ref = Ref.model_validate_json(store.read(_partial_path(key)))
+    except ValueError:
+        return None
+    return ref if store.is_whole(ref.digest) else None
+
+
+def drop_partial(key: str, store: Store) -> None:
+    """Remove the checkpoint inside an epoch that is now finished."""
+    ref = find_partial(key, store)
+    store.remove(_partial_path(key))
+    if ref is not None:
+        store.remove(store.object_path(ref.digest))
+
+
+def prune_checkpoints(epochs: Sequence[EpochResult], best: EpochResult, keep: int, store: Store) -> None:
+    """Remove the checkpoints of all epochs but the last `keep` and the best; logs and results stay."""
+    kept = {result.checkpoint.digest for result in [*epochs[-keep:], best]}
+    for result in epochs[:-keep]:
+        if result.checkpoint.digest not in kept:
+            store.remove(store.object_path(result.checkpoint.digest))
 
 
 def load_weights(ref: Ref, model: nn.Module, store: Store) -> nn.Module:
@@ -163,6 +204,10 @@ By class, on the rows of {judged_on}:
 """
 
 
+def _partial_path(key: str) -> str:
+    return f"{PARTIAL}/{key}.json"
+
+
 def _read_checkpoint(ref: Ref, store: Store) -> dict[str, Any]:
     """A checkpoint's tensors and primitives, on the CPU; no code of it is run."""
     content: dict[str, Any] = torch.load(io.BytesIO(store.get(ref.digest)), map_location="cpu", weights_only=True)
@@ -179,8 +224,17 @@ def _naming_misfits(ref: Ref) -> Iterator[None]:
 
 def _to_bytes(content: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_share_strings(content), buffer)
     return buffer.getvalue()
+
+
+def _share_strings(content: Any) -> Any:
+    """The same content with equal strings made one, as pickle writes a string that it has met before in another way."""
+    if isinstance(content, dict):
+        return {_share_strings(name): _share_strings(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_share_strings(value) for value in content]
+    return sys.intern(content) if isinstance(content, str) else content
 
 
 def _to_json(content: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> bytes:

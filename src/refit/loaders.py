@@ -27,11 +27,13 @@ class ShuffledBatches(Sampler[Tensor]):
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.num_batches = num_rows // batch_size if drop_last else -(-num_rows // batch_size)
+        self.first_batch = 0
+        """Where the next epoch begins; more than 0 leaves out batches that were trained before a pause."""
 
     def __iter__(self) -> Iterator[Tensor]:
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(seed))
-        yield from order.split(self.batch_size)[: self.num_batches]
+        yield from order.split(self.batch_size)[self.first_batch : self.num_batches]
 
     def __len__(self) -> int:
         return self.num_batches

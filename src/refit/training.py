@@ -3,9 +3,9 @@
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from refit.devices import autocast
 from refit.errors import TrainingError
-from refit.evaluation import compute_logits
-from refit.loaders import Batches
+from refit.evaluation import compute_logits, refuse_non_finite_logits
+from refit.loaders import Batches, ShuffledBatches
 from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
 from refit.randomness import capture_random_state, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 
-STEPS_BETWEEN_CHECKS = 200
+LOSSES_BETWEEN_CHECKS = 200
 
 
 class EpochLog(BaseModel):
@@ -49,6 +49,17 @@ class EpochLog(BaseModel):
 
 
 @dataclass
+class PartialEpoch:
+    """How far an epoch has come."""
+
+    first_random_state: dict[str, Any]
+    """The generators as the epoch found them: the order of its rows comes from there."""
+    batch_losses: list[float] = field(default_factory=list)
+    batch_sizes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
 class TrainingState:
     """All that training changes: what a checkpoint holds."""
 
@@ -59,7 +70,14 @@ class TrainingState:
     step: int = 0
     """Optimizer steps taken."""
     random_state: dict[str, Any] = field(default_factory=capture_random_state)
-    """The generators, as the next epoch finds them."""
+    """The generators, as the next batch finds them."""
+    partial: PartialEpoch | None = None
+    """The epoch at work; None between epochs."""
+
+    @property
+    def num_batches(self) -> int:
+        """Batches done of the epoch at work."""
+        return 0 if self.partial is None else len(self.partial.batch_losses)
 
 
 def build_training_state(
@@ -85,8 +103,9 @@ def train_epoch(
     accumulate_batches: int = 1,
     max_grad_norm: float | None = None,
     val_loader: Batches | None = None,
-) -> EpochLog:
-    """Train `state` in place for one epoch, from its own random state, then look at the validation rows.
+    should_pause: Callable[[], bool] = lambda: False,
+) -> EpochLog | None:
+    """Train `state` in place to the end of its epoch, from its own random state, then look at the validation rows.
 
     Args:
         state: What is trained; left half-trained if this raises.
@@ -97,17 +116,22 @@ def train_epoch(
         accumulate_batches: Batches a step; each weighs by its rows, so that the gradient is that of one large batch.
         max_grad_norm: 2-norm that gradients are scaled down to; None does not clip.
         val_loader: Validation rows; None where there are none.
+        should_pause: Asked after every step but the epoch's last; when it says so, training stops there. The same call goes on
+            later, from this state or from a checkpoint of it, and gives the same bits.
+
+    Returns:
+        The epoch's log, or None if it was paused.
 
     Raises:
         TrainingError: A loss or a weight is not finite.
     """
     model, optimizer, epoch = state.model, state.optimizer, state.epoch + 1
-    restore_random_state(state.random_state)
-    model.train()
+    state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
+    num_batches = len(partial.batch_losses)
     losses: list[Tensor] = []
-    sizes: list[int] = []
-    for batches in _grouped(loader, accumulate_batches):
+    model.train()
+    for batches in _grouped(_remaining_batches(loader, state, partial), accumulate_batches):
         optimizer.zero_grad()
         num_rows = sum(len(y) for _, y in batches)
         for x, y in batches:
@@ -115,7 +139,7 @@ def train_epoch(
                 loss = functional.cross_entropy(model(x.to(device)), y.to(device))
             (loss if len(batches) == 1 else loss * (len(y) / num_rows)).backward()
             losses.append(loss.detach())
-            sizes.append(len(y))
+            partial.batch_sizes.append(len(y))
         if max_grad_norm is not None:
             clipped_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         lr = learning_rate(state.step)
@@ -123,33 +147,75 @@ def train_epoch(
             group["lr"] = lr
         optimizer.step()
         state.step += 1
-        if state.step % STEPS_BETWEEN_CHECKS == 0:
-            _refuse_non_finite(losses[-STEPS_BETWEEN_CHECKS * accumulate_batches :], epoch, len(losses))
+        num_batches += len(batches)
+        if len(losses) >= LOSSES_BETWEEN_CHECKS:
+            _move_losses(losses, partial, epoch)
+        if num_batches < len(loader) and should_pause():
+            _move_losses(losses, partial, epoch)
+            state.random_state = capture_random_state()
+            partial.seconds += time.perf_counter() - started
+            return None
     grad_norm = _gradient_norm(model) if max_grad_norm is None else clipped_norm.item()
-    batch_losses = _refuse_non_finite(losses, epoch, len(losses))
-    train_seconds = time.perf_counter() - started
+    _move_losses(losses, partial, epoch)
     _refuse_non_finite_weights(model, epoch)
-    state.random_state = capture_random_state()
-    state.epoch = epoch
+    state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
+    train_seconds = partial.seconds + time.perf_counter() - started
     val_loss, val_score = (None, None) if val_loader is None else _validate(model, val_loader, device, precision)
+    weighted = (loss * size for loss, size in zip(partial.batch_losses, partial.batch_sizes, strict=True))
     return EpochLog(
         epoch=epoch,
-        batch_losses=batch_losses,
-        train_loss=math.fsum(loss * size for loss, size in zip(batch_losses, sizes, strict=True)) / sum(sizes),
+        batch_losses=partial.batch_losses,
+        train_loss=math.fsum(weighted) / sum(partial.batch_sizes),
         val_loss=val_loss,
         val_score=val_score,
         lr=lr,
         grad_norm=grad_norm,
-        rows_per_second=sum(sizes) / train_seconds,
-        seconds=time.perf_counter() - started,
+        rows_per_second=sum(partial.batch_sizes) / train_seconds,
+        seconds=partial.seconds + time.perf_counter() - started,
     )
+
+
+class PauseClock:
+    """Says when a long epoch pauses for a checkpoint, and when the run has to stop.
+
+    Args:
+        every_seconds: Between checkpoints inside an epoch.
+        deadline: When to stop, on the clock of `time.monotonic`; None never stops.
+    """
+
+    def __init__(self, every_seconds: float, deadline: float | None) -> None:
+        self.every_seconds = every_seconds
+        self.deadline = math.inf if deadline is None else deadline
+        self.pause_at = min(time.monotonic() + every_seconds, self.deadline)
+
+    def is_due(self) -> bool:
+        """Whether it is time to pause."""
+        return time.monotonic() >= self.pause_at
+
+    def restart(self, state: TrainingState) -> None:
+        """Set the next pause.
+
+        Raises:
+            TrainingError: The deadline has passed.
+        """
+        if time.monotonic() >= self.deadline:
+            raise TrainingError(
+                f"epoch {state.epoch + 1}, batch {state.num_batches}: training.timeout_seconds have passed; "
+                "all that was trained is kept, and the same command goes on from there"
+            )
+        self.pause_at = min(time.monotonic() + self.every_seconds, self.deadline)
+
+
+def count_steps(num_batches: int, accumulate_batches: int, num_epochs: int) -> int:
+    """Optimizer steps in a run; the last step of an epoch may have fewer batches."""
+    return -(-num_batches // accumulate_batches) * num_epochs
 
 
 def best_epoch(val_losses: Sequence[float | None], patience: int | None) -> int:
     """The epoch, counted from 1, whose weights a run keeps: the lowest validation loss with `patience`, else the last."""
     if patience is None:
         return len(val_losses)
-    losses = [math.inf if loss is None else loss for loss in val_losses]
+    losses = [math.inf if loss is None or math.isnan(loss) else loss for loss in val_losses]
     return 1 + losses.index(min(losses))
 
 
@@ -158,15 +224,27 @@ def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) 
     return patience is not None and len(val_losses) - best_epoch(val_losses, patience) >= patience
 
 
-def _grouped(loader: Batches, size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    iterator = iter(loader)
-    while batches := list(itertools.islice(iterator, size)):
-        yield batches
+def _remaining_batches(loader: Batches, state: TrainingState, partial: PartialEpoch) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that the epoch still has, in its own order; leaves the generators where the first of them finds them."""
+    restore_random_state(partial.first_random_state)
+    sampler = cast(ShuffledBatches, loader.sampler)
+    sampler.first_batch = len(partial.batch_losses)
+    batches = iter(loader)
+    first = next(batches)  # the loader draws the order here
+    if sampler.first_batch:
+        restore_random_state(state.random_state)
+    return itertools.chain([first], batches)
+
+
+def _grouped(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group
 
 
 def _validate(model: nn.Module, loader: Batches, device: torch.device, precision: str) -> tuple[float, float]:
     """Mean loss and accuracy on all rows of `loader`."""
     logits, classes = compute_logits(model, loader, device, precision)
+    refuse_non_finite_logits(logits, "validation")
     return functional.cross_entropy(logits, classes).item(), (logits.argmax(dim=1) == classes).double().mean().item()
 
 
@@ -174,16 +252,16 @@ def _gradient_norm(model: nn.Module) -> float:
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
 
 
-def _refuse_non_finite(losses: Sequence[Tensor], epoch: int, num_batches: int) -> list[float]:
-    """Return the last `losses` of an epoch's first `num_batches` batches as floats, if they are finite."""
-    values: list[float] = torch.stack(list(losses)).tolist()
-    for batch, value in enumerate(values, start=num_batches - len(values) + 1):
+def _move_losses(losses: list[Tensor], partial: PartialEpoch, epoch: int) -> None:
+    """Move losses from the device to the log, if they are finite."""
+    for value in torch.stack(losses).tolist() if losses else []:
+        partial.batch_losses.append(value)
         if not math.isfinite(value):
             raise TrainingError(
-                f"epoch {epoch}, batch {batch}: expected a finite loss, found {value}; "
+                f"epoch {epoch}, batch {len(partial.batch_losses)}: expected a finite loss, found {value}; "
                 "lower optimizer.lr, set training.max_grad_norm, or look for extreme values in the data"
             )
-    return values
+    losses.clear()
 
 
 def _refuse_non_finite_weights(model: nn.Module, epoch: int) -> None:
