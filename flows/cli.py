@@ -1,6 +1,7 @@
 """The `refit` command. What is heavy is imported by the command that needs it, so that the others answer at once."""
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ MAX_LOSSES_SHOWN = 8
 
 Given = Annotated[SettingsTree | None, Parameter(name="*")]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
+DryRun = Annotated[bool, Parameter(name="--dry-run", negative=())]
+Switch = Annotated[bool, Parameter(negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 
 app = App(
@@ -34,38 +37,79 @@ app = App(
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data."""
     try:
-        sys.exit(app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value"))
+        sys.path.append(os.getcwd())  # where a user's own model may be
+        code = app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        sys.exit(code)
     except CycloptsError as error:
         mistake = error.__cause__
         refused = explain_validation(mistake) if isinstance(mistake, pydantic.ValidationError) else str(error)
         sys.exit(_complain(SettingsError(refused)))
     except RefitError as error:
         sys.exit(_complain(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
 
 
 @app.command
-def train(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
-    """Train a model and save it as the next version of its name.
+def train(
+    *,
+    given: Given = None,
+    settings_file: SettingsFile = None,
+    json: AsJson = False,
+    refresh: Switch = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Train a model and save it as the next version of its name; what was done before is not done again.
 
     Args:
         given: The settings.
         settings_file: A TOML file to read instead of `refit.toml`.
         json: Print one JSON object instead of tables.
+        refresh: Do every step anew.
+        dry_run: Only print which steps would run, and why.
     """
+    if dry_run:
+        return why(given=given, settings_file=settings_file)
     settings, _ = resolve_settings(_as_given(given), settings_file)
     from flows import local
 
-    result = local.run_training(settings)
+    result = local.run_training(settings, refresh)
     if isinstance(result, BaseException):
         return _complain(result)
     store = Store(settings.store.url)
     folder = registry.version_folder(result.model.name, result.model.version)
     log, metrics = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics"))
     if json:
-        fields = {**result.model.model_dump(), "best_epoch": result.best_epoch, "epochs": log, "metrics": metrics}
+        fields = {
+            **result.model.model_dump(),
+            "is_new": result.is_new,
+            "best_epoch": result.best_epoch,
+            "epochs": log,
+            "metrics": metrics,
+        }
         print(jsonlib.dumps({**fields, "seconds": result.seconds}))
     else:
-        _print_result(log, metrics, f"{result.model.name}@v{result.model.version}", result.model.path)
+        _print_result(log, metrics, f"{result.model.name}@v{result.model.version}", result.model.path, result.is_new)
+    return COMPLETED
+
+
+@app.command
+def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
+    """Say which steps of a run are done already, and of the others what has changed since the nearest run before.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    settings, _ = resolve_settings(_as_given(given), settings_file)
+    from refit.recipes import forecast
+
+    table = Table("step", "", "because")
+    for step in forecast(settings, Store(settings.store.url)):
+        table.add_row(step.step, "done" if step.is_done else "to do", "\n".join(step.because))
+    _console().print(table)
     return COMPLETED
 
 
@@ -135,6 +179,33 @@ def show(model: str, /, *, given: Given = None, settings_file: SettingsFile = No
     return COMPLETED
 
 
+@app.command
+def gc(
+    *,
+    given: Given = None,
+    settings_file: SettingsFile = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Remove from the store what neither a saved version nor one of the last 20 runs needs.
+
+    Args:
+        given: The settings; only `store.url` counts.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        dry_run: Only say what would be removed.
+    """
+    store = _open_store(given, settings_file)
+    from refit.garbage import find_garbage
+
+    garbage = find_garbage(store)
+    for path in garbage:
+        if dry_run:
+            print(path)
+        else:
+            store.remove(path)
+    print(f"{'would remove' if dry_run else 'removed'} {len(garbage)} files, {sum(garbage.values()) / 1e6:.1f} MB, of {store.url}")
+    return COMPLETED
+
+
 def _as_given(given: SettingsTree | None) -> dict[str, Any]:
     return {} if given is None else given.model_dump(exclude_unset=True)
 
@@ -172,7 +243,7 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
-def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str) -> None:
+def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str, is_new: bool) -> None:
     console = _console()
     epochs = Table("epoch", "batch losses", "train loss", "val loss", "val score", "lr", "rows/s")
     for entry in log:
@@ -188,4 +259,4 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: s
         figures = (f"{scored['accuracy']:.4f}", f"{scored['loss']:.4f}", roc_auc, f"{scored['calibration_error']:.4f}")
         scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *figures)
     console.print(scores)
-    print(f"saved {version} in {path}")
+    print(f"{'saved' if is_new else 'nothing has changed since'} {version} in {path}")

@@ -1,7 +1,20 @@
-"""A flow run in this process: quiet, with a progress bar on a terminal and plain lines elsewhere, all on stderr."""
+"""A flow run in this process, with a server of its own where none is set.
 
+Quiet: a progress bar on a terminal, plain lines elsewhere, all on stderr.
+"""
+
+import atexit
+import contextlib
+import ctypes
 import logging
 import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,23 +23,109 @@ from pathlib import Path
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+import httpx
+import prefect
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from flows.training import train
 from refit.refs import TrainingResult
 from refit.settings import Settings, SettingsTree
 
 FLOORS = ("flows", "tasks")
+SECONDS_TO_START = 60
+SECONDS_TO_STOP = 8
+"""From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""
 
 
-def run_training(settings: Settings) -> TrainingResult | BaseException:
+def run_training(settings: Settings, refresh: bool = False) -> TrainingResult | BaseException:
     """Run the training flow here and return its result, or what it failed of."""
-    with _report_progress(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        state = train(SettingsTree(**settings.model_dump()), return_state=True)
-    result: TrainingResult | BaseException = state.result(raise_on_failure=False)
-    return result
+    url = _start_server()
+    with _stopping_soon(), temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        from flows.training import train  # while the server starts
+
+        _await_server(url)
+        with _report_progress():
+            state = train(SettingsTree(**settings.model_dump()), refresh, return_state=True)
+        result: TrainingResult | BaseException = state.result(raise_on_failure=False)
+        return result
+
+
+def _start_server() -> str:
+    """Return the API to report to: the one that is set, or else that of a server for the time of this process.
+
+    Prefect's own temporary server starts only once it is asked for, dies of signals meant for us, and outlives us if we are
+    killed; otherwise this is the same.
+    """
+    if PREFECT_API_URL.value():
+        return str(PREFECT_API_URL.value())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
+    server = subprocess.Popen(
+        [*command, "--app-dir", str(Path(prefect.__file__).parents[1]), "--port", port, "--log-level", "error"],
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    atexit.register(_stop_server, server)  # runs after the exit steps that Prefect registers later, which still send logs
+    return f"http://127.0.0.1:{port}/api"
+
+
+def _stop_server(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=SECONDS_TO_STOP / 2)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _await_server(url: str) -> None:
+    give_up_at = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health").is_success:
+                return
+        time.sleep(0.05)
+    # A server that is set but does not answer: Prefect says so itself.
+
+
+@contextmanager
+def _stopping_soon() -> Iterator[None]:
+    """Say how to go on when a signal comes, let it raise, and end the process if that takes too long."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        signums = reader.recv(1)
+        if not signums or signums[0] not in (signal.SIGTERM, signal.SIGINT):
+            return
+        name = signal.Signals(signums[0]).name
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        print(f"stopped by {name}; what was trained is kept, go on with: {command}", file=sys.stderr, flush=True)
+        time.sleep(SECONDS_TO_STOP)
+        os._exit(128 + signums[0])
+
+    def leave(signum: int, _: object) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave), signal.signal(signal.SIGINT, leave), signal.set_wakeup_fd(writer.fileno())
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+        signal.set_wakeup_fd(before[2])
+        writer.close()
+        reader.close()
 
 
 @contextmanager

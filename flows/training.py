@@ -5,11 +5,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
 
 from refit import devices
-from refit.refs import EpochResult, TrainingResult
-from refit.settings import SettingsTree, resolve_settings
+from refit.attempts import forget_attempts, note_attempt
+from refit.checkpoints import prune_checkpoints
+from refit.errors import SettingsError
+from refit.interruption import holding_signals
+from refit.keys import Recipe
+from refit.recipes import Run, build_recipe, record_run
+from refit.refs import DatasetRef, EpochResult, TrainingResult
+from refit.results import find_last_epoch
+from refit.settings import Settings, SettingsTree, resolve_settings
+from refit.store import Store
 from refit.training import best_epoch, has_lost_patience
+from tasks.caching import results_in
 from tasks.checkpoints import save_checkpoint
 from tasks.dataset import build_dataset
 from tasks.evaluation import evaluate
@@ -20,41 +30,77 @@ DEFAULTS = SettingsTree()
 
 
 @flow(name="train", flow_run_name="train {settings.name}")
-def train(settings: SettingsTree = DEFAULTS) -> TrainingResult:
-    """Train a model and save it as the next version of its name.
+def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingResult:
+    """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.
 
     Args:
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
             the rest.
+        refresh: Do every step anew.
     """
-    settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
-    patience, num_epochs = settings.training.patience, settings.training.num_epochs
+    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    started, seconds = time.monotonic(), dict[str, float]()
     logger = get_run_logger()
-    logger.info("device: %s", devices.describe_device(devices.prepare_compute(settings.compute)))
-    seconds: dict[str, float] = {}
+    logger.info("device: %s", devices.describe_device(devices.prepare_compute(resolved.compute)))
+    recipe = build_recipe(resolved)
+    store = Store(resolved.store.url)
+    store.remove_leftovers()
 
-    with _timed("build_dataset", seconds):
-        snapshot = build_dataset(settings)
-    with _timed("build_loaders", seconds):
-        loaders = build_loaders(snapshot, settings)
+    wait = "another process trains this recipe; waiting for it to end"
+    with store.lock(recipe.start.key, lambda: logger.info(wait)), results_in(store, refresh):
+        note_attempt(str(flow_run.id), recipe, store)
+        run = Run(settings=resolved.model_dump(mode="json"), recipe=recipe)
+        record = record_run(run, store)
+        with _timed("build_dataset", seconds):
+            snapshot = build_dataset(recipe.dataset.key, resolved)
+        with _timed("train", seconds):
+            epochs, best = _train_epochs(recipe, snapshot, resolved, store, started)
+        with _timed("evaluate", seconds):
+            # The test rows are opened here, once, when the weights are final.
+            keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
+            metrics = {split: evaluate(key, split, best.checkpoint, snapshot, resolved) for split, key in keys.items()}
+        with _timed("save_checkpoint", seconds):
+            key = recipe.saving(resolved.name, best.epoch, len(epochs), list(keys.values())).key
+            record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
+            saved = save_checkpoint(key, best, epochs, metrics, snapshot, resolved, return_state=True)
+        forget_attempts(recipe, store)
+    return TrainingResult(model=saved.result(), is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
-    with _timed("train", seconds):
-        checkpoint = start_training(snapshot, settings)
-        epochs: list[EpochResult] = []
-        for epoch in range(1, num_epochs + 1):
-            epochs.append(train_epoch(epoch, checkpoint, loaders, settings))
-            checkpoint = epochs[-1].checkpoint
-            logger.info(epochs[-1].describe(num_epochs), extra={"progress": (epoch, num_epochs)})
-            if has_lost_patience([result.val_loss for result in epochs], patience):
-                break
-        best = epochs[best_epoch([result.val_loss for result in epochs], patience) - 1]
 
-    with _timed("evaluate", seconds):
-        # The test rows are opened here, once, when the weights are final.
-        metrics = {split: evaluate(split, best.checkpoint, snapshot, settings) for split in snapshot.splits}
-    with _timed("save_checkpoint", seconds):
-        model = save_checkpoint(best, epochs, metrics, snapshot, settings)
-    return TrainingResult(model=model, best_epoch=best.epoch, seconds=seconds)
+def _train_epochs(
+    recipe: Recipe, snapshot: DatasetRef, settings: Settings, store: Store, started: float
+) -> tuple[list[EpochResult], EpochResult]:
+    """All epochs of the run, and the one whose weights it keeps."""
+    logger = get_run_logger()
+    patience, timeout, keep = settings.training.patience, settings.training.timeout_seconds, settings.checkpoint.keep
+    if patience is not None and "val" not in snapshot.splits:
+        raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val_fraction")
+    deadline = None if timeout is None else started + timeout
+    loaders = build_loaders(recipe.loaders.key, snapshot, settings)
+    last = find_last_epoch(recipe.epoch_keys, store, should_drop=True)
+    if last:
+        logger.info("epochs 1 to %d of %d: done before", last, recipe.num_epochs)
+    checkpoint = start_training(recipe.start.key, snapshot, settings)
+    if last == 0 and not store.is_whole(checkpoint.digest):
+        checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings)
+
+    epochs: list[EpochResult] = []
+    for epoch, key in enumerate(recipe.epoch_keys, start=1):
+        with holding_signals():
+            epochs.append(train_epoch(epoch, key, checkpoint, loaders, settings, deadline))
+        checkpoint = epochs[-1].checkpoint
+        if epoch > last:
+            logger.info(epochs[-1].describe(recipe.num_epochs), extra={"progress": (epoch, recipe.num_epochs)})
+        val_losses = [result.val_loss for result in epochs]
+        best = epochs[best_epoch(val_losses, patience) - 1]
+        if keep is not None:
+            prune_checkpoints(epochs, best, keep, store)
+        if has_lost_patience(val_losses, patience):
+            break
+    if not store.is_whole(best.checkpoint.digest):
+        find_last_epoch(recipe.epoch_keys[: best.epoch], store, should_drop=True)
+        return _train_epochs(recipe, snapshot, settings, store, started)
+    return epochs, best
 
 
 @contextmanager

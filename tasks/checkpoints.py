@@ -1,7 +1,6 @@
 """Checkpoint saving as a task."""
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from refit import checkpoints
 from refit.data import dataset
@@ -10,11 +9,17 @@ from refit.refs import DatasetRef, EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
 from refit.training import EpochLog
+from tasks.caching import CACHED, RETRIED
 
 
-@task(task_run_name="save checkpoint", cache_policy=NO_CACHE)
+@task(task_run_name="save checkpoint", **CACHED, **RETRIED)
 def save_checkpoint(
-    best: EpochResult, epochs: list[EpochResult], metrics: dict[str, Ref], snapshot: DatasetRef, settings: SettingsTree
+    key: str,  # noqa: ARG001
+    best: EpochResult,
+    epochs: list[EpochResult],
+    metrics: dict[str, Ref],
+    snapshot: DatasetRef,
+    settings: SettingsTree,
 ) -> SavedModel:
     """Keep the weights of epoch `best` as the model's next version, with its record and card."""
     store = Store(settings.store.url)

@@ -1,17 +1,17 @@
 """Evaluation as a task."""
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from refit import checkpoints, devices, evaluation, loaders, models
 from refit.data import dataset
 from refit.refs import DatasetRef, Ref
 from refit.settings import SettingsTree
 from refit.store import Store
+from tasks.caching import CACHED, RETRIED
 
 
-@task(task_run_name="evaluate {split}", cache_policy=NO_CACHE)
-def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:
+@task(task_run_name="evaluate {split}", **CACHED, **RETRIED)
+def evaluate(key: str, split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:  # noqa: ARG001
     """Score the weights of `checkpoint` on the rows of one split."""
     store = Store(settings.store.url)
     manifest = dataset.load_manifest(snapshot, store)

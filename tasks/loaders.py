@@ -3,21 +3,18 @@
 from functools import lru_cache
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from refit import loaders
 from refit.data import dataset
-from refit.errors import SettingsError
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree
 from refit.store import Store
+from tasks.caching import CACHED, RETRIED
 
 
-@task(task_run_name="build loaders", cache_policy=NO_CACHE)
-def build_loaders(snapshot: DatasetRef, settings: SettingsTree) -> LoadersRef:
+@task(task_run_name="build loaders", **CACHED, **RETRIED)
+def build_loaders(key: str, snapshot: DatasetRef, settings: SettingsTree) -> LoadersRef:  # noqa: ARG001
     """Make the loaders of the train and validation rows, and say what they are made of."""
-    if settings.training.patience is not None and "val" not in snapshot.splits:
-        raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val_fraction")
     num_rows = dataset.load_manifest(snapshot, Store(settings.store.url)).splits["train"].rows
     batch_size, drop_last = settings.loader.batch_size, settings.loader.drop_last
     num_batches = loaders.count_batches(num_rows, batch_size, drop_last)
@@ -26,10 +23,14 @@ def build_loaders(snapshot: DatasetRef, settings: SettingsTree) -> LoadersRef:
     return ref
 
 
-@lru_cache(maxsize=1)
 def open_loaders(ref: LoadersRef, url: str) -> tuple[loaders.Batches, loaders.Batches | None]:
     """Return the loaders of the train and, where there are any, validation rows; the last ones made are kept."""
-    store = Store(url)
+    return _open_loaders(ref.model_dump_json(), url)
+
+
+@lru_cache(maxsize=1)
+def _open_loaders(json: str, url: str) -> tuple[loaders.Batches, loaders.Batches | None]:
+    ref, store = LoadersRef.model_validate_json(json), Store(url)
     manifest = dataset.load_manifest(ref.dataset, store)
     train_loader = loaders.build_train_loader(*dataset.load_split(manifest, "train", store), ref.batch_size, ref.drop_last)
     if "val" not in manifest.splits:

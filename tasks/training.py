@@ -1,47 +1,70 @@
 """Epoch training as a task. The live state stays in the process between epochs, under the checkpoint that it equals."""
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
+from prefect import get_run_logger, task
 
 from refit import checkpoints, devices, optimizers, training
 from refit.data import dataset
+from refit.interruption import deliver_signal, is_signal_held
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
 from refit.settings import SettingsTree
 from refit.store import Store
+from tasks.caching import CACHED, RETRIED
 from tasks.loaders import open_loaders
 
 _live: dict[str, training.TrainingState] = {}
 
 
-@task(task_run_name="start training", cache_policy=NO_CACHE)
-def start_training(snapshot: DatasetRef, settings: SettingsTree) -> Ref:
+@task(task_run_name="start training", **CACHED, **RETRIED)
+def start_training(key: str, snapshot: DatasetRef, settings: SettingsTree) -> Ref:  # noqa: ARG001
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from."""
     store = Store(settings.store.url)
     return _keep(_build_state(snapshot, settings, store), settings, store)
 
 
-@task(task_run_name="train epoch {epoch}", cache_policy=NO_CACHE)
-def train_epoch(epoch: int, checkpoint: Ref, loaders: LoadersRef, settings: SettingsTree) -> EpochResult:
-    """Train one epoch from `checkpoint`."""
+@task(task_run_name="train epoch {epoch}", **CACHED, **RETRIED)
+def train_epoch(
+    epoch: int, key: str, checkpoint: Ref, loaders: LoadersRef, settings: SettingsTree, deadline: float | None = None
+) -> EpochResult:
+    """Train one epoch from `checkpoint`, or from where an earlier try of this epoch was cut short.
+
+    Args:
+        epoch: Counted from 1.
+        key: Of the epoch's recipe.
+        checkpoint: The state after the epoch before.
+        loaders: What the loaders are made of.
+        settings: Of the run.
+        deadline: When to stop, on the clock of `time.monotonic`.
+    """
     store = Store(settings.store.url)
     # Taken out: what a failed try leaves half-trained is never found again.
     state = _live.pop(_live_key(checkpoint, settings), None)
-    if state is None:
+    partial = checkpoints.find_partial(key, store)
+    if state is None or partial is not None:
         state = _build_state(loaders.dataset, settings, store)
-        checkpoints.load_state(checkpoint, state, store)
+        checkpoints.load_state(partial or checkpoint, state, store)
+        if partial is not None:
+            get_run_logger().info("epoch %d: going on after batch %d", epoch, state.num_batches)
     train_loader, val_loader = open_loaders(loaders, settings.store.url)
-    num_steps = -(-loaders.num_batches // settings.training.accumulate_batches) * settings.training.num_epochs
-    log = training.train_epoch(
-        state,
-        train_loader,
-        optimizers.build_learning_rate(settings.optimizer, num_steps),
-        device=devices.prepare_compute(settings.compute),
-        precision=settings.compute.precision,
-        accumulate_batches=settings.training.accumulate_batches,
-        max_grad_norm=settings.training.max_grad_norm,
-        val_loader=val_loader,
-    )
-    return EpochResult(
+    num_steps = training.count_steps(loaders.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
+    clock = training.PauseClock(settings.checkpoint.every_seconds, deadline)
+    log = None
+    while log is None:
+        log = training.train_epoch(
+            state,
+            train_loader,
+            optimizers.build_learning_rate(settings.optimizer, num_steps),
+            device=devices.prepare_compute(settings.compute),
+            precision=settings.compute.precision,
+            accumulate_batches=settings.training.accumulate_batches,
+            max_grad_norm=settings.training.max_grad_norm,
+            val_loader=val_loader,
+            should_pause=lambda: is_signal_held() or clock.is_due(),
+        )
+        if log is None:
+            checkpoints.save_partial(key, state, store)
+            deliver_signal()
+            clock.restart(state)
+    result = EpochResult(
         epoch=epoch,
         checkpoint=_keep(state, settings, store),
         log=checkpoints.save_report("log", log, store),
@@ -49,6 +72,8 @@ def train_epoch(epoch: int, checkpoint: Ref, loaders: LoadersRef, settings: Sett
         val_loss=log.val_loss,
         val_score=log.val_score,
     )
+    checkpoints.drop_partial(key, store)
+    return result
 
 
 def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> training.TrainingState:

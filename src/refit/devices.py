@@ -41,6 +41,13 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
+def describe_processor(device: torch.device) -> str:
+    """What computes, as far as the last bits depend on it: the kind, its instruction set or model, and CPU threads."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context of a forward pass: nothing for `fp32`, automatic mixed precision for `bf16`."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

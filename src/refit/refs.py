@@ -14,7 +14,7 @@ class Handle(BaseModel):
 class Ref(Handle):
     """An object of the store."""
 
-    kind: Literal["dataset", "checkpoint", "log", "metrics"]
+    kind: Literal["dataset", "arrays", "checkpoint", "log", "metrics"]
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of its bytes."""
     size: int
@@ -24,8 +24,8 @@ class Ref(Handle):
 class DatasetRef(Ref):
     """A snapshot."""
 
-    splits: tuple[str, ...]
-    """Of `train`, `val` and `test`, those that have rows, in this order."""
+    splits: dict[str, Ref]
+    """The arrays of `train`, `val` and `test`, those that have rows."""
 
 
 class LoadersRef(Handle):
@@ -71,6 +71,8 @@ class TrainingResult(Handle):
     """What a training run made."""
 
     model: SavedModel
+    is_new: bool
+    """False if the same recipe had been run before, and its version stands."""
     best_epoch: int
     """The epoch whose weights were saved."""
     seconds: dict[str, float]

@@ -33,12 +33,17 @@ class SplitInfo(BaseModel):
     digest: str
     size: int
 
+    @property
+    def ref(self) -> Ref:
+        """The blob."""
+        return Ref(kind="arrays", digest=self.digest, size=self.size)
+
 
 class Manifest(BaseModel):
     """What scoring and training need to know of a data set: how rows become inputs, what is predicted, where the splits are.
 
-    Rows are counted over `source` and `test_source` together. The source digests cover the files' bytes, in order, and neither
-    their names nor their times.
+    Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
+    source digests cover the files' bytes, in order, and neither their names nor their times.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +54,7 @@ class Manifest(BaseModel):
     splits: dict[str, SplitInfo]
     rows: int
     rows_without_target: int
+    source_rows: int
     dropped_columns: dict[str, str]
     source_digest: str
     test_source_digest: str | None
@@ -132,6 +138,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         },
         rows=sum(map(sum, counts.values())),
         rows_without_target=num_unlabelled,
+        source_rows=table.frame.height,
         dropped_columns={name: "no value in the train rows" for name in kinds if name not in fitted},
         source_digest=table.digest,
         test_source_digest=test_table.digest if test_table else None,

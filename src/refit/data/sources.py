@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 import polars as pl
@@ -69,21 +69,27 @@ def read_table(source: str) -> Table:
 
 def read_files(source: str) -> Table:
     """Read a file, folder or glob of CSV or Parquet files; raises like `read_table`."""
-    try:
-        files, root = fsspec.url_to_fs(source)
-        paths = _find_paths(files, root, source)
+    with _naming_read_errors(source):
+        files, paths = _find_files(source)
         frames, digests = [], []
         for path in paths:
-            opened = path if isinstance(files, LocalFileSystem) else files.cat_file(path)
+            opened = _fetch(files, path)
             digests.append(_digest(opened))
             frames.append(_read_parquet(opened, path) if path.lower().endswith(".parquet") else _read_csv(opened, path))
-    except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
     frame = _join_parts(paths, frames)
     if frame.height == 0:
         raise DataError(f"{source}: expected rows, found an empty table with columns {list_names(frame.columns)}; add rows")
     counts = tuple((path, part.height) for path, part in zip(paths, frames, strict=True))
-    return Table(source, frame, counts, hashlib.sha256(b"".join(digests)).hexdigest())
+    return Table(source, frame, counts, _join_digests(digests))
+
+
+def digest_source(source: str) -> str:
+    """SHA-256 over the bytes of a source's files, in order; neither their names nor their times count. Raises like `read_table`."""
+    if source == NOTEBOOK:
+        return _read_notebook().digest
+    with _naming_read_errors(source):
+        files, paths = _find_files(source)
+        return _join_digests(_digest(_fetch(files, path)) for path in paths)
 
 
 def list_names(names: Iterable[str], limit: int = 30) -> str:
@@ -102,9 +108,22 @@ def _make_table(rows: dict[str, list[float]], test: Table | None) -> Table:
     return Table(NOTEBOOK, frame, ((NOTEBOOK, frame.height),), digest, test, is_raw=True)
 
 
-def _find_paths(files: Any, root: str, source: str) -> list[str]:
-    """Paths of the data files, sorted; a file reached twice, through links, counts once."""
+@contextlib.contextmanager
+def _naming_read_errors(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
+
+
+def _find_files(source: str) -> tuple[Any, list[str]]:
+    """The file system, and the paths of the data files, sorted; a file reached twice, through links, counts once."""
+    files, root = fsspec.url_to_fs(source)
     files.invalidate_cache()
+    return files, _find_paths(files, root, source)
+
+
+def _find_paths(files: Any, root: str, source: str) -> list[str]:
     if files.isfile(root):
         if not root.lower().endswith(SUFFIXES):
             raise DataError(
@@ -150,6 +169,15 @@ def _open_text(opened: str | bytes) -> Iterator[IO[str]]:
         raw.seek(0)
         with gzip.open(raw) if is_gzip else raw as file:
             yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _fetch(files: Any, path: str) -> str | bytes:
+    """A local path as it is, a remote file's bytes."""
+    return path if isinstance(files, LocalFileSystem) else cast(bytes, files.cat_file(path))
+
+
+def _join_digests(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _digest(opened: str | bytes) -> bytes:

@@ -1,0 +1,167 @@
+"""Recipe keys: a hash of all that a step depends on, known before the step has run, chained from one step to the next.
+
+Paths, names, log levels and retry counts are no ingredients; the bytes of the source, the code that computes, the versions of the
+packages and the kind of processor are.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from refit.errors import SettingsError
+from refit.settings import Settings, walk_settings
+
+DATA_CODE = ("refit.data.sources", "refit.data.schema", "refit.data.splits", "refit.data.preprocessing", "refit.data.dataset")
+MODEL_CODE = ("refit.models", "refit.models.mlp", "refit.devices")
+TRAINING_CODE = (
+    *MODEL_CODE,
+    "refit.training",
+    "refit.evaluation",
+    "refit.loaders",
+    "refit.optimizers",
+    "refit.randomness",
+)
+EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders")
+
+
+class Step(BaseModel):
+    """A step of a run, and all that its result depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    ingredients: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the ingredients."""
+        return digest_json(self.ingredients)
+
+
+def digest_json(content: Any) -> str:
+    """SHA-256 of content as JSON, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Recipe(BaseModel):
+    """All that a run's results depend on, up to its last epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Step
+    start: Step
+    epoch: Step
+    """What every epoch depends on besides the one before it."""
+    num_epochs: int
+    processor: str
+
+    @property
+    def loaders(self) -> Step:
+        """What the loaders depend on."""
+        settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.")}
+        return Step(name="loaders", ingredients={"data set": self.dataset.key, **settings})
+
+    @cached_property
+    def epoch_keys(self) -> list[str]:
+        """Key of each epoch; it covers the epochs before it."""
+        links = itertools.accumulate(
+            range(self.num_epochs), lambda previous, _: digest_json([previous, self.epoch.key]), initial=self.start.key
+        )
+        return list(links)[1:]
+
+    def evaluation(self, split: str, epoch: int) -> Step:
+        """What the metrics of one split at one epoch depend on."""
+        versions = {name: version(name) for name in ("torch", "torchmetrics")}
+        weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.processor}
+        return Step(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
+
+    def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Step:
+        """What a saved version depends on: its name, the weights chosen, the epochs in its log, and the keys of its metrics."""
+        epochs = {"weights": self.epoch_keys[best_epoch - 1], "epochs": self.epoch_keys[num_epochs - 1]}
+        return Step(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
+
+
+def write_recipe(settings: Settings, source_digest: str, test_source_digest: str | None, processor: str) -> Recipe:
+    """Write down what a run depends on.
+
+    `num_epochs` is an ingredient only of a schedule that depends on it, so that a longer run goes on where a shorter one ended.
+
+    Args:
+        settings: The run's settings.
+        source_digest: Of the bytes of `data.source`.
+        test_source_digest: Of the bytes of `data.test_source`, where there is one.
+        processor: What computes, as far as bits depend on it: kind, instruction set, threads.
+
+    Raises:
+        SettingsError: The source code of the user's factory cannot be read.
+    """
+    chosen = {name: value for name, value in walk_settings(settings.data, "data.") if not name.endswith("source")}
+    sources = {"data.source": source_digest, "data.test_source": test_source_digest}
+    versions = {name: version(name) for name in ("polars", "numpy")}
+    dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
+    own_code = [] if settings.model.factory is None else [settings.model.factory.partition(":")[0]]
+    start = {
+        "data set": dataset.key,
+        "seed": settings.seed,
+        **dict(walk_settings(settings.model, "model.")),
+        **dict(walk_settings(settings.optimizer, "optimizer.")),
+        "compute.precision": settings.compute.precision,
+        "processor": processor,
+        "torch": version("torch"),
+        **digest_code([*TRAINING_CODE, *own_code]),
+    }
+    loop = {
+        **dict(walk_settings(settings.loader, "loader.")),
+        "training.accumulate_batches": settings.training.accumulate_batches,
+        "training.max_grad_norm": settings.training.max_grad_norm,
+        "training.num_epochs": None if settings.optimizer.schedule == "constant" else settings.training.num_epochs,
+    }
+    return Recipe(
+        dataset=dataset,
+        start=Step(name="start", ingredients=start),
+        epoch=Step(name="epoch", ingredients=loop),
+        num_epochs=settings.training.num_epochs,
+        processor=processor,
+    )
+
+
+def digest_code(modules: Iterable[str]) -> dict[str, str]:
+    """Digest of each module's syntax tree, by `code.` and its name: comments, layout and docstrings do not count.
+
+    Raises:
+        SettingsError: A module has no source code that can be read.
+    """
+    return {f"code.{module}": _digest_module(_find_source(module)) for module in modules}
+
+
+def _find_source(module: str) -> str:
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(f"model.factory: expected a module that can be imported, found {module!r}: {error}") from error
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        raise SettingsError(
+            f"model.factory: expected a module with Python source, to know when it changes, found {module!r}; put it in a .py file"
+        )
+    return found.origin
+
+
+def _digest_module(path: str) -> str:
+    tree = ast.parse(Path(path).read_bytes(), path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_docstring(statement)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)

@@ -1,0 +1,171 @@
+"""The recipe of a run, written down before it starts; the record of runs; and why a step would run again."""
+
+import contextlib
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from refit import devices
+from refit.data.dataset import load_manifest
+from refit.data.sources import digest_source, read_table
+from refit.errors import StoreError
+from refit.keys import Recipe, Step, write_recipe
+from refit.refs import DatasetRef, EpochResult
+from refit.results import find_last_epoch, load_usable_result
+from refit.settings import Settings
+from refit.store import Store
+from refit.training import best_epoch, has_lost_patience
+
+RUNS = "runs"
+
+
+class Run(BaseModel):
+    """A run that was started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: dict[str, Any]
+    recipe: Recipe
+    later_keys: list[str] = []
+    """Keys of evaluation and saving, which are known only at the end."""
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all its steps."""
+        first = (self.recipe.dataset.key, self.recipe.loaders.key, self.recipe.start.key)
+        return {*first, *self.recipe.epoch_keys, *self.later_keys}
+
+
+class Forecast(BaseModel):
+    """What a run would do with a step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    is_done: bool
+    because: list[str]
+
+
+def build_recipe(settings: Settings) -> Recipe:
+    """Write down what a run on this machine, with its source as it is now, depends on.
+
+    Raises:
+        DataError: The source cannot be read.
+        SettingsError: The device is not here, or the code of the user's factory cannot be read.
+    """
+    processor = devices.describe_processor(devices.prepare_compute(settings.compute))
+    test_source = settings.data.test_source
+    test_digest = None if test_source is None else digest_source(test_source)
+    return write_recipe(settings, digest_source(settings.data.source), test_digest, processor)
+
+
+def record_run(run: Run, store: Store, name: str | None = None) -> str:
+    """Keep a run's settings and recipe, so that a later one can be told what has changed; return the record's name."""
+    name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.json"
+    store.write(f"{RUNS}/{name}", run.model_dump_json().encode())
+    return name
+
+
+def load_runs(store: Store) -> dict[str, Run]:
+    """Load the runs that were started, by the names of their records, newest first."""
+    runs = {}
+    for name in reversed(store.names(RUNS)):
+        with contextlib.suppress(ValidationError):  # of another version of Refit
+            runs[name] = Run.model_validate_json(store.read(f"{RUNS}/{name}"))
+    return runs
+
+
+def forecast(settings: Settings, store: Store) -> list[Forecast]:
+    """Say of each step whether a run would find it done, and if not, how it differs from the nearest run before.
+
+    Raises:
+        DataError: The source cannot be read.
+        SettingsError: As `build_recipe`.
+    """
+    recipe, earlier = build_recipe(settings), load_runs(store).values()
+    snapshot = load_usable_result(recipe.dataset.key, store)
+    forecasts = [
+        Forecast(
+            step="build data set",
+            is_done=snapshot is not None,
+            because=[] if snapshot else _explain(recipe.dataset, [run.recipe.dataset for run in earlier], settings, store),
+        )
+    ]
+    last = find_last_epoch(recipe.epoch_keys, store)
+    if last:
+        forecasts.append(Forecast(step=f"train epochs 1 to {last}", is_done=True, because=[]))
+    epochs = [EpochResult.model_validate(load_usable_result(key, store)) for key in recipe.epoch_keys[:last]]
+    val_losses = [epoch.val_loss for epoch in epochs]
+    is_stopped = has_lost_patience(val_losses, settings.training.patience)
+    if last < recipe.num_epochs and not is_stopped:
+        reasons = [] if last else _explain(_training(recipe), [_training(run.recipe) for run in earlier], settings, store)
+        to_train = Forecast(
+            step=f"train epochs {last + 1} to {recipe.num_epochs}", is_done=False, because=reasons or ["not run yet"]
+        )
+        return [*forecasts, to_train, Forecast(step="evaluate and save", is_done=False, because=["the weights will be others"])]
+    best = best_epoch(val_losses, settings.training.patience)
+    splits = DatasetRef.model_validate(snapshot).splits if snapshot else {}
+    metrics = [recipe.evaluation(split, best).key for split in splits]
+    steps = {f"evaluate {split}": key for split, key in zip(splits, metrics, strict=True)}
+    steps["save"] = recipe.saving(settings.name, best, last, metrics).key
+    for step, key in steps.items():
+        is_done = load_usable_result(key, store) is not None
+        reason = "another name, another best epoch, other metrics, or its code or result has changed"
+        forecasts.append(Forecast(step=step, is_done=is_done, because=[] if is_done else [reason]))
+    return forecasts
+
+
+def _training(recipe: Recipe) -> Step:
+    """What the first epoch depends on, in one step."""
+    return Step(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
+
+
+def _explain(step: Step, earlier: Sequence[Step], settings: Settings, store: Store) -> list[str]:
+    """How a step differs from the nearest earlier one; the newest of those that differ least."""
+    if not earlier:
+        return ["nothing was run before"]
+    nearest = min(earlier, key=lambda other: len(_differences(step.ingredients, other.ingredients)))
+    changed = _differences(step.ingredients, nearest.ingredients)
+    if not changed:
+        return ["its result is gone or damaged"]
+    lines = []
+    for name in changed:
+        old, new = nearest.ingredients.get(name), step.ingredients.get(name)
+        if name == "data set":
+            lines.append("the data set will be another")
+        elif name == "data.source":
+            lines += _compare_tables(nearest.key, settings, store)
+        elif name.startswith("code."):
+            lines.append(f"code: {name.removeprefix('code.')} has changed")
+        else:
+            lines.append(f"{name}: {old!r} -> {new!r}")
+    return lines
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+
+
+def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[str]:
+    """What has changed in the source since the data set of `earlier_key`."""
+    content = load_usable_result(earlier_key, store)
+    if content is None:
+        return ["data.source: other bytes"]
+    try:
+        before = load_manifest(DatasetRef.model_validate(content), store)
+    except StoreError:
+        return ["data.source: other bytes"]
+    now = read_table(settings.data.source).frame
+    lines = []
+    if more := now.height - before.source_rows:
+        change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
+        lines.append(f"data.source: {before.source_rows} -> {now.height} rows ({change})")
+    if settings.data.features is None:
+        apart = {before.target, settings.data.time_column} - {None}
+        known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
+        lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
+        lines += [f"data.source: column {name} removed" for name in sorted(filter(None, known - {*now.columns}))]
+    return lines or ["data.source: other values, as many rows"]

@@ -1,0 +1,76 @@
+"""Results of finished steps, by their keys; what a key's result refers to must be there and whole, or it is no result."""
+
+import json
+import logging
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from refit.errors import StoreError
+from refit.refs import EpochResult, Ref
+from refit.store import Store
+
+RESULTS = "results"
+
+logger = logging.getLogger(__name__)
+
+
+def result_path(key: str) -> str:
+    """Where the result of a step is kept, relative to the store."""
+    return f"{RESULTS}/{key}.json"
+
+
+def load_result(key: str, store: Store) -> dict[str, Any] | None:
+    """Load the result of a step, or None if there is none that can be read."""
+    try:
+        record = json.loads(store.read(result_path(key)))
+        content: dict[str, Any] = json.loads(record["result"])["data"]  # as Prefect 3.8 writes it: JSON in JSON
+    except (StoreError, ValueError, KeyError, TypeError):
+        return None
+    return content
+
+
+def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:
+    """Load a result if what it refers to is there and whole; checkpoints apart, for `find_last_epoch` looks after them."""
+    content = load_result(key, store)
+    if content is None or not all(ref.kind == "checkpoint" or store.is_whole(ref.digest) for ref in find_refs(content)):
+        return None
+    return content
+
+
+def find_last_epoch(keys: Sequence[str], store: Store, should_drop: bool = False) -> int:
+    """Return the last epoch from which training can go on: it and all before it have results, and its checkpoint is whole.
+
+    Checkpoints of earlier epochs may be gone: nothing needs them.
+
+    Args:
+        keys: The key of each epoch, from epoch 1 on.
+        store: Where the results are.
+        should_drop: Whether to drop later results whose checkpoint is damaged or gone, so that these epochs are trained again.
+
+    Returns:
+        The epoch, counted from 1; 0 if there is none.
+    """
+    found = takewhile(lambda content: content is not None, (load_result(key, store) for key in keys))
+    epochs = list(takewhile(lambda epoch: store.has(epoch.log.digest, epoch.log.size), map(EpochResult.model_validate, found)))
+    while epochs and not store.is_whole(epochs[-1].checkpoint.digest):
+        broken = epochs.pop()
+        if should_drop:
+            store.remove(result_path(keys[broken.epoch - 1]))
+        logger.warning(
+            "checkpoint %s of epoch %d is damaged or missing; going on from %s",
+            store.location(store.object_path(broken.checkpoint.digest)),
+            broken.epoch,
+            f"epoch {broken.epoch - 1}, checkpoint {epochs[-1].checkpoint.digest[:12]}" if epochs else "the start",
+        )
+    return len(epochs)
+
+
+def find_refs(content: Any) -> list[Ref]:
+    """All refs in a result, wherever they are nested."""
+    if not isinstance(content, dict):
+        return []
+    nested = [ref for item in content.values() for ref in find_refs(item)]
+    if {"kind", "digest", "size"} <= content.keys():
+        return [Ref(kind=content["kind"], digest=content["digest"], size=content["size"]), *nested]
+    return nested

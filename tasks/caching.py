@@ -1,0 +1,97 @@
+"""The one cache policy: results are kept in the store under the key that the flow gives, and hit only if their bytes are whole."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.filesystems import WritableFileSystem
+from prefect.tasks import exponential_backoff
+from pydantic import PrivateAttr
+
+from refit.errors import StoreError
+from refit.results import load_usable_result, result_path
+from refit.store import Store
+
+RECIPE_KEY = re.compile("[0-9a-f]{64}")
+
+
+class _ByKey(CachePolicy):
+    """A task's own parameter `key` is its cache key."""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,  # noqa: ARG002
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],  # noqa: ARG002
+        **_: Any,
+    ) -> str | None:
+        return str(inputs["key"])
+
+
+CACHED: dict[str, Any] = {
+    "cache_policy": _ByKey(),
+    "persist_result": True,
+    "result_serializer": "json",
+    "cache_result_in_memory": False,
+}
+"""Options of a task whose result is kept."""
+
+
+def _can_pass(_task: object, task_run: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again can help: after an I/O error; after running out of memory, once."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return task_run.run_count <= 1
+    return isinstance(error, OSError | StoreError)
+
+
+RETRIED: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": _can_pass,
+}
+"""Options of a task that is tried again after what can pass: waits of about 1, 2 and 4 seconds."""
+
+
+class _StoredResults(WritableFileSystem):
+    """Prefect's results, in the store."""
+
+    url: str
+    is_refreshing: bool
+    _checked: set[str] = PrivateAttr(default_factory=set)
+
+    def read_path(self, path: str, **_: Any) -> bytes:  # type: ignore[override]
+        """Return a result, if what it refers to is whole; anything raised here means that the task runs."""
+        store = Store(self.url)
+        if path not in self._checked:
+            if self.is_refreshing or load_usable_result(path, store) is None:
+                raise StoreError(f"no result of {path}")
+            self._checked.add(path)
+        return store.read(result_path(path))
+
+    def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
+        """Keep a result; exceptions, which come without a recipe's key, are left to Prefect's states."""
+        if RECIPE_KEY.fullmatch(path):
+            Store(self.url).write(result_path(path), content)
+            self._checked.add(path)
+
+    def _resolve_path(self, _: str) -> None:
+        """Prefect asks for this where a file system is no saved block; keys are paths already."""
+
+
+@contextmanager
+def results_in(store: Store, refresh: bool) -> Iterator[None]:
+    """Keep results of the tasks that the running flow calls in `store`; with `refresh`, use none that are there already."""
+    context = FlowRunContext.get()
+    if context is None:
+        raise RuntimeError("results_in: expected to be called in a flow run")
+    storage = _StoredResults(url=store.url, is_refreshing=refresh)
+    results = context.result_store.model_copy(update={"result_storage": storage})
+    with context.model_copy(update={"result_store": results}):
+        yield
