@@ -107,7 +107,7 @@ def describe(field: FieldInfo) -> str:
 
 
 def render_bound(bound: float) -> str:
-    return f"{bound:g}" if bound < 2**20 else f"2^{int(bound).bit_length() - 1}"
+    return f"2^{bound.bit_length() - 1}" if isinstance(bound, int) and bound >= 2**20 else f"{bound:g}"
 
 
 if __name__ == "__main__":

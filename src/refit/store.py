@@ -35,7 +35,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self.files, self.root = fsspec.url_to_fs(url)
+            self.files, self.root = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StoreError(f"store.url: expected a folder or an fsspec URL, found {url!r}: {error}") from error
         self.root = self.root.rstrip("/")
@@ -135,7 +135,6 @@ class Store:
 
     def list_files(self, folders: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
-        self.files.invalidate_cache()
         found = {}
         for folder in folders:
             if not self.files.exists(f"{self.root}/{folder}"):
@@ -191,7 +190,6 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """Names of what lies in `folder`, sorted; empty where there is no such folder."""
-        self.files.invalidate_cache()
         paths: list[str] = []
         with _naming_store_errors(f"{self.root}/{folder}"), contextlib.suppress(FileNotFoundError):
             paths = self.files.ls(f"{self.root}/{folder}", detail=False)

@@ -1,0 +1,112 @@
+"""Runs that die under a real worker: the server starts them again, and they end with the bits of a run that lived."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from kill_campaign import comparable, run_once, running_server, write_work
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PREFECT = Path(sys.executable).with_name("prefect")
+TIMEOUT_SECONDS = 90
+SUICIDAL = """
+import os
+import signal
+
+
+def build(num_inputs, num_outputs):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def api(tmp_path) -> Iterator[str]:
+    """A server with Refit's deployments and automation, and a worker that runs them in this test's folder."""
+    with running_server(tmp_path) as url:
+        environment = {
+            **os.environ,
+            "PREFECT_API_URL": url,
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PROJECT_FOLDER": str(tmp_path),
+            "PYTHONPATH": str(tmp_path),
+        }
+        for command in (["work-pool", "create", "refit-pool", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
+            subprocess.run([PREFECT, *command], cwd=ROOT, env=environment, check=True, capture_output=True)
+        script = "from flows.automations import reschedule_crashed_runs as f; f(); f()"
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+        assert len(httpx.post(f"{url}/automations/filter", json={}).json()) == 1
+        with (tmp_path / "worker.log").open("w") as log:
+            worker = subprocess.Popen([PREFECT, "worker", "start", "--pool", "refit-pool"], env=environment, stdout=log, stderr=log)
+            try:
+                yield url
+            finally:
+                worker.terminate()
+                worker.wait(timeout=60)
+
+
+def start_run(url: str, settings: dict) -> str:
+    deployment = httpx.get(f"{url}/deployments/name/train/train").json()["id"]
+    run = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json={"parameters": {"settings": settings}})
+    return run.raise_for_status().json()["id"]
+
+
+def wait_for(find: Callable[[], object]) -> object:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (found := find()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def read_run(url: str, run: str) -> dict:
+    return httpx.get(f"{url}/flow_runs/{run}").json()
+
+
+def find_process(run: str) -> int | None:
+    """The process that executes a flow run: its environment names the run, and it has loaded torch."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            is_of_run = f"PREFECT__FLOW_RUN_ID={run}".encode() in path.read_bytes()
+            if is_of_run and "libtorch" in (path.parent / "maps").read_text():
+                return int(path.parent.name)
+        except OSError:
+            continue
+    return None
+
+
+def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(api, tmp_path):
+    write_work(tmp_path)
+    expected = comparable(run_once(tmp_path, tmp_path / "straight", api).output)
+    run = start_run(api, {})
+    results = tmp_path / "refit-store" / "results"
+    for num_results in (4, 8):
+        wait_for(lambda n=num_results: results.exists() and len(list(results.iterdir())) >= n and find_process(run))
+        os.kill(find_process(run), signal.SIGKILL)
+        wait_for(lambda: find_process(run) is None)
+
+    wait_for(lambda: read_run(api, run)["state_type"] in ("COMPLETED", "FAILED"))
+    assert read_run(api, run)["state_type"] == "COMPLETED"
+    states = httpx.get(f"{api}/flow_run_states/", params={"flow_run_id": run}).json()
+    assert [state["name"] for state in states].count("Crashed") == 2, [(state["name"], state["message"]) for state in states]
+    again = run_once(tmp_path, tmp_path / "refit-store", api)
+    assert json.loads(again.output)["is_new"] is False
+    assert comparable(again.output) == expected
+
+
+def test_a_run_that_dies_at_the_same_place_again_and_again_gives_up(api, tmp_path):
+    (tmp_path / "suicidal.py").write_text(SUICIDAL)
+    run = start_run(api, {"model": {"factory": "suicidal:build"}})
+    wait_for(lambda: read_run(api, run)["state_type"] in ("COMPLETED", "FAILED"))
+    state = read_run(api, run)["state"]
+    assert state["type"] == "FAILED"
+    assert "3 of them died after" in state["message"]

@@ -1,0 +1,70 @@
+"""A store on S3, served by moto: what one machine has done, another does not do again."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import botocore.exceptions
+import pytest
+
+pytestmark = pytest.mark.slow
+
+REFIT = Path(sys.executable).with_name("refit")
+URL = "s3://refit-tests/store"
+
+
+@pytest.fixture
+def environment(tmp_path) -> Iterator[dict[str, str]]:
+    """The environment of commands that use the S3 server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "REFIT_STORE__URL": URL}
+    command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+    try:
+        for _ in range(100):
+            try:
+                client.create_bucket(Bucket="refit-tests")
+                break
+            except botocore.exceptions.EndpointConnectionError:
+                time.sleep(0.2)
+        yield {**os.environ, **credentials, **endpoint, "PREFECT_HOME": str(tmp_path / "prefect")}
+    finally:
+        client.close()
+        server.terminate()
+        server.wait()
+
+
+def test_two_machines_that_share_a_bucket_share_what_is_done(environment, tmp_path):
+    results = []
+    for machine in ("one", "other"):
+        folder = tmp_path / machine
+        folder.mkdir()
+        command = [REFIT, "train", "--json", "--training.num_epochs", "4"]
+        finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        results.append((json.loads(finished.stdout), finished.stderr))
+    (first, _), (second, said) = results
+    assert first["is_new"]
+    assert not second["is_new"]
+    assert "epochs 1 to 4 of 4: done before" in said
+    assert first["path"] == second["path"] == f"{URL}/models/model/v1"
+    script = f"import refit; print(refit.load_model('{first['path']}').predict({{'x1': [-1.2, 2.7], 'x2': [3.1, -1.5]}}).tolist())"
+    predicted = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert predicted.stdout == "[0, 1]\n"
+    shown = subprocess.run([REFIT, "models"], env=environment, capture_output=True, text=True, check=True)
+    assert "model@v1" in shown.stdout
