@@ -19,13 +19,16 @@ def reschedule_crashed_runs() -> None:
     automation = Automation(
         name=RESCHEDULE,
         description="A run whose process died goes on from its last checkpoint.",
+        # Both the runner and the worker report a crash, seconds apart; waiting for the second avoids two processes for one run.
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Crashed"},
+            after={"prefect.flow-run.Crashed"},
+            expect={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
+            for_each={"prefect.resource.id"},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train"},
-            posture=Posture.Reactive,
+            posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(0),
+            within=timedelta(seconds=10),
         ),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )

@@ -20,8 +20,10 @@ def holding_signals() -> Iterator[None]:
 
     Python hands signals to the main thread alone, so in another thread nothing is held back.
     """
-    if threading.current_thread() is threading.main_thread():
-        _handlers.update({signum: signal.signal(signum, _hold) for signum in SIGNALS})
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _handlers.update({signum: signal.signal(signum, _hold) for signum in SIGNALS})
     try:
         yield
     finally:

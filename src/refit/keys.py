@@ -146,8 +146,8 @@ def digest_code(modules: Iterable[str]) -> dict[str, str]:
 def _find_source(module: str) -> str:
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise SettingsError(f"model.factory: expected a module that can be imported, found {module!r}: {error}") from error
+    except Exception as error:  # of the user's package, which is imported to find the module in it
+        raise _unimportable(module, error) from error
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         raise SettingsError(
             f"model.factory: expected a module with Python source, to know when it changes, found {module!r}; put it in a .py file"
@@ -156,11 +156,19 @@ def _find_source(module: str) -> str:
 
 
 def _digest_module(path: str) -> str:
-    tree = ast.parse(Path(path).read_bytes(), path)
+    try:
+        tree = ast.parse(Path(path).read_bytes(), path)
+    except SyntaxError as error:
+        raise _unimportable(Path(path).stem, error) from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [statement for statement in node.body if not _is_docstring(statement)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _unimportable(module: str, error: Exception) -> SettingsError:
+    found = f"{module!r}: {type(error).__name__}: {error}"
+    return SettingsError(f"model.factory: expected a module that can be imported, found {found}; mend the module")
 
 
 def _is_docstring(statement: ast.stmt) -> bool:

@@ -14,7 +14,7 @@ from refit.data.sources import digest_source, read_table
 from refit.errors import StoreError
 from refit.keys import Recipe, Step, write_recipe
 from refit.refs import DatasetRef, EpochResult
-from refit.results import find_last_epoch, load_usable_result
+from refit.results import find_last_epoch, load_usable_result, result_path
 from refit.settings import Settings
 from refit.store import Store
 from refit.training import best_epoch, has_lost_patience
@@ -91,22 +91,26 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
         Forecast(
             step="build data set",
             is_done=snapshot is not None,
-            because=[] if snapshot else _explain(recipe.dataset, [run.recipe.dataset for run in earlier], settings, store),
+            because=[]
+            if snapshot
+            else _explain(recipe.dataset, recipe.dataset.key, [run.recipe.dataset for run in earlier], settings, store),
         )
     ]
     last = find_last_epoch(recipe.epoch_keys, store)
     if last:
         forecasts.append(Forecast(step=f"train epochs 1 to {last}", is_done=True, because=[]))
-    epochs = [EpochResult.model_validate(load_usable_result(key, store)) for key in recipe.epoch_keys[:last]]
-    val_losses = [epoch.val_loss for epoch in epochs]
-    is_stopped = has_lost_patience(val_losses, settings.training.patience)
-    if last < recipe.num_epochs and not is_stopped:
-        reasons = [] if last else _explain(_training(recipe), [_training(run.recipe) for run in earlier], settings, store)
+    val_losses = [EpochResult.model_validate(load_usable_result(key, store)).val_loss for key in recipe.epoch_keys[:last]]
+    patience = settings.training.patience
+    stopped_at = next((epoch for epoch in range(1, last + 1) if has_lost_patience(val_losses[:epoch], patience)), None)
+    if last < recipe.num_epochs and stopped_at is None:
+        before = [_training(run.recipe) for run in earlier]
+        reasons = [] if last else _explain(_training(recipe), recipe.epoch_keys[0], before, settings, store)
         to_train = Forecast(
             step=f"train epochs {last + 1} to {recipe.num_epochs}", is_done=False, because=reasons or ["not run yet"]
         )
         return [*forecasts, to_train, Forecast(step="evaluate and save", is_done=False, because=["the weights will be others"])]
-    best = best_epoch(val_losses, settings.training.patience)
+    last = stopped_at or last
+    best = best_epoch(val_losses[:last], patience)
     splits = DatasetRef.model_validate(snapshot).splits if snapshot else {}
     metrics = [recipe.evaluation(split, best).key for split in splits]
     steps = {f"evaluate {split}": key for split, key in zip(splits, metrics, strict=True)}
@@ -123,14 +127,14 @@ def _training(recipe: Recipe) -> Step:
     return Step(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
 
 
-def _explain(step: Step, earlier: Sequence[Step], settings: Settings, store: Store) -> list[str]:
-    """How a step differs from the nearest earlier one; the newest of those that differ least."""
+def _explain(step: Step, key: str, earlier: Sequence[Step], settings: Settings, store: Store) -> list[str]:
+    """How a step, whose result has this key, differs from the nearest earlier one: of those that differ least, the newest."""
     if not earlier:
         return ["nothing was run before"]
     nearest = min(earlier, key=lambda other: len(_differences(step.ingredients, other.ingredients)))
     changed = _differences(step.ingredients, nearest.ingredients)
     if not changed:
-        return ["its result is gone or damaged"]
+        return ["its result is gone or damaged" if store.exists(result_path(key)) else "no result of it is kept"]
     lines = []
     for name in changed:
         old, new = nearest.ingredients.get(name), step.ingredients.get(name)

@@ -52,7 +52,7 @@ def find_last_epoch(keys: Sequence[str], store: Store, should_drop: bool = False
         The epoch, counted from 1; 0 if there is none.
     """
     found = takewhile(lambda content: content is not None, (load_result(key, store) for key in keys))
-    epochs = list(takewhile(lambda epoch: store.has(epoch.log.digest, epoch.log.size), map(EpochResult.model_validate, found)))
+    epochs = list(takewhile(lambda epoch: store.is_whole(epoch.log.digest), map(EpochResult.model_validate, found)))
     while epochs and not store.is_whole(epochs[-1].checkpoint.digest):
         broken = epochs.pop()
         if should_drop:

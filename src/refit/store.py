@@ -148,8 +148,9 @@ class Store:
         """Remove what writers that were killed on this machine left half-written."""
         folder = Path(self.root, TEMPORARY)
         if isinstance(self.files, LocalFileSystem) and folder.is_dir():
-            for path in folder.glob(f"{socket.gethostname()}-*"):
-                if not _is_alive(int(path.name.split("-")[-2])):
+            for path in folder.iterdir():
+                host, process, _ = path.name.rsplit("-", 2)
+                if host == socket.gethostname() and not _is_alive(int(process)):
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def publish(self, folder: str, contents: Mapping[str, bytes]) -> bool:

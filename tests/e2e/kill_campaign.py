@@ -43,7 +43,7 @@ drop_last = false
 hidden_sizes = [64, 32]
 dropout = 0.2
 [optimizer]
-lr = 0.3
+lr = 0.03
 momentum = 0.9
 schedule = "cosine"
 warmup_steps = 50
