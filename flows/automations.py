@@ -19,16 +19,15 @@ def reschedule_crashed_runs() -> None:
     automation = Automation(
         name=RESCHEDULE,
         description="A run whose process died goes on from its last checkpoint.",
-        # Both the runner and the worker report a crash, seconds apart; waiting for the second avoids two processes for one run.
+        # The runner and the worker both report a crash, a few seconds apart: `within` lets the second report pass unheeded.
         trigger=EventTrigger(
-            after={"prefect.flow-run.Crashed"},
-            expect={"prefect.flow-run.Pending", "prefect.flow-run.Running"},
+            expect={"prefect.flow-run.Crashed"},
             for_each={"prefect.resource.id"},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train"},
-            posture=Posture.Proactive,
+            posture=Posture.Reactive,
             threshold=1,
-            within=timedelta(seconds=10),
+            within=timedelta(seconds=6),
         ),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from refit import devices
+from refit import devices, registry
 from refit.attempts import forget_attempts, note_attempt
 from refit.checkpoints import prune_checkpoints
 from refit.errors import SettingsError
@@ -18,7 +18,7 @@ from refit.refs import DatasetRef, EpochResult, TrainingResult
 from refit.results import find_last_epoch
 from refit.settings import Settings, SettingsTree, resolve_settings
 from refit.store import Store
-from refit.training import best_epoch, has_lost_patience
+from refit.training import best_epoch, check_deadline, has_lost_patience
 from tasks.caching import results_in
 from tasks.checkpoints import save_checkpoint
 from tasks.dataset import build_dataset
@@ -52,9 +52,9 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
         run = Run(settings=resolved.model_dump(mode="json"), recipe=recipe)
         record = record_run(run, store)
         with _timed("build_dataset", seconds):
-            snapshot = build_dataset(recipe.dataset.key, resolved)
+            snapshot = build_dataset(recipe.dataset.key, resolved, recipe.source_digests)
         with _timed("train", seconds):
-            epochs, best = _train_epochs(recipe, snapshot, resolved, store, started)
+            epochs, best = _train_epochs(recipe, snapshot, resolved, store, started, refresh)
         with _timed("evaluate", seconds):
             # The test rows are opened here, once, when the weights are final.
             keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
@@ -64,11 +64,12 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
             record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
             saved = save_checkpoint(key, best, epochs, metrics, snapshot, resolved, return_state=True)
         forget_attempts(recipe, store)
-    return TrainingResult(model=saved.result(), is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
+    model = registry.locate(saved.result(), store)
+    return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
 
 def _train_epochs(
-    recipe: Recipe, snapshot: DatasetRef, settings: Settings, store: Store, started: float
+    recipe: Recipe, snapshot: DatasetRef, settings: Settings, store: Store, started: float, refresh: bool
 ) -> tuple[list[EpochResult], EpochResult]:
     """All epochs of the run, and the one whose weights it keeps."""
     logger = get_run_logger()
@@ -77,7 +78,7 @@ def _train_epochs(
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val_fraction")
     deadline = None if timeout is None else started + timeout
     loaders = build_loaders(recipe.loaders.key, snapshot, settings)
-    last = find_last_epoch(recipe.epoch_keys, store, should_drop=True)
+    last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, should_drop=True)
     if last:
         logger.info("epochs 1 to %d of %d: done before", last, recipe.num_epochs)
     checkpoint = start_training(recipe.start.key, snapshot, settings)
@@ -94,12 +95,15 @@ def _train_epochs(
         val_losses = [result.val_loss for result in epochs]
         best = epochs[best_epoch(val_losses, patience) - 1]
         if keep is not None:
-            prune_checkpoints(epochs, best, keep, store)
+            best_before = epochs[: best_epoch(val_losses[:-1], patience)][-1:] if epoch > 1 else []
+            prune_checkpoints([*epochs[-keep - 1 : -keep], *best_before], [*epochs[-keep:], best], store)
         if has_lost_patience(val_losses, patience):
             break
+        if deadline is not None and last < epoch < recipe.num_epochs:
+            check_deadline(deadline, epoch, loaders.num_batches)
     if not store.is_whole(best.checkpoint.digest):
         find_last_epoch(recipe.epoch_keys[: best.epoch], store, should_drop=True)
-        return _train_epochs(recipe, snapshot, settings, store, started)
+        return _train_epochs(recipe, snapshot, settings, store, started, refresh)
     return epochs, best
 
 

@@ -10,11 +10,12 @@ from tasks.caching import CACHED, RETRIED
 
 
 @task(task_run_name="build data set", **CACHED, **RETRIED)
-def build_dataset(key: str, settings: SettingsTree) -> DatasetRef:  # noqa: ARG001
-    """Read the source, prepare and freeze it; log what it holds."""
+def build_dataset(key: str, settings: SettingsTree, source_digests: list[str | None]) -> DatasetRef:  # noqa: ARG001
+    """Read the sources, prepare and freeze them, if they still have the digests of the recipe; log what they hold."""
     store = Store(settings.store.url)
     ref = dataset.build_dataset(settings.data, settings.seed, store)
     manifest = dataset.load_manifest(ref, store)
+    dataset.check_sources(manifest, source_digests)
     for line in manifest.describe():
         get_run_logger().info(line)
     return DatasetRef(**ref.model_dump(), splits={split: info.ref for split, info in manifest.splits.items()})

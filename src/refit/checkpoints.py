@@ -84,12 +84,10 @@ def drop_partial(key: str, store: Store) -> None:
         store.remove(store.object_path(ref.digest))
 
 
-def prune_checkpoints(epochs: Sequence[EpochResult], best: EpochResult, keep: int, store: Store) -> None:
-    """Remove the checkpoints of all epochs but the last `keep` and the best; logs and results stay."""
-    kept = {result.checkpoint.digest for result in [*epochs[-keep:], best]}
-    for result in epochs[:-keep]:
-        if result.checkpoint.digest not in kept:
-            store.remove(store.object_path(result.checkpoint.digest))
+def prune_checkpoints(stale: Sequence[EpochResult], kept: Sequence[EpochResult], store: Store) -> None:
+    """Remove the checkpoints of `stale` epochs that are not among the `kept`; logs and results stay."""
+    for digest in {result.checkpoint.digest for result in stale} - {result.checkpoint.digest for result in kept}:
+        store.remove(store.object_path(digest))
 
 
 def load_weights(ref: Ref, model: nn.Module, store: Store) -> nn.Module:

@@ -27,6 +27,7 @@ def holding_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        _stop_holding()
         deliver_signal()
 
 
@@ -36,14 +37,18 @@ def is_signal_held() -> bool:
 
 
 def deliver_signal() -> None:
-    """Stop holding signals, and let one that is held have its effect, which as a rule is an exception raised here."""
+    """Let a signal that is held have its effect, which as a rule is an exception raised here; without one, do nothing."""
     global _held
+    if _held is not None:
+        _stop_holding()
+        held, _held = _held, None
+        os.kill(os.getpid(), held)
+
+
+def _stop_holding() -> None:
     for signum, handler in _handlers.items():
         signal.signal(signum, handler)
     _handlers.clear()
-    held, _held = _held, None
-    if held is not None:
-        os.kill(os.getpid(), held)
 
 
 def _hold(signum: int, _: FrameType | None) -> None:

@@ -65,6 +65,11 @@ class Recipe(BaseModel):
     processor: str
 
     @property
+    def source_digests(self) -> list[str | None]:
+        """Of `data.source` and, where there is one, `data.test_source`."""
+        return [self.dataset.ingredients[name] for name in ("data.source", "data.test_source")]
+
+    @property
     def loaders(self) -> Step:
         """What the loaders depend on."""
         settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.")}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from refit.errors import StoreError
+from refit.refs import SavedModel
 from refit.store import Store
 
 MODELS = "models"
@@ -34,6 +35,11 @@ def list_versions(store: Store, name: str) -> list[int]:
 def version_folder(name: str, number: int) -> str:
     """Where a version is, relative to the store."""
     return f"{MODELS}/{name}/v{number}"
+
+
+def locate(model: SavedModel, store: Store) -> SavedModel:
+    """Return the same version with the path that it has in this store, which may have moved since it was saved."""
+    return model.model_copy(update={"path": store.location(version_folder(model.name, model.version))})
 
 
 def find_version(store: Store, reference: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from refit.errors import StoreError
 from refit.refs import EpochResult, Ref
+from refit.registry import list_versions
 from refit.store import Store
 
 RESULTS = "results"
@@ -35,7 +36,8 @@ def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:
     content = load_result(key, store)
     if content is None or not all(ref.kind == "checkpoint" or store.is_whole(ref.digest) for ref in find_refs(content)):
         return None
-    return content
+    is_version = {"name", "version"} <= content.keys()
+    return None if is_version and content["version"] not in list_versions(store, content["name"]) else content
 
 
 def find_last_epoch(keys: Sequence[str], store: Store, should_drop: bool = False) -> int:

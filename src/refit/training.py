@@ -175,6 +175,15 @@ def train_epoch(
     )
 
 
+def check_deadline(deadline: float, epoch: int, num_batches: int) -> None:
+    """Raise TrainingError if the time of a run, on the clock of `time.monotonic`, is over after that many batches of an epoch."""
+    if time.monotonic() >= deadline:
+        raise TrainingError(
+            f"epoch {epoch}, batch {num_batches}: training.timeout_seconds have passed; "
+            "all that was trained is kept, and the same command goes on from there"
+        )
+
+
 class PauseClock:
     """Says when a long epoch pauses for a checkpoint, and when the run has to stop.
 
@@ -198,11 +207,7 @@ class PauseClock:
         Raises:
             TrainingError: The deadline has passed.
         """
-        if time.monotonic() >= self.deadline:
-            raise TrainingError(
-                f"epoch {state.epoch + 1}, batch {state.num_batches}: training.timeout_seconds have passed; "
-                "all that was trained is kept, and the same command goes on from there"
-            )
+        check_deadline(self.deadline, state.epoch + 1, state.num_batches)
         self.pause_at = min(time.monotonic() + self.every_seconds, self.deadline)
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
-TIMEOUT_SECONDS = 90
+TIMEOUT_SECONDS = 240
 SUICIDAL = """
 import os
 import signal

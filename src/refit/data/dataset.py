@@ -152,6 +152,15 @@ def load_manifest(ref: Ref, store: Store) -> Manifest:
     return Manifest.model_validate_json(store.get(ref.digest))
 
 
+def check_sources(manifest: Manifest, digests: Sequence[str | None]) -> None:
+    """Raise DataError if the bytes of `data.source` or `data.test_source` are no longer those of these digests."""
+    for name, before, now in zip(
+        ("source", "test_source"), digests, (manifest.source_digest, manifest.test_source_digest), strict=True
+    ):
+        if before is not None and before != now:
+            raise DataError(f"data.{name}: expected the bytes that were there when the run began, found others; run again")
+
+
 def load_split(manifest: Manifest, split: str, store: Store) -> tuple[Tensor, Tensor]:
     """Load the frozen tensors of `train`, `val` or `test`; no other split is read.
 

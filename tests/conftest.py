@@ -1,0 +1,53 @@
+"""What all tests share: a folder of their own, the generators put back, and one Prefect server for those that ask for it."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refit.store import Store
+
+# As in flows/local.py: Prefect reads these on import.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server, and a folder for what Prefect keeps of tasks that a test calls outside of `results_in`."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    changes = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect")}
+    with prefect_test_harness(server_startup_timeout=90), temporary_settings(changes):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `.env`, `refit.toml` or `refit-store` of the developer's is read or written."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.upper().startswith("REFIT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _generators_put_back() -> Iterator[None]:
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))

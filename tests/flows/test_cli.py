@@ -1,0 +1,303 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from refit.registry import add_version
+from refit.settings import SettingsTree, walk_settings
+from refit.store import Store
+
+
+@pytest.fixture
+def refit(monkeypatch, capsys):
+    """Run `refit ARGUMENTS` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["refit", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        captured = capsys.readouterr()
+        return exited.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def settings_of(output: str) -> dict[str, tuple]:
+    return {name: (entry["value"], entry["origin"]) for name, entry in json.loads(output).items()}
+
+
+def add_model(name: str, accuracy: float) -> None:
+    metrics = {"train": {"accuracy": 1.0, "loss": 0.1}, "test": {"accuracy": accuracy, "loss": 0.25}}
+    record = {"created": "2026-01-02T03:04:05+00:00", "weights_digest": "abcdef0123456789"}
+    contents = {"metrics.json": metrics, "version.json": record}
+    files = {file: json.dumps(content).encode() for file, content in contents.items()}
+    add_version(Store("refit-store"), name, {**files, "card.md": f"# {name}\n\n| ü | 猫 |\n".encode()})
+
+
+def test_without_a_command_the_help_lists_the_commands(refit):
+    for arguments in ((), ("--help",)):
+        code, out, err = refit(*arguments)
+        assert (code, err) == (0, "")
+        assert all(command in out for command in ("train", "why", "settings", "models", "show"))
+
+
+def test_the_help_of_train_names_every_setting_with_its_sentence(refit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = refit("train", "--help")
+    assert code == 0
+    assert [name for name, _ in walk_settings(SettingsTree()) if f"--{name}" not in out] == []
+    assert "Passes over the train rows" in out
+
+
+def test_settings_prints_every_setting_with_its_default(refit):
+    code, out, err = refit("settings", "--json")
+    assert (code, err) == (0, "")
+    assert settings_of(out) == {name: (value, "default") for name, value in walk_settings(SettingsTree())}
+
+
+def test_settings_says_where_each_value_comes_from(refit, monkeypatch):
+    Path("refit.toml").write_text("[optimizer]\nlr = 0.1\nmomentum = 0.5\n[training]\npatience = 4\n")
+    Path(".env").write_text("REFIT_OPTIMIZER__MOMENTUM=0.6\n")
+    monkeypatch.setenv("REFIT_SEED", "7")
+    _, out, _ = refit("settings", "--json", "--loader.batch_size", "16")
+    found = settings_of(out)
+    assert found["optimizer.lr"] == (0.1, "refit.toml")
+    assert found["optimizer.momentum"] == (0.6, ".env")
+    assert found["seed"] == (7, "environment")
+    assert found["loader.batch_size"] == (16, "command line")
+    assert found["training.patience"] == (4, "refit.toml")
+    assert found["data.target"] == ("y", "default")
+    _, out, _ = refit("settings", "--loader.batch_size", "16")
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert "environment (REFIT_SEED)" in rows["seed"]
+    assert "command line" in rows["loader.batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (("--optimizer.lr", "0.25"), "optimizer.lr", 0.25),
+        (("--optimizer.lr=0.25",), "optimizer.lr", 0.25),
+        (("--loader.drop_last", "false"), "loader.drop_last", False),
+        (("--loader.no-drop_last",), "loader.drop_last", False),
+        (("--loader.drop_last", "true"), "loader.drop_last", True),
+        (("--model.hidden_sizes", "[64, 32]"), "model.hidden_sizes", [64, 32]),
+        (("--model.hidden_sizes", "[64]"), "model.hidden_sizes", [64]),
+        (("--model.hidden_sizes", "[]"), "model.hidden_sizes", []),
+        (("--data.features", '["a", "b,c"]'), "data.features", ["a", "b,c"]),
+        (("--data.categorical", '["zip code"]'), "data.categorical", ["zip code"]),
+        (("--data.null_values", '["", "-"]'), "data.null_values", ["", "-"]),
+        (("--data.target", "-1"), "data.target", "-1"),
+        (("--data.source", "a=b.csv"), "data.source", "a=b.csv"),
+        (("--name", "penguins"), "name", "penguins"),
+        (("--seed", "3"), "seed", 3),
+        (("--training.patience", "none"), "training.patience", None),
+        (("--model.factory", "networks:build"), "model.factory", "networks:build"),
+        (("--store.url", "s3://bucket/store"), "store.url", "s3://bucket/store"),
+    ],
+)
+def test_a_flag_gives_its_setting(refit, arguments, name, value):
+    Path("refit.toml").write_text("[training]\npatience = 4\n[loader]\ndrop_last = true\n")
+    code, out, err = refit("settings", "--json", *arguments)
+    assert (code, err) == (0, "")
+    assert settings_of(out)[name] == (value, "command line")
+
+
+def test_a_flag_leaves_the_rest_of_its_section_to_weaker_sources(refit):
+    Path("refit.toml").write_text("[optimizer]\nmomentum = 0.5\n")
+    _, out, _ = refit("settings", "--json", "--optimizer.lr", "0.25")
+    assert settings_of(out)["optimizer.momentum"] == (0.5, "refit.toml")
+    assert settings_of(out)["optimizer.name"] == ("sgd", "default")
+
+
+def test_a_named_settings_file_is_read(refit):
+    Path("other.toml").write_text("seed = 9\n")
+    _, out, _ = refit("settings", "--json", "--settings", "other.toml")
+    assert settings_of(out)["seed"] == (9, "other.toml")
+
+
+@pytest.mark.parametrize("command", ["settings", "train", "models"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--optimizer.lrr", "1"), "--optimizer.lrr"),
+        (("--optimizer.lr", "fast"), "optimizer.lr: expected a valid number"),
+        (("--optimizer.lr", "-1"), "optimizer.lr: expected greater than 0, found '-1'"),
+        (("--model.hidden_sizes", "[0]"), "model.hidden_sizes: expected greater than or equal to 1"),
+        (("--model.hidden_sizes", "[16"), "model.hidden_sizes"),
+        (("--model.activation", "softsign"), "model.activation"),
+        (("--loader.drop_last", "perhaps"), "loader.drop_last"),
+        (("--settings", "absent.toml"), "--settings: expected a TOML file, found no file absent.toml; check the path"),
+        (("--optimizer.lr",), "--optimizer.lr"),
+        (("stray",), "stray"),
+    ],
+)
+def test_a_bad_argument_exits_with_two_and_one_line_that_names_it(refit, command, arguments, message):
+    code, out, err = refit(command, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("refit-store").exists()
+
+
+def test_a_misspelt_flag_is_answered_with_the_right_one(refit):
+    assert "Did you mean --optimizer.lr?" in refit("settings", "--optimizer.lrr", "1")[2]
+
+
+def test_an_unknown_command_exits_with_two(refit):
+    code, out, err = refit("retrain")
+    assert (code, out) == (2, "")
+    assert err.startswith('error: Unknown command "retrain".')
+
+
+def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, monkeypatch):
+    monkeypatch.setenv("REFIT_OPTIMIZER__LR", "0")
+    Path("refit.toml").write_text("[training]\nepochs = 3\n")
+    code, out, err = refit("train")
+    assert (code, out) == (2, "")
+    assert "error: optimizer.lr (from environment): expected greater than 0, found '0'\n" in err
+    assert "error: training.epochs (from refit.toml): unknown setting; did you mean `training.num_epochs`?\n" in err
+
+
+def test_settings_that_contradict_one_another_exit_with_two(refit):
+    code, _, err = refit("settings", "--optimizer.name", "adam", "--optimizer.momentum", "0.9")
+    assert (code, err) == (2, "error: optimizer.momentum: only sgd has it, found adam; leave it 0\n")
+
+
+def test_an_empty_store_has_no_models(refit):
+    code, out, err = refit("models")
+    assert (code, out, err) == (0, "", "no models in refit-store\n")
+
+
+def test_models_lists_every_version_with_its_scores(refit):
+    add_model("b", 0.5)
+    add_model("a", 0.75)
+    add_model("a", 0.8765)
+    code, out, err = refit("models")
+    assert (code, err) == (0, "")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["a@v1", "a@v2", "b@v1"]
+    assert rows[1] == ["a@v2", "2026-01-02T03:04:05+00:00", "test", "0.8765", "0.2500", "abcdef012345"]
+
+
+def test_show_prints_the_newest_card_or_that_of_a_version(refit):
+    add_model("a", 0.75)
+    add_model("a", 0.8)
+    for reference, version in (("a", 2), ("a@v1", 1), ("a@2", 2)):
+        code, out, err = refit("show", reference)
+        assert (code, err) == (0, "")
+        assert out == f"{Path(f'refit-store/models/a/v{version}').resolve()}\n\n# a\n\n| ü | 猫 |\n\n"
+
+
+def test_show_of_a_model_that_is_not_there_exits_with_one_and_lists_those_there_are(refit):
+    add_model("a", 0.75)
+    code, out, err = refit("show", "b")
+    assert (code, out) == (1, "")
+    assert err == "error: b: expected a model in refit-store, found no 'b'; models there: a\n"
+    code, _, err = refit("show", "a@v3")
+    assert (code, err) == (1, "error: a@v3: expected a version of 'a' in refit-store, found no v3; versions there: v1\n")
+
+
+def test_the_store_of_another_folder_is_looked_into(refit):
+    add_model("a", 0.75)
+    Path("refit-store").rename("other")
+    assert "a@v1" in refit("models", "--store.url", "other")[1]
+    assert "# a" in refit("show", "a", "--store.url", "other")[1]
+
+
+@pytest.mark.parametrize("command", [("models",), ("show", "a")])
+def test_a_store_that_cannot_be_read_exits_with_one_and_names_it(refit, command):
+    Path("file").write_text("")
+    code, out, err = refit(*command, "--store.url", "file/store")
+    assert (code, out) == (1, "")
+    assert "file/store" in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_protocol_of_the_store_is_refused(refit):
+    code, _, err = refit("models", "--store.url", "nosuch://x")
+    assert code != 0
+    assert err.startswith("error: store.url: expected a folder or an fsspec URL, found 'nosuch://x'")
+
+
+def steps_of(output: str) -> dict[str, tuple[str, str]]:
+    """The rows of a table of steps: what is done, and why not."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    return {step: (state, because) for step, state, because in rows}
+
+
+@pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")], ids=["why", "dry run"])
+def test_in_an_empty_store_why_says_that_nothing_was_run_and_runs_nothing(refit, command):
+    code, out, err = refit(*command)
+    assert (code, err) == (0, "")
+    assert steps_of(out) == {
+        "build data set": ("to do", "nothing was run before"),
+        "train epochs 1 to 3": ("to do", "nothing was run before"),
+        "evaluate and save": ("to do", "the weights will be others"),
+    }
+    assert not Path("refit-store").exists()
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")], ids=["why", "dry run"])
+def test_after_a_run_why_says_what_is_done_and_what_has_changed(refit, command):
+    from flows.training import train
+
+    train()
+    before = {path: path.read_bytes() for path in Path("refit-store").rglob("*") if path.is_file()}
+    code, out, err = refit(*command)
+    assert (code, err) == (0, "")
+    steps = ["build data set", "train epochs 1 to 3", "evaluate train", "evaluate test", "save"]
+    assert steps_of(out) == {step: ("done", "") for step in steps}
+    code, out, err = refit(*command, "--optimizer.lr", "0.5", "--loader.drop_last", "false")
+    assert (code, err) == (0, "")
+    found = [line for line in out.splitlines() if "->" in line]
+    assert [line.split("│")[3].strip() for line in found] == ["optimizer.lr: 1.0 -> 0.5", "loader.drop_last: True -> False"]
+    assert steps_of(refit(*command, "--training.num_epochs", "5")[1])["train epochs 4 to 5"] == ("to do", "not run yet")
+    assert {path: path.read_bytes() for path in Path("refit-store").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")], ids=["why", "dry run"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data.source", "absent.csv"), "absent.csv: expected a file, folder or glob, found nothing there"),
+        (("--optimizer.lr", "0"), "optimizer.lr: expected greater than 0"),
+        (("--model.factory", "absent_networks:build"), "model.factory: expected a module"),
+        (("--compute.device", "cuda:99"), "compute.device: expected a device of this machine"),
+    ],
+    ids=["source", "lr", "factory", "device"],
+)
+def test_why_exits_with_two_where_a_run_would(refit, command, arguments, message):
+    code, out, err = refit(*command, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    """As in `refit settings | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [Path(sys.executable).with_name("refit"), "settings", "--json"]
+    finished = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert "Traceback" not in finished.stderr
+
+
+def test_only_train_imports_torch_and_prefect():
+    """The other commands answer at once."""
+    script = (
+        "import sys; sys.argv = ['refit', 'settings']\n"
+        "from flows import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'prefect'} & set(sys.modules), 'slow imports'\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr

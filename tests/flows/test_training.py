@@ -1,0 +1,628 @@
+import contextlib
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+import flows.training
+import refit.checkpoints
+import refit.data.dataset
+import refit.evaluation
+import refit.loaders
+import refit.reports
+import refit.training
+import tasks.loaders
+import tasks.training
+from flows.training import train
+from refit.checkpoints import digest_weights
+from refit.errors import DataError, RefitError, SettingsError, StoreError, TrainingError
+from refit.inference import load_model
+from refit.optimizers import build_learning_rate
+from refit.recipes import forecast
+from refit.refs import EpochResult, TrainingResult
+from refit.results import load_result
+from refit.settings import SettingsTree, resolve_settings
+from refit.store import Store
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def run(given: dict) -> TrainingResult:
+    return train(SettingsTree.model_validate(given))
+
+
+def read(result: TrainingResult, name: str):
+    return json.loads((Path(result.model.path) / f"{name}.json").read_text())
+
+
+def write_table(path: Path, num_rows: int = 60, noise: float = 1.0, changed: dict[int, float] | None = None) -> str:
+    """Rows in order of time, three classes in turn; `changed` gives `x0` of some rows."""
+    generator = torch.Generator().manual_seed(5)
+    y = torch.arange(num_rows) % 3
+    x = torch.randn(num_rows, 4, generator=generator, dtype=torch.float64) * noise + y[:, None]
+    for row, value in (changed or {}).items():
+        x[row, 0] = value
+    columns = {f"x{i}": x[:, i].tolist() for i in range(4)}
+    pl.DataFrame({"time": list(range(num_rows)), **columns, "y": y.tolist()}).write_csv(path)
+    return str(path)
+
+
+def by_time(source: str, **training) -> dict:
+    """The 60 rows of `write_table`: 0 to 35 for training, 36 to 47 for validation, 48 to 59 for the test."""
+    return {
+        "data": {"source": source, "split": "time", "time_column": "time", "val_fraction": 0.2, "test_fraction": 0.2},
+        "loader": {"batch_size": 8, "drop_last": False},
+        "model": {"hidden_sizes": [16], "dropout": 0.2},
+        "optimizer": {"lr": 0.1, "momentum": 0.9},
+        "training": training,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take half of a run's time, and other tests draw them."""
+    monkeypatch.setattr(refit.reports, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports, "draw_confusion", lambda *_: b"")
+
+
+@dataclass
+class Plain:
+    """What the plain loop gives after each epoch."""
+
+    batch_losses: list[list[float]]
+    val_losses: list[float]
+    weights: list[str]
+
+    @property
+    def best_epoch(self) -> int:
+        return 1 + self.val_losses.index(min(self.val_losses))
+
+
+def train_plainly(given: dict, num_epochs: int) -> Plain:
+    """The oracle: all epochs in one go, undisturbed, without Prefect, keys or checkpoints."""
+    settings, _ = resolve_settings(given)
+    store, cpu = Store("plain-store"), torch.device("cpu")
+    manifest = refit.data.dataset.load_manifest(refit.data.dataset.build_dataset(settings.data, settings.seed, store), store)
+    rows = {split: refit.data.dataset.load_split(manifest, split, store) for split in ("train", "val")}
+    loader = refit.loaders.build_train_loader(*rows["train"], settings.loader.batch_size, settings.loader.drop_last)
+    val_loader = refit.loaders.build_evaluation_loader(*rows["val"])
+    widths = len(manifest.input_names), len(manifest.classes)
+    state = refit.training.build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=cpu)
+    rate = build_learning_rate(settings.optimizer, len(loader) * num_epochs)
+    plain = Plain([], [], [])
+    for _ in range(num_epochs):
+        log = refit.training.train_epoch(state, loader, rate, device=cpu, val_loader=val_loader)
+        plain.batch_losses.append(log.batch_losses)
+        plain.val_losses.append(log.val_loss)
+        plain.weights.append(digest_weights(state.model.state_dict()))
+    return plain
+
+
+def assert_plain(result: TrainingResult, plain: Plain, best_epoch: int | None = None) -> None:
+    """The bits of the plain loop; `best_epoch` is the last unless it is given."""
+    log = read(result, "log")
+    assert [epoch["batch_losses"] for epoch in log] == plain.batch_losses[: len(log)]
+    assert [epoch["val_loss"] for epoch in log] == plain.val_losses[: len(log)]
+    assert result.best_epoch == (best_epoch or len(log))
+    assert result.model.weights_digest == plain.weights[result.best_epoch - 1]
+    assert digest_weights(torch.load(Path(result.model.path) / "model.pt", weights_only=True)) == result.model.weights_digest
+
+
+def forget() -> None:
+    """As another process would find it."""
+    tasks.training._live.clear()
+    tasks.loaders._open_loaders.cache_clear()
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """What the bodies of tasks did, in order."""
+    steps: list[str] = []
+
+    def note(module, name: str, describe) -> None:
+        function = getattr(module, name)
+
+        def noted(*given, **named):
+            steps.append(describe(*given))
+            return function(*given, **named)
+
+        monkeypatch.setattr(module, name, noted)
+
+    note(refit.data.dataset, "build_dataset", lambda *_: "build data set")
+    note(refit.loaders, "count_batches", lambda *_: "build loaders")
+    note(refit.training, "build_training_state", lambda *_: "build state")
+    note(refit.training, "train_epoch", lambda state, *_: f"epoch {state.epoch + 1}")
+    note(refit.evaluation, "evaluate", lambda *_: "evaluate")
+    note(refit.checkpoints, "save_checkpoint", lambda *_: "save")
+    return steps
+
+
+def trained(done: list[str]) -> list[int]:
+    """The epochs among what was done."""
+    return [int(step.removeprefix("epoch ")) for step in done if step.startswith("epoch ")]
+
+
+def assert_same(one: TrainingResult, other: TrainingResult) -> None:
+    """The same bits: weights, losses, scores."""
+    assert one.model.weights_digest == other.model.weights_digest
+    assert one.best_epoch == other.best_epoch
+    times = {"rows_per_second", "seconds"}
+    logs = [[{name: entry[name] for name in entry.keys() - times} for entry in read(each, "log")] for each in (one, other)]
+    assert logs[0] == logs[1]
+    assert read(one, "metrics") == read(other, "metrics")
+
+
+def test_the_defaults_train_the_notebook():
+    result = train()
+    log, metrics = read(result, "log"), read(result, "metrics")
+    losses = [f"{loss:.2f}" for epoch in log for loss in epoch["batch_losses"]]
+    assert losses == ["0.80", "0.82", "0.30", "0.22", "0.00", "0.00"]
+    assert {split: (scores["num_correct"], scores["num_rows"]) for split, scores in metrics.items()} == {
+        "train": (5, 5),
+        "test": (2, 2),
+    }
+    assert (result.model.name, result.model.version, result.best_epoch) == ("model", 1, 3)
+    assert result.model.path == str(Path("refit-store/models/model/v1").resolve())
+    weights = torch.load(Path(result.model.path) / "model.pt", weights_only=True)
+    assert digest_weights(weights) == result.model.weights_digest
+    assert result.is_new
+    assert set(result.seconds) == {"build_dataset", "train", "evaluate", "save_checkpoint"}
+
+
+def test_the_same_settings_done_anew_give_the_same_bits_as_another_version():
+    first, second = train(), train(refresh=True)
+    assert (first.model.version, second.model.version) == (1, 2)
+    assert second.is_new
+    assert first.model.weights_digest == second.model.weights_digest
+    assert [epoch["batch_losses"] for epoch in read(first, "log")] == [epoch["batch_losses"] for epoch in read(second, "log")]
+    assert read(first, "metrics") == read(second, "metrics")
+
+
+def test_another_seed_gives_other_weights():
+    assert run({"seed": 1}).model.weights_digest != run({"seed": 2}).model.weights_digest
+
+
+def test_early_stopping_saves_the_weights_of_the_epoch_with_the_lowest_validation_loss(tmp_path):
+    source = write_table(tmp_path / "table.csv", noise=3.0)
+    stopped = run(by_time(source, num_epochs=60, patience=3))
+    val_losses = [epoch["val_loss"] for epoch in read(stopped, "log")]
+    best = 1 + val_losses.index(min(val_losses))
+    assert stopped.best_epoch == best
+    assert len(val_losses) == best + 3 < 60
+    assert read(stopped, "version")["epoch"] == best
+
+    plain = run({**by_time(source, num_epochs=best), "store": {"url": "other-store"}})
+    assert plain.model.weights_digest == stopped.model.weights_digest
+    assert read(plain, "metrics") == read(stopped, "metrics")
+    assert read(stopped, "metrics")["val"]["loss"] == pytest.approx(min(val_losses), rel=1e-6)
+
+
+def test_without_patience_the_last_epoch_is_saved_however_bad(tmp_path):
+    result = run(by_time(write_table(tmp_path / "table.csv", noise=3.0), num_epochs=12))
+    val_losses = [epoch["val_loss"] for epoch in read(result, "log")]
+    assert min(val_losses) < val_losses[-1]
+    assert result.best_epoch == len(val_losses) == 12
+
+
+def test_the_rows_of_the_test_are_read_once_and_last(tmp_path, monkeypatch):
+    """Every object that the store hands out is noted, in order."""
+    handed_out: list[str] = []
+    get = Store.get
+    monkeypatch.setattr(Store, "get", lambda store, digest: handed_out.append(digest) or get(store, digest))
+    result = run(by_time(write_table(tmp_path / "table.csv"), num_epochs=4, patience=2))
+    splits = {split: info["digest"] for split, info in read(result, "manifest")["splits"].items()}
+    assert Counter(handed_out)[splits["test"]] == 1
+    later = handed_out[handed_out.index(splits["test"]) + 1 :]
+    assert not {splits["train"], splits["val"]} & set(later)
+
+
+def test_the_test_rows_are_scored_once_and_the_weights_are_final_then(tmp_path, monkeypatch):
+    evaluated = []
+    evaluate = refit.evaluation.evaluate
+
+    def note(model, loader, *rest):
+        evaluated.append((sum(len(y) for _, y in loader), digest_weights(model.state_dict())))
+        return evaluate(model, loader, *rest)
+
+    monkeypatch.setattr(refit.evaluation, "evaluate", note)
+    result = run(by_time(write_table(tmp_path / "table.csv", num_rows=62), num_epochs=4, patience=2))
+    sizes = [info["rows"] for info in read(result, "manifest")["splits"].values()]
+    assert [num_rows for num_rows, _ in evaluated] == sizes
+    assert list(read(result, "metrics")) == ["train", "val", "test"]
+    assert {digest for _, digest in evaluated} == {result.model.weights_digest}
+
+
+def test_other_test_rows_change_the_score_of_the_test_and_nothing_else(tmp_path):
+    """Weights, best epoch and the preparation of columns owe nothing to rows of the test."""
+    base = run(by_time(write_table(tmp_path / "a.csv", noise=3.0), num_epochs=12, patience=3))
+    other = run(by_time(write_table(tmp_path / "b.csv", noise=3.0, changed={50: 40.0, 59: -40.0}), num_epochs=12, patience=3))
+    assert other.best_epoch == base.best_epoch
+    assert other.model.weights_digest == base.model.weights_digest
+    assert read(other, "manifest")["columns"] == read(base, "manifest")["columns"]
+    assert read(other, "metrics")["train"] == read(base, "metrics")["train"]
+    assert read(other, "metrics")["val"] == read(base, "metrics")["val"]
+    assert read(other, "metrics")["test"] != read(base, "metrics")["test"]
+
+
+def test_other_validation_rows_choose_an_epoch_and_change_nothing_else(tmp_path):
+    base = run(by_time(write_table(tmp_path / "a.csv", noise=3.0), num_epochs=8))
+    other = run(by_time(write_table(tmp_path / "b.csv", noise=3.0, changed={40: 40.0, 47: -40.0}), num_epochs=8))
+    assert other.model.weights_digest == base.model.weights_digest
+    assert read(other, "manifest")["columns"] == read(base, "manifest")["columns"]
+    assert [epoch["batch_losses"] for epoch in read(other, "log")] == [epoch["batch_losses"] for epoch in read(base, "log")]
+    assert [epoch["val_loss"] for epoch in read(other, "log")] != [epoch["val_loss"] for epoch in read(base, "log")]
+    for split in ("train", "test"):
+        assert read(other, "metrics")[split] == read(base, "metrics")[split]
+
+
+def test_what_is_given_to_the_flow_beats_the_environment_and_the_rest_comes_from_there(monkeypatch):
+    monkeypatch.setenv("REFIT_TRAINING__NUM_EPOCHS", "5")
+    monkeypatch.setenv("REFIT_TRAINING__MAX_GRAD_NORM", "0.5")
+    Path("refit.toml").write_text('name = "toml"\nseed = 3\n')
+    result = run({"training": {"num_epochs": 2}, "seed": 0})
+    saved = read(result, "settings")
+    assert (saved["training"]["num_epochs"], saved["training"]["max_grad_norm"]) == (2, 0.5)
+    assert (saved["name"], saved["seed"]) == ("toml", 0)
+    assert len(read(result, "log")) == 2
+
+
+def test_a_default_given_to_the_flow_beats_the_environment_too(monkeypatch):
+    monkeypatch.setenv("REFIT_SEED", "3")
+    assert read(run({"seed": 0}), "settings")["seed"] == 0
+    assert read(run({}), "settings")["seed"] == 3
+
+
+def test_settings_that_contradict_one_another_stop_the_flow_before_anything_is_stored():
+    with pytest.raises(SettingsError, match=r"optimizer\.momentum"):
+        run({"optimizer": {"name": "adam", "momentum": 0.9}})
+    assert not Path("refit-store").exists()
+
+
+def test_patience_without_validation_rows_is_refused():
+    with pytest.raises(
+        SettingsError, match=r"training\.patience: expected validation rows to watch, found none; set data\.val_fraction"
+    ):
+        run({"training": {"patience": 2}})
+
+
+def test_a_table_that_is_not_there_stops_the_flow():
+    with pytest.raises(DataError, match=r"absent\.csv"):
+        run({"data": {"source": "absent.csv"}})
+
+
+def test_a_diverging_run_fails_with_epoch_and_batch_and_keeps_earlier_versions():
+    earlier = train()
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 2: expected a finite loss, found nan; lower optimizer\.lr"):
+        run({"optimizer": {"lr": 1e30}})
+    assert [path.name for path in (Path("refit-store/models/model")).iterdir()] == ["v1"]
+    assert digest_weights(torch.load(Path(earlier.model.path) / "model.pt", weights_only=True)) == earlier.model.weights_digest
+
+
+LOUD = """
+from torch import nn
+
+def build(num_inputs, num_outputs):
+    model = nn.Linear(num_inputs, num_outputs)
+    nn.init.uniform_(model.weight, -100, 100)
+    return model
+"""
+
+
+@pytest.mark.parametrize("row", [40, 50], ids=["val", "test"])
+def test_a_held_out_row_whose_logits_overflow_is_no_crash(tmp_path, monkeypatch, row):
+    """Training is done by then: the run completes with figures that JSON can hold, or says what a user can mend."""
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("loud_networks.py").write_text(LOUD)
+    given = by_time(write_table(tmp_path / "table.csv", changed={row: 3e38}), num_epochs=2)
+    given |= {"model": {"factory": "loud_networks:build"}, "optimizer": {"lr": 1e-6}}
+    try:
+        result = run(given)
+    except RefitError:
+        assert not Path("refit-store/models").exists()
+    else:
+        json.dumps([read(result, "log"), read(result, "metrics")], allow_nan=False)
+
+
+def test_a_model_is_kept_in_an_object_store():
+    result = run({"store": {"url": "memory://flow-tests/store"}})
+    assert result.model.path == "memory:///flow-tests/store/models/model/v1"
+    assert result.model.weights_digest == run({}).model.weights_digest
+
+
+def test_the_same_recipe_is_not_run_again_and_its_version_stands(tmp_path, done):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
+    first = run(given)
+    assert done == ["build data set", "build loaders", "build state", *(f"epoch {n}" for n in (1, 2, 3)), *["evaluate"] * 3, "save"]
+    done.clear()
+    forget()
+    second = run(given)
+    assert done == []
+    assert (first.is_new, second.is_new) == (True, False)
+    assert second.model == first.model
+    assert Store("refit-store").names("models/model") == ["v1"]
+
+
+def test_another_name_is_another_version_and_nothing_but_saved(tmp_path, done):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
+    first = run(given)
+    done.clear()
+    other = run({**given, "name": "other"})
+    assert done == ["save"]
+    assert (other.model.name, other.model.version, other.is_new) == ("other", 1, True)
+    assert_same(first, other)
+
+
+def test_refresh_does_every_step_anew_and_says_nothing_else(tmp_path, done, caplog):
+    given = SettingsTree.model_validate(by_time(write_table(tmp_path / "table.csv"), num_epochs=3))
+    first = train(given)
+    before = list(done)
+    done.clear()
+    caplog.clear()
+    second = train(given, refresh=True)
+    assert [step for step in done if step != "build state"] == [step for step in before if step != "build state"]
+    assert (second.model.version, second.is_new) == (2, True)
+    assert_same(first, second)
+    assert "done before" not in caplog.text
+    assert "epoch 3/3: train loss" in caplog.text
+    done.clear()
+    assert not train(given).is_new
+    assert done == []
+
+
+@pytest.mark.parametrize("is_forgetful", [False, True], ids=["same process", "other process"])
+def test_more_epochs_go_on_where_the_run_before_ended_and_fewer_are_all_there(tmp_path, done, is_forgetful):
+    source = write_table(tmp_path / "table.csv")
+    plain = train_plainly(by_time(source), 8)
+    for num_epochs, expected in [(4, [1, 2, 3, 4]), (8, [5, 6, 7, 8]), (3, [])]:
+        if is_forgetful:
+            forget()
+        done.clear()
+        result = run(by_time(source, num_epochs=num_epochs))
+        assert trained(done) == expected
+        assert result.is_new
+        assert len(read(result, "log")) == num_epochs
+        assert_plain(result, plain)
+
+
+def test_under_a_cosine_another_number_of_epochs_is_another_run(tmp_path, done):
+    given = by_time(write_table(tmp_path / "table.csv")) | {"optimizer": {"lr": 0.1, "schedule": "cosine"}}
+    plain = train_plainly(given, 4)
+    run(given | {"training": {"num_epochs": 2}})
+    done.clear()
+    result = run(given | {"training": {"num_epochs": 4}})
+    assert trained(done) == [1, 2, 3, 4]
+    assert_plain(result, plain)
+
+
+def test_a_run_that_stopped_early_is_done_and_more_patience_goes_on(tmp_path, done):
+    source = write_table(tmp_path / "table.csv", noise=3.0)
+    plain = train_plainly(by_time(source), 30)
+    stopped = run(by_time(source, num_epochs=30, patience=2))
+    last = trained(done)[-1]
+    assert last == stopped.best_epoch + 2 < 30
+    assert_plain(stopped, plain, best_epoch=stopped.best_epoch)
+    done.clear()
+    assert run(by_time(source, num_epochs=40, patience=2)).model == stopped.model
+    assert done == []
+    patient = run(by_time(source, num_epochs=30, patience=4))
+    assert trained(done) == list(range(last + 1, patient.best_epoch + 5))
+    assert_plain(patient, plain, best_epoch=patient.best_epoch)
+
+
+def test_patience_chooses_among_epochs_that_a_run_without_it_has_trained(tmp_path, done):
+    source = write_table(tmp_path / "table.csv", noise=3.0)
+    run(by_time(source, num_epochs=12))
+    plain = train_plainly(by_time(source), 12)
+    done.clear()
+    result = run(by_time(source, num_epochs=12, patience=2))
+    assert trained(done) == []
+    assert len(read(result, "log")) == result.best_epoch + 2 < 12
+    assert_plain(result, plain, best_epoch=result.best_epoch)
+    settings, _ = resolve_settings(by_time(source, num_epochs=12, patience=2))
+    assert [step.step for step in forecast(settings, Store("refit-store")) if not step.is_done] == []
+
+
+def epoch_results(given: dict) -> list[EpochResult]:
+    settings, _ = resolve_settings(given)
+    store = Store(settings.store.url)
+    found = (load_result(key, store) for key in flows.training.build_recipe(settings).epoch_keys)
+    return [EpochResult.model_validate(content) for content in found if content is not None]
+
+
+def object_file(given: dict, digest: str) -> Path:
+    store = Store(resolve_settings(given)[0].store.url)
+    return Path(store.root) / store.object_path(digest)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_is_used(tmp_path, done, caplog):
+    source = write_table(tmp_path / "table.csv")
+    plain = train_plainly(by_time(source), 6)
+    run(by_time(source, num_epochs=4))
+    *_, third, fourth = epoch_results(by_time(source, num_epochs=4))
+    broken = object_file({}, fourth.checkpoint.digest)
+    flip(broken)
+    forget()
+    done.clear()
+    result = run(by_time(source, num_epochs=6))
+    assert trained(done) == [4, 5, 6]
+    assert_plain(result, plain)
+    assert (
+        f"checkpoint {broken} of epoch 4 is damaged or missing; going on from epoch 3, checkpoint {third.checkpoint.digest[:12]}"
+        in caplog.text
+    )
+    assert broken.exists(), "made again"
+    assert Path("refit-store/damaged", fourth.checkpoint.digest).exists()
+
+
+@pytest.mark.parametrize("keep", [None, 1])
+def test_a_damaged_log_has_its_epoch_trained_again(tmp_path, keep):
+    given = {**by_time(write_table(tmp_path / "table.csv"), num_epochs=3), "checkpoint": {"keep": keep}}
+    plain = train_plainly(given, 3)
+    run(given)
+    flip(object_file(given, epoch_results(given)[1].log.digest))
+    forget()
+    assert_plain(run({**given, "name": "second"}), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [None, 1])
+def test_a_damaged_checkpoint_of_the_best_epoch_is_made_again(tmp_path, keep):
+    source = write_table(tmp_path / "table.csv", noise=3.0)
+    given = {**by_time(source, num_epochs=60, patience=3), "checkpoint": {"keep": keep}}
+    first = run(given)
+    assert first.best_epoch < len(read(first, "log"))
+    flip(object_file(given, epoch_results(given)[first.best_epoch - 1].checkpoint.digest))
+    forget()
+    assert_same(first, run({**given, "name": "second"}))
+
+
+def test_of_a_run_that_keeps_one_checkpoint_there_is_one_and_a_rerun_does_nothing(tmp_path, done):
+    source = write_table(tmp_path / "table.csv")
+    given = {**by_time(source, num_epochs=5), "checkpoint": {"keep": 1}}
+    first = run(given)
+    checkpoints = [object_file(given, result.checkpoint.digest).exists() for result in epoch_results(given)]
+    assert checkpoints == [False] * 4 + [True]
+    done.clear()
+    forget()
+    assert run(given).model == first.model
+    assert done == []
+    longer = run({**given, "training": {"num_epochs": 7}})
+    assert trained(done) == [6, 7]
+    assert_plain(longer, train_plainly(given, 7))
+
+
+def test_the_best_checkpoint_is_kept_besides_the_last(tmp_path):
+    given = {**by_time(write_table(tmp_path / "table.csv", noise=3.0), num_epochs=60, patience=3), "checkpoint": {"keep": 2}}
+    best = run(given).best_epoch
+    kept = [result.epoch for result in epoch_results(given) if object_file(given, result.checkpoint.digest).exists()]
+    assert kept == [best, best + 2, best + 3]
+
+
+@pytest.mark.slow
+def test_a_run_out_of_time_stops_and_the_next_runs_go_on_to_the_same_bits(tmp_path, caplog):
+    """Each run trains one batch of three, and the last batch of an epoch ends it."""
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=2, timeout_seconds=1e-6) | {"loader": {"batch_size": 12}}
+    plain = train_plainly(given, 2)
+    for epoch, batch in [(1, 1), (1, 2), (2, 1), (2, 2)]:
+        message = rf"epoch {epoch}, batch {batch}: training\.timeout_seconds have passed; all that was trained is kept"
+        with pytest.raises(TrainingError, match=message):
+            run(given)
+        forget()
+    assert_plain(run(given), plain)
+    assert "epoch 2: going on after batch 2" in caplog.text
+    assert Store("refit-store").names("partial") == []
+
+
+def test_a_run_of_one_step_an_epoch_is_out_of_time_too(tmp_path):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=5, timeout_seconds=1e-6) | {"loader": {"batch_size": 36}}
+    with pytest.raises(TrainingError, match=r"training\.timeout_seconds have passed"):
+        run(given)
+
+
+def test_what_was_done_before_a_failure_is_not_done_again(tmp_path, monkeypatch, done):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=4)
+    plain = train_plainly(given, 4)
+    with monkeypatch.context() as patched:
+        whole = refit.training.train_epoch
+
+        def fail(state, *given, **named):
+            if state.epoch == 2:
+                raise ValueError("a mistake")
+            return whole(state, *given, **named)
+
+        patched.setattr(refit.training, "train_epoch", fail)
+        with pytest.raises(ValueError, match="a mistake"):
+            run(given)
+    done.clear()
+    forget()
+    assert_plain(run(given), plain)
+    assert trained(done) == [3, 4]
+    assert "build data set" not in done
+
+
+def test_a_store_that_was_deleted_between_runs_is_made_again(tmp_path, done):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
+    first = run(given)
+    kept = tmp_path / "kept"
+    shutil.copytree(first.model.path, kept)
+    shutil.rmtree("refit-store")
+    done.clear()
+    second = run(given)
+    assert second.is_new
+    assert trained(done) == [1, 2, 3]
+    assert second.model.weights_digest == first.model.weights_digest
+    assert (Path(second.model.path) / "model.pt").read_bytes() == (kept / "model.pt").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["objects", "results"])
+def test_a_part_of_the_store_that_was_deleted_between_runs_is_made_again(tmp_path, part):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
+    first = run(given)
+    shutil.rmtree(Path("refit-store", part))
+    forget()
+    second = run(given)
+    assert second.model.weights_digest == first.model.weights_digest
+    assert load_model(second.model.path).predict({f"x{i}": [0.0] for i in range(4)}).shape == (1,)
+
+
+def test_a_version_that_was_deleted_is_saved_again(tmp_path, done):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
+    first = run(given)
+    shutil.rmtree(first.model.path)
+    done.clear()
+    second = run(given)
+    assert Path(second.model.path, "model.pt").exists()
+    assert second.model.weights_digest == first.model.weights_digest
+    assert done == ["save"]
+
+
+def test_a_store_that_was_moved_says_where_its_versions_are_now(tmp_path):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
+    run(given)
+    Path("refit-store").rename("moved")
+    second = run({**given, "store": {"url": "moved"}})
+    assert Path(second.model.path) == tmp_path / "moved/models/model/v1"
+    assert not second.is_new
+
+
+def test_a_source_that_changes_while_the_run_begins_is_not_taken_for_what_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    given = by_time(write_table(path), num_epochs=2)
+    plain = train_plainly(given, 2)
+    build_recipe = flows.training.build_recipe
+
+    def build_and_change(settings):
+        recipe = build_recipe(settings)
+        write_table(path, noise=2.0)
+        return recipe
+
+    with monkeypatch.context() as patched:
+        patched.setattr(flows.training, "build_recipe", build_and_change)
+        with contextlib.suppress(DataError, StoreError):
+            run(given)
+    write_table(path)
+    assert_plain(run(given), plain)
+
+
+def test_results_are_kept_in_an_object_store_too(tmp_path, done):
+    given = {**by_time(write_table(tmp_path / "table.csv"), num_epochs=2), "store": {"url": "memory://flow-tests/cached"}}
+    first = run(given)
+    done.clear()
+    second = run(given)
+    assert done == []
+    assert second.model == first.model
+    forget()
+    run({**given, "training": {"num_epochs": 3}})
+    assert trained(done) == [3]

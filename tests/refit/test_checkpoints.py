@@ -1,0 +1,288 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from refit.checkpoints import digest_weights, load_report, load_state, load_weights, save_checkpoint, save_report, save_state
+from refit.data.dataset import build_dataset, load_manifest, load_split
+from refit.errors import StoreError
+from refit.evaluation import Metrics, evaluate
+from refit.loaders import build_evaluation_loader, build_train_loader
+from refit.refs import Ref
+from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree
+from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
+
+CPU = torch.device("cpu")
+SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
+ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.01}
+
+
+def build_state(optimizer: dict = SGD, hidden_sizes=(16,), num_inputs: int = 4) -> TrainingState:
+    model = ModelSettings(hidden_sizes=list(hidden_sizes), dropout=0.3)
+    return build_training_state(model, OptimizerSettings(**optimizer), num_inputs, 3, seed=0, device=CPU)
+
+
+def train(state: TrainingState, num_epochs: int, lr: float = 0.05) -> list[float]:
+    generator = torch.Generator().manual_seed(1)
+    loader = build_train_loader(torch.randn(50, 4, generator=generator), torch.arange(50) % 3, 8, False)
+    return [loss for _ in range(num_epochs) for loss in train_epoch(state, loader, lambda _: lr, device=CPU).batch_losses]
+
+
+def assert_equal(found, expected) -> None:
+    """Equal structure, and tensors equal to the bit."""
+    assert type(found) is type(expected)
+    if isinstance(found, torch.Tensor):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    elif isinstance(found, dict):
+        assert list(found) == list(expected)
+        for key in found:
+            assert_equal(found[key], expected[key])
+    elif isinstance(found, list | tuple):
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert_equal(a, b)
+    else:
+        assert found == expected
+
+
+def object_file(store, ref: Ref) -> Path:
+    return Path(store.root) / "objects" / ref.digest[:2] / ref.digest[2:]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, {"name": "adam", "lr": 0.01}, ADAMW], ids=["sgd", "adam", "adamw"])
+def test_going_on_from_a_checkpoint_gives_the_bits_of_going_on(optimizer, store):
+    state = build_state(optimizer)
+    train(state, 2)
+    ref = save_state(state, store)
+    losses = train(state, 3)
+
+    torch.rand(17)  # another process would have other generators
+    loaded = build_state(optimizer)
+    load_state(ref, loaded, store)
+    assert (loaded.epoch, loaded.step) == (2, 14)
+    assert train(loaded, 3) == losses
+    assert digest_weights(loaded.model.state_dict()) == digest_weights(state.model.state_dict())
+    assert_equal(loaded.optimizer.state_dict(), state.optimizer.state_dict())
+    assert_equal(loaded.random_state, state.random_state)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_a_state_has_one_digest_whether_or_not_it_was_loaded_on_the_way(optimizer, store):
+    state, loaded = build_state(optimizer), build_state(optimizer)
+    train(state, 1)
+    load_state(save_state(state, store), loaded, store)
+    train(state, 1)
+    train(loaded, 1)
+    assert_equal(loaded.optimizer.state_dict(), state.optimizer.state_dict())
+    assert save_state(loaded, store) == save_state(state, store)
+
+
+def test_the_checkpoint_before_the_first_epoch_starts_the_same_run(store):
+    state = build_state()
+    ref = save_state(state, store)
+    losses = train(state, 2)
+    torch.manual_seed(99)
+    loaded = build_state()
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.zero_()
+    load_state(ref, loaded, store)
+    assert train(loaded, 2) == losses
+
+
+def test_the_same_state_has_the_same_digest_and_training_changes_it(store):
+    state = build_state()
+    first = save_state(state, store)
+    assert save_state(state, store) == first
+    train(state, 1)
+    assert save_state(state, store).digest != first.digest
+
+
+def test_training_on_does_not_change_what_was_saved(store):
+    state = build_state()
+    train(state, 1)
+    ref = save_state(state, store)
+    before = digest_weights(state.model.state_dict())
+    train(state, 1)
+    loaded = build_state()
+    load_state(ref, loaded, store)
+    assert digest_weights(loaded.model.state_dict()) == before
+
+
+def test_a_checkpoint_is_light_to_name(store):
+    ref = save_state(build_state(), store)
+    assert ref.kind == "checkpoint"
+    assert ref.size == object_file(store, ref).stat().st_size
+    assert Ref.model_validate_json(ref.model_dump_json()) == ref
+
+
+def test_a_damaged_checkpoint_is_refused(store):
+    state = build_state()
+    ref = save_state(state, store)
+    content = bytearray(object_file(store, ref).read_bytes())
+    content[len(content) // 2] ^= 1
+    object_file(store, ref).write_bytes(content)
+    before = digest_weights(state.model.state_dict())
+    with pytest.raises(StoreError, match="expected bytes with this digest, found others"):
+        load_state(ref, state, store)
+    assert digest_weights(state.model.state_dict()) == before
+
+
+def test_a_missing_checkpoint_is_refused(store):
+    ref = save_state(build_state(), store)
+    object_file(store, ref).unlink()
+    with pytest.raises(StoreError, match="expected an object of the store, found none"):
+        load_state(ref, build_state(), store)
+
+
+@pytest.mark.parametrize("other", [{"hidden_sizes": (17,)}, {"hidden_sizes": (16, 16)}, {"hidden_sizes": ()}, {"num_inputs": 5}])
+def test_another_models_checkpoint_is_refused(store, other):
+    ref = save_state(build_state(), store)
+    message = f"checkpoint {ref.digest}: expected one of this model, found another's: .*; start anew"
+    with pytest.raises(StoreError, match=f"(?s){message}"):
+        load_state(ref, build_state(**other), store)
+    with pytest.raises(StoreError, match=f"(?s){message}"):
+        load_weights(ref, build_state(**other).model, store)
+
+
+def test_weights_alone_can_be_loaded(store):
+    state = build_state(ADAMW)
+    train(state, 1)
+    model = load_weights(save_state(state, store), build_state(SGD).model, store)
+    assert digest_weights(model.state_dict()) == digest_weights(state.model.state_dict())
+
+
+def test_a_batch_normalisations_statistics_are_kept(store):
+    def build() -> TrainingState:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+        return TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    state = build()
+    train(state, 1)
+    loaded = build()
+    load_state(save_state(state, store), loaded, store)
+    train(state, 2)
+    train(loaded, 2)
+    assert digest_weights(loaded.model.state_dict()) == digest_weights(state.model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_the_digest_of_weights_differs_by_one_bit(dtype):
+    weights = {"a": torch.arange(6).to(dtype).view(2, 3), "b": torch.tensor(1.0), "c": torch.zeros(0), "d": torch.tensor([True])}
+    digest = digest_weights(weights)
+    assert digest == digest_weights({name: tensor.clone() for name, tensor in weights.items()})
+    flipped = weights["a"].clone()
+    flipped.view(torch.uint8)[1, 0] ^= 1
+    assert digest_weights({**weights, "a": flipped}) != digest
+
+
+def test_the_digest_of_weights_covers_names_shapes_types_and_the_sign_of_zero():
+    weights = {"a": torch.zeros(2, 3)}
+    others = [
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3, dtype=torch.int32)},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(0)},
+        {"a": -torch.zeros(2, 3)},
+    ]
+    digests = [digest_weights(each) for each in [weights, *others]]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_of_weights_sees_values_and_not_their_layout():
+    tensor = torch.randn(4, 3)
+    assert digest_weights({"a": tensor.t()}) == digest_weights({"a": tensor.t().contiguous()})
+    assert digest_weights({"a": tensor[::2]}) == digest_weights({"a": tensor[::2].clone()})
+    assert digest_weights({"a": nn.Parameter(tensor)}) == digest_weights({"a": tensor})
+
+
+def make_log(**changes) -> EpochLog:
+    known = {"epoch": 1, "batch_losses": [0.1 + 0.2, 1e-45, 0.3], "train_loss": 1 / 3, "val_loss": None, "val_score": None}
+    return EpochLog(**{**known, "lr": 0.1, "grad_norm": 2.0, "rows_per_second": 3.0, "seconds": 4.0, **changes})
+
+
+def test_a_report_comes_back_to_the_bit(store):
+    log = make_log(val_loss=math.pi, val_score=0.1)
+    ref = save_report("log", log, store)
+    assert ref.kind == "log"
+    assert load_report(ref, EpochLog, store) == log
+
+
+@pytest.fixture
+def saved(store):
+    """The notebook's model, trained for one epoch and saved."""
+    settings = SettingsTree(name="toy", data=DataSettings(source="notebook"))
+    manifest = load_manifest(build_dataset(settings.data, 0, store), store)
+    state = build_training_state(settings.model, settings.optimizer, 2, 2, seed=0, device=CPU)
+    log = train_epoch(state, build_train_loader(*load_split(manifest, "train", store), 2, True), lambda _: 1.0, device=CPU)
+    metrics = {
+        split: evaluate(state.model, build_evaluation_loader(*load_split(manifest, split, store)), ["0", "1"], CPU, "fp32")
+        for split in manifest.splits
+    }
+    ref = save_state(state, store)
+    return save_checkpoint(ref, settings, manifest, [log], metrics, store), state, manifest, log, metrics, ref, settings
+
+
+def test_a_saved_version_holds_all_that_it_needs(saved, store):
+    model, state, manifest, log, metrics, ref, settings = saved
+    assert (model.name, model.version) == ("toy", 1)
+    folder = Path(model.path)
+    assert folder == Path(store.root) / "models/toy/v1"
+    assert {path.name for path in folder.iterdir()} == {
+        "model.pt",
+        "settings.json",
+        "manifest.json",
+        "metrics.json",
+        "log.json",
+        "version.json",
+        "loss.png",
+        "confusion.png",
+        "card.md",
+    }
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    assert list(weights) == list(state.model.state_dict())
+    assert digest_weights(weights) == model.weights_digest == digest_weights(state.model.state_dict())
+    assert SettingsTree.model_validate_json((folder / "settings.json").read_text()) == settings
+    assert type(manifest).model_validate_json((folder / "manifest.json").read_text()) == manifest
+    assert [EpochLog(**entry) for entry in json.loads((folder / "log.json").read_text())] == [log]
+    read = json.loads((folder / "metrics.json").read_text())
+    assert {split: Metrics(**scores) for split, scores in read.items()} == metrics
+    record = json.loads((folder / "version.json").read_text())
+    assert (record["epoch"], record["checkpoint"]) == (1, ref.digest)
+    assert (record["weights_digest"], record["torch"]) == (model.weights_digest, torch.__version__)
+    for picture in ("loss.png", "confusion.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_says_what_the_model_is_and_how_good(saved):
+    model, _, _, _, metrics, _, _ = saved
+    card = (Path(model.path) / "card.md").read_text()
+    assert card.startswith("# toy\n")
+    assert "`y`, one of 2 classes" in card
+    assert "2 numeric columns" in card
+    assert "`notebook`, 5 rows" in card
+    assert model.weights_digest in card
+    for split in ("train", "test"):
+        assert f"| {split} | {metrics[split].num_rows} | {metrics[split].loss:.4f} | {metrics[split].accuracy:.4f} |" in card
+    for picture in ("loss.png", "confusion.png"):
+        assert f"]({picture})" in card
+
+
+def test_what_is_saved_again_is_the_next_version(saved, store):
+    _, _, manifest, log, metrics, ref, settings = saved
+    again = save_checkpoint(ref, settings, manifest, [log], metrics, store)
+    assert again.version == 2
+    assert Path(again.path).name == "v2"
+
+
+def test_a_version_of_a_damaged_checkpoint_is_not_saved(saved, store):
+    _, _, manifest, log, metrics, ref, settings = saved
+    object_file(store, ref).write_bytes(b"")
+    with pytest.raises(StoreError):
+        save_checkpoint(ref, settings, manifest, [log], metrics, store)
+    assert store.names("models/toy") == ["v1"]

@@ -1,0 +1,251 @@
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+import refit
+from refit.checkpoints import save_checkpoint, save_state
+from refit.data.dataset import build_dataset, load_manifest, load_split
+from refit.errors import DataError, RefitError, StoreError
+from refit.evaluation import evaluate
+from refit.loaders import build_evaluation_loader, build_train_loader
+from refit.settings import SettingsTree
+from refit.store import Store
+from refit.training import build_training_state, train_epoch
+
+CPU = torch.device("cpu")
+ROWS = {"x1": [-1.2, -0.9, -0.5, 2.3, 2.7], "x2": [3.1, 2.9, 2.6, -1.1, -1.5]}
+DAMAGED = r"(?s)models/model/v1: expected a saved version, found a damaged one: .*; load another"
+NOTEBOOK_LOGITS = [[8.0681, -7.6774], [7.3428, -6.9849], [6.2796, -5.9794], [-3.8422, 4.2457], [-4.7082, 5.1806]]
+
+
+def train_and_save(store: Store, given: dict) -> tuple[str, torch.nn.Module]:
+    """A version trained on what `given` says, and the model as it was in the process that trained it."""
+    settings = SettingsTree.model_validate(given)
+    manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
+    widths = len(manifest.input_names), len(manifest.classes)
+    state = build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=CPU)
+    loader = build_train_loader(*load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last)
+    logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU) for _ in range(settings.training.num_epochs)]
+    loader = build_evaluation_loader(*load_split(manifest, "train", store))
+    metrics = {"train": evaluate(state.model, loader, [str(label) for label in manifest.classes], CPU, "fp32")}
+    return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store).path, state.model.eval()
+
+
+@pytest.fixture
+def notebook(store) -> str:
+    return train_and_save(store, {})[0]
+
+
+def make_table(path: Path, labels: list) -> dict:
+    """A table of every kind of column, where class 1 has larger numbers."""
+    num_rows = 20
+    flags = [row % 2 for row in range(num_rows)]
+    frame = pl.DataFrame(
+        {
+            "size": [flag * 3.0 + row / 10 if row % 7 else None for row, flag in enumerate(flags)],
+            "colour": ["red" if flag else "green" for flag in flags],
+            "is_new": [row % 3 == 0 for row in range(num_rows)],
+            "label": [labels[flag] for flag in flags],
+        }
+    )
+    frame.write_parquet(path)
+    return {
+        "data": {"source": str(path), "target": "label", "val_fraction": 0, "test_fraction": 0},
+        "loader": {"batch_size": 5},
+        "optimizer": {"lr": 0.3},
+        "training": {"num_epochs": 20},
+    }
+
+
+def test_a_fresh_process_gives_the_logits_of_the_notebook(notebook, tmp_path):
+    script = f"import json, refit; print(json.dumps(refit.load_model({notebook!r}).predict_logits({ROWS!r}).tolist()))"
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    logits = json.loads(finished.stdout)
+    assert [[f"{value:.4f}" for value in row] for row in logits] == [[f"{value:.4f}" for value in row] for row in NOTEBOOK_LOGITS]
+    assert finished.stderr == ""
+
+
+def test_a_loaded_model_gives_the_bits_of_the_model_that_was_trained(store):
+    path, model = train_and_save(store, {})
+    with torch.no_grad():
+        expected = model(torch.tensor([list(row) for row in zip(*ROWS.values(), strict=True)]))
+    assert torch.equal(refit.load_model(path).predict_logits(ROWS), expected)
+
+
+def test_probabilities_are_the_softmax_of_the_logits(notebook):
+    model = refit.load_model(notebook)
+    logits = model.predict_logits(ROWS).double().numpy()
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert model.predict_proba(ROWS) == pytest.approx(expected, abs=1e-6)
+    assert model.predict(ROWS).tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS,
+        pl.DataFrame(ROWS),
+        pd.DataFrame(ROWS),
+        pd.DataFrame(ROWS, index=[9, 8, 7, 6, 5]),
+        pl.DataFrame({"x2": ROWS["x2"], "other": ["a"] * 5, "x1": ROWS["x1"]}),
+        pd.DataFrame({"x2": ROWS["x2"], "other": ["a"] * 5, "x1": ROWS["x1"]}),
+        {name: np.array(values) for name, values in ROWS.items()},
+        {name: tuple(values) for name, values in ROWS.items()},
+        {name: [str(value) for value in values] for name, values in ROWS.items()},
+    ],
+    ids=["dict", "polars", "pandas", "pandas index", "polars shuffled", "pandas shuffled", "numpy", "tuples", "text"],
+)
+def test_rows_may_come_in_any_form_and_order_of_columns(notebook, rows):
+    model = refit.load_model(notebook)
+    assert torch.equal(model.predict_logits(rows), model.predict_logits(ROWS))
+
+
+def test_one_row_gives_what_it_gives_among_others(notebook):
+    model = refit.load_model(notebook)
+    alone = [model.predict_logits({name: values[i : i + 1] for name, values in ROWS.items()}) for i in range(5)]
+    torch.testing.assert_close(torch.cat(alone), model.predict_logits(ROWS), rtol=1e-6, atol=1e-6)
+
+
+def test_a_missing_column_is_refused_by_name(notebook):
+    model = refit.load_model(notebook)
+    for predict in (model.predict, model.predict_proba, model.predict_logits):
+        with pytest.raises(DataError, match=r"expected column `x2`, found `x1`, `x3`; add what is missing"):
+            predict({"x1": [1.0], "x3": [2.0]})
+
+
+def test_text_where_a_number_belongs_is_refused_by_row_and_column(notebook):
+    with pytest.raises(DataError, match=r"row 2, column `x1`"):
+        refit.load_model(notebook).predict({"x1": ["1.0", "big"], "x2": [1.0, 2.0]})
+
+
+def test_no_rows_give_no_predictions(notebook):
+    model = refit.load_model(notebook)
+    empty = pl.DataFrame({"x1": [], "x2": []}, schema={"x1": pl.Float64, "x2": pl.Float64})
+    assert model.predict(empty).tolist() == []
+    assert model.predict_proba(empty).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [(["no", "yes"], "U"), ([3, 7], "i"), ([False, True], "b"), (["猫", "$|"], "U"), ([-1, 10**12], "i")]
+)
+def test_labels_come_back_as_the_target_writes_them(store, tmp_path, labels, kind):
+    given = make_table(tmp_path / "table.parquet", labels)
+    path, _ = train_and_save(store, given)
+    model = refit.load_model(path)
+    rows = pl.read_parquet(tmp_path / "table.parquet")
+    found = model.predict(rows.drop("label"))
+    assert found.dtype.kind == kind
+    assert found.tolist() == rows["label"].to_list()
+    assert model.classes.tolist() == sorted(labels)
+    assert model.predict_proba(rows).argmax(axis=1).tolist() == [sorted(labels).index(label) for label in rows["label"]]
+
+
+def test_raw_rows_get_the_preparation_of_training(store, tmp_path):
+    """The inputs frozen for training and those made of raw rows give the same bits."""
+    given = make_table(tmp_path / "table.parquet", ["no", "yes"])
+    path, model = train_and_save(store, given)
+    settings = SettingsTree.model_validate(given)
+    manifest = load_manifest(build_dataset(settings.data, 0, store), store)
+    x, _ = load_split(manifest, "train", store)
+    rows = pl.read_parquet(tmp_path / "table.parquet")
+    with torch.no_grad():
+        assert torch.equal(refit.load_model(path).predict_logits(rows), model(x))
+
+
+def test_dropout_is_off(store):
+    path, _ = train_and_save(store, {"model": {"dropout": 0.5}})
+    model = refit.load_model(path)
+    assert torch.equal(model.predict_logits(ROWS), model.predict_logits(ROWS))
+
+
+def test_loading_and_predicting_leave_the_global_generator_alone(notebook):
+    before = torch.get_rng_state()
+    refit.load_model(notebook).predict(ROWS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_version_can_be_moved(notebook, tmp_path):
+    expected = refit.load_model(notebook).predict_logits(ROWS)
+    shutil.move(notebook, tmp_path / "elsewhere")
+    for path in (tmp_path / "elsewhere", f"{tmp_path}/elsewhere/", "elsewhere", "./elsewhere"):
+        assert torch.equal(refit.load_model(path).predict_logits(ROWS), expected)
+
+
+def test_a_version_is_loaded_from_an_object_store_too():
+    store = Store("memory://inference-tests/store")
+    path, model = train_and_save(store, {})
+    assert path.startswith("memory://")
+    with torch.no_grad():
+        expected = model(torch.tensor([list(row) for row in zip(*ROWS.values(), strict=True)]))
+    assert torch.equal(refit.load_model(path).predict_logits(ROWS), expected)
+
+
+def test_a_path_without_a_version_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=f"{tmp_path}/absent"):
+        refit.load_model(tmp_path / "absent")
+
+
+def flip(content: bytes) -> bytes:
+    """Change one bit of the first layer's weights, which are stored as they are."""
+    weights = torch.load(io.BytesIO(content), weights_only=True)
+    place = content.index(weights["0.weight"].numpy().tobytes())
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"no weights"],
+    ids=["bit", "cut", "empty", "other"],
+)
+def test_damaged_weights_are_refused(notebook, damage):
+    path = Path(notebook) / "model.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreError, match=DAMAGED):
+        refit.load_model(notebook)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "manifest.json", "version.json"])
+def test_a_damaged_record_is_refused(notebook, name):
+    path = Path(notebook) / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(StoreError, match=DAMAGED):
+        refit.load_model(notebook)
+
+
+FACTORY = "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs, bias={})\n"
+
+
+@pytest.fixture
+def own_model(store, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_networks.py").write_text(FACTORY.format(True))
+    yield train_and_save(store, {"model": {"factory": "own_networks:build"}})[0]
+    sys.modules.pop("own_networks", None)
+
+
+def test_an_own_model_is_loaded_with_its_factory(own_model):
+    assert refit.load_model(own_model).predict(ROWS).tolist() == [0, 0, 0, 1, 1]
+
+
+def test_an_own_model_whose_factory_is_gone_is_refused(own_model):
+    Path("own_networks.py").unlink()
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    sys.modules.pop("own_networks")
+    with pytest.raises(RefitError, match=r"model\.factory: expected a function that can be imported"):
+        refit.load_model(own_model)
+
+
+def test_an_own_model_whose_factory_has_changed_is_refused(own_model):
+    Path("own_networks.py").write_text(FACTORY.format("False  # changed"))
+    sys.modules.pop("own_networks")
+    with pytest.raises(RefitError, match=r"model\.factory|expected a saved version"):
+        refit.load_model(own_model)

@@ -1,0 +1,284 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refit import keys
+from refit.errors import SettingsError
+from refit.keys import Recipe, digest_code, write_recipe
+from refit.settings import resolve_settings, walk_settings
+
+BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val_fraction": 0.2}}
+SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
+PROCESSOR = "cpu AVX2, 2 threads"
+
+
+def write(*changes: dict, source: str = SOURCE, test_source: str | None = None, processor: str = PROCESSOR) -> Recipe:
+    """The recipe of `BASE` with changes."""
+    given = {section: dict(values) for section, values in BASE.items()}
+    for change in changes:
+        for name, value in change.items():
+            section, _, field = name.rpartition(".")
+            (given.setdefault(section, {}) if section else given)[field] = value
+    return write_recipe(resolve_settings(given)[0], source, test_source, processor)
+
+
+def keys_of(recipe: Recipe) -> dict[str, object]:
+    evaluation = recipe.evaluation("val", 1).key
+    return {
+        "dataset": recipe.dataset.key,
+        "loaders": recipe.loaders.key,
+        "start": recipe.start.key,
+        "epochs": recipe.epoch_keys,
+        "evaluation": evaluation,
+        "saving": recipe.saving("model", 1, 1, [evaluation]).key,
+    }
+
+
+def changed(before: dict[str, object], after: dict[str, object]) -> set[str]:
+    """Which of the steps have other keys."""
+    return {name for name in before if before[name] != after[name]}
+
+
+def changed_keys(recipe: Recipe, other: Recipe) -> set[str]:
+    return changed(keys_of(recipe), keys_of(other))
+
+
+LATER = {"epochs", "evaluation", "saving"}
+DATASET = {"dataset", "loaders", "start", *LATER}
+START = {"start", *LATER}
+LOADERS = {"loaders", *LATER}
+
+CHANGES: dict[str, tuple[object, set[str]]] = {
+    "name": ("other", set()),
+    "seed": (1, DATASET),
+    "data.source": ("elsewhere.csv", set()),
+    "data.target": ("label", DATASET),
+    "data.features": (["x1"], DATASET),
+    "data.categorical": (["x1"], DATASET),
+    "data.null_values": (["", "-"], DATASET),
+    "data.test_source": ("elsewhere.csv", set()),
+    "data.val_fraction": (0.3, DATASET),
+    "data.test_fraction": (0.3, DATASET),
+    "data.split": ("time", DATASET),
+    "data.time_column": ("x1", DATASET),
+    "loader.batch_size": (3, LOADERS),
+    "loader.drop_last": (False, LOADERS),
+    "model.hidden_sizes": ([16], START),
+    "model.activation": ("tanh", START),
+    "model.dropout": (0.5, START),
+    "model.factory": ("json:dumps", START),
+    "optimizer.name": ("adam", START),
+    "optimizer.lr": (0.2, START),
+    "optimizer.momentum": (0.9, START),
+    "optimizer.weight_decay": (0.1, START),
+    "optimizer.schedule": ("cosine", START),
+    "optimizer.warmup_steps": (1, START),
+    "training.num_epochs": (3, set()),
+    "training.patience": (2, set()),
+    "training.accumulate_batches": (2, LATER),
+    "training.max_grad_norm": (1.0, LATER),
+    "training.timeout_seconds": (60.0, set()),
+    "checkpoint.every_seconds": (1.0, set()),
+    "checkpoint.keep": (1, set()),
+    "compute.device": ("cpu", set()),
+    "compute.precision": ("bf16", START),
+    "compute.num_threads": (1, set()),
+    "store.url": ("elsewhere", set()),
+}
+"""A value of each setting, and the steps whose keys it changes; device and threads come in by the processor's name."""
+
+
+def test_every_setting_has_its_place_in_the_keys():
+    assert set(CHANGES) == {name for name, _ in walk_settings(resolve_settings({})[0])}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
+    value, steps = CHANGES[name]
+    needed = {"data.split": {"data.time_column": "x1"}}.get(name, {})
+    assert changed_keys(write(needed), write(needed, {name: value})) == steps
+
+
+def test_the_bytes_of_the_source_are_an_ingredient_of_the_data_set():
+    assert changed_keys(write(), write(source=OTHER_SOURCE)) == DATASET
+    assert changed_keys(write(), write(test_source=OTHER_SOURCE)) == DATASET
+    swapped = write(source=OTHER_SOURCE, test_source=SOURCE), write(source=SOURCE, test_source=OTHER_SOURCE)
+    assert changed_keys(*swapped) == DATASET
+
+
+def test_the_processor_is_an_ingredient_of_training_and_not_of_the_data_set():
+    assert changed_keys(write(), write(processor="cuda NVIDIA H100")) == START
+
+
+@pytest.mark.parametrize(
+    ("package", "steps"), [("torch", START), ("polars", DATASET), ("numpy", DATASET), ("torchmetrics", {"evaluation", "saving"})]
+)
+def test_the_version_of_what_computes_is_an_ingredient(monkeypatch, package, steps):
+    before, version = keys_of(write()), keys.version
+    monkeypatch.setattr(keys, "version", lambda name: "0.0" if name == package else version(name))
+    assert changed(before, keys_of(write())) == steps
+
+
+def test_another_number_of_epochs_changes_no_epochs_key_under_a_constant_rate():
+    assert write({"training.num_epochs": 20}).epoch_keys[:10] == write({"training.num_epochs": 10}).epoch_keys
+    assert len(set(write({"training.num_epochs": 20}).epoch_keys)) == 20
+
+
+def test_another_number_of_epochs_changes_every_epochs_key_under_a_cosine():
+    cosine = {"optimizer.schedule": "cosine"}
+    short, long = (write(cosine, {"training.num_epochs": number}) for number in (10, 20))
+    assert set(short.epoch_keys).isdisjoint(long.epoch_keys)
+    assert (short.dataset, short.start, short.loaders) == (long.dataset, long.start, long.loaders)
+
+
+def test_no_two_steps_have_one_key():
+    recipe = write({"training.num_epochs": 10})
+    evaluations = [recipe.evaluation(split, epoch).key for split in ("train", "val", "test") for epoch in (1, 2)]
+    savings = [
+        recipe.saving(name, best, last, evaluations[:number]).key
+        for name, best, last, number in [("a", 1, 2, 3), ("b", 1, 2, 3), ("a", 2, 2, 3), ("a", 1, 3, 3), ("a", 1, 2, 2)]
+    ]
+    first = [recipe.dataset.key, recipe.loaders.key, recipe.start.key]
+    everything = [*first, *recipe.epoch_keys, *evaluations, *savings]
+    assert len(set(everything)) == len(everything)
+    assert all(len(key) == 64 for key in everything)
+
+
+def test_ingredients_are_named_so_that_a_change_can_be_told():
+    recipe = write()
+    for name in ("data.source", "data.val_fraction", "seed", "polars", "code.refit.data.splits"):
+        assert name in recipe.dataset.ingredients
+    for name in ("data set", "optimizer.lr", "model.hidden_sizes", "processor", "torch", "code.refit.training"):
+        assert name in recipe.start.ingredients
+    assert {"loader.batch_size", "training.max_grad_norm"} <= recipe.epoch.ingredients.keys()
+    assert Recipe.model_validate_json(recipe.model_dump_json()).epoch_keys == recipe.epoch_keys
+
+
+def test_another_process_makes_the_same_keys():
+    """Whatever its hash seed and working directory."""
+    script = (
+        "import json, sys; from refit.keys import write_recipe; from refit.settings import resolve_settings\n"
+        f"recipe = write_recipe(resolve_settings({BASE!r})[0], {SOURCE!r}, None, {PROCESSOR!r})\n"
+        "saving = recipe.saving('model', 1, 2, [recipe.evaluation('val', 1).key])\n"
+        "print(json.dumps([recipe.dataset.key, recipe.loaders.key, recipe.start.key, *recipe.epoch_keys, saving.key]))"
+    )
+    recipe = write()
+    saving = recipe.saving("model", 1, 2, [recipe.evaluation("val", 1).key])
+    expected = [recipe.dataset.key, recipe.loaders.key, recipe.start.key, *recipe.epoch_keys, saving.key]
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    finished = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(finished.stdout) == expected
+
+
+CODE = '''"""What this module is."""
+
+import math
+
+
+class Scale:
+    """Twice."""
+
+    factor = 2.0
+
+    def apply(self, x):
+        """Apply it."""
+        return self.factor * math.sqrt(x)  # the root
+'''
+
+
+@pytest.fixture
+def digest(tmp_path, monkeypatch):
+    """The digest of a module with this code."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def find(code: str) -> str:
+        Path(tmp_path / "keyed_networks.py").write_text(code)
+        (found,) = digest_code(["keyed_networks"]).values()
+        return found
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# the root", "# another word"),
+        ("  # the root", ""),
+        ('"""Twice."""', '"""Two times.\n\n    And more.\n    """'),
+        ('    """Twice."""\n\n', ""),
+        ('"""What this module is."""\n', ""),
+        ('"""What this module is."""', '"""Something else."""'),
+        ("\n\n\nclass", "\nclass"),
+        ("self.factor * math.sqrt(x)", "(\n            self.factor*math.sqrt( x )\n        )"),
+        ("    ", "  "),
+    ],
+)
+def test_comments_docstrings_and_layout_leave_the_digest_of_code_as_it_is(digest, old, new):
+    assert old in CODE
+    assert digest(CODE.replace(old, new)) == digest(CODE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.0", "2.5"),
+        ("2.0", "2"),
+        ("*", "+"),
+        ("math.sqrt(x)", "math.sqrt(+x)"),
+        ("return ", ""),
+        ("def apply(self, x)", "def apply(self, x=1)"),
+        ("import math", "import math\nimport os"),
+        ("    factor = 2.0", '    factor = "Twice."'),
+        ("class Scale:", "@print\nclass Scale:"),
+    ],
+)
+def test_another_expression_is_another_digest(digest, old, new):
+    assert old in CODE
+    assert digest(CODE.replace(old, new)) != digest(CODE)
+
+
+def test_a_users_module_is_an_ingredient_of_training(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    factory = {"model.factory": "keyed_networks:build"}
+    recipes = []
+    for body in ("return 1", "return 1  # one", "return 2"):
+        (tmp_path / "keyed_networks.py").write_text(f"def build(num_inputs, num_outputs):\n    {body}\n")
+        recipes.append(write(factory))
+    assert "code.keyed_networks" in recipes[0].start.ingredients
+    assert changed_keys(recipes[0], recipes[1]) == set()
+    assert changed_keys(recipes[0], recipes[2]) == START
+    assert "keyed_networks" not in sys.modules, "code is read, not run"
+
+
+@pytest.mark.parametrize("factory", ["math:sqrt", "sys:exit", "torch._C:build"], ids=["math", "built-in", "extension"])
+def test_a_factory_without_python_source_is_refused(factory):
+    module = factory.partition(":")[0]
+    message = rf"model\.factory: expected a module with Python source, to know when it changes, found '{module}'; put it in a \.py"
+    with pytest.raises(SettingsError, match=message):
+        write({"model.factory": factory})
+
+
+@pytest.mark.parametrize("module", ["absent_networks", "absent_networks.deep", "json.absent"])
+def test_a_factory_that_is_not_there_is_refused(module):
+    with pytest.raises(SettingsError, match=rf"model\.factory: expected a module .*, found '{module}'"):
+        write({"model.factory": f"{module}:build"})
+
+
+def test_a_factory_whose_code_does_not_parse_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unparsable_networks.py").write_text("def build(num_inputs, num_outputs:\n")
+    with pytest.raises(SettingsError, match=r"model\.factory: .*unparsable_networks"):
+        write({"model.factory": "unparsable_networks:build"})
+
+
+def test_a_factory_whose_package_fails_on_import_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_networks").mkdir()
+    (tmp_path / "failing_networks" / "__init__.py").write_text("1 / 0\n")
+    (tmp_path / "failing_networks" / "deep.py").write_text("def build(num_inputs, num_outputs): ...\n")
+    with pytest.raises(SettingsError, match=r"model\.factory: .*failing_networks\.deep"):
+        write({"model.factory": "failing_networks.deep:build"})

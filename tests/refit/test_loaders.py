@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from refit.errors import SettingsError
+from refit.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader, build_train_loader, count_batches
+
+
+def make_rows(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(num_rows * 3, dtype=torch.float32).view(num_rows, 3), torch.arange(num_rows)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(5, 2), (6, 2), (1, 1), (7, 7), (3, 8), (100, 32), (1000, 1), (257, 256)])
+def test_rows_order_and_draws_are_those_of_pytorch_own_loader_over_several_epochs(num_rows, batch_size, drop_last):
+    x, y = make_rows(num_rows)
+    ours = build_train_loader(x, y, batch_size, drop_last)
+    torchs = DataLoader(TensorDataset(x, y), batch_size=batch_size, shuffle=True, drop_last=drop_last)
+    assert len(ours) == len(torchs)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        expected = [(list(torchs), torch.rand(1)) for _ in range(4)]
+        torch.manual_seed(seed)
+        found = [(list(ours), torch.rand(1)) for _ in range(4)]
+        for (batches, draw), (expected_batches, expected_draw) in zip(found, expected, strict=True):
+            assert len(batches) == len(expected_batches)
+            for batch, expected_batch in zip(batches, expected_batches, strict=True):
+                assert torch.equal(batch[0], expected_batch[0])
+                assert torch.equal(batch[1], expected_batch[1])
+            assert torch.equal(draw, expected_draw)
+
+
+def test_draws_within_an_epoch_do_not_change_its_order():
+    """Dropout draws between batches, in PyTorch's own loop as in ours."""
+    x, y = make_rows(10)
+
+    def visit(loader) -> list[list[int]]:
+        torch.manual_seed(0)
+        seen = []
+        for _ in range(2):
+            for _, classes in loader:
+                torch.rand(5)
+                seen.append(classes.tolist())
+        return seen
+
+    assert visit(build_train_loader(x, y, 3, False)) == visit(DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True))
+
+
+def test_an_epoch_visits_every_row_once():
+    x, y = make_rows(103)
+    seen = torch.cat([classes for _, classes in build_train_loader(x, y, 10, drop_last=False)])
+    assert torch.equal(seen.sort().values, y)
+
+
+@pytest.mark.parametrize("num_rows", [1, EVALUATION_BATCH_SIZE, EVALUATION_BATCH_SIZE + 1, 3 * EVALUATION_BATCH_SIZE - 1])
+def test_evaluation_sees_every_row_in_order(num_rows):
+    x, y = make_rows(num_rows)
+    loader = build_evaluation_loader(x, y)
+    for _ in range(2):
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert torch.equal(torch.cat([rows for rows, _ in batches]), x)
+        assert torch.equal(torch.cat([classes for _, classes in batches]), y)
+        assert max(len(classes) for _, classes in batches) <= EVALUATION_BATCH_SIZE
+
+
+def test_evaluation_leaves_the_global_generator_alone():
+    loader = build_evaluation_loader(*make_rows(10))
+    before = torch.get_rng_state()
+    for _ in range(3):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_building_loaders_draws_nothing():
+    before = torch.get_rng_state()
+    build_train_loader(*make_rows(10), 2, drop_last=True)
+    build_evaluation_loader(*make_rows(10))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(5, 2), (6, 2), (1, 1), (100, 32), (3, 8)])
+def test_batches_are_counted_as_pytorch_counts_them(num_rows, batch_size):
+    rows = TensorDataset(*make_rows(num_rows))
+    assert count_batches(num_rows, batch_size, False) == len(DataLoader(rows, batch_size=batch_size))
+    if batch_size <= num_rows:
+        assert count_batches(num_rows, batch_size, True) == len(DataLoader(rows, batch_size=batch_size, drop_last=True))
+
+
+def test_a_batch_larger_than_all_rows_is_refused_where_short_batches_are_left_out():
+    with pytest.raises(SettingsError, match=r"loader\.batch_size: expected at most the 3 train rows, .*found 8; lower it, or set"):
+        count_batches(3, 8, True)
+    assert count_batches(3, 8, False) == 1

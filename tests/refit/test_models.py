@@ -1,0 +1,151 @@
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from refit.errors import SettingsError
+from refit.models import build_model
+from refit.models.mlp import ACTIVATIONS, build_mlp
+from refit.settings import ModelSettings
+
+
+@pytest.fixture
+def write_factory(monkeypatch, request, tmp_path):
+    """Write a module with a factory into a folder of `sys.path` and return its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    written = []
+
+    def write(body: str) -> str:
+        name = f"networks_{len(written)}_{abs(hash(request.node.name))}"
+        (tmp_path / f"{name}.py").write_text(body)
+        importlib.invalidate_caches()
+        written.append(name)
+        return f"{name}:build"
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def refused(factory: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        build_model(ModelSettings(factory=factory), 3, 2)
+    return str(caught.value)
+
+
+def test_the_mlp_is_the_plain_sequence_of_layers_to_the_bit():
+    torch.manual_seed(0)
+    model = build_model(ModelSettings(hidden_sizes=[30, 20]), 2, 2)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 2))
+    assert str(model) == str(plain)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+
+
+def test_without_hidden_layers_it_is_linear():
+    assert [type(layer) for layer in build_mlp(4, 3, [], "relu", 0.5)] == [nn.Linear]
+
+
+def test_dropout_follows_each_hidden_activation_and_nothing_else():
+    kinds = [type(layer) for layer in build_mlp(4, 3, [8, 8], "tanh", 0.25)]
+    assert kinds == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
+    assert [layer.p for layer in build_mlp(4, 3, [8, 8], "tanh", 0.25) if isinstance(layer, nn.Dropout)] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_every_activation_of_the_settings_is_pytorchs_of_that_name(name):
+    functions = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+    function = functions.get(name) or getattr(nn.functional, name)
+    model = build_model(ModelSettings(hidden_sizes=[8], activation=name), 4, 3)
+    x = torch.randn(5, 4)
+    assert torch.equal(model(x), model[2](function(model[0](x))))
+
+
+def test_the_settings_offer_the_activations_that_there_are():
+    assert set(ModelSettings.model_fields["activation"].annotation.__args__) == set(ACTIVATIONS)
+
+
+def test_a_factory_is_found_on_the_path_and_given_both_widths(write_factory):
+    name = write_factory(
+        "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs)\n"
+    )
+    model = build_model(ModelSettings(factory=name), 3, 2)
+    assert isinstance(model, nn.Linear)
+    assert (model.in_features, model.out_features) == (3, 2)
+
+
+def test_trying_a_factorys_model_draws_nothing_and_leaves_it_in_training_mode(write_factory):
+    name = write_factory(
+        "from torch import nn\n"
+        "def build(num_inputs, num_outputs):\n"
+        "    return nn.Sequential(nn.Linear(num_inputs, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, num_outputs))\n"
+    )
+    torch.manual_seed(0)
+    model = build_model(ModelSettings(factory=name), 3, 2)
+    found = torch.get_rng_state()
+    torch.manual_seed(0)
+    expected = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    assert torch.equal(found, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
+
+
+def test_a_missing_module_is_refused():
+    assert refused("absent_networks:build").startswith(
+        "model.factory: expected a function that can be imported, found 'absent_networks:build': ModuleNotFoundError"
+    )
+
+
+def test_a_missing_function_is_refused(write_factory):
+    module = write_factory("").partition(":")[0]
+    assert "has no attribute 'absent'" in refused(f"{module}:absent")
+
+
+def test_a_module_that_fails_on_import_is_refused(write_factory):
+    name = write_factory("1 / 0\n")
+    assert refused(name).startswith(f"model.factory: expected a function that can be imported, found '{name}': ZeroDivisionError")
+
+
+def test_a_factory_that_raises_is_refused(write_factory):
+    name = write_factory("def build(num_inputs, num_outputs):\n    raise KeyError('width')\n")
+    assert refused(name) == f"model.factory: expected {name}(3, 2) to return a model, found KeyError: 'width'; mend the function"
+
+
+def test_a_factory_of_other_parameters_is_refused(write_factory):
+    name = write_factory("def build():\n    pass\n")
+    assert f"expected {name}(3, 2) to return a model, found TypeError" in refused(name)
+
+
+@pytest.mark.parametrize(("body", "kind"), [("None", "NoneType"), ("[1]", "list"), ("__import__('torch').nn.Linear", "type")])
+def test_a_factory_that_returns_no_module_is_refused(write_factory, body, kind):
+    name = write_factory(f"def build(num_inputs, num_outputs):\n    return {body}\n")
+    assert refused(name).startswith(f"model.factory: expected {name} to return a torch.nn.Module, found {kind}")
+
+
+def test_what_is_no_function_is_refused(write_factory):
+    assert "TypeError" in refused(write_factory("build = 3\n"))
+
+
+def test_a_model_that_takes_another_width_is_refused(write_factory):
+    name = write_factory("from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(7, num_outputs)\n")
+    assert refused(name).startswith(f"model.factory: expected the model of {name} to take rows of 3 numbers, found RuntimeError")
+
+
+def test_a_model_that_gives_another_width_is_refused(write_factory):
+    name = write_factory("from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, 1)\n")
+    assert refused(name) == (
+        f"model.factory: expected the model of {name} to give (2, 2) numbers for 2 rows, found (2, 1); "
+        "use the num_outputs that the function is given"
+    )
+
+
+def test_a_model_that_gives_no_tensor_is_refused(write_factory):
+    name = write_factory(
+        "from torch import nn\n"
+        "class Pair(nn.Module):\n    def forward(self, x):\n        return x, x\n"
+        "def build(num_inputs, num_outputs):\n    return Pair()\n"
+    )
+    assert "found <class 'tuple'>" in refused(name)

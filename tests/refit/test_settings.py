@@ -1,0 +1,275 @@
+from pathlib import Path
+
+import pytest
+
+from refit.errors import SettingsError
+from refit.settings import Settings, SettingsTree, env_name, resolve_settings, walk_settings
+
+
+def write(name: str, text: str) -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def refused(given: dict | None = None, settings_file: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        resolve_settings(given, settings_file)
+    return str(caught.value)
+
+
+def test_without_any_source_every_setting_is_its_default():
+    settings, origins = resolve_settings()
+    assert dict(walk_settings(settings)) == dict(walk_settings(SettingsTree()))
+    assert set(origins) == {name for name, _ in walk_settings(SettingsTree())}
+    assert set(origins.values()) == {"default"}
+
+
+def test_flags_beat_environment_beats_env_file_beats_toml_beats_defaults(monkeypatch):
+    """Five settings, each given by one source less than the one before it."""
+    write("refit.toml", 'seed = 1\nname = "toml"\n[optimizer]\nlr = 0.1\nmomentum = 0.1\n')
+    write(".env", "REFIT_SEED=2\nREFIT_NAME=dotenv\nREFIT_OPTIMIZER__LR=0.2\n")
+    monkeypatch.setenv("REFIT_SEED", "3")
+    monkeypatch.setenv("REFIT_NAME", "environment")
+    settings, origins = resolve_settings({"seed": 4})
+    assert (settings.seed, origins["seed"]) == (4, "command line")
+    assert (settings.name, origins["name"]) == ("environment", "environment")
+    assert (settings.optimizer.lr, origins["optimizer.lr"]) == (0.2, ".env")
+    assert (settings.optimizer.momentum, origins["optimizer.momentum"]) == (0.1, "refit.toml")
+    assert (settings.optimizer.weight_decay, origins["optimizer.weight_decay"]) == (0.0, "default")
+
+
+def test_a_source_that_gives_one_setting_of_a_section_leaves_the_others_to_weaker_sources(monkeypatch):
+    write("refit.toml", "[training]\nnum_epochs = 7\npatience = 2\n")
+    monkeypatch.setenv("REFIT_TRAINING__PATIENCE", "4")
+    settings, _ = resolve_settings({"training": {"accumulate_batches": 3}})
+    assert (settings.training.num_epochs, settings.training.patience, settings.training.accumulate_batches) == (7, 4, 3)
+
+
+def test_what_is_given_is_not_changed_by_what_is_merged():
+    write("refit.toml", "[training]\nnum_epochs = 7\n")
+    given = {"training": {"patience": 2}, "data": {"val_fraction": 0.2}}
+    resolve_settings(given)
+    assert given == {"training": {"patience": 2}, "data": {"val_fraction": 0.2}}
+
+
+def test_a_named_settings_file_is_read_instead_of_refit_toml():
+    write("refit.toml", "seed = 1\n[training]\nnum_epochs = 7\n")
+    settings, origins = resolve_settings(settings_file=write("other.toml", "seed = 2\n"))
+    assert (settings.seed, origins["seed"]) == (2, "other.toml")
+    assert settings.training.num_epochs == SettingsTree().training.num_epochs
+
+
+def test_a_named_settings_file_that_is_missing_is_refused():
+    assert (
+        refused(settings_file=Path("absent.toml")) == "--settings: expected a TOML file, found no file absent.toml; check the path"
+    )
+
+
+@pytest.mark.parametrize("content", [b"seed = \n", b"seed = 1\nseed = 2\n", b"name = '\xff'\n"])
+def test_a_file_that_is_no_toml_is_refused_by_name(content):
+    Path("refit.toml").write_bytes(content)
+    assert refused().startswith("refit.toml: expected a TOML file, found ")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "hint"),
+    [
+        ("optimizer.lrr", {"optimizer": {"lrr": 1}}, "did you mean `optimizer.lr`?"),
+        ("optimzer", {"optimzer": {"lr": 1}}, "did you mean `optimizer.lr`?"),
+        ("data.zzzzzzzzzz", {"data": {"zzzzzzzzzz": 1}}, "`refit settings` lists them"),
+    ],
+)
+def test_an_unknown_name_on_the_command_line_is_refused_with_the_nearest_known_one(name, given, hint):
+    assert name in refused(given)
+    assert "unknown setting" in refused(given)
+    if name != "optimzer":  # a section's own name has no near setting
+        assert hint in refused(given)
+
+
+@pytest.mark.parametrize(
+    ("variable", "name", "near"),
+    [
+        ("REFIT_OPTIMIZER__LRR", "optimizer.lrr", "optimizer.lr"),
+        ("REFIT_OPTIMZER__LR", "optimzer.lr", "optimizer.lr"),
+        ("REFIT_SEEDS", "seeds", "seed"),
+    ],
+)
+def test_an_unknown_environment_variable_is_refused_with_the_nearest_known_one(monkeypatch, variable, name, near):
+    monkeypatch.setenv(variable, "3")
+    assert refused() == f"{name} (from environment): unknown setting; did you mean `{near}`?"
+
+
+def test_an_unknown_name_in_env_file_and_toml_is_refused_with_its_origin():
+    write(".env", "REFIT_TRAINING__EPOCHS=3\n")
+    assert refused().startswith("training.epochs (from .env): unknown setting; did you mean `training.")
+    write(".env", "")
+    write("refit.toml", "[loader]\nbatchsize = 3\n")
+    assert refused() == "loader.batchsize (from refit.toml): unknown setting; did you mean `loader.batch_size`?"
+
+
+def test_variables_of_other_programs_in_the_env_file_are_no_concern_of_ours(monkeypatch):
+    write(".env", "DATABASE_URL=postgres://x\nREFITTED=1\nOTHER__SEED=3\nREFIT_SEED=5\n")
+    monkeypatch.setenv("SEED", "9")
+    settings, _ = resolve_settings()
+    assert settings.seed == 5
+
+
+def test_environment_variables_count_in_either_case(monkeypatch):
+    monkeypatch.setenv("refit_optimizer__lr", "0.25")
+    assert resolve_settings()[0].optimizer.lr == 0.25
+
+
+def test_every_setting_can_be_given_by_its_environment_variable(monkeypatch):
+    """Its own default, written as text, comes back as the same value with another origin."""
+    for name, value in walk_settings(SettingsTree()):
+        text = "none" if value is None else str(value).replace("'", '"')
+        monkeypatch.setenv(env_name(name), text)
+    settings, origins = resolve_settings()
+    assert dict(walk_settings(settings)) == dict(walk_settings(SettingsTree()))
+    assert set(origins.values()) == {"environment"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", ""),
+        ("name", "Model"),
+        ("name", "a/b"),
+        ("name", "../a"),
+        ("name", "-a"),
+        ("name", "a" * 65),
+        ("name", "a\n"),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 1.5),
+        ("data.val_fraction", 1),
+        ("data.val_fraction", -0.1),
+        ("data.test_fraction", 1.0),
+        ("data.split", "stratified"),
+        ("loader.batch_size", 0),
+        ("loader.drop_last", "perhaps"),
+        ("model.hidden_sizes", [16, 0]),
+        ("model.hidden_sizes", "[16"),
+        ("model.hidden_sizes", 16),
+        ("model.activation", "softsign"),
+        ("model.dropout", 1),
+        ("model.factory", "networks"),
+        ("model.factory", "networks:a:b"),
+        ("model.factory", "networks:build\n"),
+        ("optimizer.name", "lion"),
+        ("optimizer.lr", 0),
+        ("optimizer.lr", float("nan")),
+        ("optimizer.lr", float("inf")),
+        ("optimizer.momentum", 1),
+        ("optimizer.weight_decay", -1),
+        ("optimizer.weight_decay", float("inf")),
+        ("optimizer.schedule", "linear"),
+        ("optimizer.warmup_steps", -1),
+        ("training.num_epochs", 0),
+        ("training.patience", 0),
+        ("training.accumulate_batches", 0),
+        ("training.max_grad_norm", 0),
+        ("training.max_grad_norm", float("nan")),
+        ("compute.device", "gpu"),
+        ("compute.device", "cuda:"),
+        ("compute.precision", "fp16"),
+        ("compute.num_threads", 0),
+        ("store.url", None),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_with_the_setting_its_origin_and_the_value(name, value):
+    section, _, field = name.rpartition(".")
+    message = refused({section: {field: value}} if section else {field: value})
+    found = value[-1] if value == [16, 0] else value
+    assert message.startswith(f"{name} (from command line): ")
+    assert message.endswith(f"found {found!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.lr", 0),
+        ("optimizer.lr", "fast"),
+        ("optimizer.name", "lion"),
+        ("loader.drop_last", "perhaps"),
+        ("name", "Model"),
+        ("name", "a" * 65),
+        ("model.factory", "networks"),
+        ("compute.device", "gpu"),
+    ],
+)
+def test_every_refusal_says_what_was_expected_before_what_was_found(name, value):
+    section, _, field = name.rpartition(".")
+    assert refused({section: {field: value}} if section else {field: value}).startswith(f"{name} (from command line): expected")
+
+
+def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
+    monkeypatch.setenv("REFIT_OPTIMIZER__LR", "-1")
+    assert refused() == "optimizer.lr (from environment): expected greater than 0, found '-1'"
+
+
+def test_all_mistakes_are_named_at_once_one_a_line(monkeypatch):
+    monkeypatch.setenv("REFIT_SEED", "x")
+    lines = refused({"optimizer": {"lr": 0, "nam": "sgd"}}).splitlines()
+    assert sorted(line.split()[0].rstrip(":") for line in lines) == ["optimizer.lr", "optimizer.nam", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": {"split": "time"}}, "data.time_column: expected a column to order rows by"),
+        ({"data": {"test_source": "a.csv", "test_fraction": 0.1}}, "data.test_fraction: expected none"),
+        ({"data": {"val_fraction": 0.5, "test_fraction": 0.5}}, "data.val_fraction + data.test_fraction: expected less than 1"),
+        ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer.momentum: only sgd has it, found adam; leave it 0"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(given, message):
+    assert refused(given).startswith(message)
+
+
+def test_a_contradiction_between_sources_is_refused_too(monkeypatch):
+    write("refit.toml", '[optimizer]\nname = "adamw"\n')
+    monkeypatch.setenv("REFIT_OPTIMIZER__MOMENTUM", "0.9")
+    assert "optimizer.momentum" in refused()
+
+
+def test_none_is_written_as_a_word_and_beats_a_weaker_source(monkeypatch):
+    write("refit.toml", "[training]\npatience = 3\nmax_grad_norm = 1.0\n")
+    monkeypatch.setenv("REFIT_TRAINING__PATIENCE", "none")
+    settings, origins = resolve_settings({"training": {"max_grad_norm": "none"}})
+    assert (settings.training.patience, origins["training.patience"]) == (None, "environment")
+    assert (settings.training.max_grad_norm, origins["training.max_grad_norm"]) == (None, "command line")
+
+
+def test_none_stays_a_word_where_the_setting_cannot_be_none():
+    assert resolve_settings({"data": {"target": "none"}})[0].data.target == "none"
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("[64, 32]", [64, 32]), ("[]", []), ("[8]", [8])])
+def test_lists_are_written_as_json_in_the_environment_and_the_env_file(monkeypatch, text, sizes):
+    write(".env", f"REFIT_MODEL__HIDDEN_SIZES='{text}'\n")
+    assert resolve_settings()[0].model.hidden_sizes == sizes
+    write(".env", "")
+    monkeypatch.setenv("REFIT_MODEL__HIDDEN_SIZES", text)
+    assert resolve_settings()[0].model.hidden_sizes == sizes
+
+
+def test_a_list_of_texts_keeps_its_texts(monkeypatch):
+    monkeypatch.setenv("REFIT_DATA__NULL_VALUES", '["", "-", "1,5", "ü"]')
+    assert resolve_settings()[0].data.null_values == ["", "-", "1,5", "ü"]
+
+
+def test_settings_do_not_change():
+    settings, _ = resolve_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 3
+    with pytest.raises(ValueError, match="frozen"):
+        settings.optimizer.lr = 3
+
+
+def test_the_plain_tree_reads_neither_environment_nor_files(monkeypatch):
+    monkeypatch.setenv("REFIT_SEED", "3")
+    write("refit.toml", "seed = 4\n")
+    assert SettingsTree().seed == 0
+    assert Settings().seed == 0

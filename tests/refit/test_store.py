@@ -1,0 +1,418 @@
+import hashlib
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from refit.errors import StoreError
+from refit.store import Store
+
+
+@pytest.fixture(params=["disk", "memory"])
+def any_store(request, tmp_path) -> Store:
+    return Store(str(tmp_path / "store") if request.param == "disk" else f"memory://{uuid.uuid4().hex}/store")
+
+
+@pytest.mark.parametrize("data", [b"", b"a", bytes(range(256)) * 1000])
+def test_bytes_come_back_by_their_sha256(any_store, data):
+    digest = any_store.put(data)
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert any_store.get(digest) == data
+
+
+def test_the_store_has_what_was_put_in_its_size(any_store):
+    digest = any_store.put(b"abc")
+    assert any_store.has(digest, 3)
+    assert not any_store.has(digest, 4)
+    assert not any_store.has("0" * 64, 3)
+
+
+def test_bytes_that_are_there_are_not_written_again(store):
+    digest = store.put(b"abc")
+    (path,) = (path for path in Path(store.root).rglob("*") if path.is_file())
+    os.utime(path, (1, 1))
+    before, now = path.stat(), time.time()
+    assert store.put(b"abc") == digest
+    assert path.stat().st_ino == before.st_ino
+    assert path.stat().st_mtime > now - 1, "marked as new"
+
+
+def test_an_object_cut_short_is_written_anew_by_the_next_put(store):
+    digest = store.put(b"abc")
+    (path,) = (path for path in Path(store.root).rglob("*") if path.is_file())
+    path.write_bytes(b"ab")
+    assert store.put(b"abc") == digest
+    assert store.get(digest) == b"abc"
+
+
+@pytest.mark.parametrize("damaged", [b"abd", b"ab", b"", b"abcd"])
+def test_damaged_bytes_are_refused_by_path(store, damaged):
+    digest = store.put(b"abc")
+    (path,) = (path for path in Path(store.root).rglob("*") if path.is_file())
+    path.write_bytes(damaged)
+    aside = Path(store.root) / "damaged" / digest
+    message = f"{path}: expected bytes with this digest, found others, now in {aside}; run again to make it anew"
+    with pytest.raises(StoreError, match=re.escape(message)):
+        store.get(digest)
+    assert aside.read_bytes() == damaged
+    assert not path.exists()
+
+
+def damage(store: Store, digest: str, content: bytes) -> None:
+    store.files.pipe_file(f"{store.root}/{store.object_path(digest)}", content)
+
+
+def test_a_damaged_object_is_set_aside_and_can_be_put_again_and_again(any_store):
+    for content in (b"abd", b"abe"):
+        digest = any_store.put(b"abc")
+        damage(any_store, digest, content)
+        assert any_store.has(digest, 3), "as large as it was: only its content tells"
+        assert not any_store.is_whole(digest)
+        assert not any_store.has(digest, 3)
+        assert any_store.names("damaged") == [digest]
+        assert any_store.read(f"damaged/{digest}") == content
+    assert any_store.put(b"abc") == digest
+    assert any_store.is_whole(digest)
+    assert any_store.get(digest) == b"abc"
+
+
+def test_what_is_missing_is_not_whole_and_nothing_is_set_aside(any_store):
+    assert not any_store.is_whole("0" * 64)
+    assert any_store.names("damaged") == []
+
+
+def test_a_file_is_written_replaced_and_removed_by_its_path(any_store):
+    assert not any_store.exists("results/a.json")
+    any_store.write("results/a.json", b"first")
+    any_store.write("results/a.json", b"second")
+    assert any_store.exists("results/a.json")
+    assert any_store.read("results/a.json") == b"second"
+    any_store.remove("results/a.json")
+    assert not any_store.exists("results/a.json")
+    any_store.remove("results/a.json")
+
+
+def test_missing_bytes_are_refused_by_path(any_store):
+    digest = "ab" + "0" * 62
+    with pytest.raises(StoreError, match=f"ab/{'0' * 62}: expected an object of the store, found none"):
+        any_store.get(digest)
+
+
+def test_a_published_folder_holds_all_its_files(any_store):
+    contents = {"a.txt": b"1", "b.bin": bytes(range(256)), "empty": b""}
+    assert any_store.publish("models/m/v1", contents)
+    assert any_store.is_published("models/m/v1")
+    assert {name: any_store.read(f"models/m/v1/{name}") for name in contents} == contents
+    assert any_store.names("models/m") == ["v1"]
+
+
+def test_a_folder_that_is_there_is_left_as_it_is(any_store):
+    any_store.publish("models/m/v1", {"a.txt": b"first"})
+    assert not any_store.publish("models/m/v1", {"a.txt": b"second", "b.txt": b""})
+    assert any_store.read("models/m/v1/a.txt") == b"first"
+    with pytest.raises(StoreError, match=r"b\.txt"):
+        any_store.read("models/m/v1/b.txt")
+
+
+FAILS_HALFWAY = {"a.txt": b"1", "b.txt": "text where bytes belong", "c.txt": b"3"}
+
+
+def test_a_publication_that_fails_halfway_is_not_there(any_store):
+    with pytest.raises(TypeError):
+        any_store.publish("models/m/v1", FAILS_HALFWAY)
+    assert not any_store.is_published("models/m/v1")
+
+
+def test_a_publication_that_fails_halfway_leaves_no_file_on_the_disk(store):
+    with pytest.raises(TypeError):
+        store.publish("models/m/v1", FAILS_HALFWAY)
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
+    assert store.publish("models/m/v1", {"a.txt": b"1"})
+
+
+def test_without_the_last_file_a_folder_of_an_object_store_is_not_published():
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.files.pipe_file(f"{store.root}/models/m/v1/.claim", b"")
+    store.files.pipe_file(f"{store.root}/models/m/v1/model.pt", b"1")
+    assert not store.is_published("models/m/v1")
+    assert not store.publish("models/m/v1", {"model.pt": b"2"})
+
+
+def test_temporaries_that_a_killed_writer_left_are_not_listed(store, start):
+    store.publish("models/m/v1", {"a": b""})
+    digest = kill_writers(store, start)
+    assert store.names("models/m") == ["v1"]
+    assert store.names("models/n") == []
+    assert not store.has(digest, 3)
+
+
+def test_a_folder_that_is_not_there_has_no_names(any_store):
+    assert any_store.names("models") == []
+    assert any_store.names("models/m/v1") == []
+
+
+def test_names_are_sorted(any_store):
+    for number in (3, 1, 2):
+        any_store.publish(f"models/m/v{number}", {"a": b""})
+    assert any_store.names("models/m") == ["v1", "v2", "v3"]
+
+
+def test_others_may_read_a_published_folder(store):
+    store.publish("models/m/v1", {"a": b""})
+    assert (Path(store.root) / "models/m/v1").stat().st_mode & 0o777 == 0o755
+
+
+PRELUDE = "import os, signal, socket, sys, time; from refit.store import Store; store = Store(sys.argv[1])\n"
+
+
+@pytest.fixture
+def start(store):
+    """Start another process with `store` at hand; it says on standard output how far it has come."""
+    processes = []
+
+    def run(script: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", PRELUDE + script, store.url]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        with process:
+            process.kill()
+
+
+def kill_writers(store: Store, start) -> str:
+    """Let an object and a folder be written by processes that die before the rename; return the object's digest."""
+    deadly = "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+    for act in ("store.put(b'abc')", "store.publish('models/n/v1', {'a': b'', 'b': b''})"):
+        assert start(deadly + act).wait(timeout=30) == -signal.SIGKILL
+    assert len(store.names("tmp")) == 2
+    return hashlib.sha256(b"abc").hexdigest()
+
+
+def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(store, start):
+    kill_writers(store, start)
+    slow = "os.fsync = lambda _: (print('writing', flush=True), time.sleep(60))\nstore.put(b'slow')"
+    alive = start(slow)
+    assert alive.stdout.readline() == "writing\n"
+    (Path(store.root) / "tmp" / f"another.host-{alive.pid}-0a1b2c3d").touch()
+    store.remove_leftovers()
+    hosts = {name.rsplit("-", 2)[0]: name for name in store.names("tmp")}
+    assert set(hosts) == {socket.gethostname(), "another.host"}
+    assert f"-{alive.pid}-" in hosts[socket.gethostname()]
+    alive.kill()
+    alive.wait(timeout=30)
+    store.remove_leftovers()
+    assert [name for name in store.names("tmp") if name.startswith(socket.gethostname())] == []
+
+
+def test_leftovers_of_a_host_whose_name_begins_as_this_ones_stay(store, start, monkeypatch):
+    """On a store that machines share, another's process cannot be asked whether it lives."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "trainer")
+    gone = start("")
+    gone.communicate(timeout=30)
+    others = Path(store.root) / "tmp" / f"trainer-2-{gone.pid}-0a1b2c3d"
+    others.parent.mkdir(parents=True)
+    others.write_bytes(b"half")
+    store.remove_leftovers()
+    assert others.exists()
+
+
+def test_a_store_that_is_not_there_has_no_leftovers(any_store):
+    any_store.remove_leftovers()
+
+
+HOLD = "with store.lock('a', lambda: print('waits', flush=True)):\n    print('has it', flush=True)\n    sys.stdin.read()"
+
+
+def test_a_second_process_waits_for_the_lock_until_the_first_lets_go(store, start):
+    first = start(HOLD)
+    assert first.stdout.readline() == "has it\n"
+    assert store.is_locked("a")
+    second = start(HOLD)
+    assert second.stdout.readline() == "waits\n"
+    first.stdin.close()
+    first.wait(timeout=30)
+    assert second.stdout.readline() == "has it\n"
+    assert second.communicate(timeout=30)[0] == "", "on_wait is called once"
+    assert not store.is_locked("a")
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once(store, start):
+    first = start(HOLD)
+    assert first.stdout.readline() == "has it\n"
+    second = start(HOLD)
+    assert second.stdout.readline() == "waits\n"
+    first.kill()
+    first.wait(timeout=30)
+    killed_at = time.monotonic()
+    assert second.stdout.readline() == "has it\n"
+    assert time.monotonic() - killed_at < 5
+    second.communicate(timeout=30)
+    waits = []
+    with store.lock("a", lambda: waits.append(True)):
+        assert store.is_locked("a")
+    assert waits == []
+
+
+def test_locks_of_other_names_do_not_wait_for_one_another(any_store):
+    waits = []
+    with any_store.lock("a", lambda: waits.append("a")), any_store.lock("b", lambda: waits.append("b")):
+        assert not any_store.is_locked("c")
+    assert waits == []
+
+
+def test_the_lock_is_let_go_when_what_it_guards_fails(store):
+    with pytest.raises(ValueError, match="halfway"), store.lock("a", lambda: None):
+        raise ValueError("halfway")
+    assert not store.is_locked("a")
+
+
+FULL = """
+import resource
+from refit.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    {act}
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "path"),
+    [
+        ("store.put(b'x' * 5000)", f"objects/{hashlib.sha256(b'x' * 5000).hexdigest()[:2]}"),
+        ("store.write('results/a.json', b'x' * 5000)", "results/a.json"),
+        ("store.publish('models/m/v1', {'a': b'small', 'b': b'x' * 5000})", "models/m/v1"),
+    ],
+    ids=["put", "write", "publish"],
+)
+def test_a_disk_that_takes_no_more_is_an_error_that_names_the_path_and_nothing_is_left(store, start, act, path):
+    store.write("results/a.json", b"before")
+    printed, _ = start(FULL.format(act=act)).communicate(timeout=30)
+    assert printed.startswith(f"{store.root}/{path}")
+    assert ": expected a store that can be read and written, found: File too large; free space or permit access there" in printed
+    assert store.names("tmp") == []
+    assert store.read("results/a.json") == b"before"
+    assert [file for file in Path(store.root).rglob("*") if file.is_file()] == [Path(store.root) / "results/a.json"]
+    assert not store.is_published("models/m/v1")
+
+
+def publish_from_a_process(url: str, writer: int, barrier, results) -> None:
+    barrier.wait()
+    contents = {f"file-{i}": str(writer).encode() for i in range(20)}
+    results.put((writer, Store(url).publish("models/m/v1", contents)))
+
+
+def test_of_processes_that_publish_one_name_at_once_one_wins_wholly(store):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=publish_from_a_process, args=(store.url, n, barrier, results)) for n in range(4)]
+    for process in processes:
+        process.start()
+    outcomes = dict(results.get(timeout=30) for _ in processes)
+    for process in processes:
+        process.join(timeout=30)
+        assert process.exitcode == 0
+    (winner,) = (writer for writer, has_won in outcomes.items() if has_won)
+    names = store.names("models/m/v1")
+    assert len(names) == 20
+    assert {store.read(f"models/m/v1/{name}") for name in names} == {str(winner).encode()}
+    assert [path.name for path in (Path(store.root) / "models/m").iterdir()] == ["v1"]
+
+
+def put_from_a_process(url: str, barrier, results) -> None:
+    barrier.wait()
+    results.put(Store(url).put(b"x" * 1_000_000))
+
+
+def test_processes_that_put_the_same_bytes_at_once_all_succeed(store):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=put_from_a_process, args=(store.url, barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    digests = {results.get(timeout=30) for _ in processes}
+    for process in processes:
+        process.join(timeout=30)
+    assert digests == {hashlib.sha256(b"x" * 1_000_000).hexdigest()}
+    assert store.get(*digests) == b"x" * 1_000_000
+
+
+def test_of_threads_that_publish_one_name_in_an_object_store_one_wins():
+    url = f"memory://{uuid.uuid4().hex}"
+    barrier, outcomes = threading.Barrier(4), []
+
+    def publish(writer: int) -> None:
+        barrier.wait()
+        outcomes.append(Store(url).publish("models/m/v1", {"a": str(writer).encode()}))
+
+    threads = [threading.Thread(target=publish, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False, False, False, True]
+
+
+@pytest.fixture
+def blocked(tmp_path) -> Store:
+    """A store below a regular file, which not even root can write."""
+    (tmp_path / "file").write_bytes(b"")
+    return Store(str(tmp_path / "file" / "store"))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store: store.put(b"abc"),
+        lambda store: store.publish("models/m/v1", {"a": b""}),
+        lambda store: store.read("models/m/v1/a"),
+        lambda store: store.get("0" * 64),
+        lambda store: store.names("models"),
+        lambda store: store.write("results/a.json", b""),
+        lambda store: store.lock("a", lambda: None).__enter__(),
+    ],
+    ids=["put", "publish", "read", "get", "names", "write", "lock"],
+)
+def test_a_store_that_cannot_be_used_is_an_error_that_names_it(blocked, act):
+    with pytest.raises(StoreError, match=blocked.root):
+        act(blocked)
+
+
+def test_the_store_is_made_when_it_is_first_written_to(tmp_path):
+    store = Store(str(tmp_path / "new" / "store"))
+    assert store.names("models") == []
+    assert not store.has("0" * 64, 0)
+    assert list(tmp_path.iterdir()) == []
+    store.put(b"abc")
+    assert (tmp_path / "new" / "store").is_dir()
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(StoreError, match=r"store\.url: expected a folder or an fsspec URL, found 'nosuch://x'"):
+        Store("nosuch://x")
+
+
+def test_a_relative_store_stays_where_it_was_opened(tmp_path, monkeypatch):
+    store = Store("store")
+    digest = store.put(b"abc")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert store.get(digest) == b"abc"
+
+
+def test_a_location_is_a_full_path_or_a_url(tmp_path):
+    assert Store("store").location("models/m/v1") == str(tmp_path / "store/models/m/v1")
+    assert Store("memory://bucket/store").location("models/m/v1") == "memory:///bucket/store/models/m/v1"

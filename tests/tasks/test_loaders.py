@@ -1,0 +1,41 @@
+import secrets
+
+import pytest
+from prefect import flow
+
+from refit.data.dataset import load_manifest
+from refit.errors import SettingsError
+from refit.refs import DatasetRef, LoadersRef
+from refit.settings import SettingsTree
+from refit.store import Store
+from tasks.dataset import build_dataset
+from tasks.loaders import build_loaders, open_loaders
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@flow
+def build(settings: SettingsTree) -> tuple[DatasetRef, LoadersRef]:
+    snapshot = build_dataset(secrets.token_hex(32), settings, [None, None])
+    return snapshot, build_loaders(secrets.token_hex(32), snapshot, settings)
+
+
+def test_the_handle_says_what_the_loaders_are_made_of():
+    snapshot, ref = build(SettingsTree())
+    assert (ref.dataset, ref.batch_size, ref.drop_last, ref.num_batches) == (snapshot, 2, True, 2)
+    manifest = load_manifest(snapshot, Store(SettingsTree().store.url))
+    assert snapshot.splits == {split: manifest.splits[split].ref for split in ("train", "test")}
+    assert LoadersRef.model_validate_json(ref.model_dump_json()) == ref
+
+
+def test_the_loaders_stay_in_the_process():
+    _, ref = build(SettingsTree())
+    train_loader, val_loader = open_loaders(ref, SettingsTree().store.url)
+    assert len(train_loader) == ref.num_batches
+    assert val_loader is None
+    assert open_loaders(LoadersRef.model_validate_json(ref.model_dump_json()), SettingsTree().store.url)[0] is train_loader
+
+
+def test_a_batch_larger_than_the_train_rows_is_refused():
+    with pytest.raises(SettingsError, match=r"loader\.batch_size: expected at most the 5 train rows"):
+        build(SettingsTree.model_validate({"loader": {"batch_size": 6}}))
