@@ -1,4 +1,5 @@
-import multiprocessing
+import subprocess
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -94,20 +95,26 @@ def test_a_version_that_failed_halfway_is_not_seen_and_the_next_gets_a_number(an
     assert any_store.read(f"{find_version(any_store, 'a')}/x") == b"whole"
 
 
-def add_from_a_process(url: str, writer: int, barrier, results) -> None:
-    barrier.wait()
-    results.put([(add_version(Store(url), "a", {"x": f"{writer} {i}".encode()}), f"{writer} {i}") for i in range(5)])
+SAVE = """
+import sys
+from refit.registry import add_version
+from refit.store import Store
+input()
+for i in range(5):
+    content = f"{sys.argv[2]} {i}"
+    print(add_version(Store(sys.argv[1]), "a", {"x": content.encode()}), content, sep="\\t")
+"""
 
 
 def test_processes_that_save_at_once_get_versions_of_their_own(store):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=add_from_a_process, args=(store.url, n, barrier, results)) for n in range(4)]
+    command = [sys.executable, "-c", SAVE, store.url]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(n)], **pipes) for n in range(4)]
     for process in processes:
-        process.start()
-    saved = [pair for _ in processes for pair in results.get(timeout=30)]
-    for process in processes:
-        process.join(timeout=30)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    lines = [line.split("\t") for process in processes for line in process.communicate(timeout=60)[0].splitlines()]
+    saved = [(int(number), content) for number, content in lines]
     assert sorted(number for number, _ in saved) == list_versions(store, "a") == list(range(1, 21))
     assert all(store.read(f"{version_folder('a', number)}/x").decode() == content for number, content in saved)
 

@@ -1,5 +1,4 @@
 import hashlib
-import multiprocessing
 import os
 import re
 import signal
@@ -309,22 +308,14 @@ def test_a_disk_that_takes_no_more_is_an_error_that_names_the_path_and_nothing_i
     assert not store.is_published("models/m/v1")
 
 
-def publish_from_a_process(url: str, writer: int, barrier, results) -> None:
-    barrier.wait()
-    contents = {f"file-{i}": str(writer).encode() for i in range(20)}
-    results.put((writer, Store(url).publish("models/m/v1", contents)))
-
-
-def test_of_processes_that_publish_one_name_at_once_one_wins_wholly(store):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=publish_from_a_process, args=(store.url, n, barrier, results)) for n in range(4)]
+def test_of_processes_that_publish_one_name_at_once_one_wins_wholly(store, start):
+    script = "input(); print(store.publish('models/m/v1', {{f'file-{{i}}': b'{n}' for i in range(20)}}))"
+    processes = [start(script.format(n=n)) for n in range(4)]
     for process in processes:
-        process.start()
-    outcomes = dict(results.get(timeout=30) for _ in processes)
-    for process in processes:
-        process.join(timeout=30)
-        assert process.exitcode == 0
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outcomes = {n: process.communicate(timeout=30)[0] == "True\n" for n, process in enumerate(processes)}
+    assert [process.returncode for process in processes] == [0] * 4
     (winner,) = (writer for writer, has_won in outcomes.items() if has_won)
     names = store.names("models/m/v1")
     assert len(names) == 20
@@ -332,20 +323,12 @@ def test_of_processes_that_publish_one_name_at_once_one_wins_wholly(store):
     assert [path.name for path in (Path(store.root) / "models/m").iterdir()] == ["v1"]
 
 
-def put_from_a_process(url: str, barrier, results) -> None:
-    barrier.wait()
-    results.put(Store(url).put(b"x" * 1_000_000))
-
-
-def test_processes_that_put_the_same_bytes_at_once_all_succeed(store):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=put_from_a_process, args=(store.url, barrier, results)) for _ in range(4)]
+def test_processes_that_put_the_same_bytes_at_once_all_succeed(store, start):
+    processes = [start("input(); print(store.put(b'x' * 1_000_000))") for _ in range(4)]
     for process in processes:
-        process.start()
-    digests = {results.get(timeout=30) for _ in processes}
-    for process in processes:
-        process.join(timeout=30)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    digests = {process.communicate(timeout=30)[0].strip() for process in processes}
     assert digests == {hashlib.sha256(b"x" * 1_000_000).hexdigest()}
     assert store.get(*digests) == b"x" * 1_000_000
 
