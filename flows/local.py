@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from refit.refs import TrainingResult
 from refit.settings import Settings, SettingsTree
 
-FLOORS = ("flows", "tasks")
+FLOORS = ("flows", "tasks", "refit")
 SECONDS_TO_START = 60
 SECONDS_TO_STOP = 8
 """From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""

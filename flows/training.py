@@ -78,7 +78,7 @@ def _train_epochs(
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val_fraction")
     deadline = None if timeout is None else started + timeout
     loaders = build_loaders(recipe.loaders.key, snapshot, settings)
-    last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, should_drop=True)
+    last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, logger.warning)
     if last:
         logger.info("epochs 1 to %d of %d: done before", last, recipe.num_epochs)
     checkpoint = start_training(recipe.start.key, snapshot, settings)
@@ -88,9 +88,10 @@ def _train_epochs(
     epochs: list[EpochResult] = []
     for epoch, key in enumerate(recipe.epoch_keys, start=1):
         with holding_signals():
-            epochs.append(train_epoch(epoch, key, checkpoint, loaders, settings, deadline))
+            state = train_epoch(epoch, key, checkpoint, loaders, settings, deadline, return_state=True)
+        epochs.append(state.result())
         checkpoint = epochs[-1].checkpoint
-        if epoch > last:
+        if state.name != "Cached":
             logger.info(epochs[-1].describe(recipe.num_epochs), extra={"progress": (epoch, recipe.num_epochs)})
         val_losses = [result.val_loss for result in epochs]
         best = epochs[best_epoch(val_losses, patience) - 1]
@@ -102,7 +103,7 @@ def _train_epochs(
         if deadline is not None and last < epoch < recipe.num_epochs:
             check_deadline(deadline, epoch, loaders.num_batches)
     if not store.is_whole(best.checkpoint.digest):
-        find_last_epoch(recipe.epoch_keys[: best.epoch], store, should_drop=True)
+        find_last_epoch(recipe.epoch_keys[: best.epoch], store, logger.warning)
         return _train_epochs(recipe, snapshot, settings, store, started, refresh)
     return epochs, best
 

@@ -1,8 +1,7 @@
 """Results of finished steps, by their keys; what a key's result refers to must be there and whole, or it is no result."""
 
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -12,8 +11,6 @@ from refit.registry import list_versions
 from refit.store import Store
 
 RESULTS = "results"
-
-logger = logging.getLogger(__name__)
 
 
 def result_path(key: str) -> str:
@@ -40,7 +37,7 @@ def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:
     return None if is_version and content["version"] not in list_versions(store, content["name"]) else content
 
 
-def find_last_epoch(keys: Sequence[str], store: Store, should_drop: bool = False) -> int:
+def find_last_epoch(keys: Sequence[str], store: Store, warn: Callable[[str], object] | None = None) -> int:
     """Return the last epoch from which training can go on: it and all before it have results, and its checkpoint is whole.
 
     Checkpoints of earlier epochs may be gone: nothing needs them.
@@ -48,7 +45,8 @@ def find_last_epoch(keys: Sequence[str], store: Store, should_drop: bool = False
     Args:
         keys: The key of each epoch, from epoch 1 on.
         store: Where the results are.
-        should_drop: Whether to drop later results whose checkpoint is damaged or gone, so that these epochs are trained again.
+        warn: Told of each later result whose checkpoint is damaged or gone, which is then dropped, so that the epoch is trained
+            again; None drops nothing.
 
     Returns:
         The epoch, counted from 1; 0 if there is none.
@@ -57,14 +55,11 @@ def find_last_epoch(keys: Sequence[str], store: Store, should_drop: bool = False
     epochs = list(takewhile(lambda epoch: store.is_whole(epoch.log.digest), map(EpochResult.model_validate, found)))
     while epochs and not store.is_whole(epochs[-1].checkpoint.digest):
         broken = epochs.pop()
-        if should_drop:
+        if warn is not None:
             store.remove(result_path(keys[broken.epoch - 1]))
-        logger.warning(
-            "checkpoint %s of epoch %d is damaged or missing; going on from %s",
-            store.location(store.object_path(broken.checkpoint.digest)),
-            broken.epoch,
-            f"epoch {broken.epoch - 1}, checkpoint {epochs[-1].checkpoint.digest[:12]}" if epochs else "the start",
-        )
+            path = store.location(store.object_path(broken.checkpoint.digest))
+            before = f"epoch {broken.epoch - 1}, {epochs[-1].checkpoint.digest[:12]}" if epochs else "the start"
+            warn(f"checkpoint {path} of epoch {broken.epoch} is damaged or gone; going on from that of {before}")
     return len(epochs)
 
 

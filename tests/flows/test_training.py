@@ -458,7 +458,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_is_used(
     assert trained(done) == [4, 5, 6]
     assert_plain(result, plain)
     assert (
-        f"checkpoint {broken} of epoch 4 is damaged or missing; going on from epoch 3, checkpoint {third.checkpoint.digest[:12]}"
+        f"checkpoint {broken} of epoch 4 is damaged or gone; going on from that of epoch 3, {third.checkpoint.digest[:12]}"
         in caplog.text
     )
     assert broken.exists(), "made again"
