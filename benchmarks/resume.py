@@ -47,6 +47,8 @@ from kill_campaign import DISTURBANCES_PER_RUN, REFIT, SETTINGS, running_server,
 LR = "0.03"
 """As in `peers/digits.py`; at the campaign's 0.3 every unit dies in the first epoch, and accuracy stays at chance."""
 PEERS = ROOT / "benchmarks" / "peers"
+EPOCH_ENDED = r"epoch \d+/"
+"""Not `epoch 3: going on after batch 43`, which Refit prints when it resumes inside one."""
 LIGHTNING = (sys.executable, str(PEERS / "lightning_digits.py"), "rows.safetensors")
 
 
@@ -80,13 +82,13 @@ class Attempt:
 
     @property
     def epochs(self) -> list[str]:
-        """The epochs that it trained."""
-        return [line.partition(":")[0] for _, line in self.lines if re.match(r"epoch \d", line)]
+        """The epochs that it trained to their end."""
+        return [line.partition(":")[0] for _, line in self.lines if re.match(EPOCH_ENDED, line)]
 
     def training_seconds(self, begun: str) -> float:
         """From the line that matches `begun` to the end of the last epoch."""
         first = next(at for at, line in self.lines if re.match(begun, line))
-        return next(at for at, line in reversed(self.lines) if re.match(r"epoch \d", line)) - first
+        return next(at for at, line in reversed(self.lines) if re.match(EPOCH_ENDED, line)) - first
 
 
 @dataclass

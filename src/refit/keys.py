@@ -153,7 +153,12 @@ def _find_source(module: str) -> str:
         found = importlib.util.find_spec(module)
     except Exception as error:  # of the user's package, which is imported to find the module in it
         raise _unimportable(module, error) from error
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
+    if found is None:
+        raise SettingsError(
+            f"model.factory: expected a function that can be imported, found no module {module!r}; "
+            "give package.module:function, from the working directory or installed"
+        )
+    if found.origin is None or not found.origin.endswith(".py"):
         raise SettingsError(
             f"model.factory: expected a module with Python source, to know when it changes, found {module!r}; put it in a .py file"
         )

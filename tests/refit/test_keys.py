@@ -264,7 +264,9 @@ def test_a_factory_without_python_source_is_refused(factory):
 
 @pytest.mark.parametrize("module", ["absent_networks", "absent_networks.deep", "json.absent"])
 def test_a_factory_that_is_not_there_is_refused(module):
-    with pytest.raises(SettingsError, match=rf"model\.factory: expected a module .*, found '{module}'"):
+    with pytest.raises(
+        SettingsError, match=rf"model\.factory: expected a (function|module) that can be imported, found .*'{module}'"
+    ):
         write({"model.factory": f"{module}:build"})
 
 
