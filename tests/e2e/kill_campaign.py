@@ -53,6 +53,8 @@ patience = 2
 max_grad_norm = 5.0
 [checkpoint]
 every_seconds = 0.05
+[compute]
+num_threads = 1
 """
 
 
