@@ -189,7 +189,7 @@ def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tal
                 phase = chance.choice(["building", "training", "training", "saving"])
                 trigger, duration = phases[phase]
                 attempt = run_once(folder, store, url, trigger, chance.uniform(0, duration), signals[-1] if signals else 0)
-                seen.update(line.partition(":")[0] for _, line in attempt.lines if re.match(r"epoch \d", line))
+                seen.update(line.partition(":")[0] for _, line in attempt.lines if re.match(r"epoch \d+/", line))
                 if attempt.signal_name is None:
                     break
                 signals.pop()
@@ -199,7 +199,7 @@ def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tal
                 if not signals:
                     break
             final = run_once(folder, store, url)
-            seen.update(line.partition(":")[0] for _, line in final.lines if re.match(r"epoch \d", line))
+            seen.update(line.partition(":")[0] for _, line in final.lines if re.match(r"epoch \d+/", line))
             tally.runs += 1
             tally.equal += final.code == 0 and comparable(final.output) == expected
             tally.epochs_repeated += sum(seen.values()) - len(seen)
