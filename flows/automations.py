@@ -27,7 +27,7 @@ def reschedule_crashed_runs() -> None:
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train"},
             posture=Posture.Reactive,
             threshold=1,
-            within=timedelta(seconds=6),
+            within=timedelta(seconds=3),
         ),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )
