@@ -4,34 +4,33 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic
-from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
-from rich.markdown import Markdown
+from cyclopts import CycloptsError
 from rich.table import Table
 
+from flows import versions  # noqa: F401  # its commands
+from flows.terminal import (
+    COMPLETED,
+    FAILED,
+    AsJson,
+    DryRun,
+    Given,
+    SettingsFile,
+    Switch,
+    app,
+    as_given,
+    complain,
+    open_console,
+    open_store,
+)
 from refit import registry
-from refit.errors import DataError, RefitError, SettingsError
-from refit.settings import SettingsTree, env_name, explain_validation, resolve_settings, walk_settings
+from refit.errors import RefitError, SettingsError
+from refit.settings import env_name, explain_validation, resolve_settings, walk_settings
 from refit.store import Store
 
-COMPLETED, FAILED, REFUSED = 0, 1, 2
 MAX_LOSSES_SHOWN = 8
-
-Given = Annotated[SettingsTree | None, Parameter(name="*")]
-SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
-DryRun = Annotated[bool, Parameter(name="--dry-run", negative=())]
-Switch = Annotated[bool, Parameter(negative=())]
-AsJson = Annotated[bool, Parameter(name="--json", negative=())]
-
-app = App(
-    name="refit",
-    help="Scheduled retraining of PyTorch models, correct to the bit.",
-    default_parameter=Parameter(name_transform=str, negative_iterable=(), negative_none=()),
-)
 
 
 def main() -> None:
@@ -44,9 +43,9 @@ def main() -> None:
     except CycloptsError as error:
         mistake = error.__cause__
         refused = explain_validation(mistake) if isinstance(mistake, pydantic.ValidationError) else str(error)
-        sys.exit(_complain(SettingsError(refused)))
+        sys.exit(complain(SettingsError(refused)))
     except RefitError as error:
-        sys.exit(_complain(error))
+        sys.exit(complain(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
@@ -72,12 +71,12 @@ def train(
     """
     if dry_run:
         return why(given=given, settings_file=settings_file)
-    settings, _ = resolve_settings(_as_given(given), settings_file)
+    settings, _ = resolve_settings(as_given(given), settings_file)
     from flows import local
 
     result = local.run_training(settings, refresh)
     if isinstance(result, BaseException):
-        return _complain(result)
+        return complain(result)
     store = Store(settings.store.url)
     folder = registry.version_folder(result.model.name, result.model.version)
     log, metrics = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics"))
@@ -103,13 +102,13 @@ def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
         given: The settings.
         settings_file: A TOML file to read instead of `refit.toml`.
     """
-    settings, _ = resolve_settings(_as_given(given), settings_file)
+    settings, _ = resolve_settings(as_given(given), settings_file)
     from refit.recipes import forecast
 
     table = Table("step", "", "because")
     for step in forecast(settings, Store(settings.store.url)):
         table.add_row(step.step, "done" if step.is_done else "to do", "\n".join(step.because))
-    _console().print(table)
+    open_console().print(table)
     return COMPLETED
 
 
@@ -122,7 +121,7 @@ def settings(*, given: Given = None, settings_file: SettingsFile = None, json: A
         settings_file: A TOML file to read instead of `refit.toml`.
         json: Print one JSON object instead of a table.
     """
-    resolved, origins = resolve_settings(_as_given(given), settings_file)
+    resolved, origins = resolve_settings(as_given(given), settings_file)
     values = dict(walk_settings(resolved))
     if json:
         print(jsonlib.dumps({name: {"value": value, "origin": origins[name]} for name, value in values.items()}))
@@ -131,51 +130,7 @@ def settings(*, given: Given = None, settings_file: SettingsFile = None, json: A
     for name, value in values.items():
         origin = f"environment ({env_name(name)})" if origins[name] == "environment" else origins[name]
         table.add_row(name, jsonlib.dumps(value, ensure_ascii=False), origin, style="bold" if origin != "default" else None)
-    _console().print(table)
-    return COMPLETED
-
-
-@app.command
-def models(*, given: Given = None, settings_file: SettingsFile = None) -> int:
-    """List the saved versions of every model in the store.
-
-    Args:
-        given: The settings; only `store.url` counts.
-        settings_file: A TOML file to read instead of `refit.toml`.
-    """
-    store = _open_store(given, settings_file)
-    table = Table("version", "created", "judged on", "accuracy", "loss", "weights")
-    for name in registry.list_models(store):
-        for number in registry.list_versions(store, name):
-            folder = registry.version_folder(name, number)
-            record, metrics = (jsonlib.loads(store.read(f"{folder}/{part}.json")) for part in ("version", "metrics"))
-            split, scores = list(metrics.items())[-1]
-            figures = (f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}")
-            table.add_row(f"{name}@v{number}", record["created"], split, *figures, record["weights_digest"][:12])
-    if not table.rows:
-        print(f"no models in {store.url}", file=sys.stderr)
-        return COMPLETED
-    _console().print(table)
-    return COMPLETED
-
-
-@app.command
-def show(model: str, /, *, given: Given = None, settings_file: SettingsFile = None) -> int:
-    """Print the card of a saved model.
-
-    Args:
-        model: `NAME` for the newest version, or `NAME@v1`.
-        given: The settings; only `store.url` counts.
-        settings_file: A TOML file to read instead of `refit.toml`.
-    """
-    store = _open_store(given, settings_file)
-    folder = registry.find_version(store, model)
-    card = store.read(f"{folder}/card.md").decode()
-    print(f"{store.location(folder)}\n")
-    if sys.stdout.isatty():
-        _console().print(Markdown(card))
-    else:
-        print(card)
+    open_console().print(table)
     return COMPLETED
 
 
@@ -193,7 +148,7 @@ def gc(
         settings_file: A TOML file to read instead of `refit.toml`.
         dry_run: Only say what would be removed.
     """
-    store = _open_store(given, settings_file)
+    store = open_store(given, settings_file)
     from refit.garbage import find_garbage
 
     garbage = find_garbage(store)
@@ -204,14 +159,6 @@ def gc(
             store.remove(path)
     print(f"{'would remove' if dry_run else 'removed'} {len(garbage)} files, {sum(garbage.values()) / 1e6:.1f} MB, of {store.url}")
     return COMPLETED
-
-
-def _as_given(given: SettingsTree | None) -> dict[str, Any]:
-    return {} if given is None else given.model_dump(exclude_unset=True)
-
-
-def _open_store(given: SettingsTree | None, settings_file: Path | None) -> Store:
-    return Store(resolve_settings(_as_given(given), settings_file)[0].store.url)
 
 
 def _join_values(arguments: Sequence[str]) -> list[str]:
@@ -226,25 +173,8 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _complain(error: BaseException) -> int:
-    """Say what went wrong on stderr, with a traceback only where it is no user's mistake; return the exit code."""
-    console = Console(stderr=True, soft_wrap=True)
-    if not isinstance(error, RefitError):
-        import traceback
-
-        traceback.print_exception(error, file=sys.stderr)
-    for line in str(error).splitlines():
-        console.print(f"error: {line}", style="red", markup=False, highlight=False)
-    return REFUSED if isinstance(error, SettingsError | DataError) else FAILED
-
-
-def _console() -> Console:
-    """Standard output; as wide as its content where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
-
-
 def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str, is_new: bool) -> None:
-    console = _console()
+    console = open_console()
     epochs = Table("epoch", "batch losses", "train loss", "val loss", "val score", "lr", "rows/s")
     for entry in log:
         losses = entry["batch_losses"]

@@ -1,0 +1,53 @@
+"""What all commands of `refit` share: the app, options, exit codes, standard output and errors."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from refit.errors import DataError, RefitError, SettingsError
+from refit.settings import SettingsTree, resolve_settings
+from refit.store import Store
+
+COMPLETED, FAILED, REFUSED = 0, 1, 2
+
+Given = Annotated[SettingsTree | None, Parameter(name="*")]
+SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
+DryRun = Annotated[bool, Parameter(name="--dry-run", negative=())]
+Switch = Annotated[bool, Parameter(negative=())]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+
+app = App(
+    name="refit",
+    help="Scheduled retraining of PyTorch models, correct to the bit.",
+    default_parameter=Parameter(name_transform=str, negative_iterable=(), negative_none=()),
+)
+
+
+def as_given(given: SettingsTree | None) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    return {} if given is None else given.model_dump(exclude_unset=True)
+
+
+def open_store(given: SettingsTree | None, settings_file: Path | None) -> Store:
+    """The store that the settings name."""
+    return Store(resolve_settings(as_given(given), settings_file)[0].store.url)
+
+
+def complain(error: BaseException) -> int:
+    """Say what went wrong on stderr, with a traceback only where it is no user's mistake; return the exit code."""
+    console = Console(stderr=True, soft_wrap=True)
+    if not isinstance(error, RefitError):
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    for line in str(error).splitlines():
+        console.print(f"error: {line}", style="red", markup=False, highlight=False)
+    return REFUSED if isinstance(error, SettingsError | DataError) else FAILED
+
+
+def open_console() -> Console:
+    """Standard output; as wide as its content where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
