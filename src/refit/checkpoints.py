@@ -132,14 +132,14 @@ def save_checkpoint(
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
-    `version.json` (digests, versions of packages), and the card: `card.md` with its pictures.
+    `version.json` (digests, also of all other files, versions of packages), and the card: `card.md` with its pictures.
 
     Raises:
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
     """
     content = _read_checkpoint(checkpoint, store)
     weights_digest = digest_weights(content["model"])
-    record = {
+    record: dict[str, Any] = {
         "weights_digest": weights_digest,
         "epoch": content["epoch"],
         "checkpoint": checkpoint.digest,
@@ -153,14 +153,14 @@ def save_checkpoint(
         "manifest.json": _to_json(manifest),
         "metrics.json": _to_json(metrics),
         "log.json": _to_json(logs),
-        "version.json": _to_json(record),
         "loss.png": reports.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
         "confusion.png": reports.draw_confusion(
             metrics[judged_on].confusion, [entry.label for entry in metrics[judged_on].classes], judged_on
         ),
         "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
     }
-    number = registry.add_version(store, settings.name, files)
+    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    number = registry.add_version(store, settings.name, {**files, "version.json": _to_json(record)})
     path = store.location(registry.version_folder(settings.name, number))
     return SavedModel(name=settings.name, version=number, path=path, weights_digest=weights_digest)
 

@@ -19,3 +19,7 @@ class TrainingError(RefitError):
 
 class StoreError(RefitError):
     """What the store should hold is missing, damaged or cannot be written."""
+
+
+class ConflictError(StoreError):
+    """Another process has changed the same thing in the meantime; look again and decide anew."""

@@ -1,13 +1,26 @@
-"""Model versions in the store: numbered from 1, never changed once they are there."""
+"""A model's versions, numbered from 1 and never changed, and its aliases, such as the champion, which the ledger moves."""
 
+import contextlib
+import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from refit.errors import StoreError
-from refit.refs import SavedModel
-from refit.store import Store
+from refit.errors import ConflictError, StoreError
+from refit.ledger import Entry, append_entry, entry_path, find_newest, read_back
+from refit.refs import Handle, SavedModel
+from refit.store import MODELS, Store
 
-MODELS = "models"
+ALIASES = "aliases"
+CHAMPION = "champion"
+
+
+class Position(Handle):
+    """An alias's file: where the ledger has put it."""
+
+    version: int
+    entry: int
 
 
 def add_version(store: Store, name: str, contents: Mapping[str, bytes]) -> int:
@@ -43,18 +56,181 @@ def locate(model: SavedModel, store: Store) -> SavedModel:
 
 
 def find_version(store: Store, reference: str) -> str:
-    """Return the folder, relative to the store, of `NAME@v3`, or of the newest version for `NAME`.
+    """Return the folder, relative to the store, of `NAME@v3`, of an alias as in `NAME@champion`, or of the newest for `NAME`.
 
     Raises:
-        StoreError: There is no such model or version; the message lists those there are.
+        StoreError: There is no such model, version or alias; the message lists those there are.
     """
     name, _, wanted = reference.partition("@")
     versions = list_versions(store, name)
     if not versions:
         models = ", ".join(list_models(store)) or "none"
         raise StoreError(f"{reference}: expected a model in {store.url}, found no {name!r}; models there: {models}")
+    if _is_alias(wanted) and (version := read_alias(store, name, wanted)) is not None:
+        wanted = f"v{version}"
     number = wanted.removeprefix("v") or str(versions[-1])
     if number not in map(str, versions):
         found = ", ".join(f"v{version}" for version in versions)
-        raise StoreError(f"{reference}: expected a version of {name!r} in {store.url}, found no {wanted}; versions there: {found}")
+        aliases = ", ".join(_list_aliases(store, name)) or "none"
+        raise StoreError(
+            f"{reference}: expected a version of {name!r} in {store.url}, found no {wanted};"
+            f" versions there: {found}; aliases there: {aliases}"
+        )
     return version_folder(name, int(number))
+
+
+def check_version(store: Store, name: str, number: int) -> None:
+    """Read a version's files and compare them with the digests in its `version.json`.
+
+    Raises:
+        StoreError: There is no such version, or a file of it is missing or has other bytes; the message names it.
+    """
+    folder = find_version(store, f"{name}@v{number}")
+    remedy = "put it back from a backup, or take another version"
+    record = f"{folder}/version.json"
+    try:
+        files = dict(json.loads(store.read(record))["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{store.location(record)}: expected `files`, their digests, found none; {remedy}") from error
+    for file, digest in files.items():
+        path = f"{folder}/{file}"
+        if not store.exists(path):
+            raise StoreError(f"{store.location(path)}: expected a file of {name}@v{number}, found none; {remedy}")
+        if hashlib.sha256(store.read(path)).hexdigest() != digest:
+            raise StoreError(f"{store.location(path)}: expected bytes with the digest in version.json, found others; {remedy}")
+
+
+def read_alias(store: Store, name: str, alias: str = CHAMPION) -> int | None:
+    """Return the version that the alias names, or None where it has never been set.
+
+    The ledger decides. The alias's file repeats it for other programs, and is put right here if it can be written.
+
+    Raises:
+        StoreError: The ledger is damaged, or ends before the entry that the alias's file names.
+    """
+    present, _ = _find_present(store, name, alias)
+    return present.after if present else None
+
+
+def move_alias(
+    store: Store,
+    name: str,
+    version: int,
+    *,
+    expected: int | None,
+    why: str,
+    alias: str = CHAMPION,
+    details: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Let the alias name `version` from now on, and return the entry of the ledger that says so.
+
+    `expected` is the version that it names at present, None if it has never been set; `details` are what the decision rests on.
+
+    Raises:
+        ConflictError: It names another version by now.
+        StoreError: `version` is missing or damaged.
+    """
+    check_version(store, name, version)
+    present, newest = _find_present(store, name, alias)
+    if (present.after if present else None) != expected:
+        raise _conflict(name, alias, expected, present)
+    return _move(store, name, alias, present, newest, action="promote", why=why, after=version, details=details)
+
+
+def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
+    """Let the alias name again what it named before the present version was promoted.
+
+    Promotions push and rollbacks pop: two rollbacks in a row go two promotions back.
+
+    Raises:
+        ConflictError: Another process moved the alias meanwhile.
+        StoreError: There is nothing to go back to, or it is damaged.
+    """
+    present, newest = _find_present(store, name, alias)
+    target = _find_target(read_back(store, name, present.number if present else 0), alias)
+    if target is None:
+        found = f"only v{present.after}" if present else "that it was never set"
+        raise StoreError(f"{name}@{alias}: expected a version before the present one, found {found}; promote another version")
+    check_version(store, name, target)
+    return _move(store, name, alias, present, newest, action="rollback", why=why, after=target)
+
+
+def _move(store: Store, name: str, alias: str, present: Entry | None, newest: int, *, after: int, **content: Any) -> Entry:
+    """Commit a move and repeat it in the alias's file; entries that leave the alias where it is may come between."""
+    before = present.after if present else None
+    while True:
+        with contextlib.suppress(ConflictError):
+            entry = append_entry(store, name, alias=alias, before=before, after=after, expected_number=newest + 1, **content)
+            _write_alias(store, name, entry)
+            return entry
+        now, newest = _find_present(store, name, alias)
+        if now != present:
+            raise _conflict(name, alias, before, now)
+
+
+def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, int]:
+    """The entry that moved the alias last, and the number of the newest entry; the alias's file is put right."""
+    if not _is_alias(alias):
+        raise StoreError(f"{name}@{alias}: expected an alias such as `{CHAMPION}`, found {alias!r}; use a-z, 0-9, _ and -")
+    # Read before the ledger, so that it can only be behind it.
+    written = _read_position(store, name, alias)
+    newest = find_newest(store, name)
+    present = next((entry for entry in read_back(store, name, newest) if _moves(entry, alias)), None)
+    if written and written.entry > (present.number if present else 0):
+        raise StoreError(
+            f"{store.location(entry_path(name, written.entry))}: expected the entry that set {name}@{alias} to v{written.version},"
+            f" found none; put it back from a backup, or remove {store.location(_alias_path(name, alias))} to do without"
+        )
+    if present and written != Position(version=present.after, entry=present.number):
+        _write_alias(store, name, present)
+    return present, newest
+
+
+def _find_target(entries: Iterator[Entry], alias: str) -> int | None:
+    """What the alias named before the promotion that made it what it is; `entries` come newest first."""
+    num_promotions = 1
+    for entry in entries:
+        if _moves(entry, alias) and entry.before != entry.after:
+            num_promotions += 1 if entry.action == "rollback" else -1
+            if num_promotions == 0:
+                return entry.before
+    return None
+
+
+def _moves(entry: Entry, alias: str) -> bool:
+    return entry.alias == alias and entry.action in ("promote", "rollback")
+
+
+def _conflict(name: str, alias: str, expected: int | None, present: Entry | None) -> ConflictError:
+    was = "no version" if expected is None else f"v{expected}"
+    now = f"v{present.after}, by {present.who} at {present.at}: {present.why}" if present else "that it was never set"
+    return ConflictError(f"{name}@{alias}: expected {was}, found {now}; compare with that one and decide again")
+
+
+def _read_position(store: Store, name: str, alias: str) -> Position | None:
+    """What the alias's file says; None if it is missing or damaged."""
+    with contextlib.suppress(StoreError, ValueError):
+        return Position.model_validate_json(store.read(_alias_path(name, alias)))
+    return None
+
+
+def _write_alias(store: Store, name: str, entry: Entry) -> None:
+    """Repeat in the alias's file what the ledger says, if it can be written: the move itself stands."""
+    with contextlib.suppress(StoreError):
+        position = Position(version=entry.after or 0, entry=entry.number)
+        store.write(_alias_path(name, entry.alias or CHAMPION), position.model_dump_json().encode())
+
+
+def _list_aliases(store: Store, name: str) -> list[str]:
+    return [
+        file.removesuffix(".json") for file in store.names(f"{MODELS}/{name}/{ALIASES}") if _is_alias(file.removesuffix(".json"))
+    ]
+
+
+def _is_alias(text: str) -> bool:
+    """Whether it can be an alias: not what reads as a version."""
+    return bool(re.fullmatch(r"(?!v?\d+$|ledger$)[a-z][a-z0-9_-]*", text))
+
+
+def _alias_path(name: str, alias: str) -> str:
+    return f"{MODELS}/{name}/{ALIASES}/{alias}.json"

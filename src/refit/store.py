@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import StoreError
 
-OBJECTS, DAMAGED, TEMPORARY, LOCKS = "objects", "damaged", "tmp", "locks"
+OBJECTS, MODELS, DAMAGED, TEMPORARY, LOCKS = "objects", "models", "damaged", "tmp", "locks"
 CLAIM, COMPLETE = ".claim", ".complete"
 SECONDS_BETWEEN_TRIES = 0.2
 
@@ -91,6 +91,25 @@ class Store:
             StoreError: It cannot be written.
         """
         self._write(f"{self.root}/{path}", data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file, `path` relative to the store, wholly or not at all, if there is none.
+
+        Returns:
+            False if there is one already; it is left as it is.
+        """
+        whole_path = f"{self.root}/{path}"
+        with _naming_store_errors(whole_path):
+            if isinstance(self.files, LocalFileSystem):
+                return _create_by_link(Path(whole_path), data, self._temporary())
+            try:
+                self.files.pipe_file(whole_path, data, mode="create")
+            except OSError:
+                # Not every object store calls this a FileExistsError.
+                if self.files.exists(whole_path):
+                    return False
+                raise
+            return True
 
     def remove(self, path: str) -> None:
         """Remove a file, `path` relative to the store, if it is there."""
@@ -249,6 +268,22 @@ def _is_alive(process: int) -> bool:
 
 
 def _write_by_rename(path: Path, data: bytes, temporary: Path) -> None:
+    with _written_apart(path, data, temporary):
+        os.replace(temporary, path)
+
+
+def _create_by_link(path: Path, data: bytes, temporary: Path) -> bool:
+    with _written_apart(path, data, temporary):
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _written_apart(path: Path, data: bytes, temporary: Path) -> Iterator[None]:
+    """Have `data` in `temporary`, on the disk for sure; what the caller makes of it in the folder of `path` is made to last."""
     temporary.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -256,10 +291,9 @@ def _write_by_rename(path: Path, data: bytes, temporary: Path) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        yield
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     _sync_folder(path.parent)
 
 

@@ -1,0 +1,145 @@
+"""A model's ledger: what was decided, when, by whom and why; only ever appended to, each entry chained to the one before."""
+
+import getpass
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from refit.errors import ConflictError, StoreError
+from refit.refs import Handle
+from refit.store import MODELS, Store
+
+LEDGER = "ledger"
+
+Action = Literal["open", "promote", "keep", "rollback"]
+
+
+class Entry(Handle):
+    """A line of a model's ledger: what was decided of it, when, by whom and why."""
+
+    number: int
+    previous: str
+    """SHA-256 of the bytes of the entry before; empty for the first."""
+    at: str
+    who: str
+    action: Action
+    """Only `promote` and `rollback` move the alias."""
+    why: str
+    alias: str | None
+    before: int | None
+    """Version that the alias named."""
+    after: int | None
+    """Version that the alias names from now on; for `keep`, the one that was turned down."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """What the decision rests on."""
+
+
+def append_entry(
+    store: Store,
+    name: str,
+    *,
+    action: Action,
+    why: str,
+    alias: str | None = None,
+    before: int | None = None,
+    after: int | None = None,
+    details: Mapping[str, Any] | None = None,
+    expected_number: int | None = None,
+) -> Entry:
+    """Write the next entry of the ledger of model `name`; that its file appears is what commits it.
+
+    It gets number `expected_number`, by default whichever is next. Aliases are moved by `registry`, which calls this.
+
+    Raises:
+        ConflictError: Another entry has the expected number.
+        StoreError: The entry before is missing or damaged.
+    """
+    while True:
+        number = expected_number or find_newest(store, name) + 1
+        entry = Entry(
+            number=number,
+            previous=_load_entry(store, name, number - 1)[1] if number > 1 else "",
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            who=_find_user(),
+            action=action,
+            why=why,
+            alias=alias,
+            before=before,
+            after=after,
+            details=dict(details or {}),
+        )
+        data = entry.model_dump_json(indent=1).encode()
+        if store.create(entry_path(name, number), data):
+            return Entry.model_validate_json(data)
+        if expected_number is not None:
+            path = store.location(entry_path(name, number))
+            raise ConflictError(f"{path}: expected to write this entry, found another's there; read the ledger and decide again")
+
+
+def load_ledger(store: Store, name: str) -> list[Entry]:
+    """Load all entries, oldest first, and check that none is missing and none has changed since the next was written.
+
+    Raises:
+        StoreError: An entry is missing or damaged; the message names it.
+    """
+    entries: list[Entry] = []
+    digest = ""
+    for number in range(1, find_newest(store, name) + 1):
+        entry, own_digest = _load_entry(store, name, number)
+        if entry.previous != digest:
+            path, before = (store.location(entry_path(name, n)) for n in (number, number - 1))
+            raise StoreError(
+                f"{path}: expected `previous` to be the digest of {before}, {digest or 'empty for the first'},"
+                f" found {entry.previous or 'it empty'}; put the one that was changed back from a backup"
+            )
+        entries.append(entry)
+        digest = own_digest
+    return entries
+
+
+def find_newest(store: Store, name: str) -> int:
+    """Return the number of the newest entry of the ledger, 0 where there is none."""
+    found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{MODELS}/{name}/{LEDGER}"))
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def read_back(store: Store, name: str, number: int) -> Iterator[Entry]:
+    """Read the ledger backwards from entry `number`, each entry when it is asked for; raises as `load_ledger` does."""
+    return (_load_entry(store, name, earlier)[0] for earlier in range(number, 0, -1))
+
+
+def _load_entry(store: Store, name: str, number: int) -> tuple[Entry, str]:
+    """An entry and the digest of its bytes."""
+    path, remedy = entry_path(name, number), "put it back from a backup"
+    try:
+        data = store.read(path)
+    except StoreError as error:
+        if store.exists(path):
+            raise
+        raise StoreError(f"{store.location(path)}: expected entry {number} of the ledger, found none; {remedy}") from error
+    try:
+        entry = Entry.model_validate_json(data)
+        if entry.number != number:
+            raise ValueError(f"number {entry.number}")
+    except ValueError as error:
+        raise StoreError(f"{store.location(path)}: expected entry {number} of the ledger, found {error}; {remedy}") from error
+    return entry, hashlib.sha256(data).hexdigest()
+
+
+def entry_path(name: str, number: int) -> str:
+    """Where an entry is, relative to the store."""
+    return f"{MODELS}/{name}/{LEDGER}/{number:06}.json"
+
+
+def _find_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
