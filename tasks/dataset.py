@@ -18,4 +18,5 @@ def build_dataset(key: str, settings: SettingsTree, source_digests: list[str | N
     dataset.check_sources(manifest, source_digests)
     for line in manifest.describe():
         get_run_logger().info(line)
-    return DatasetRef(**ref.model_dump(), splits={split: info.ref for split, info in manifest.splits.items()})
+    splits = {split: info.ref for split, info in manifest.splits.items()}
+    return DatasetRef(**ref.model_dump(), splits=splits, test_rows=manifest.test_rows)

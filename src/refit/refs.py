@@ -14,7 +14,7 @@ class Handle(BaseModel):
 class Ref(Handle):
     """An object of the store."""
 
-    kind: Literal["dataset", "arrays", "checkpoint", "log", "metrics"]
+    kind: Literal["dataset", "arrays", "rows", "checkpoint", "log", "metrics"]
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of its bytes."""
     size: int
@@ -26,6 +26,8 @@ class DatasetRef(Ref):
 
     splits: dict[str, Ref]
     """The arrays of `train`, `val` and `test`, those that have rows."""
+    test_rows: Ref | None
+    """All cells of the test rows."""
 
 
 class LoadersRef(Handle):

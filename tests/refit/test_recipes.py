@@ -50,8 +50,9 @@ def run(settings: Settings, store: Store, val_losses: tuple[float, ...] = (0.9, 
     made = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
     record_run(made, store)
     ref = build_dataset(settings.data, settings.seed, store)
-    splits = {split: info.ref for split, info in load_manifest(ref, store).splits.items()}
-    keep(store, recipe.dataset.key, DatasetRef(**ref.model_dump(), splits=splits).model_dump())
+    manifest = load_manifest(ref, store)
+    splits = {split: info.ref for split, info in manifest.splits.items()}
+    keep(store, recipe.dataset.key, DatasetRef(**ref.model_dump(), splits=splits, test_rows=manifest.test_rows).model_dump())
     last = 0
     for last, loss in enumerate(val_losses, start=1):
         figures = {"train_loss": loss, "val_loss": loss, "val_score": 0.5}

@@ -1,5 +1,6 @@
 """Builds the data set of a run: reads, types, splits and fits, and freezes inputs and manifest in the store."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.data.schema import Kind, Locate, check_columns, convert_column, convert_target, find_kind
 from refit.data.sources import Table, list_names, read_files, read_table
-from refit.data.splits import Rows, split_by_time, split_randomly
+from refit.data.splits import Hashes, Rows, hash_rows, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
@@ -43,7 +44,8 @@ class Manifest(BaseModel):
     """What scoring and training need to know of a data set: how rows become inputs, what is predicted, where the splits are.
 
     Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
-    source digests cover the files' bytes, in order, and neither their names nor their times.
+    source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
+    rows as they were read; `time_column` is that of a `time` split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +53,9 @@ class Manifest(BaseModel):
     target: str
     classes: list[StrictBool | StrictInt | StrictStr]
     columns: list[AnyColumn]
+    time_column: str | None
     splits: dict[str, SplitInfo]
+    test_rows: Ref | None
     rows: int
     rows_without_target: int
     source_rows: int
@@ -117,25 +121,33 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
 
+    time_column = settings.time_column if settings.split == "time" else None
+    hashes = _identify(frame, columns, target, table.frame, time_column)
     blobs, counts = {}, {}
-    num_unlabelled = y.null_count()
+    num_unlabelled, raw_test = y.null_count(), table.frame[parts.get("test", [])]
     for split, rows in parts.items():
-        blobs[split], counts[split] = _freeze(columns, frame[rows], y[rows], len(classes), _locate_among(rows, table))
+        frozen = _freeze(columns, frame[rows], y[rows], hashes[rows], len(classes), _locate_among(rows, table))
+        blobs[split], counts[split] = frozen
     if test_table is not None:
-        frame, y = _convert_test_rows(settings, test_table, kinds, target_kind, classes)
+        frame, target, y = _convert_test_rows(settings, test_table, kinds, target_kind, classes)
+        hashes = _identify(frame, columns, target, test_table.frame, time_column)
         num_unlabelled += y.null_count()
         rows = np.flatnonzero(y.is_not_null().to_numpy())
-        blobs["test"], counts["test"] = _freeze(columns, frame[rows], y[rows], len(classes), _locate_among(rows, test_table))
+        raw_test = test_table.frame[rows]
+        frozen = _freeze(columns, frame[rows], y[rows], hashes[rows], len(classes), _locate_among(rows, test_table))
+        blobs["test"], counts["test"] = frozen
 
     fitted = {column.name for column in columns}
     manifest = Manifest(
         target=settings.target,
         classes=classes.to_list(),
         columns=columns,
+        time_column=time_column,
         splits={
             split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=store.put(blob), size=len(blob))
             for split, blob in blobs.items()
         },
+        test_rows=None if raw_test.is_empty() else _freeze_rows(raw_test, store),
         rows=sum(map(sum, counts.values())),
         rows_without_target=num_unlabelled,
         source_rows=table.frame.height,
@@ -173,12 +185,53 @@ def load_split(manifest: Manifest, split: str, store: Store) -> tuple[Tensor, Te
     Shape:
         Returns (N, F) and (N,).
     """
-    if split not in manifest.splits:
-        raise DataError(
-            f"expected a split of the data set, found no `{split}` among {list_names(manifest.splits)}; check its fraction"
-        )
-    tensors = safetensors.torch.load(store.get(manifest.splits[split].digest))
+    tensors = _load_arrays(manifest, split, store)
     return tensors["x"], tensors["y"]
+
+
+def load_hashes(manifest: Manifest, split: str, store: Store) -> Hashes:
+    """Load what identifies the rows of a split, `(N,)`: a hash of their columns, target and time; raises as `load_split` does."""
+    return _load_arrays(manifest, split, store)["hashes"].numpy().view(np.uint64)
+
+
+def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:
+    """Load the test rows with all their cells as they were read, in the order of `load_split`; raises as `load_split` does."""
+    if manifest.test_rows is None:
+        raise _lacking("test", manifest)
+    return pl.read_parquet(io.BytesIO(store.get(manifest.test_rows.digest)))
+
+
+def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Hashes]:
+    """Return the true classes of raw rows as text, and what identifies the rows in the eyes of this data set, each `(N,)`.
+
+    Raises:
+        DataError: A column is missing, or a value cannot be converted.
+    """
+    names = [*(column.name for column in manifest.columns), manifest.target, manifest.time_column]
+    check_columns("data.source", filter(None, names), rows.columns, "the table")
+    frame = pl.DataFrame(
+        [convert_column(rows[column.name], column.kind, column.null_values, _count_rows) for column in manifest.columns]
+    )
+    kinds: dict[type, Kind] = {bool: "boolean", int: "numeric", str: "categorical"}
+    null_values = manifest.columns[0].null_values
+    _, target = convert_target(rows[manifest.target], kinds[type(manifest.classes[0])], null_values, _count_rows)
+    return target.cast(pl.String), _identify(frame, manifest.columns, target, rows, manifest.time_column)
+
+
+def _count_rows(index: int) -> str:
+    return f"row {index + 1} of the test rows"
+
+
+def _load_arrays(manifest: Manifest, split: str, store: Store) -> dict[str, Tensor]:
+    if split not in manifest.splits:
+        raise _lacking(split, manifest)
+    return safetensors.torch.load(store.get(manifest.splits[split].digest))
+
+
+def _lacking(split: str, manifest: Manifest) -> DataError:
+    return DataError(
+        f"expected a split of the data set, found no `{split}` among {list_names(manifest.splits)}; check its fraction"
+    )
 
 
 def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
@@ -234,8 +287,8 @@ def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]
 
 def _convert_test_rows(
     settings: DataSettings, table: Table, kinds: dict[str, Kind], target_kind: Kind, classes: pl.Series
-) -> tuple[pl.DataFrame, pl.Series]:
-    """The features and class indices of rows from `test_source`, converted as those of `source` were."""
+) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """The features, classes and class indices of rows from `test_source`, converted as those of `source` were."""
     check_columns("data.test_source", [*kinds, settings.target], table.frame.columns, table.name)
     frame = pl.DataFrame(
         [convert_column(table.frame[name], kind, settings.null_values, table.locate) for name, kind in kinds.items()]
@@ -243,7 +296,7 @@ def _convert_test_rows(
     _, target = convert_target(table.frame[settings.target], target_kind, settings.null_values, table.locate)
     if target.null_count() == len(target):
         raise DataError(f"{table.name}, column `{target.name}`: expected a class in some row, found none; add the classes")
-    return frame, _index_classes(target, classes, table)
+    return frame, target, _index_classes(target, classes, table)
 
 
 def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
@@ -300,12 +353,26 @@ def _read_times(settings: DataSettings, table: Table, is_labelled: pl.Series) ->
 
 
 def _freeze(
-    columns: Sequence[AnyColumn], frame: pl.DataFrame, y: pl.Series, num_classes: int, locate: Locate
+    columns: Sequence[AnyColumn], frame: pl.DataFrame, y: pl.Series, hashes: Hashes, num_classes: int, locate: Locate
 ) -> tuple[bytes, list[int]]:
     """A split's tensors as bytes, and its rows of each class."""
     labels = torch.tensor(y.to_numpy())
-    blob = safetensors.torch.save({"x": apply_columns(columns, frame, locate), "y": labels})
-    return blob, torch.bincount(labels, minlength=num_classes).tolist()
+    arrays = {"x": apply_columns(columns, frame, locate), "y": labels, "hashes": torch.from_numpy(hashes.view(np.int64))}
+    return safetensors.torch.save(arrays), torch.bincount(labels, minlength=num_classes).tolist()
+
+
+def _freeze_rows(rows: pl.DataFrame, store: Store) -> Ref:
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer)
+    return Ref(kind="rows", digest=store.put(buffer.getvalue()), size=buffer.tell())
+
+
+def _identify(
+    frame: pl.DataFrame, columns: Sequence[AnyColumn], target: pl.Series, raw: pl.DataFrame, time_column: str | None
+) -> Hashes:
+    """A hash of each row's columns that are learned from, its class and its time."""
+    known = frame.select(column.name for column in columns).with_columns(target)
+    return hash_rows(known if time_column is None else known.with_columns(raw[time_column].alias(f"time {time_column}")))
 
 
 def _locate_among(rows: Rows, table: Table) -> Locate:

@@ -1,5 +1,6 @@
 """Divides rows into train, val and test, before anything is learned from them. Rows keep their source order in every split."""
 
+import hashlib
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -11,15 +12,32 @@ from numpy.typing import NDArray
 from refit.errors import DataError
 
 Rows = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+
+MISSING = np.uint64(0x9E3779B97F4A7C15)
+"""The hash of no value."""
+
+
+def hash_rows(frame: pl.DataFrame, seed: int = 0) -> Hashes:
+    """Hash what each row holds: names and values, in any order of columns, whatever computes it.
+
+    Numbers are hashed as floats and all else but date-times as text, so that the type found for a column does not matter.
+
+    Source: the mixer is `splitmix64` (Steele, Lea and Flood, 2014, figure 16).
+
+    Shape:
+        frame: N rows; returns (N,).
+    """
+    hashes = np.full(frame.height, seed, np.uint64)
+    for name in sorted(frame.columns):
+        hashes = _mix(hashes ^ _mix(_hash_values(frame[name]) + _hash_text(name)))
+    return hashes
 
 
 def split_randomly(
     frame: pl.DataFrame, y: Rows, classes: Sequence[Any], val_fraction: float, test_fraction: float, seed: int, where: str
 ) -> dict[str, Rows]:
     """Divide each class by a seeded hash of the rows' content, so that a row stays where it is when others come or move.
-
-    Numbers are hashed as floats and all else as text, so that the type found for a column does not matter. The hash is stable
-    within one version of polars.
 
     Args:
         frame: What the rows hold, N of them.
@@ -36,9 +54,7 @@ def split_randomly(
     Raises:
         DataError: A class has too few rows to be in every split.
     """
-    as_text = [pl.col(name).cast(pl.Float64 if dtype.is_numeric() else pl.String) for name, dtype in sorted(frame.schema.items())]
-    hashes = frame.select(as_text).hash_rows(seed).to_numpy()
-    order = np.lexsort((hashes, y))
+    order = np.lexsort((hash_rows(frame, seed), y))
     sizes = np.bincount(y, minlength=len(classes))
     for index, size in enumerate(sizes.tolist()):
         if sum(_held_out(size, val_fraction, test_fraction)) >= size:
@@ -82,3 +98,25 @@ def _held_out(num_rows: int, val_fraction: float, test_fraction: float) -> tuple
     """Rows for val and test: at least 1 where there is to be one."""
     num_val, num_test = (max(1, round(share * num_rows)) if share else 0 for share in (val_fraction, test_fraction))
     return num_val, num_test
+
+
+def _hash_values(values: pl.Series) -> Hashes:
+    if values.dtype.is_numeric() or values.dtype.is_temporal():
+        physical = values.to_physical() if values.dtype.is_temporal() else values
+        numbers = physical.cast(pl.Float64).fill_null(np.nan).to_numpy() + 0.0  # so that -0.0 is 0.0
+        return np.where(np.isnan(numbers), MISSING, numbers.view(np.uint64))
+    texts = values.cast(pl.String)
+    unique = texts.drop_nulls().unique()
+    known = pl.Series([int(_hash_text(text)) for text in unique], dtype=pl.UInt64)
+    hashes: Hashes = texts.replace_strict(unique, known, default=int(MISSING), return_dtype=pl.UInt64).to_numpy()
+    return hashes
+
+
+def _hash_text(text: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
+
+
+def _mix(x: Hashes) -> Hashes:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

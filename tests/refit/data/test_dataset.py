@@ -9,7 +9,15 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from refit.data.dataset import Manifest, build_dataset, load_manifest, load_split
+from refit.data.dataset import (
+    Manifest,
+    build_dataset,
+    convert_rows,
+    load_hashes,
+    load_manifest,
+    load_split,
+    load_test_rows,
+)
 from refit.data.preprocessing import apply_columns
 from refit.errors import DataError
 from refit.settings import DataSettings
@@ -358,3 +366,57 @@ def test_parquet_parts_of_other_types_and_torn_ones_are_refused(store: Store, tm
         (tmp_path / "2.parquet").write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"2\.parquet: expected a whole Parquet file, found a damaged one"):
             build(store, source=str(tmp_path))
+
+
+def write_dated(path: Path, num_rows: int = 120) -> pl.DataFrame:
+    generator = np.random.default_rng(0)
+    start = datetime(2024, 1, 1)
+    rows = pl.DataFrame(
+        {
+            "when": [str(start + timedelta(hours=7 * n)) for n in range(num_rows)],
+            "x": [f"{value:.6f}" if n % 9 else "NA" for n, value in enumerate(generator.normal(size=num_rows))],
+            "k": generator.choice(["a", "b", ""], num_rows),
+            "t": [f"2024-02-{1 + n // 10:02}" for n in range(num_rows)],
+            "y": ["yes" if n % 3 else "no" for n in range(num_rows)],
+        }
+    )
+    rows.write_csv(path)
+    return rows
+
+
+@pytest.mark.parametrize("split", ["random", "time"])
+def test_the_test_rows_are_kept_with_all_their_cells_as_they_were_read(store: Store, tmp_path: Path, split: str) -> None:
+    rows = write_dated(tmp_path / "rows.csv")
+    manifest = build(store, source=str(tmp_path / "rows.csv"), split=split, time_column="t", features=["when", "x", "k"])
+    kept = load_test_rows(manifest, store)
+    assert kept.columns == rows.columns
+    assert kept.height == manifest.splits["test"].rows == 18
+    assert set(kept.rows()) <= set(rows.rows())
+    x, y = load_split(manifest, "test", store)
+    assert torch.equal(apply_columns(manifest.columns, kept), x)
+    assert [manifest.classes[index] for index in y] == kept["y"].to_list()
+
+
+@pytest.mark.parametrize("split", ["random", "time"])
+def test_a_row_is_known_again_by_another_data_set(store: Store, tmp_path: Path, split: str) -> None:
+    rows = write_dated(tmp_path / "more.csv", 160)
+    rows[:120].write_csv(tmp_path / "rows.csv")
+    rows.select(pl.lit("column").alias("new"), *reversed(rows.columns)).write_csv(tmp_path / "more.csv")
+    before = build(store, source=str(tmp_path / "rows.csv"), split=split, time_column="t")
+    raw = load_test_rows(build(store, source=str(tmp_path / "more.csv"), split=split, time_column="t"), store)
+    truth, hashes = convert_rows(before, raw)
+    assert truth.to_list() == raw["y"].to_list()
+    is_old = raw["when"].is_in(rows["when"][:120].to_list()).to_list()
+    assert 0 < sum(is_old) < len(is_old) or split == "time"
+    known = {name: np.isin(hashes, load_hashes(before, name, store)) for name in before.splits}
+    assert (known["train"] | known["val"] | known["test"]).tolist() == is_old
+    assert sum(map(sum, known.values())) == sum(is_old)
+    if split == "time":
+        assert not known["train"].any(), "the newest rows were never among the oldest"
+
+
+def test_a_column_that_is_gone_is_named_when_rows_are_to_be_known_again(store: Store, tmp_path: Path) -> None:
+    rows = write_dated(tmp_path / "rows.csv")
+    manifest = build(store, source=str(tmp_path / "rows.csv"))
+    with pytest.raises(DataError, match=r"expected a column of the table, found no `k` among `when`, `x`, `t`, `y`"):
+        convert_rows(manifest, rows.drop("k"))

@@ -4,8 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from refit.data.splits import split_by_time, split_randomly
+from refit.data.splits import hash_rows, split_by_time, split_randomly
 from refit.errors import DataError
+
+HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
 
 
 def split(frame: pl.DataFrame, seed: int = 0, val: float = 0.15, test: float = 0.15) -> dict[str, np.ndarray]:
@@ -74,3 +76,26 @@ def test_equal_times_keep_their_source_order() -> None:
 def test_a_class_that_is_only_new_cannot_be_learned() -> None:
     with pytest.raises(DataError, match=r"expected every class among the 3 oldest rows, to train on, found none of class 'b'; add"):
         split_by_time(pl.Series([1, 2, 3, 4]), np.array([0, 0, 0, 1]), ["a", "b"], 0, 0.25, "rows.csv")
+
+
+def test_hashes_of_rows_are_the_same_wherever_they_are_computed() -> None:
+    rows = pl.DataFrame({"x": [1.5, None, -0.0], "k": ["a", "ä", None], "y": [0, 1, 1]})
+    assert hash_rows(rows).tolist() == HASHES
+    assert hash_rows(rows[::-1].select("y", "x", "k")).tolist() == HASHES[::-1]
+    assert hash_rows(rows.with_columns(pl.col("x").fill_null(float("nan")), pl.col("y").cast(pl.Float64))).tolist() == HASHES
+    assert hash_rows(rows.with_columns(pl.col("x").replace(-0.0, 0.0))).tolist() == HASHES
+
+
+def test_any_change_of_a_row_its_column_names_or_the_seed_gives_another_hash() -> None:
+    rows = pl.DataFrame({"x": [1, 1, 2, None], "k": ["a", None, "a", "a"], "z": [12, 12, 11, 11]})
+    assert len(set(hash_rows(rows))) == 4
+    others = [rows.rename({"x": "z", "z": "x"}), rows.drop("z"), rows.rename({"k": "l"})]
+    assert not any(set(hash_rows(rows)) & set(hash_rows(other)) for other in others)
+    assert not set(hash_rows(rows)) & set(hash_rows(rows, seed=1))
+
+
+def test_hashes_are_spread_evenly() -> None:
+    hashes = hash_rows(pl.DataFrame({"x": range(100_000)}))
+    assert len(set(hashes)) == 100_000
+    counts = np.bincount((hashes >> np.uint64(60)).astype(int), minlength=16)
+    assert np.abs(counts - 6250).max() < 5 * np.sqrt(6250)
