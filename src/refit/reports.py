@@ -1,23 +1,157 @@
-"""Pictures and the model card; knows numbers and names, not where they come from."""
+"""Pictures, tables, and the report of a run as Markdown and HTML; knows numbers and names, not where they come from."""
 
+import base64
+import html
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 MAX_LABELLED_CLASSES = 20
+MAX_EPOCHS_SHOWN = 20
+MAX_COLUMNS_SHOWN = 20
+MAX_SLICES_SHOWN = 20
+MAX_CATEGORIES_SHOWN = 5
+MAX_NAME_LENGTH = 60
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #d0d7de; --shade: #f3f5f7; --link: #0969da }}
+@media (prefers-color-scheme: dark) {{ :root {{ --line: #3d444d; --shade: #1f242b; --link: #6cb6ff }} }}
+body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 system-ui, sans-serif }}
+h1, h2 {{ line-height: 1.25; overflow-wrap: anywhere }}
+h2 {{ margin-top: 2.2rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line) }}
+a {{ color: var(--link) }}
+table {{ display: block; overflow-x: auto; width: max-content; max-width: 100%; border-collapse: collapse }}
+th, td {{ padding: .3rem .8rem; border: 1px solid var(--line); text-align: left; font-variant-numeric: tabular-nums }}
+th {{ background: var(--shade); white-space: nowrap }}
+code {{ padding: .1rem .3rem; border-radius: 4px; background: var(--shade); font-size: 90%; overflow-wrap: break-word }}
+img {{ max-width: 100%; border-radius: 6px; background: white }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
 
 
-def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None]) -> bytes:
-    """Draw mean train and validation loss by epoch; return a PNG."""
+@dataclass(frozen=True)
+class EpochRow:
+    """What a report shows of an epoch."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float | None
+    val_score: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DriftRow:
+    """What a report shows of a column: how far it has moved, what chance could explain of that, and the two in a word."""
+
+    column: str
+    psi: float | None
+    noise: float | None
+    extent: str
+    missing_before: float | None
+    missing_now: float | None
+    new_categories: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """A class or slice, its number of rows, and the scores of two models on them."""
+
+    name: str
+    num_rows: int
+    candidate: float
+    champion: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """What a run has to tell; what is None or empty is left out. Texts may have code spans, and no other Markdown."""
+
+    headline: str
+    reason: str | None = None
+    scores: Mapping[str, Mapping[str, float | None]] | None = None
+    """Metrics by model, the candidate first, then the champion: `{"penguins@v8": {"accuracy": 0.97}}`."""
+    scored_on: str = "test"
+    """Split that the scores, the slices and the confusion matrix are of."""
+    worse_slices: Sequence[SliceRow] = ()
+    """Where the candidate scores lower than the champion."""
+    epochs: Sequence[EpochRow] = ()
+    best_epoch: int | None = None
+    """Epoch whose weights were kept, counted from 1."""
+    confusion: Sequence[Sequence[int]] | None = None
+    """Rows by true class (first index) and predicted class (second index)."""
+    labels: Sequence[str] = ()
+    """Names of the classes."""
+    rows_before: Mapping[str, int] | None = None
+    """Rows of each split of the champion's data set."""
+    rows_now: Mapping[str, int] | None = None
+    drifts: Sequence[DriftRow] = ()
+    """Columns, those that moved farthest first."""
+    versions: Mapping[str, str] | None = None
+    """Where each version is: a path or a URL."""
+    earlier_looks: int | None = None
+    """How many candidates the same test rows have judged before."""
+
+
+def render_run_report(report: RunReport) -> str:
+    """Render the report of a run as one Markdown text, its pictures inside."""
+    sections = [
+        f"# {_render_text(report.headline)}",
+        _render_text(report.reason or ""),
+        _render_scores(report),
+        _render_slices(report.worse_slices),
+        _render_confusion(report),
+        _render_data(report),
+        _render_versions(report.versions),
+        _render_looks(report.earlier_looks),
+        _render_epochs(report.epochs, report.best_epoch),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def render_html(markdown: str, title: str) -> str:
+    """Render Markdown as one page that needs no other file; HTML in it is shown as text."""
+    return PAGE.format(title=html.escape(title), body=MarkdownIt("js-default").render(markdown))
+
+
+def embed_png(png: bytes, alt: str) -> str:
+    """Return a Markdown image that holds the PNG itself."""
+    return f"![{_render_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def render_name(name: object) -> str:
+    """Render a name from data as a code span, shortened: no link, picture or tag in it becomes one."""
+    text = str(name)
+    return _quote(text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 1]}…")
+
+
+def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
+    """Draw mean train and validation loss by epoch, and a line at the best, counted from 1; return a PNG."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy (nats)")
     epochs = range(1, len(train_losses) + 1)
     axes.plot(epochs, train_losses, marker="o", markersize=3, label="train")
     if None not in val_losses:
         axes.plot(epochs, val_losses, marker="o", markersize=3, label="val")  # type: ignore[arg-type]
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color="gray", linestyle="--", linewidth=1, label=f"epoch {best_epoch}, kept")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -51,10 +185,133 @@ def render_fields(fields: Mapping[str, object]) -> str:
     return "\n".join(f"- **{name}**: {_render_cell(value)}" for name, value in fields.items())
 
 
+def _render_scores(report: RunReport) -> str:
+    if not report.scores:
+        return ""
+    models = list(report.scores.values())
+    header = ["metric", *map(render_name, report.scores)] + ["difference"] * (len(models) == 2)
+    metrics = dict.fromkeys(metric for scores in models for metric in scores)
+    rows = [[metric, *_with_difference([scores.get(metric) for scores in models])] for metric in metrics]
+    return f"## Scores\n\nOn the same rows of {_render_text(report.scored_on)}:\n\n{render_table(header, rows)}"
+
+
+def _render_slices(slices: Sequence[SliceRow]) -> str:
+    if not slices:
+        return ""
+    header = ["class or slice", "rows", "candidate", "champion", "difference"]
+    rows = [
+        [render_name(entry.name), entry.num_rows, *_with_difference([entry.candidate, entry.champion])]
+        for entry in slices[:MAX_SLICES_SHOWN]
+    ]
+    return f"## Worse than the champion\n\n{render_table(header, rows)}{_render_rest(len(slices) - len(rows), 'slices')}"
+
+
+def _render_confusion(report: RunReport) -> str:
+    if report.confusion is None:
+        return ""
+    png = draw_confusion(report.confusion, report.labels, report.scored_on)
+    return f"## Confusion matrix\n\n{embed_png(png, 'confusion matrix')}"
+
+
+def _render_data(report: RunReport) -> str:
+    parts = ["## Data"]
+    if report.rows_now is not None:
+        before = report.rows_before or {}
+        rows = [(split, before.get(split), report.rows_now.get(split)) for split in {**before, **report.rows_now}]
+        parts.append(render_table(["rows of", "before", "now"], rows))
+    if report.drifts:
+        header = ["column", "PSI", "by chance", "change", "missing", "new categories"]
+        parts.append(
+            "PSI, the population stability index, says how far a column has moved since the champion's data."
+            " Of columns that have not changed, 19 in 20 stay below `by chance`."
+        )
+        drifts = [_list_drift(drift) for drift in report.drifts[:MAX_COLUMNS_SHOWN]]
+        parts.append(render_table(header, drifts) + _render_rest(len(report.drifts) - len(drifts), "columns"))
+    return "\n\n".join(parts) if len(parts) > 1 else ""
+
+
+def _list_drift(drift: DriftRow) -> list[object]:
+    psi, noise = (None if value is None else f"{value:.3f}" for value in (drift.psi, drift.noise))
+    before, now = ("-" if share is None else f"{share:.1%}" for share in (drift.missing_before, drift.missing_now))
+    has_missing = drift.missing_before or drift.missing_now
+    categories = [render_name(category) for category in drift.new_categories[:MAX_CATEGORIES_SHOWN]]
+    num_more = len(drift.new_categories) - len(categories)
+    new = ", ".join(categories) + (f" and {num_more} more" if num_more else "")
+    return [
+        render_name(drift.column),
+        psi,
+        noise,
+        drift.extent,
+        f"{before}\u00a0→\u00a0{now}" if has_missing else None,
+        new or None,
+    ]
+
+
+def _render_versions(versions: Mapping[str, str] | None) -> str:
+    if not versions:
+        return ""
+    rows = [
+        (render_name(name), f"<{place}>" if re.fullmatch(r"https?://[^\s<>|\\]+", place) else _quote(place))
+        for name, place in versions.items()
+    ]
+    return f"## Versions\n\n{render_table(['version', 'place'], rows)}"
+
+
+def _render_epochs(epochs: Sequence[EpochRow], best_epoch: int | None) -> str:
+    if not epochs:
+        return ""
+    last, num_even = len(epochs) - 1, MAX_EPOCHS_SHOWN - 1  # one more place for the best
+    shown = {round(i * last / (num_even - 1)) for i in range(num_even)} if last >= MAX_EPOCHS_SHOWN else range(last + 1)
+    rows = [
+        (f"{log.epoch}, kept" if is_best else log.epoch, log.train_loss, log.val_loss, log.val_score, f"{log.seconds:.1f}")
+        for i, log in enumerate(epochs)
+        if (is_best := log.epoch == best_epoch) or i in shown
+    ]
+    table = render_table(["epoch", "train loss", "val loss", "val score", "seconds"], rows)
+    png = draw_losses([log.train_loss for log in epochs], [log.val_loss for log in epochs], best_epoch)
+    some = f"{len(rows)} of {len(epochs)} epochs:\n\n" if len(rows) < len(epochs) else ""
+    return f"## Epochs\n\n{embed_png(png, 'loss by epoch')}\n\n{some}{table}"
+
+
+def _render_looks(earlier_looks: int | None) -> str:
+    if earlier_looks is None:
+        return ""
+    times = {0: "no candidate", 1: "1 candidate"}.get(earlier_looks, f"{earlier_looks} candidates")
+    advice = " The more they judge, the more often one wins by luck: fresh test rows help." if earlier_looks else ""
+    return f"## Earlier looks at the test rows\n\nThese test rows have judged {times} before.{advice}"
+
+
+def _render_rest(num_more: int, what: str) -> str:
+    return f"\n\nAnd {num_more} more {what}." if num_more else ""
+
+
+def _with_difference(values: Sequence[float | None]) -> list[object]:
+    """Scores, and where they are those of two models, how much higher the first is."""
+    if len(values) != 2:
+        return list(values)
+    candidate, champion = values
+    return [*values, None if candidate is None or champion is None else f"{candidate - champion:+.4f}"]
+
+
+def _render_text(text: str) -> str:
+    """One line of text, its code spans kept, all else that Markdown would act on escaped."""
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    return "".join(part if i % 2 else re.sub(r"[\\\[\]<*_`|]", r"\\\g<0>", part) for i, part in enumerate(parts))
+
+
+def _quote(text: str) -> str:
+    """A code span, with a fence longer than any in the text."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if not text or "`" in (text[0], text[-1]) else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
 def _render_cell(value: object) -> str:
     if value is None:
         return "-"
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    text = text.replace("\\|", "\\ |")  # Markdown dialects read two backslashes before a bar in two ways
     return text.replace("|", "\\|").replace("\n", " ")
 
 

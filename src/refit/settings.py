@@ -140,6 +140,8 @@ class TrainingSettings(Section):
     """Gradients with a larger 2-norm are scaled down to it; None does not clip."""
     timeout_seconds: float | None = Field(None, gt=0)
     """Seconds after which the run stops with a checkpoint, for the next run to go on from; None sets no limit."""
+    warm_start: bool = False
+    """Whether retraining starts from the champion's weights, where they fit, instead of from new ones."""
 
 
 class CheckpointSettings(Section):
@@ -160,6 +162,36 @@ class ComputeSettings(Section):
     """Arithmetic of the forward pass: `fp32`, or `bf16` by automatic mixed precision."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. Another number can give other last bits."""
+
+
+class PromotionSettings(Section):
+    """When a retrained model becomes the champion."""
+
+    mode: Literal["auto", "ask", "never"] = "auto"
+    """`auto` promotes what is better; `ask` waits for a person's word in the Prefect UI first; `never` only reports."""
+    score: Literal["accuracy", "log_likelihood"] = "accuracy"
+    """What is compared on the test rows: the share of rows that are right, or the mean log probability of the true class."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """How sure it must be that the candidate scores higher than the champion, in (0.5, 1)."""
+    min_effect: float = Field(0.0, ge=0)
+    """How much higher than the champion's its score must be at least."""
+    max_drop: float = Field(0.05, ge=0)
+    """How much lower the score of one class or slice may be; a drop that noise explains does not count."""
+    slices: TextList = []
+    """Columns of the table; the rows of each of their values are a slice of their own."""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """Longest time to score one row, in milliseconds, on the machine that retrains; None sets no limit."""
+    max_size_mb: float | None = Field(None, gt=0)
+    """Largest file of weights, in megabytes; None sets no limit."""
+    timeout_seconds: float = Field(86400.0, gt=0)
+    """How long `ask` waits; then the candidate is rejected."""
+
+
+class ScheduleSettings(Section):
+    """How retraining keeps time."""
+
+    max_delay_seconds: float = Field(3600.0, gt=0)
+    """A run that starts later than this gives way to a newer one, where one is due."""
 
 
 class StoreSettings(Section):
@@ -183,6 +215,8 @@ class SettingsTree(Section):
     training: TrainingSettings = TrainingSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     compute: ComputeSettings = ComputeSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
     store: StoreSettings = StoreSettings()
 
 

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 import fsspec
 import polars as pl
+from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import DataError
@@ -27,6 +28,9 @@ NOTEBOOK = "notebook"
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 NO_TEXT = re.compile("[\0\udc80-\udcff]")
 GLOB_SIGNS = re.compile(r"[*?\[]")
+
+Opened: TypeAlias = str | bytes | OpenFile
+"""A local path, the bytes of a file, or a remote file."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,14 @@ def read_table(source: str) -> Table:
 
 def read_files(source: str) -> Table:
     """Read a file, folder or glob of CSV or Parquet files; raises like `read_table`."""
-    with _naming_read_errors(source):
-        files, paths = _find_files(source)
+    with naming_read_errors(source):
+        files, paths = find_files(source)
         frames, digests = [], []
         for path in paths:
             opened = _fetch(files, path)
             digests.append(_digest(opened))
             frames.append(_read_parquet(opened, path) if path.lower().endswith(".parquet") else _read_csv(opened, path))
-    frame = _join_parts(paths, frames)
+    frame = join_parts(paths, frames)
     if frame.height == 0:
         raise DataError(f"{source}: expected rows, found an empty table with columns {list_names(frame.columns)}; add rows")
     counts = tuple((path, part.height) for path, part in zip(paths, frames, strict=True))
@@ -87,8 +91,8 @@ def digest_source(source: str) -> str:
     """SHA-256 over the bytes of a source's files, in order; neither their names nor their times count. Raises like `read_table`."""
     if source == NOTEBOOK:
         return _read_notebook().digest
-    with _naming_read_errors(source):
-        files, paths = _find_files(source)
+    with naming_read_errors(source):
+        files, paths = find_files(source)
         return _join_digests(_digest(_fetch(files, path)) for path in paths)
 
 
@@ -109,15 +113,16 @@ def _make_table(rows: dict[str, list[float]], test: Table | None) -> Table:
 
 
 @contextlib.contextmanager
-def _naming_read_errors(source: str) -> Iterator[None]:
+def naming_read_errors(source: str) -> Iterator[None]:
+    """Turn what cannot be opened into a DataError that names `source`."""
     try:
         yield
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
 
 
-def _find_files(source: str) -> tuple[Any, list[str]]:
-    """The file system, and the paths of the data files, sorted; a file reached twice, through links, counts once."""
+def find_files(source: str) -> tuple[Any, list[str]]:
+    """Return the file system, and the paths of the data files, sorted; a file reached twice, through links, counts once."""
     files, root = fsspec.url_to_fs(source)
     files.invalidate_cache()
     return files, _find_paths(files, root, source)
@@ -156,19 +161,27 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
-def _open(opened: str | bytes) -> io.BufferedReader | io.BytesIO:
-    """A local path or the bytes of a file."""
+def _open(opened: Opened) -> BinaryIO:
+    if isinstance(opened, OpenFile):
+        return cast(BinaryIO, opened.open())
     return open(opened, "rb") if isinstance(opened, str) else io.BytesIO(opened)
 
 
 @contextlib.contextmanager
-def _open_text(opened: str | bytes) -> Iterator[IO[str]]:
-    """A CSV file as text, decompressed where it is gzip; bytes that are no UTF-8 come as lone surrogates."""
+def open_csv(opened: Opened) -> Iterator[BinaryIO]:
+    """A CSV file's bytes, decompressed where they are gzip."""
     with _open(opened) as raw:
         is_gzip = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        with gzip.open(raw) if is_gzip else raw as file:
-            yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        with cast(BinaryIO, gzip.open(raw)) if is_gzip else raw as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _open_text(opened: Opened) -> Iterator[IO[str]]:
+    """A CSV file as text; bytes that are no UTF-8 come as lone surrogates."""
+    with open_csv(opened) as file:
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _fetch(files: Any, path: str) -> str | bytes:
@@ -180,9 +193,9 @@ def _join_digests(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _digest(opened: str | bytes) -> bytes:
+def _digest(opened: Opened) -> bytes:
     with _open(opened) as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        return hashlib.file_digest(cast(io.BytesIO, file), "sha256").digest()
 
 
 def _read_parquet(opened: str | bytes, path: str) -> pl.DataFrame:
@@ -190,29 +203,29 @@ def _read_parquet(opened: str | bytes, path: str) -> pl.DataFrame:
         return pl.read_parquet(opened if isinstance(opened, str) else io.BytesIO(opened), glob=False, hive_partitioning=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(
-            f"{path}: expected a whole Parquet file, found a damaged one ({_first_line(error)}); write it again"
+            f"{path}: expected a whole Parquet file, found a damaged one ({first_line(error)}); write it again"
         ) from error
 
 
 def _read_csv(opened: str | bytes, path: str) -> pl.DataFrame:
-    header = _read_header(opened, path)
+    header = read_header(opened, path)
     try:
         frame = pl.read_csv(opened if isinstance(opened, str) else io.BytesIO(opened), infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        _check_rows(opened, path, len(header))
+        check_rows(opened, path, len(header))
         raise DataError(
-            f"{path}: expected a CSV file, found one that cannot be read ({_first_line(error)}); write it again"
+            f"{path}: expected a CSV file, found one that cannot be read ({first_line(error)}); write it again"
         ) from error
     if frame.width != len(header):
         raise DataError(f"{path}: expected {len(header)} columns as in the header, found {frame.width}; write the file again")
     if frame.width > 1 and frame.to_series(-1).has_nulls():
-        _check_rows(opened, path, frame.width)  # polars fills short rows with nulls
+        check_rows(opened, path, frame.width)  # polars fills short rows with nulls
     frame.columns = header
     return frame
 
 
-def _read_header(opened: str | bytes, path: str) -> list[str]:
-    """Column names, stripped and each there once."""
+def read_header(opened: Opened, path: str) -> list[str]:
+    """Return the column names of a CSV file, stripped and each there once."""
     try:
         with _open_text(opened) as text:
             names = [name.strip() for name in next(filter(None, csv.reader(text)), [])]
@@ -231,7 +244,7 @@ def _read_header(opened: str | bytes, path: str) -> list[str]:
     return names
 
 
-def _check_rows(opened: str | bytes, path: str, width: int) -> None:
+def check_rows(opened: Opened, path: str, width: int) -> None:
     """Raise DataError for the first row that is short, long, not UTF-8 or has an unclosed quote; blank lines pass."""
     row = 0
     try:
@@ -249,8 +262,8 @@ def _check_rows(opened: str | bytes, path: str, width: int) -> None:
         raise DataError(f"{path}: expected a whole gzip file, found a damaged one ({error}); write it again") from error
 
 
-def _join_parts(paths: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """All parts below one another, in the first part's order of columns."""
+def join_parts(paths: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return all parts below one another, in the first part's order of columns."""
     first = frames[0]
     for path, frame in zip(paths[1:], frames[1:], strict=True):
         for name in [*first.columns, *frame.columns]:
@@ -265,5 +278,6 @@ def _join_parts(paths: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([frame.select(first.columns) for frame in frames], how="vertical_relaxed")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in a line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,72 @@
+"""Files that a command writes for people: made beside their place, and moved there when they are whole."""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from refit.errors import RefitError, SettingsError
+
+
+def check_output(output: str, suffix: str) -> None:
+    """Raise SettingsError if `output` does not end in `suffix`, is a folder, or has an unknown protocol."""
+    if not output.lower().endswith(suffix):
+        raise SettingsError(f"--output: expected a file ending in {suffix}, found {output}; rename it")
+    files, path = _find_place(output)
+    if files.isdir(path):
+        raise SettingsError(f"--output: expected a file, found the folder {output}; name a file in it")
+
+
+@contextlib.contextmanager
+def replacing(output: str) -> Iterator[Path]:
+    """Give a local path to write to, whose file becomes `output` once the block is done; after an error nothing is left.
+
+    Args:
+        output: A path or fsspec URL; what is there is replaced in one step.
+
+    Raises:
+        RefitError: It cannot be written.
+    """
+    files, path = _find_place(output)
+    is_local = isinstance(files, LocalFileSystem)
+    folder = Path(path).parent if is_local else Path(tempfile.gettempdir())
+    temporary = folder / f".{os.getpid()}-{secrets.token_hex(4)}-{Path(path).name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if is_local:
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(folder)
+        else:
+            files.put_file(str(temporary), path)
+    except OSError as error:
+        raise RefitError(
+            f"--output: expected a place that can be written, found {output}: {error.strerror or error};"
+            " free space or permit access there"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _find_place(output: str) -> tuple[Any, str]:
+    try:
+        files, path = fsspec.url_to_fs(output)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(f"--output: expected a path or an fsspec URL, found {output!r}: {error}") from error
+    return files, path
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a rename in a folder, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
