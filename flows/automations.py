@@ -19,7 +19,9 @@ def reschedule_crashed_runs() -> None:
     automation = Automation(
         name=RESCHEDULE,
         description="A run whose process died goes on from its last checkpoint.",
-        # The runner and the worker both report a crash, a few seconds apart: `within` lets the second report pass unheeded.
+        # The runner and the worker both report a crash: with a `within` above 0, a second report that comes after the rescheduling
+        # would pass unheeded, and leave the run crashed. Should it hit a run that is at work again, the store's lock keeps the
+        # attempts apart.
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
             for_each={"prefect.resource.id"},
@@ -27,7 +29,7 @@ def reschedule_crashed_runs() -> None:
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train"},
             posture=Posture.Reactive,
             threshold=1,
-            within=timedelta(seconds=3),
+            within=timedelta(0),
         ),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )

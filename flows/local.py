@@ -25,12 +25,14 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 import httpx
 import prefect
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from refit.errors import RefitError
 from refit.refs import TrainingResult
 from refit.settings import Settings, SettingsTree
+from refit.store import Store
 
 FLOORS = ("flows", "tasks", "refit")
 SECONDS_TO_START = 60
@@ -40,25 +42,37 @@ SECONDS_TO_STOP = 8
 
 def run_training(settings: Settings, refresh: bool = False) -> TrainingResult | BaseException:
     """Run the training flow here and return its result, or what it failed of."""
-    url = _start_server()
-    with _stopping_soon(), temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        from flows.training import train  # while the server starts
-
-        _await_server(url)
-        with _report_progress():
+    with _stopping_soon(), _report_progress():
+        with _starting_server() as url:
+            from flows.training import train  # while the server starts
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             state = train(SettingsTree(**settings.model_dump()), refresh, return_state=True)
         result: TrainingResult | BaseException = state.result(raise_on_failure=False)
         return result
 
 
-def _start_server() -> str:
-    """Return the API to report to: the one that is set, or else that of a server for the time of this process.
+@contextmanager
+def _starting_server() -> Iterator[str]:
+    """Give the API to report to: the one that is set, or else that of a server for the time of this process.
+
+    The server starts while the block runs, and answers after it. Of several processes each waits for the server of the one before:
+    two that make Prefect's database at once break one another.
+    """
+    if PREFECT_API_URL.value():
+        yield str(PREFECT_API_URL.value())
+        return
+    with Store(str(PREFECT_HOME.value())).lock("refit server", lambda: None):
+        url, server = _start_server()
+        yield url
+        _await_server(url, server)
+
+
+def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
+    """Start a server; return its API and its process.
 
     Prefect's own temporary server starts only once it is asked for, dies of signals meant for us, and outlives us if we are
     killed; otherwise this is the same.
     """
-    if PREFECT_API_URL.value():
-        return str(PREFECT_API_URL.value())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -70,7 +84,7 @@ def _start_server() -> str:
         preexec_fn=_die_with_parent,
     )
     atexit.register(_stop_server, server)  # runs after the exit steps that Prefect registers later, which still send logs
-    return f"http://127.0.0.1:{port}/api"
+    return f"http://127.0.0.1:{port}/api", server
 
 
 def _stop_server(server: subprocess.Popen[bytes]) -> None:
@@ -87,14 +101,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _await_server(url: str) -> None:
+def _await_server(url: str, server: subprocess.Popen[bytes]) -> None:
     give_up_at = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < give_up_at:
+    while time.monotonic() < give_up_at and server.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/health").is_success:
                 return
         time.sleep(0.05)
-    # A server that is set but does not answer: Prefect says so itself.
+    found = (
+        f"none within {SECONDS_TO_START} s" if server.poll() is None else f"that its process ended with code {server.returncode}"
+    )
+    raise RefitError(
+        f"expected an answer of the Prefect server that Refit starts, found {found}; look at {PREFECT_HOME.value()}, "
+        "or start one yourself and set PREFECT_API_URL"
+    )
 
 
 @contextmanager

@@ -200,7 +200,8 @@ def test_show_of_a_model_that_is_not_there_exits_with_one_and_lists_those_there_
     assert (code, out) == (1, "")
     assert err == "error: b: expected a model in refit-store, found no 'b'; models there: a\n"
     code, _, err = refit("show", "a@v3")
-    assert (code, err) == (1, "error: a@v3: expected a version of 'a' in refit-store, found no v3; versions there: v1; aliases there: none\n")
+    expected = "error: a@v3: expected a version of 'a' in refit-store, found no v3; versions there: v1; aliases there: none\n"
+    assert (code, err) == (1, expected)
 
 
 def test_the_store_of_another_folder_is_looked_into(refit):
