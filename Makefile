@@ -17,7 +17,7 @@ train: .venv/train.stamp
 	@$(BIN)/refit train $(ARGS)
 
 test: .venv/test.stamp
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check

@@ -42,10 +42,10 @@ SECONDS_TO_STOP = 8
 
 def run_training(settings: Settings, refresh: bool = False) -> TrainingResult | BaseException:
     """Run the training flow here and return its result, or what it failed of."""
-    with _stopping_soon(), _report_progress():
+    with _stopping_soon():
         with _starting_server() as url:
             from flows.training import train  # while the server starts
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), _report_progress():
             state = train(SettingsTree(**settings.model_dump()), refresh, return_state=True)
         result: TrainingResult | BaseException = state.result(raise_on_failure=False)
         return result

@@ -271,15 +271,15 @@ def run_on_a_terminal(command: list, environment: dict[str, str]) -> tuple[int, 
 
 
 def test_on_a_terminal_a_bar_counts_the_epochs_and_is_gone_at_the_end(environment):
-    code, shown = run_on_a_terminal([REFIT, "train", "--training.num_epochs", "400"], environment)
+    code, shown = run_on_a_terminal([REFIT, "train", "--training.num_epochs", "100"], environment)
     assert code == 0, shown
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert_quiet(text)
-    counts = [int(count) for count in re.findall(r"epoch\s+(\d+)/400", text)]
+    counts = [int(count) for count in re.findall(r"epoch\s+(\d+)/100", text)]
     assert len(counts) > 2
     assert counts == sorted(counts)
     assert "train loss" in text
     assert "saved model@v1 in" in text.replace("\r\n", "")
     after = text.partition("┏")[2]  # the tables come last, and the bar was wiped before them
     assert after
-    assert "/400" not in after
+    assert "/100" not in after

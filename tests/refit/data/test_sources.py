@@ -10,7 +10,9 @@ from refit.errors import DataError
 
 
 @pytest.mark.parametrize(
-    "content", [b"a,y\n 1,x\n,z\n", b"\xef\xbb\xbfa,y\n 1,x\n,z\n", b"a,y\r\n 1,x\r\n,z\r\n", gzip.compress(b"a,y\n 1,x\n,z\n")]
+    "content",
+    [b"a,y\n 1,x\n,z\n", b"\xef\xbb\xbfa,y\n 1,x\n,z\n", b"a,y\r\n 1,x\r\n,z\r\n", gzip.compress(b"a,y\n 1,x\n,z\n")],
+    ids=["plain", "byte order mark", "carriage returns", "gzip"],
 )
 def test_a_csv_file_is_read_as_text_with_or_without_byte_order_mark_and_gzip(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ("rows.csv.gz" if content[:2] == b"\x1f\x8b" else "rows.csv")
