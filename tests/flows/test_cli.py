@@ -45,10 +45,9 @@ def test_without_a_command_the_help_lists_the_commands(refit):
         assert all(command in out for command in ("train", "why", "settings", "models", "show"))
 
 
-def test_the_help_of_train_names_every_setting_with_its_sentence(refit, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    code, out, _ = refit("train", "--help")
-    assert code == 0
+def test_the_help_of_train_names_every_setting_with_its_sentence():
+    command = [Path(sys.executable).with_name("refit"), "train", "--help"]
+    out = subprocess.run(command, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True, check=True).stdout
     assert [name for name, _ in walk_settings(SettingsTree()) if f"--{name}" not in out] == []
     assert "Passes over the train rows" in out
 
