@@ -27,7 +27,7 @@ from flows.terminal import (
 )
 from refit import registry
 from refit.errors import RefitError, SettingsError
-from refit.settings import env_name, explain_validation, resolve_settings, walk_settings
+from refit.settings import SettingsTree, env_name, explain_validation, resolve_settings, walk_settings
 from refit.store import Store
 
 MAX_LOSSES_SHOWN = 8
@@ -74,7 +74,7 @@ def train(
     settings, _ = resolve_settings(as_given(given), settings_file)
     from flows import local
 
-    result = local.run_training(settings, refresh)
+    result = local.run_locally("flows.training:train", SettingsTree(**settings.model_dump()), refresh)
     if isinstance(result, BaseException):
         return complain(result)
     store = Store(settings.store.url)

@@ -6,6 +6,7 @@ Quiet: a progress bar on a terminal, plain lines elsewhere, all on stderr.
 import atexit
 import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import shlex
@@ -15,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -30,8 +32,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from refit.errors import RefitError
-from refit.refs import TrainingResult
-from refit.settings import Settings, SettingsTree
 from refit.store import Store
 
 FLOORS = ("flows", "tasks", "refit")
@@ -40,15 +40,19 @@ SECONDS_TO_STOP = 8
 """From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""
 
 
-def run_training(settings: Settings, refresh: bool = False) -> TrainingResult | BaseException:
-    """Run the training flow here and return its result, or what it failed of."""
+def run_locally(flow: str, *arguments: Any) -> Any:
+    """Run a flow here and return its result, or what it failed of.
+
+    Args:
+        flow: Where it is, as deployments write it: `flows.training:train`.
+        arguments: Its parameters.
+    """
+    module, _, name = flow.partition(":")
     with _stopping_soon():
         with _starting_server() as url:
-            from flows.training import train  # while the server starts
+            found: Callable[..., Any] = getattr(importlib.import_module(module), name)  # while the server starts
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), _report_progress():
-            state = train(SettingsTree(**settings.model_dump()), refresh, return_state=True)
-        result: TrainingResult | BaseException = state.result(raise_on_failure=False)
-        return result
+            return found(*arguments, return_state=True).result(raise_on_failure=False)
 
 
 @contextmanager
