@@ -37,7 +37,7 @@ def find_garbage(store: Store) -> dict[str, int]:
 
 
 def _digests_of_versions(store: Store) -> set[str]:
-    """Checkpoint and data set of every version."""
+    """Checkpoint, data set and test rows of every version."""
     digests = set()
     for name in registry.list_models(store):
         for number in registry.list_versions(store, name):
@@ -46,6 +46,8 @@ def _digests_of_versions(store: Store) -> set[str]:
             manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))
             digests.add(hashlib.sha256(manifest.model_dump_json().encode()).hexdigest())
             digests |= {info.digest for info in manifest.splits.values()}
+            if manifest.test_rows is not None:
+                digests.add(manifest.test_rows.digest)
     return digests
 
 

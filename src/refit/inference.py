@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from refit import registry
 from refit.checkpoints import digest_weights
 from refit.data.dataset import Manifest
 from refit.data.preprocessing import apply_columns, read_frame
-from refit.errors import StoreError
+from refit.errors import SettingsError, StoreError
 from refit.evaluation import compute_logits
 from refit.loaders import build_evaluation_loader
 from refit.models import build_model
@@ -60,7 +61,7 @@ def load_model(path: str | PathLike[str]) -> Model:
 
     Raises:
         StoreError: There is no version at `path`, or it is damaged.
-        SettingsError: The model's own factory cannot be imported here.
+        SettingsError: The model's own factory cannot be imported here, or builds another network by now.
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
     store = Store(folder or ".")
@@ -76,5 +77,17 @@ def load_model(path: str | PathLike[str]) -> Model:
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error
     with torch.random.fork_rng(devices=[]):
         module = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
-    module.load_state_dict(weights)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
+            " put that function back"
+        ) from error
     return Model(module.eval(), manifest, settings)
+
+
+def load_version(store: Store, name: str, number: int) -> Model:
+    """Load a version of the store, once all its files have been compared with their digests; raises as `load_model` does."""
+    registry.check_version(store, name, number)
+    return load_model(store.location(registry.version_folder(name, number)))

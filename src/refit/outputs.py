@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import RefitError, SettingsError
+from refit.store import is_alive
 
 
 def check_output(output: str, suffix: str) -> None:
@@ -27,6 +30,8 @@ def check_output(output: str, suffix: str) -> None:
 def replacing(output: str) -> Iterator[Path]:
     """Give a local path to write to, whose file becomes `output` once the block is done; after an error nothing is left.
 
+    A process that is killed leaves a hidden file, which the next one that writes the same output removes.
+
     Args:
         output: A path or fsspec URL; what is there is replaced in one step.
 
@@ -36,9 +41,10 @@ def replacing(output: str) -> Iterator[Path]:
     files, path = _find_place(output)
     is_local = isinstance(files, LocalFileSystem)
     folder = Path(path).parent if is_local else Path(tempfile.gettempdir())
-    temporary = folder / f".{os.getpid()}-{secrets.token_hex(4)}-{Path(path).name}"
+    temporary = folder / f".{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}-{Path(path).name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder, Path(path).name)
         yield temporary
         if is_local:
             _sync(temporary)
@@ -52,7 +58,8 @@ def replacing(output: str) -> Iterator[Path]:
             " free space or permit access there"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _find_place(output: str) -> tuple[Any, str]:
@@ -61,6 +68,16 @@ def _find_place(output: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise SettingsError(f"--output: expected a path or an fsspec URL, found {output!r}: {error}") from error
     return files, path
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what writers of file `name` that were killed on this machine left half-written."""
+    pattern = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}-{re.escape(name)}")
+    for path in folder.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not is_alive(int(match[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _sync(path: Path) -> None:

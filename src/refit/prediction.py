@@ -90,6 +90,13 @@ def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str]) -> 
     x = apply_columns(model.manifest.columns, batch.frame, batch.locate)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
     logits, _ = compute_logits(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
+    is_broken = ~torch.isfinite(logits).all(dim=1)
+    if is_broken.any():
+        row = int(is_broken.nonzero()[0])
+        raise DataError(
+            f"{batch.locate(row)}: expected values that give finite logits, found {logits[row].tolist()};"
+            " mend extreme values of the row, or leave them empty"
+        )
     probabilities = logits.softmax(dim=1).numpy()
     classes = model.manifest.classes
     kept = batch.frame.select(keep).to_arrow()

@@ -14,6 +14,7 @@ from refit.store import MODELS, Store
 
 ALIASES = "aliases"
 CHAMPION = "champion"
+RESTORE = "put it back from a backup, or take another version"
 
 
 class Position(Handle):
@@ -61,7 +62,17 @@ def find_version(store: Store, reference: str) -> str:
     Raises:
         StoreError: There is no such model, version or alias; the message lists those there are.
     """
+    return version_folder(*resolve_reference(store, reference))
+
+
+def resolve_reference(store: Store, reference: str, default: str = "") -> tuple[str, int]:
+    """Return name and number of the version that `NAME@v3` or an alias, as in `NAME@champion`, means.
+
+    `NAME` alone means the alias `default`, where that is given, and else the newest version. Raises as `find_version` does.
+    """
     name, _, wanted = reference.partition("@")
+    wanted = wanted or default
+    reference = f"{name}@{wanted}" if wanted else name
     versions = list_versions(store, name)
     if not versions:
         models = ", ".join(list_models(store)) or "none"
@@ -72,11 +83,25 @@ def find_version(store: Store, reference: str) -> str:
     if number not in map(str, versions):
         found = ", ".join(f"v{version}" for version in versions)
         aliases = ", ".join(_list_aliases(store, name)) or "none"
+        remedy = f"; `refit promote {name}@v{versions[-1]}` makes one" if wanted == CHAMPION else ""
         raise StoreError(
             f"{reference}: expected a version of {name!r} in {store.url}, found no {wanted};"
-            f" versions there: {found}; aliases there: {aliases}"
+            f" versions there: {found}; aliases there: {aliases}{remedy}"
         )
-    return version_folder(name, int(number))
+    return name, int(number)
+
+
+def load_part(store: Store, name: str, number: int, part: str) -> Any:
+    """Load the JSON file `part` of a version, such as `metrics`.
+
+    Raises:
+        StoreError: It cannot be read, or is damaged.
+    """
+    path = f"{version_folder(name, number)}/{part}.json"
+    try:
+        return json.loads(store.read(path))
+    except ValueError as error:
+        raise StoreError(f"{store.location(path)}: expected JSON, found a damaged file: {error}; {RESTORE}") from error
 
 
 def check_version(store: Store, name: str, number: int) -> None:
@@ -86,18 +111,23 @@ def check_version(store: Store, name: str, number: int) -> None:
         StoreError: There is no such version, or a file of it is missing or has other bytes; the message names it.
     """
     folder = find_version(store, f"{name}@v{number}")
-    remedy = "put it back from a backup, or take another version"
     record = f"{folder}/version.json"
     try:
         files = dict(json.loads(store.read(record))["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store.location(record)}: expected `files`, their digests, found none; {remedy}") from error
+        raise StoreError(f"{store.location(record)}: expected `files`, their digests, found none; {RESTORE}") from error
     for file, digest in files.items():
         path = f"{folder}/{file}"
         if not store.exists(path):
-            raise StoreError(f"{store.location(path)}: expected a file of {name}@v{number}, found none; {remedy}")
+            raise StoreError(f"{store.location(path)}: expected a file of {name}@v{number}, found none; {RESTORE}")
         if hashlib.sha256(store.read(path)).hexdigest() != digest:
-            raise StoreError(f"{store.location(path)}: expected bytes with the digest in version.json, found others; {remedy}")
+            raise StoreError(f"{store.location(path)}: expected bytes with the digest in version.json, found others; {RESTORE}")
+
+
+def list_aliases(store: Store, name: str) -> dict[str, Entry]:
+    """The aliases of model `name`, the champion first, each with the entry of the ledger that says what it names."""
+    aliases = dict.fromkeys([CHAMPION, *_list_aliases(store, name)])
+    return {alias: present for alias in aliases if (present := _find_present(store, name, alias)[0]) is not None}
 
 
 def read_alias(store: Store, name: str, alias: str = CHAMPION) -> int | None:

@@ -169,7 +169,7 @@ class Store:
         if isinstance(self.files, LocalFileSystem) and folder.is_dir():
             for path in folder.iterdir():
                 host, process, _ = path.name.rsplit("-", 2)
-                if host == socket.gethostname() and not _is_alive(int(process)):
+                if host == socket.gethostname() and not is_alive(int(process)):
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def publish(self, folder: str, contents: Mapping[str, bytes]) -> bool:
@@ -257,7 +257,8 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -16,6 +16,7 @@ from refit.checkpoints import save_checkpoint, save_state
 from refit.data.dataset import build_dataset, load_manifest, load_split
 from refit.errors import DataError, RefitError, StoreError
 from refit.evaluation import evaluate
+from refit.inference import load_version
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -79,6 +80,17 @@ def test_a_loaded_model_gives_the_bits_of_the_model_that_was_trained(store):
     with torch.no_grad():
         expected = model(torch.tensor([list(row) for row in zip(*ROWS.values(), strict=True)]))
     assert torch.equal(refit.load_model(path).predict_logits(ROWS), expected)
+
+
+def test_a_version_of_a_store_is_loaded_only_if_all_its_files_are_whole(store):
+    train_and_save(store, {})
+    assert torch.equal(
+        load_version(store, "model", 1).predict_logits(ROWS), refit.load_model(f"{store.url}/models/model/v1").predict_logits(ROWS)
+    )
+    path = Path(store.url) / "models/model/v1/manifest.json"
+    path.write_text(path.read_text().replace('"std": 1.0', '"std": 2.0'))
+    with pytest.raises(StoreError, match=r"v1/manifest\.json: expected bytes with the digest in version\.json, found others; put"):
+        load_version(store, "model", 1)
 
 
 def test_probabilities_are_the_softmax_of_the_logits(notebook):

@@ -226,6 +226,27 @@ def test_nothing_half_written_stays_after_an_interruption(model, tmp_path, monke
     assert [path for name in ("out", "temporary") for path in Path(name).glob("*")] == []
 
 
+def test_a_column_more_is_ignored_and_an_unseen_category_counts_as_another(model, tmp_path):
+    rows = make_rows()
+    write(rows, tmp_path / "rows" / "1.csv")
+    write(rows.with_columns(colour=pl.lit("mauve"), extra=pl.lit("x")), tmp_path / "rows" / "2.csv")
+    assert score_files(model, "rows", "scored.parquet", "penguins@v3") == 2 * NUM_ROWS
+    _, probabilities = read_scores("scored.parquet")
+    other = model.predict_proba(rows.with_columns(colour=pl.lit("none of these")))
+    assert probabilities[:NUM_ROWS].tobytes() == model.predict_proba(rows).tobytes()
+    assert probabilities[NUM_ROWS:].tobytes() == other.tobytes() != probabilities[:NUM_ROWS].tobytes()
+
+
+def test_a_row_whose_logits_are_not_finite_is_refused_by_name(model, tmp_path):
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(100)
+    write(make_rows().with_columns(size=pl.when(pl.col("number") == 600).then(1e37).otherwise("size")), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"row 601 of .*rows\.parquet: expected values that give finite logits, found \[.*; mend"):
+        score_files(model, "rows.parquet", "scored.parquet", "penguins@v3")
+    assert not Path("scored.parquet").exists()
+
+
 def test_missing_columns_are_named_with_their_file_before_anything_is_scored(model, tmp_path):
     write(make_rows(), tmp_path / "rows" / "1.parquet")
     write(make_rows().drop("size", "seen"), tmp_path / "rows" / "2.parquet")

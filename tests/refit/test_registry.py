@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from refit.errors import StoreError
-from refit.registry import add_version, find_version, list_models, list_versions, version_folder
+from refit.registry import (
+    add_version,
+    find_version,
+    list_models,
+    list_versions,
+    move_alias,
+    resolve_reference,
+    version_folder,
+)
 from refit.store import Store
 
 
@@ -53,6 +61,19 @@ def test_a_reference_is_a_name_or_a_name_with_its_version(any_store):
     assert find_version(any_store, "a") == "models/a/v2"
     assert find_version(any_store, "a@v1") == "models/a/v1"
     assert find_version(any_store, "a@1") == "models/a/v1"
+
+
+def test_a_name_alone_means_the_newest_version_or_the_alias_that_is_asked_for(any_store):
+    contents = {"x": b"", "version.json": b'{"files": {}}'}
+    for _ in range(2):
+        add_version(any_store, "a", contents)
+    with pytest.raises(
+        StoreError, match=r"a@champion: expected a version of 'a' in .*, found no champion; .*; `refit promote a@v2` makes one"
+    ):
+        resolve_reference(any_store, "a", "champion")
+    move_alias(any_store, "a", 1, expected=None, why="")
+    found = [resolve_reference(any_store, *wanted) for wanted in (("a",), ("a", "champion"), ("a@v2", "champion"), ("a@champion",))]
+    assert found == [("a", 2), ("a", 1), ("a", 2), ("a", 1)]
 
 
 def test_an_unknown_model_is_refused_with_those_there_are(any_store):
