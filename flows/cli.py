@@ -4,10 +4,10 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, Parameter
 from rich.table import Table
 
 from flows import versions  # noqa: F401  # its commands
@@ -18,6 +18,7 @@ from flows.terminal import (
     DryRun,
     Given,
     SettingsFile,
+    StoreGiven,
     Switch,
     app,
     as_given,
@@ -95,6 +96,41 @@ def train(
 
 
 @app.command
+def predict(
+    model: str,
+    source: str,
+    /,
+    *,
+    output: str,
+    keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    given: StoreGiven = None,
+    settings_file: SettingsFile = None,
+    json: AsJson = False,
+) -> int:
+    """Score rows with a saved model into a Parquet file: class, a probability for each class, model version.
+
+    Args:
+        model: `NAME` for the champion, `NAME@v3` for a version, or another alias such as `NAME@candidate`.
+        source: A CSV or Parquet file, or a folder or glob of them.
+        output: The Parquet file; what is there is replaced once all rows are scored.
+        keep: Columns of the source to copy.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object.
+    """
+    settings, _ = resolve_settings(as_given(given), settings_file)
+    from flows import local
+
+    arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()))
+    result = local.run_locally("flows.prediction:predict", *arguments, when_stopped="nothing was written, start again with")
+    if isinstance(result, BaseException):
+        return complain(result)
+    told = f"scored {result.num_rows} rows with {result.model}: {result.output}"
+    print(result.model_dump_json() if json else told)
+    return COMPLETED
+
+
+@app.command
 def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
     """Say which steps of a run are done already, and of the others what has changed since the nearest run before.
 
@@ -137,14 +173,14 @@ def settings(*, given: Given = None, settings_file: SettingsFile = None, json: A
 @app.command
 def gc(
     *,
-    given: Given = None,
+    given: StoreGiven = None,
     settings_file: SettingsFile = None,
     dry_run: DryRun = False,
 ) -> int:
     """Remove from the store what neither a saved version nor one of the last 20 runs needs.
 
     Args:
-        given: The settings; only `store.url` counts.
+        given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
         dry_run: Only say what would be removed.
     """

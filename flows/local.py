@@ -29,7 +29,7 @@ import httpx
 import prefect
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from refit.errors import RefitError
 from refit.store import Store
@@ -40,15 +40,16 @@ SECONDS_TO_STOP = 8
 """From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""
 
 
-def run_locally(flow: str, *arguments: Any) -> Any:
+def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was trained is kept, go on with") -> Any:
     """Run a flow here and return its result, or what it failed of.
 
     Args:
         flow: Where it is, as deployments write it: `flows.training:train`.
         arguments: Its parameters.
+        when_stopped: What to say after a signal, in front of the command.
     """
     module, _, name = flow.partition(":")
-    with _stopping_soon():
+    with _stopping_soon(when_stopped):
         with _starting_server() as url:
             found: Callable[..., Any] = getattr(importlib.import_module(module), name)  # while the server starts
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), _report_progress():
@@ -122,7 +123,7 @@ def _await_server(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _stopping_soon() -> Iterator[None]:
+def _stopping_soon(advice: str) -> Iterator[None]:
     """Say how to go on when a signal comes, let it raise, and end the process if that takes too long."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -133,7 +134,7 @@ def _stopping_soon() -> Iterator[None]:
             return
         name = signal.Signals(signums[0]).name
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        print(f"stopped by {name}; what was trained is kept, go on with: {command}", file=sys.stderr, flush=True)
+        print(f"stopped by {name}; {advice}: {command}", file=sys.stderr, flush=True)
         time.sleep(SECONDS_TO_STOP)
         os._exit(128 + signums[0])
 
@@ -156,7 +157,7 @@ def _stopping_soon() -> Iterator[None]:
 def _report_progress() -> Iterator[None]:
     """Show what our own flows and tasks log while the context is open."""
     console = Console(stderr=True, soft_wrap=True)
-    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         handler = _ProgressHandler(bar)
         loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
@@ -170,21 +171,20 @@ def _report_progress() -> Iterator[None]:
 
 
 class _ProgressHandler(logging.Handler):
-    """Moves the bar on epochs, prints the other lines above it; without a terminal prints every line."""
+    """Moves the bar on lines that say how far it is, prints the others above it; without a terminal prints every line."""
 
     def __init__(self, bar: Progress) -> None:
         super().__init__(logging.INFO)
         self.bar = bar
-        self.epochs: TaskID | None = None
+        self.task: TaskID | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         if Path(record.pathname).parent.name not in FLOORS:
             return  # Prefect's own
         if hasattr(record, "progress") and not self.bar.disable:
-            if self.epochs is None:
-                self.epochs = self.bar.add_task("")
-            completed, total = record.progress
-            figures = record.getMessage().partition(": ")[2]
-            self.bar.update(self.epochs, completed=completed, total=total, description=figures)
+            (completed, total), (position, _, figures) = record.progress, record.getMessage().partition(": ")
+            if self.task is None:
+                self.task = self.bar.add_task("", figures="")
+            self.bar.update(self.task, completed=completed, total=total, description=position, figures=figures)
         else:
             self.bar.console.print(record.getMessage(), markup=False, highlight=False)

@@ -8,12 +8,20 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from refit.errors import DataError, RefitError, SettingsError
-from refit.settings import SettingsTree, resolve_settings
+from refit.settings import Section, SettingsTree, StoreSettings, resolve_settings
 from refit.store import Store
 
 COMPLETED, FAILED, REFUSED = 0, 1, 2
 
+
+class StoreTree(Section):
+    """All that commands about saved versions need to know of the settings."""
+
+    store: StoreSettings = StoreSettings()
+
+
 Given = Annotated[SettingsTree | None, Parameter(name="*")]
+StoreGiven = Annotated[StoreTree | None, Parameter(name="*")]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
 DryRun = Annotated[bool, Parameter(name="--dry-run", negative=())]
 Switch = Annotated[bool, Parameter(negative=())]
@@ -26,12 +34,12 @@ app = App(
 )
 
 
-def as_given(given: SettingsTree | None) -> dict[str, Any]:
+def as_given(given: Section | None) -> dict[str, Any]:
     """The settings that were given as flags."""
     return {} if given is None else given.model_dump(exclude_unset=True)
 
 
-def open_store(given: SettingsTree | None, settings_file: Path | None) -> Store:
+def open_store(given: StoreTree | None, settings_file: Path | None) -> Store:
     """The store that the settings name."""
     return Store(resolve_settings(as_given(given), settings_file)[0].store.url)
 

@@ -79,3 +79,13 @@ class TrainingResult(Handle):
     """The epoch whose weights were saved."""
     seconds: dict[str, float]
     """Wall time of each step."""
+
+
+class Prediction(Handle):
+    """Rows that were scored, and where the scores are."""
+
+    model: str
+    """The version that scored them, such as `penguins@v3`."""
+    output: str
+    num_rows: int
+    seconds: float

@@ -1,0 +1,33 @@
+"""The prediction flow: score files with a saved version."""
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from refit import registry
+from refit.refs import Prediction
+from refit.settings import SettingsTree, resolve_settings
+from refit.store import Store
+from tasks.prediction import score_files
+
+DEFAULTS = SettingsTree()
+
+
+def _name_run() -> str:
+    return f"predict {flow_run.parameters['model']} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
+
+
+@flow(name="predict", flow_run_name=_name_run)
+def predict(model: str, source: str, output: str, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS) -> Prediction:
+    """Score a file, folder or glob of CSV or Parquet files into one Parquet file: class, probabilities, model version.
+
+    Args:
+        model: `NAME` or `NAME@champion` for the champion, `NAME@v3` for a version, or another alias.
+        source: A path or fsspec URL of the rows to score.
+        output: A path or fsspec URL that ends in `.parquet`; what is there is replaced once all rows are scored.
+        keep: Columns of the source to copy.
+        settings: Only `store.url` counts; what is not given comes from the environment, `.env` and `refit.toml` of the machine that
+            runs the flow.
+    """
+    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    name, version = registry.resolve_reference(Store(resolved.store.url), model, registry.CHAMPION)
+    return score_files(name, version, source, output, keep, resolved.store.url)

@@ -1,0 +1,37 @@
+"""Scoring of files as a task."""
+
+import time
+
+from prefect import get_run_logger, task
+
+from refit import inference, prediction
+from refit.refs import Prediction
+from refit.store import Store
+from tasks.caching import RETRIED
+
+SECONDS_BETWEEN_LINES = 2.0
+
+
+@task(task_run_name="score {source}", **RETRIED)
+def score_files(name: str, version: int, source: str, output: str, keep: tuple[str, ...], url: str) -> Prediction:
+    """Score files with a version of the store at `url`; log how far it is, and how fast it was."""
+    logger, reference = get_run_logger(), f"{name}@v{version}"
+    model = inference.load_version(Store(url), name, version)
+    logger.info("model: %s", reference)
+    started = told = time.monotonic()
+
+    def tell(num_rows: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= SECONDS_BETWEEN_LINES:
+            told = now
+            logger.info(_describe(num_rows, now - started), extra={"progress": (num_rows, None)})
+
+    num_rows = prediction.score_files(model, source, output, reference, tell, keep)
+    seconds = time.monotonic() - started
+    logger.info(_describe(num_rows, seconds))
+    return Prediction(model=reference, output=output, num_rows=num_rows, seconds=seconds)
+
+
+def _describe(num_rows: int, seconds: float) -> str:
+    return f"scored {num_rows:,} rows: {seconds:.1f} s, {num_rows / seconds:,.0f} rows/s"

@@ -1,0 +1,159 @@
+import json
+import logging
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flows.prediction import predict
+from refit.errors import DataError, RefitError, SettingsError, StoreError
+from refit.inference import load_version
+from refit.refs import Prediction
+from refit.registry import move_alias
+from refit.settings import SettingsTree
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def source(rows) -> str:
+    rows.write_csv("rows.csv")
+    Path("file").write_text("")
+    return "rows.csv"
+
+
+def assert_scored(toy, rows: pl.DataFrame, output: str, keep: tuple[str, ...] = ()) -> None:
+    """By `toy@v1`, to the bit."""
+    model, scored = load_version(toy, "toy", 1), pl.read_parquet(output)
+    assert scored.columns == [*keep, "class", "probability of no", "probability of yes", "model"]
+    assert scored["class"].to_list() == model.predict(rows).tolist()
+    assert scored.select("^probability.*$").to_numpy().tobytes() == model.predict_proba(rows).tobytes()
+    assert set(scored["model"]) == {"toy@v1"}
+
+
+def test_a_name_alone_is_scored_by_its_champion_and_the_result_is_small_json(toy, source, rows, caplog):
+    with pytest.raises(
+        StoreError, match=r"toy@champion: expected a version of 'toy' .* found no champion; versions there: v1; .*promote"
+    ):
+        predict("toy", source, "scored.parquet")
+    move_alias(toy, "toy", 1, expected=None, why="")
+    with caplog.at_level(logging.INFO):
+        scored = predict("toy", source, "scored.parquet", ("number", "label"))
+    assert_scored(toy, rows, "scored.parquet", ("number", "label"))
+    assert (scored.model, scored.output, scored.num_rows) == ("toy@v1", "scored.parquet", 60)
+    assert Prediction.model_validate_json(scored.model_dump_json()) == scored
+    assert "model: toy@v1" in caplog.messages
+    (line,) = (message for message in caplog.messages if message.startswith("scored"))
+    assert re.fullmatch(r"scored 60 rows: \d+\.\d s, [\d,]+ rows/s", line)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_run_is_named_for_the_model_and_the_minute(source):
+    state = predict("toy@v1", source, "scored.parquet", return_state=True)
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    assert run.name == f"predict toy@v1 {run.start_time:%Y-%m-%d %H:%M}"
+    assert run.parameters["source"] == "rows.csv"
+
+
+def test_the_form_asks_for_model_source_and_output_and_says_what_each_is():
+    from prefect.utilities.callables import parameter_schema
+
+    schema = parameter_schema(predict)
+    assert schema.required == ["model", "source", "output"]
+    assert list(schema.properties) == ["model", "source", "output", "keep", "settings"]
+    assert schema.properties["keep"]["items"] == {"type": "string"}
+    assert all(schema.properties[name]["description"] for name in schema.properties)
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_store_comes_from_the_settings_or_else_from_the_environment(source, monkeypatch):
+    Path("refit-store").rename("other")
+    with pytest.raises(StoreError, match=r"expected a model in refit-store"):
+        predict("toy@v1", source, "scored.parquet")
+    assert predict("toy@v1", source, "scored.parquet", (), SettingsTree(store={"url": "other"})).num_rows == 60
+    monkeypatch.setenv("REFIT_STORE__URL", "other")
+    assert predict("toy@v1", source, "scored.parquet").num_rows == 60
+
+
+BAD = {
+    "empty today": (lambda rows: rows.clear(), (), DataError, r"rows\.csv: expected rows, found an empty table"),
+    "a column lost": (
+        lambda rows: rows.drop("size"),
+        (),
+        DataError,
+        r"rows\.csv: expected column `size`, found `number`, `colour`, `is_new`, .*; add what is missing",
+    ),
+    "text among numbers": (
+        lambda rows: rows.with_columns(size=pl.when(pl.col("number") == 40).then(pl.lit("big")).otherwise("size")),
+        (),
+        DataError,
+        r"row 41 of .*rows\.csv, column `size`: expected a number, found 'big'; mend the value",
+    ),
+    "no such column to keep": (lambda rows: rows, ("numbr",), DataError, r"--keep: .* no `numbr` .*; did you mean `number`\?"),
+}
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(("change", "keep", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_rows_fail_the_run_and_leave_yesterdays_scores(rows, change, keep, error, message):
+    change(rows).write_csv("rows.csv")
+    Path("scored.parquet").write_text("yesterday's")
+    with pytest.raises(error, match=message):
+        predict("toy@v1", "rows.csv", "scored.parquet", keep)
+    assert Path("scored.parquet").read_text() == "yesterday's"
+    assert sorted(path.name for path in Path().iterdir()) == ["refit-store", "rows.csv", "scored.parquet"]
+
+
+def test_a_column_more_and_an_unseen_category_are_scored_and_yesterdays_scores_replaced(toy, rows):
+    rows = rows.with_columns(colour=pl.lit("mauve"), extra=pl.lit("x"))
+    rows.write_csv("rows.csv")
+    Path("scored.parquet").write_text("yesterday's")
+    predict("toy@v1", "rows.csv", "scored.parquet")
+    assert_scored(toy, rows, "scored.parquet")
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        ("scored.csv", SettingsError, r"--output: expected a file ending in \.parquet, found scored\.csv; rename it"),
+        ("file/scored.parquet", RefitError, r"--output: expected a place that can be written, found file/scored\.parquet"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named(source, output, error, message):
+    with pytest.raises(error, match=message):
+        predict("toy@v1", source, output)
+
+
+def test_the_command_prints_where_the_scores_are_and_progress_apart(refit, toy, source, rows):
+    code, out, err = refit("predict", "toy@v1", source, "--output", "scored.parquet", "--keep", "number", "label")
+    assert (code, out) == (0, "scored 60 rows with toy@v1: scored.parquet\n")
+    assert re.fullmatch(r"model: toy@v1\nscored 60 rows: \d+\.\d s, [\d,]+ rows/s\n", err)
+    assert_scored(toy, rows, "scored.parquet", ("number", "label"))
+    code, out, _ = refit("predict", "toy@v1", source, "--output", "scored.parquet", "--json")
+    assert code == 0
+    assert json.loads(out).keys() == {"model", "output", "num_rows", "seconds"}
+
+
+@pytest.mark.usefixtures("toy", "source")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("toy", "rows.csv", "--output", "scored.parquet"), 1, "toy@champion: expected a version of 'toy'"),
+        (("toy@v1", "absent.csv", "--output", "scored.parquet"), 2, "absent.csv: expected a file, folder or glob, found nothing"),
+        (("toy@v1", "rows.csv", "--output", "scored.csv"), 2, "--output: expected a file ending in .parquet"),
+        (("toy@v1", "rows.csv", "--output", "file/scored.parquet"), 1, "--output: expected a place that can be written"),
+        (("toy@v1", "rows.csv"), 2, "--output"),
+        (("toy@v1", "--output", "scored.parquet"), 2, "SOURCE"),
+    ],
+)
+def test_the_command_exits_with_one_line_for_a_mistake(refit, arguments, code, message):
+    found, out, err = refit("predict", *arguments)
+    assert (found, out) == (code, "")
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert message in line
+    assert err.splitlines()[-1] == line
