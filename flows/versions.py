@@ -2,53 +2,213 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import COMPLETED, Given, SettingsFile, app, open_console, open_store
+from flows.terminal import COMPLETED, FAILED, SettingsFile, StoreGiven, app, complain, open_console, open_store
 from refit import registry
+from refit.differences import find_differences
+from refit.errors import SettingsError, StoreError
+from refit.registry import CHAMPION
+from refit.store import Store
 
 
 @app.command
-def models(*, given: Given = None, settings_file: SettingsFile = None) -> int:
-    """List the saved versions of every model in the store.
+def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
+    """List the saved versions of every model in the store, and which of them is the champion.
 
     Args:
-        given: The settings; only `store.url` counts.
+        given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
     """
     store = open_store(given, settings_file)
-    table = Table("version", "created", "judged on", "accuracy", "loss", "weights")
+    table = Table("version", "alias", "created", "judged on", "accuracy", "loss", "weights")
+    damages: list[StoreError] = []
     for name in registry.list_models(store):
+        try:
+            aliases = registry.list_aliases(store, name)
+        except StoreError as error:
+            damages.append(error)
+            aliases = {}
         for number in registry.list_versions(store, name):
-            folder = registry.version_folder(name, number)
-            record, metrics = (json.loads(store.read(f"{folder}/{part}.json")) for part in ("version", "metrics"))
-            split, scores = list(metrics.items())[-1]
-            figures = (f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}")
-            table.add_row(f"{name}@v{number}", record["created"], split, *figures, record["weights_digest"][:12])
-    if not table.rows:
+            mine = ", ".join(alias for alias, entry in aliases.items() if entry.after == number)
+            try:
+                table.add_row(f"{name}@v{number}", mine, *_describe_version(store, name, number), style="bold" if mine else None)
+            except StoreError as error:
+                damages.append(error)
+                table.add_row(f"{name}@v{number}", mine, "damaged")
+    if table.rows:
+        open_console().print(table)
+    else:
         print(f"no models in {store.url}", file=sys.stderr)
-        return COMPLETED
-    open_console().print(table)
-    return COMPLETED
+    for damage in damages:
+        complain(damage)
+    return FAILED if damages else COMPLETED
 
 
 @app.command
-def show(model: str, /, *, given: Given = None, settings_file: SettingsFile = None) -> int:
+def show(model: str, /, *, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
     """Print the card of a saved model.
 
     Args:
-        model: `NAME` for the newest version, or `NAME@v1`.
-        given: The settings; only `store.url` counts.
+        model: `NAME` for the newest version, `NAME@v1`, or an alias as in `NAME@champion`.
+        given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
     """
     store = open_store(given, settings_file)
-    folder = registry.find_version(store, model)
+    name, number = registry.resolve_reference(store, model)
+    folder = registry.version_folder(name, number)
     card = store.read(f"{folder}/card.md").decode()
-    print(f"{store.location(folder)}\n")
+    print(store.location(folder))
+    for alias, entry in registry.list_aliases(store, name).items():
+        if entry.after == number:
+            print(f"{alias} since {entry.at}, by {entry.who}: {entry.why}")
+    print()
     if sys.stdout.isatty():
         open_console().print(Markdown(card))
     else:
         print(card)
     return COMPLETED
+
+
+@app.command
+def diff(one: str, other: str, /, *, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
+    """Print what differs between two versions: settings, data, and metrics side by side.
+
+    Args:
+        one: `NAME@v2`, or an alias as in `NAME@champion`.
+        other: Another version.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    store = open_store(given, settings_file)
+    versions = [registry.resolve_reference(store, reference) for reference in (one, other)]
+    found = find_differences(store, *versions)
+    names = [f"{name}@v{number}" for name, number in versions]
+    _print_pairs("setting", names, found.settings)
+    _print_pairs("data", names, found.data)
+    table = Table("split", "metric", *names, "difference")
+    for (split, metric), pair in found.metrics.items():
+        difference = "-" if None in pair else f"{pair[1] - pair[0]:+.4f}"
+        table.add_row(split, metric, *("-" if figure is None else f"{figure:.4f}" for figure in pair), difference)
+    open_console().print(table)
+    return COMPLETED
+
+
+@app.command
+def promote(
+    version: str,
+    /,
+    *,
+    why: str = "promoted by hand",
+    alias: str = CHAMPION,
+    given: StoreGiven = None,
+    settings_file: SettingsFile = None,
+) -> int:
+    """Make a version the champion, or let another alias name it; the ledger keeps who did it, when and why.
+
+    Args:
+        version: `NAME@v3`.
+        why: The reason, for the ledger.
+        alias: What the version is to be.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    model, _, wanted = version.partition("@")
+    if not wanted:
+        raise SettingsError(f"{version}: expected a version to promote, found a name alone; name one, such as {model}@v1")
+    store = open_store(given, settings_file)
+    name, number = registry.resolve_reference(store, version)
+    before = registry.read_alias(store, name, alias)
+    if before == number:
+        print(f"{name}@{alias} is v{number} already")
+    else:
+        registry.move_alias(store, name, number, expected=before, why=why, alias=alias)
+        _print_move(name, alias, before, number)
+    return COMPLETED
+
+
+@app.command
+def rollback(
+    name: str,
+    /,
+    *,
+    why: str = "rolled back by hand",
+    alias: str = CHAMPION,
+    given: StoreGiven = None,
+    settings_file: SettingsFile = None,
+) -> int:
+    """Make the version champion again that was it before the present one; once more goes one further back.
+
+    Args:
+        name: The model's name.
+        why: The reason, for the ledger.
+        alias: Another alias to move back.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    if "@" in name:
+        raise SettingsError(f"{name}: expected the name of a model, found a version; leave out `@` and what follows")
+    store = open_store(given, settings_file)
+    registry.resolve_reference(store, name)
+    entry = registry.rollback(store, name, why, alias)
+    _print_move(name, alias, entry.before, entry.after)
+    return COMPLETED
+
+
+@app.command
+def export(
+    model: str, /, *, format: Literal["onnx", "torch"], output: str, given: StoreGiven = None, settings_file: SettingsFile = None
+) -> int:
+    """Write a model with its preparation of rows into one file that runs without Refit, checked on the version's test rows.
+
+    Args:
+        model: `NAME` for the champion, `NAME@v3` for a version, or another alias.
+        format: ONNX, or a program of torch.export.
+        output: The file, ending in `.onnx` or `.pt2`.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    store = open_store(given, settings_file)
+    name, number = registry.resolve_reference(store, model, CHAMPION)
+    from refit.data.dataset import load_test_rows
+    from refit.export import export_model
+    from refit.inference import load_version
+
+    loaded = load_version(store, name, number)
+    rows = load_test_rows(loaded.manifest, store)
+    difference = export_model(loaded, output, format, rows, f"{name}@v{number}")
+    print(f"exported {name}@v{number}: {output}")
+    print(f"largest difference of a probability on its {len(rows)} test rows: {difference:.2g}")
+    return COMPLETED
+
+
+def _describe_version(store: Store, name: str, number: int) -> list[str]:
+    record, metrics = (registry.load_part(store, name, number, part) for part in ("version", "metrics"))
+    split, scores = list(metrics.items())[-1]
+    return [record["created"], split, f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}", record["weights_digest"][:12]]
+
+
+def _print_pairs(kind: str, names: list[str], pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    table = Table(kind, *names)
+    for name, pair in pairs.items():
+        table.add_row(escape(name), *(escape(_render(value)) for value in pair))
+    if table.rows:
+        open_console().print(table)
+    else:
+        print(f"{kind}: no difference")
+
+
+def _render(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _print_move(name: str, alias: str, before: int | None, after: int | None) -> None:
+    was = "none" if before is None else f"v{before}"
+    print(f"{name}@{alias}: {was} -> v{after}")

@@ -6,43 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
-from refit.registry import add_version
 from refit.settings import SettingsTree, walk_settings
-from refit.store import Store
-
-
-@pytest.fixture
-def refit(monkeypatch, capsys):
-    """Run `refit ARGUMENTS` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["refit", *arguments])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        captured = capsys.readouterr()
-        return exited.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def settings_of(output: str) -> dict[str, tuple]:
     return {name: (entry["value"], entry["origin"]) for name, entry in json.loads(output).items()}
 
 
-def add_model(name: str, accuracy: float) -> None:
-    metrics = {"train": {"accuracy": 1.0, "loss": 0.1}, "test": {"accuracy": accuracy, "loss": 0.25}}
-    record = {"created": "2026-01-02T03:04:05+00:00", "weights_digest": "abcdef0123456789"}
-    contents = {"metrics.json": metrics, "version.json": record}
-    files = {file: json.dumps(content).encode() for file, content in contents.items()}
-    add_version(Store("refit-store"), name, {**files, "card.md": f"# {name}\n\n| ü | 猫 |\n".encode()})
-
-
 def test_without_a_command_the_help_lists_the_commands(refit):
     for arguments in ((), ("--help",)):
         code, out, err = refit(*arguments)
         assert (code, err) == (0, "")
-        assert all(command in out for command in ("train", "why", "settings", "models", "show"))
+        assert all(command in out for command in ("train", "predict", "why", "settings", "models", "promote"))
 
 
 def test_the_help_of_train_names_every_setting_with_its_sentence():
@@ -119,7 +94,7 @@ def test_a_named_settings_file_is_read(refit):
     assert settings_of(out)["seed"] == (9, "other.toml")
 
 
-@pytest.mark.parametrize("command", ["settings", "train", "models"])
+@pytest.mark.parametrize("command", ["settings", "train", "why"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -166,57 +141,6 @@ def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, mo
 def test_settings_that_contradict_one_another_exit_with_two(refit):
     code, _, err = refit("settings", "--optimizer.name", "adam", "--optimizer.momentum", "0.9")
     assert (code, err) == (2, "error: optimizer.momentum: only sgd has it, found adam; leave it 0\n")
-
-
-def test_an_empty_store_has_no_models(refit):
-    code, out, err = refit("models")
-    assert (code, out, err) == (0, "", "no models in refit-store\n")
-
-
-def test_models_lists_every_version_with_its_scores(refit):
-    add_model("b", 0.5)
-    add_model("a", 0.75)
-    add_model("a", 0.8765)
-    code, out, err = refit("models")
-    assert (code, err) == (0, "")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-    assert [row[0] for row in rows] == ["a@v1", "a@v2", "b@v1"]
-    assert rows[1] == ["a@v2", "2026-01-02T03:04:05+00:00", "test", "0.8765", "0.2500", "abcdef012345"]
-
-
-def test_show_prints_the_newest_card_or_that_of_a_version(refit):
-    add_model("a", 0.75)
-    add_model("a", 0.8)
-    for reference, version in (("a", 2), ("a@v1", 1), ("a@2", 2)):
-        code, out, err = refit("show", reference)
-        assert (code, err) == (0, "")
-        assert out == f"{Path(f'refit-store/models/a/v{version}').resolve()}\n\n# a\n\n| ü | 猫 |\n\n"
-
-
-def test_show_of_a_model_that_is_not_there_exits_with_one_and_lists_those_there_are(refit):
-    add_model("a", 0.75)
-    code, out, err = refit("show", "b")
-    assert (code, out) == (1, "")
-    assert err == "error: b: expected a model in refit-store, found no 'b'; models there: a\n"
-    code, _, err = refit("show", "a@v3")
-    expected = "error: a@v3: expected a version of 'a' in refit-store, found no v3; versions there: v1; aliases there: none\n"
-    assert (code, err) == (1, expected)
-
-
-def test_the_store_of_another_folder_is_looked_into(refit):
-    add_model("a", 0.75)
-    Path("refit-store").rename("other")
-    assert "a@v1" in refit("models", "--store.url", "other")[1]
-    assert "# a" in refit("show", "a", "--store.url", "other")[1]
-
-
-@pytest.mark.parametrize("command", [("models",), ("show", "a")])
-def test_a_store_that_cannot_be_read_exits_with_one_and_names_it(refit, command):
-    Path("file").write_text("")
-    code, out, err = refit(*command, "--store.url", "file/store")
-    assert (code, out) == (1, "")
-    assert "file/store" in err
-    assert "Traceback" not in err
 
 
 def test_an_unknown_protocol_of_the_store_is_refused(refit):
@@ -291,7 +215,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
     assert "Traceback" not in finished.stderr
 
 
-def test_only_train_imports_torch_and_prefect():
+def test_only_commands_that_compute_import_torch_and_prefect():
     """The other commands answer at once."""
     script = (
         "import sys; sys.argv = ['refit', 'settings']\n"
