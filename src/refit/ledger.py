@@ -35,7 +35,7 @@ class Entry(Handle):
     before: int | None
     """Version that the alias named."""
     after: int | None
-    """Version that the alias names from now on; for `keep`, the one that was turned down."""
+    """Version that the alias names from now on; for `keep`, the one that was turned down; for `open`, the one that was judged."""
     details: dict[str, Any] = Field(default_factory=dict)
     """What the decision rests on."""
 
@@ -103,6 +103,20 @@ def load_ledger(store: Store, name: str) -> list[Entry]:
     return entries
 
 
+def record_opening(store: Store, name: str, version: int, test_rows_digest: str) -> int:
+    """Write that the test rows of this digest judge a version, once; return how many others they had judged before."""
+    judged = _list_judged(store, name, test_rows_digest)
+    if version not in judged:
+        why = "its test rows are opened"
+        append_entry(store, name, action="open", why=why, after=version, details={"test_rows": test_rows_digest})
+    return [*judged, version].index(version)
+
+
+def count_openings(store: Store, name: str, test_rows_digest: str) -> int:
+    """Return how many versions of model `name` the test rows of this digest have judged."""
+    return len(_list_judged(store, name, test_rows_digest))
+
+
 def find_newest(store: Store, name: str) -> int:
     """Return the number of the newest entry of the ledger, 0 where there is none."""
     found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{MODELS}/{name}/{LEDGER}"))
@@ -112,6 +126,13 @@ def find_newest(store: Store, name: str) -> int:
 def read_back(store: Store, name: str, number: int) -> Iterator[Entry]:
     """Read the ledger backwards from entry `number`, each entry when it is asked for; raises as `load_ledger` does."""
     return (_load_entry(store, name, earlier)[0] for earlier in range(number, 0, -1))
+
+
+def _list_judged(store: Store, name: str, test_rows_digest: str) -> list[int]:
+    """The versions that these test rows have judged, each once, in that order."""
+    entries = reversed(list(read_back(store, name, find_newest(store, name))))
+    found = (entry for entry in entries if entry.action == "open" and entry.details.get("test_rows") == test_rows_digest)
+    return list(dict.fromkeys(entry.after for entry in found if entry.after is not None))
 
 
 def _load_entry(store: Store, name: str, number: int) -> tuple[Entry, str]:

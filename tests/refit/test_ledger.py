@@ -1,0 +1,181 @@
+import hashlib
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from refit.errors import ConflictError, StoreError
+from refit.ledger import append_entry, count_openings, entry_path, find_newest, load_ledger, read_back, record_opening
+from refit.store import Store
+
+
+@pytest.fixture(params=["disk", "memory"])
+def any_store(request, tmp_path) -> Store:
+    return Store(str(tmp_path / "store") if request.param == "disk" else f"memory://{uuid.uuid4().hex}/store")
+
+
+@pytest.fixture
+def ledger(store) -> list[Path]:
+    """Four entries, and the file of each."""
+    for number in range(1, 5):
+        append_entry(store, "a", action="keep", why=f"reason {number}", before=1, after=number)
+    return [Path(store.root) / entry_path("a", number) for number in range(1, 5)]
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_model_that_nothing_was_decided_of_has_no_entries(any_store):
+    assert load_ledger(any_store, "a") == []
+    assert find_newest(any_store, "a") == 0
+    assert list(read_back(any_store, "a", 0)) == []
+
+
+def test_an_entry_says_who_decided_what_when_and_on_what_grounds(any_store, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ann")
+    details = {"score": "accuracy", "difference": 0.02, "worse": [{"name": "class a", "bound": None}]}
+    moved = append_entry(any_store, "a", action="promote", why="it is better", alias="champion", before=1, after=2, details=details)
+    (entry,) = load_ledger(any_store, "a")
+    assert entry == moved
+    assert entry.who.startswith("ann@")
+    assert entry.at.endswith("+00:00")
+    assert (entry.action, entry.alias, entry.before, entry.after, entry.why) == ("promote", "champion", 1, 2, "it is better")
+    assert entry.details == details
+
+
+def test_each_entry_has_the_digest_of_the_one_before(any_store):
+    for _ in range(12):
+        append_entry(any_store, "a", action="keep", why="no better")
+    entries = load_ledger(any_store, "a")
+    assert [entry.number for entry in entries] == list(range(1, 13))
+    digests = [hashlib.sha256(any_store.read(entry_path("a", number))).hexdigest() for number in range(1, 13)]
+    assert [entry.previous for entry in entries] == ["", *digests[:-1]]
+
+
+def test_the_entries_of_one_model_are_none_of_anothers(any_store):
+    append_entry(any_store, "a", action="keep", why="of a")
+    append_entry(any_store, "b", action="keep", why="of b")
+    assert [entry.why for entry in load_ledger(any_store, "b")] == ["of b"]
+
+
+def test_other_files_beside_the_entries_are_none(store, ledger):
+    for name in ("notes.txt", "000009.json.bak", "7.json"):
+        (ledger[0].parent / name).write_text("not mine")
+    assert len(load_ledger(store, "a")) == 4
+
+
+def test_an_entry_that_was_edited_is_named(store, ledger):
+    edit(ledger[1], why="another reason")
+    message = rf"{ledger[2]}: expected `previous` to be the digest of {ledger[1]}, .*; put the one that was changed back"
+    with pytest.raises(StoreError, match=message):
+        load_ledger(store, "a")
+
+
+def test_an_entry_that_was_removed_is_named(store, ledger):
+    ledger[1].unlink()
+    with pytest.raises(StoreError, match=rf"{ledger[1]}: expected entry 2 of the ledger, found none; put it back from a backup"):
+        load_ledger(store, "a")
+
+
+def test_an_entry_that_was_put_between_is_named_though_all_numbers_are_right(store, ledger):
+    for number in (4, 3):
+        edit(ledger[number - 1], number=number + 1)
+        ledger[number - 1].rename(Path(store.root) / entry_path("a", number + 1))
+    ledger[2].write_bytes(ledger[1].read_bytes())
+    edit(ledger[2], number=3, previous=hashlib.sha256(ledger[1].read_bytes()).hexdigest())
+    with pytest.raises(StoreError, match=rf"{ledger[3]}: expected `previous` to be the digest of {ledger[2]}, "):
+        load_ledger(store, "a")
+
+
+def test_a_first_entry_that_was_removed_is_named(store, ledger):
+    ledger[0].unlink()
+    with pytest.raises(StoreError, match=rf"{ledger[0]}: expected entry 1 of the ledger, found none"):
+        load_ledger(store, "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "Invalid JSON"),
+        (b'{"number": 2}', "Field required"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"[]", "Input should be"),
+    ],
+)
+def test_an_entry_that_is_none_is_named(store, ledger, content, found):
+    ledger[1].write_bytes(content)
+    with pytest.raises(StoreError, match=rf"(?s){ledger[1]}: expected entry 2 of the ledger, found .*{found}.*; put it back"):
+        load_ledger(store, "a")
+
+
+def test_an_entry_in_the_place_of_another_is_named(store, ledger):
+    ledger[2].write_bytes(ledger[0].read_bytes())
+    with pytest.raises(StoreError, match=rf"{ledger[2]}: expected entry 3 of the ledger, found number 1; put it back"):
+        load_ledger(store, "a")
+
+
+def test_nothing_is_appended_to_an_entry_that_is_damaged(store, ledger):
+    ledger[3].write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"000004\.json: expected entry 4 of the ledger"):
+        append_entry(store, "a", action="keep", why="no better")
+    assert find_newest(store, "a") == 4
+
+
+def test_reading_back_stops_where_the_reader_does(store, ledger):
+    ledger[0].write_bytes(b"damaged")
+    entries = read_back(store, "a", 4)
+    assert [next(entries).number for _ in range(3)] == [4, 3, 2]
+    with pytest.raises(StoreError, match=r"000001\.json"):
+        next(entries)
+
+
+def test_an_expected_number_that_is_taken_is_a_conflict(any_store):
+    append_entry(any_store, "a", action="keep", why="first", expected_number=1)
+    with pytest.raises(ConflictError, match=r"000001\.json: expected to write this entry, found another's there; .* decide again"):
+        append_entry(any_store, "a", action="keep", why="second", expected_number=1)
+    assert [entry.why for entry in load_ledger(any_store, "a")] == ["first"]
+
+
+APPEND = """
+import sys
+from refit.ledger import append_entry
+from refit.store import Store
+input()
+for i in range(10):
+    append_entry(Store(sys.argv[1]), "a", action="keep", why=f"{sys.argv[2]} {i}")
+"""
+
+
+def test_processes_that_append_at_once_make_one_chain(store):
+    command = [sys.executable, "-c", APPEND, store.url]
+    processes = [subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE, text=True) for n in range(4)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    entries = load_ledger(store, "a")
+    assert len(entries) == 40
+    for writer in range(4):
+        assert [entry.why for entry in entries if entry.why.startswith(f"{writer} ")] == [f"{writer} {i}" for i in range(10)]
+    assert store.names("tmp") == []
+
+
+def test_test_rows_know_how_many_versions_they_have_judged(any_store):
+    assert count_openings(any_store, "a", "1" * 64) == 0
+    assert [record_opening(any_store, "a", version, "1" * 64) for version in (1, 2, 4)] == [0, 1, 2]
+    assert record_opening(any_store, "a", 5, "2" * 64) == 0
+    append_entry(any_store, "a", action="keep", why="no better", after=4, details={"test_rows": "1" * 64})
+    assert count_openings(any_store, "a", "1" * 64) == 3
+    assert count_openings(any_store, "a", "2" * 64) == 1
+    assert count_openings(any_store, "b", "1" * 64) == 0
+
+
+def test_a_version_that_is_judged_again_after_a_crash_counts_once(any_store):
+    for _ in range(2):
+        assert [record_opening(any_store, "a", version, "1" * 64) for version in (1, 2)] == [0, 1]
+    assert [(entry.action, entry.after) for entry in load_ledger(any_store, "a")] == [("open", 1), ("open", 2)]
