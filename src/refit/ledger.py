@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from refit.errors import ConflictError, StoreError
 from refit.refs import Handle
@@ -137,19 +137,19 @@ def _list_judged(store: Store, name: str, test_rows_digest: str) -> list[int]:
 
 def _load_entry(store: Store, name: str, number: int) -> tuple[Entry, str]:
     """An entry and the digest of its bytes."""
-    path, remedy = entry_path(name, number), "put it back from a backup"
+    path, wanted, remedy = entry_path(name, number), f"entry {number} of the ledger", "put it back from a backup"
     try:
         data = store.read(path)
     except StoreError as error:
         if store.exists(path):
             raise
-        raise StoreError(f"{store.location(path)}: expected entry {number} of the ledger, found none; {remedy}") from error
+        raise StoreError(f"{store.location(path)}: expected {wanted}, found none; {remedy}") from error
     try:
         entry = Entry.model_validate_json(data)
-        if entry.number != number:
-            raise ValueError(f"number {entry.number}")
-    except ValueError as error:
-        raise StoreError(f"{store.location(path)}: expected entry {number} of the ledger, found {error}; {remedy}") from error
+    except ValidationError as error:
+        raise StoreError(f"{store.location(path)}: expected {wanted}, found {error.errors()[0]['msg']}; {remedy}") from error
+    if entry.number != number:
+        raise StoreError(f"{store.location(path)}: expected {wanted}, found entry {entry.number}; {remedy}")
     return entry, hashlib.sha256(data).hexdigest()
 
 

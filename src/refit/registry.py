@@ -111,17 +111,23 @@ def check_version(store: Store, name: str, number: int) -> None:
         StoreError: There is no such version, or a file of it is missing or has other bytes; the message names it.
     """
     folder = find_version(store, f"{name}@v{number}")
-    record = f"{folder}/version.json"
-    try:
-        files = dict(json.loads(store.read(record))["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store.location(record)}: expected `files`, their digests, found none; {RESTORE}") from error
-    for file, digest in files.items():
+
+    def read(file: str) -> bytes:
         path = f"{folder}/{file}"
         if not store.exists(path):
             raise StoreError(f"{store.location(path)}: expected a file of {name}@v{number}, found none; {RESTORE}")
-        if hashlib.sha256(store.read(path)).hexdigest() != digest:
-            raise StoreError(f"{store.location(path)}: expected bytes with the digest in version.json, found others; {RESTORE}")
+        return store.read(path)
+
+    record = read("version.json")
+    try:
+        digests = dict(json.loads(record)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        place = store.location(f"{folder}/version.json")
+        raise StoreError(f"{place}: expected `files`, their digests, found none; {RESTORE}") from error
+    for file, digest in digests.items():
+        if hashlib.sha256(read(file)).hexdigest() != digest:
+            place = store.location(f"{folder}/{file}")
+            raise StoreError(f"{place}: expected bytes with the digest in version.json, found others; {RESTORE}")
 
 
 def list_aliases(store: Store, name: str) -> dict[str, Entry]:

@@ -185,9 +185,7 @@ class Store:
         with _naming_store_errors(path):
             if isinstance(self.files, LocalFileSystem):
                 return _publish_by_rename(Path(path), contents, self._temporary())
-            try:
-                self.files.pipe_file(f"{path}/{CLAIM}", b"", mode="create")
-            except FileExistsError:
+            if not self.create(f"{folder}/{CLAIM}", b""):
                 return False
             for name, data in {**contents, COMPLETE: b""}.items():
                 self.files.pipe_file(f"{path}/{name}", data)

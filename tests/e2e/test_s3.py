@@ -68,3 +68,40 @@ def test_two_machines_that_share_a_bucket_share_what_is_done(environment, tmp_pa
     assert predicted.stdout == "[0, 1]\n"
     shown = subprocess.run([REFIT, "models"], env=environment, capture_output=True, text=True, check=True)
     assert "model@v1" in shown.stdout
+
+
+MOVE = f"""
+from refit.errors import ConflictError
+from refit.ledger import append_entry, load_ledger
+from refit.registry import add_version, move_alias, read_alias, rollback
+from refit.store import Store
+store = Store("{URL}")
+print(store.create("a/file", b"first"), store.create("a/file", b"second"), store.read("a/file"))
+for _ in range(2):
+    add_version(store, "a", {{"version.json": b'{{"files": {{}}}}'}})
+print(store.publish("models/a/v2", {{"version.json": b"other"}}), store.read("models/a/v2/version.json"))
+move_alias(store, "a", 1, expected=None, why="the first")
+move_alias(store, "a", 2, expected=1, why="it is better")
+for act in (
+    lambda: append_entry(store, "a", action="keep", why="no better", expected_number=2),
+    lambda: move_alias(store, "a", 1, expected=1, why="it is better"),
+):
+    try:
+        act()
+    except ConflictError as error:
+        print(error)
+store.write("models/a/aliases/champion.json", b"damaged")
+print(read_alias(store, "a"), store.read("models/a/aliases/champion.json"))
+print(rollback(store, "a", "it is slow").after, [entry.action for entry in load_ledger(store, "a")])
+"""
+
+
+def test_aliases_move_by_conditional_writes(environment):
+    finished = subprocess.run([sys.executable, "-c", MOVE], env=environment, capture_output=True, text=True, check=True)
+    created, published, appended, moved, read, rolled_back = finished.stdout.splitlines()
+    assert created == "True False b'first'"
+    assert published == """False b'{"files": {}}'"""
+    assert appended.startswith(f"{URL}/models/a/ledger/000002.json: expected to write this entry, found another's there")
+    assert moved.startswith("a@champion: expected v1, found v2, by ")
+    assert read == """2 b'{"version":2,"entry":2}'"""
+    assert rolled_back == "1 ['promote', 'promote', 'rollback']"

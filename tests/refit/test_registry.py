@@ -1,3 +1,7 @@
+import hashlib
+import json
+import random
+import re
 import subprocess
 import sys
 import threading
@@ -6,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from refit.errors import StoreError
+from refit.errors import ConflictError, StoreError
+from refit.ledger import append_entry, entry_path, load_ledger
 from refit.registry import (
     add_version,
+    check_version,
     find_version,
     list_models,
     list_versions,
     move_alias,
+    read_alias,
     resolve_reference,
+    rollback,
     version_folder,
 )
 from refit.store import Store
@@ -22,6 +30,23 @@ from refit.store import Store
 @pytest.fixture(params=["disk", "memory"])
 def any_store(request, tmp_path) -> Store:
     return Store(str(tmp_path / "store") if request.param == "disk" else f"memory://{uuid.uuid4().hex}/store")
+
+
+def add_versions(store: Store, num_versions: int) -> Store:
+    """The store with versions of model `a` that know the digests of their files."""
+    for _ in range(num_versions):
+        weights = random.randbytes(100)
+        record = {"files": {"model.pt": hashlib.sha256(weights).hexdigest()}}
+        add_version(store, "a", {"model.pt": weights, "version.json": json.dumps(record).encode()})
+    return store
+
+
+def promote(store: Store, version: int, alias: str = "champion") -> None:
+    move_alias(store, "a", version, expected=read_alias(store, "a", alias), why=f"v{version} is better", alias=alias)
+
+
+def alias_file(store: Store, alias: str = "champion") -> Path:
+    return Path(store.root) / f"models/a/aliases/{alias}.json"
 
 
 def test_versions_are_numbered_from_one_for_each_model(any_store):
@@ -156,3 +181,265 @@ def test_threads_that_save_at_once_in_an_object_store_get_versions_of_their_own(
     store = Store(url)
     assert sorted(number for number, _ in saved) == list_versions(store, "a") == list(range(1, 21))
     assert all(store.read(f"{version_folder('a', number)}/x").decode() == content for number, content in saved)
+
+
+def test_an_alias_that_was_never_set_names_nothing(any_store):
+    assert read_alias(any_store, "a") is None
+    add_versions(any_store, 1)
+    assert read_alias(any_store, "a") is None
+    with pytest.raises(StoreError, match=r"a@champion: expected a version .* versions there: v1; aliases there: none"):
+        find_version(any_store, "a@champion")
+
+
+def test_a_promotion_moves_the_champion_and_the_ledger_says_why(any_store):
+    add_versions(any_store, 2)
+    move_alias(any_store, "a", 1, expected=None, why="the first")
+    moved = move_alias(any_store, "a", 2, expected=1, why="it is better", details={"difference": 0.1})
+    assert read_alias(any_store, "a") == 2
+    assert find_version(any_store, "a@champion") == "models/a/v2"
+    assert load_ledger(any_store, "a")[-1] == moved
+    assert (moved.action, moved.alias, moved.before, moved.after, moved.why) == ("promote", "champion", 1, 2, "it is better")
+    assert moved.details == {"difference": 0.1}
+
+
+def test_an_alias_is_a_small_file_that_other_programs_can_read(store):
+    add_versions(store, 1)
+    promote(store, 1)
+    assert json.loads(alias_file(store).read_text()) == {"version": 1, "entry": 1}
+
+
+def test_aliases_move_apart_from_one_another(any_store):
+    add_versions(any_store, 3)
+    promote(any_store, 1)
+    promote(any_store, 3, "shadow")
+    promote(any_store, 2)
+    assert [read_alias(any_store, "a", alias) for alias in ("champion", "shadow")] == [2, 3]
+    assert find_version(any_store, "a@shadow") == "models/a/v3"
+    with pytest.raises(StoreError, match=r"a@other: .*found no other; .*; aliases there: champion, shadow"):
+        find_version(any_store, "a@other")
+    rollback(any_store, "a", "v2 is slow")
+    assert [read_alias(any_store, "a", alias) for alias in ("champion", "shadow")] == [1, 3]
+
+
+def test_a_champion_whose_folder_is_gone_is_not_found(store):
+    add_versions(store, 2)
+    promote(store, 2)
+    (Path(store.root) / "models/a/v2").rename(Path(store.root) / "gone")
+    with pytest.raises(StoreError, match=r"a@champion: expected a version of 'a' in .*, found no v2; versions there: v1"):
+        find_version(store, "a@champion")
+
+
+@pytest.mark.parametrize("alias", ["v3", "3", "ledger", "A", "", "a/b", "../x", "-a", "a.json"])
+def test_what_reads_as_a_version_or_a_path_is_no_alias(store, alias):
+    add_versions(store, 1)
+    with pytest.raises(
+        StoreError, match=rf"a@{re.escape(alias)}: expected an alias such as `champion`, found '{re.escape(alias)}'"
+    ):
+        move_alias(store, "a", 1, expected=None, why="it is better", alias=alias)
+    assert load_ledger(store, "a") == []
+
+
+def test_who_promotes_on_an_outdated_view_is_told_what_happened_meanwhile(any_store, monkeypatch):
+    add_versions(any_store, 3)
+    monkeypatch.setenv("LOGNAME", "ann")
+    with pytest.raises(ConflictError, match=r"a@champion: expected v1, found that it was never set; compare with that one"):
+        move_alias(any_store, "a", 2, expected=1, why="it is better")
+    promote(any_store, 1)
+    with pytest.raises(ConflictError, match=r"a@champion: expected no version, found v1, by ann@.* at .*: v1 is better; .* again"):
+        move_alias(any_store, "a", 2, expected=None, why="it is better")
+    promote(any_store, 3)
+    with pytest.raises(ConflictError, match=r"a@champion: expected v1, found v3, by ann@.*: v3 is better; compare with that one"):
+        move_alias(any_store, "a", 2, expected=1, why="it is better")
+    assert [entry.after for entry in load_ledger(any_store, "a")] == [1, 3]
+
+
+PROMOTE = """
+import sys
+from refit.errors import ConflictError
+from refit.registry import move_alias
+from refit.store import Store
+store, writer = Store(sys.argv[1]), int(sys.argv[2])
+for line in sys.stdin:
+    try:
+        move_alias(store, "a", writer, expected=int(line), why=f"{writer} says so")
+        print("won", flush=True)
+    except ConflictError as error:
+        print(error, flush=True)
+"""
+
+
+def test_of_processes_that_promote_at_once_one_wins_and_the_others_are_told_which(store):
+    add_versions(store, 5)
+    promote(store, 5)
+    command = [sys.executable, "-c", PROMOTE, store.url]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = {writer: subprocess.Popen([*command, str(writer)], **pipes) for writer in range(1, 5)}
+    for num_moves in range(2, 12):
+        champion = read_alias(store, "a")
+        writers = [writer for writer in processes if writer != champion]
+        for writer in writers:
+            processes[writer].stdin.write(f"{champion}\n")
+            processes[writer].stdin.flush()
+        said = {writer: processes[writer].stdout.readline().strip() for writer in writers}
+        (winner,) = (writer for writer in writers if said[writer] == "won")
+        assert read_alias(store, "a") == winner
+        expected = rf"a@champion: expected v{champion}, found v{winner}, by .*: {winner} says so; compare .* decide again"
+        assert all(re.fullmatch(expected, said[writer]) for writer in writers if writer != winner)
+        assert len(load_ledger(store, "a")) == num_moves
+    for process in processes.values():
+        process.communicate(timeout=30)
+
+
+OPEN = """
+import sys
+from refit.ledger import append_entry
+from refit.store import Store
+store = Store(sys.argv[1])
+print("begins", flush=True)
+while True:
+    append_entry(store, "a", action="open", why="", after=1)
+"""
+
+
+def test_entries_that_move_nothing_do_not_come_between(store):
+    add_versions(store, 2)
+    process = subprocess.Popen([sys.executable, "-c", OPEN, store.url], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    for turn in range(10):
+        promote(store, 1 + turn % 2)
+    process.kill()
+    process.communicate(timeout=30)
+    entries = load_ledger(store, "a")
+    assert [entry.after for entry in entries if entry.action == "promote"] == [1, 2] * 5
+    assert any(entry.action == "open" for entry in entries[1:-1])
+
+
+def test_rollbacks_pop_what_promotions_pushed(any_store):
+    """Against a stack, over random promotions and rollbacks."""
+    add_versions(any_store, 4)
+    promote(any_store, 1)
+    chance, stack = random.Random(0), [1]
+    for _ in range(40):
+        if len(stack) > 1 and chance.random() < 0.5:
+            before = stack.pop()
+            entry = rollback(any_store, "a", "it is slow")
+            assert (entry.action, entry.before, entry.after) == ("rollback", before, stack[-1])
+        elif (version := chance.randint(1, 4)) != stack[-1]:
+            stack.append(version)
+            promote(any_store, version)
+        assert read_alias(any_store, "a") == stack[-1]
+    load_ledger(any_store, "a")
+
+
+def test_a_promotion_to_where_the_alias_is_gives_rollback_nothing_to_undo(any_store):
+    add_versions(any_store, 2)
+    for version in (1, 2, 2):
+        promote(any_store, version)
+    assert rollback(any_store, "a", "it is slow").after == 1
+
+
+def test_there_is_nothing_before_the_first_promotion(any_store):
+    add_versions(any_store, 2)
+    with pytest.raises(StoreError, match=r"a@champion: expected a version before the present one, found that it was never set"):
+        rollback(any_store, "a", "it is slow")
+    promote(any_store, 1)
+    with pytest.raises(StoreError, match=r"a@champion: expected a version before .*, found only v1; promote another version"):
+        rollback(any_store, "a", "it is slow")
+    promote(any_store, 2)
+    rollback(any_store, "a", "it is slow")
+    with pytest.raises(StoreError, match=r"found only v1"):
+        rollback(any_store, "a", "it is slow, too")
+    assert read_alias(any_store, "a") == 1
+
+
+def spoil(store: Store, version: int, file: str, content: bytes | None) -> Path:
+    path = Path(store.root) / f"models/a/v{version}/{file}"
+    path.unlink() if content is None else path.write_bytes(content)
+    return path
+
+
+DAMAGES = [
+    ("model.pt", b"other", "expected bytes with the digest in version.json, found others"),
+    ("model.pt", None, "expected a file of a@v1, found none"),
+    ("version.json", None, "expected a file of a@v1, found none"),
+    ("version.json", b"\xff", "expected `files`, their digests, found none"),
+    ("version.json", b"{}", "expected `files`, their digests, found none"),
+    ("version.json", b"[1]", "expected `files`, their digests, found none"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "found"), DAMAGES)
+def test_a_damaged_version_is_named_and_neither_promoted_nor_rolled_back_to(store, file, content, found):
+    add_versions(store, 2)
+    check_version(store, "a", 1)
+    promote(store, 1)
+    promote(store, 2)
+    path = spoil(store, 1, file, content)
+    message = rf"{path}: {found}; put it back from a backup, or take another version"
+    with pytest.raises(StoreError, match=message):
+        check_version(store, "a", 1)
+    with pytest.raises(StoreError, match=message):
+        rollback(store, "a", "it is slow")
+    with pytest.raises(StoreError, match=message):
+        promote(store, 1)
+    assert read_alias(store, "a") == 2
+    assert len(load_ledger(store, "a")) == 2
+
+
+def test_a_version_that_is_not_there_cannot_be_promoted(any_store):
+    add_versions(any_store, 1)
+    with pytest.raises(StoreError, match=r"a@v2: expected a version of 'a' in .*, found no v2; versions there: v1"):
+        move_alias(any_store, "a", 2, expected=None, why="it is better")
+    assert load_ledger(any_store, "a") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"{", b"\xff", b'{"version": 1, "entry": 1}', b'{"version": 3, "entry": 2}'],
+    ids=["missing", "empty", "half", "no text", "behind", "of another version"],
+)
+def test_an_alias_file_that_does_not_say_what_the_ledger_does_is_put_right(store, content):
+    add_versions(store, 3)
+    promote(store, 1)
+    promote(store, 2)
+    right = alias_file(store).read_bytes()
+    alias_file(store).unlink() if content is None else alias_file(store).write_bytes(content)
+    assert read_alias(store, "a") == 2
+    assert alias_file(store).read_bytes() == right
+    alias_file(store).unlink() if content is None else alias_file(store).write_bytes(content)
+    assert rollback(store, "a", "it is slow").after == 1
+
+
+def test_a_move_stands_where_only_the_alias_file_cannot_be_written(store):
+    add_versions(store, 2)
+    promote(store, 1)
+    alias_file(store).unlink()
+    alias_file(store).mkdir()
+    promote(store, 2)
+    assert read_alias(store, "a") == 2
+    alias_file(store).rmdir()
+    assert read_alias(store, "a") == 2
+    assert json.loads(alias_file(store).read_text()) == {"version": 2, "entry": 2}
+
+
+def test_a_ledger_that_has_lost_the_newest_move_is_not_believed(store):
+    add_versions(store, 2)
+    promote(store, 1)
+    promote(store, 2)
+    lost = Path(store.root) / entry_path("a", 2)
+    lost.unlink()
+    message = rf"{lost}: expected the entry that set a@champion to v2, found none; put it back .*, or remove {alias_file(store)} to"
+    for act in (read_alias, lambda *given: rollback(*given, "it is slow")):
+        with pytest.raises(StoreError, match=message):
+            act(store, "a")
+    alias_file(store).unlink()
+    assert read_alias(store, "a") == 1
+
+
+def test_what_was_decided_without_a_move_leaves_the_champion(any_store):
+    add_versions(any_store, 2)
+    promote(any_store, 1)
+    append_entry(any_store, "a", action="keep", why="no better", alias="champion", before=1, after=2)
+    assert read_alias(any_store, "a") == 1
+    with pytest.raises(StoreError, match=r"found only v1"):
+        rollback(any_store, "a", "it is slow")

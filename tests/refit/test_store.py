@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import re
 import signal
@@ -98,6 +99,16 @@ def test_a_file_is_written_replaced_and_removed_by_its_path(any_store):
     any_store.remove("results/a.json")
     assert not any_store.exists("results/a.json")
     any_store.remove("results/a.json")
+
+
+def test_a_file_is_created_only_where_there_is_none(any_store):
+    assert any_store.create("ledger/1.json", b"first")
+    assert not any_store.create("ledger/1.json", b"second")
+    assert any_store.read("ledger/1.json") == b"first"
+    any_store.remove("ledger/1.json")
+    assert any_store.create("ledger/1.json", b"third")
+    assert any_store.read("ledger/1.json") == b"third"
+    assert any_store.names("tmp") == []
 
 
 def test_missing_bytes_are_refused_by_path(any_store):
@@ -293,9 +304,10 @@ except StoreError as error:
     [
         ("store.put(b'x' * 5000)", f"objects/{hashlib.sha256(b'x' * 5000).hexdigest()[:2]}"),
         ("store.write('results/a.json', b'x' * 5000)", "results/a.json"),
+        ("store.create('ledger/1.json', b'x' * 5000)", "ledger/1.json"),
         ("store.publish('models/m/v1', {'a': b'small', 'b': b'x' * 5000})", "models/m/v1"),
     ],
-    ids=["put", "write", "publish"],
+    ids=["put", "write", "create", "publish"],
 )
 def test_a_disk_that_takes_no_more_is_an_error_that_names_the_path_and_nothing_is_left(store, start, act, path):
     store.write("results/a.json", b"before")
@@ -321,6 +333,19 @@ def test_of_processes_that_publish_one_name_at_once_one_wins_wholly(store, start
     assert len(names) == 20
     assert {store.read(f"models/m/v1/{name}") for name in names} == {str(winner).encode()}
     assert [path.name for path in (Path(store.root) / "models/m").iterdir()] == ["v1"]
+
+
+def test_of_processes_that_create_one_file_at_once_one_wins(store, start):
+    script = "input(); print([store.create(f'ledger/{{i}}.json', b'{n}' * 1000) for i in range(50)])"
+    processes = [start(script.format(n=n)) for n in range(4)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outcomes = [json.loads(process.communicate(timeout=30)[0].lower()) for process in processes]
+    for i, has_won in enumerate(zip(*outcomes, strict=True)):
+        assert sum(has_won) == 1
+        assert store.read(f"ledger/{i}.json") == str(has_won.index(True)).encode() * 1000
+    assert store.names("tmp") == []
 
 
 def test_processes_that_put_the_same_bytes_at_once_all_succeed(store, start):
@@ -365,9 +390,10 @@ def blocked(tmp_path) -> Store:
         lambda store: store.get("0" * 64),
         lambda store: store.names("models"),
         lambda store: store.write("results/a.json", b""),
+        lambda store: store.create("results/a.json", b""),
         lambda store: store.lock("a", lambda: None).__enter__(),
     ],
-    ids=["put", "publish", "read", "get", "names", "write", "lock"],
+    ids=["put", "publish", "read", "get", "names", "write", "create", "lock"],
 )
 def test_a_store_that_cannot_be_used_is_an_error_that_names_it(blocked, act):
     with pytest.raises(StoreError, match=blocked.root):
