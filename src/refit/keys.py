@@ -20,7 +20,14 @@ from pydantic import BaseModel, ConfigDict
 from refit.errors import SettingsError
 from refit.settings import Settings, walk_settings
 
-DATA_CODE = ("refit.data.sources", "refit.data.schema", "refit.data.splits", "refit.data.preprocessing", "refit.data.dataset")
+DATA_CODE = (
+    "refit.data.sources",
+    "refit.data.schema",
+    "refit.data.splits",
+    "refit.data.preprocessing",
+    "refit.data.profiles",
+    "refit.data.dataset",
+)
 MODEL_CODE = ("refit.models", "refit.models.mlp", "refit.devices")
 TRAINING_CODE = (
     *MODEL_CODE,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
+from refit.data.profiles import Profile, profile_columns
 from refit.data.schema import Kind, Locate, check_columns, convert_column, convert_target, find_kind
 from refit.data.sources import Table, list_names, read_files, read_table
 from refit.data.splits import Hashes, Rows, hash_rows, split_by_time, split_randomly
@@ -45,7 +46,8 @@ class Manifest(BaseModel):
 
     Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
     source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
-    rows as they were read; `time_column` is that of a `time` split.
+    rows as they were read; `time_column` is that of a `time` split. The profiles are of the train rows, and cover the target too,
+    as categories.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,7 @@ class Manifest(BaseModel):
     target: str
     classes: list[StrictBool | StrictInt | StrictStr]
     columns: list[AnyColumn]
+    profiles: list[Profile]
     time_column: str | None
     splits: dict[str, SplitInfo]
     test_rows: Ref | None
@@ -121,6 +124,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
 
+    profiles = profile_columns(frame.with_columns(target)[parts["train"]], {**kinds, target.name: "categorical"})
     time_column = settings.time_column if settings.split == "time" else None
     hashes = _identify(frame, columns, target, table.frame, time_column)
     blobs, counts = {}, {}
@@ -142,6 +146,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         target=settings.target,
         classes=classes.to_list(),
         columns=columns,
+        profiles=profiles,
         time_column=time_column,
         splits={
             split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=store.put(blob), size=len(blob))

@@ -420,3 +420,18 @@ def test_a_column_that_is_gone_is_named_when_rows_are_to_be_known_again(store: S
     manifest = build(store, source=str(tmp_path / "rows.csv"))
     with pytest.raises(DataError, match=r"expected a column of the table, found no `k` among `when`, `x`, `t`, `y`"):
         convert_rows(manifest, rows.drop("k"))
+
+
+def test_the_profiles_are_those_of_the_train_rows_and_the_target(store: Store, tmp_path: Path) -> None:
+    rows = write_dated(tmp_path / "rows.csv")
+    settings = {"source": str(tmp_path / "rows.csv"), "split": "time", "time_column": "t"}
+    manifest = build(store, **settings)
+    profiles = {profile.name: profile for profile in manifest.profiles}
+    kinds = {"when": "datetime", "x": "numeric", "k": "categorical", "y": "categorical"}
+    assert {name: profile.kind for name, profile in profiles.items()} == kinds
+    train = rows[: manifest.splits["train"].rows]
+    numbers = train["x"].cast(pl.Float64, strict=False).drop_nulls()
+    assert (profiles["x"].quantiles[0], profiles["x"].quantiles[-1]) == (numbers.min(), numbers.max())
+    assert profiles["x"].missing == pytest.approx(1 - numbers.len() / train.height)
+    assert profiles["y"].shares == {"yes": pytest.approx(2 / 3), "no": pytest.approx(1 / 3)}
+    assert {profile.num_rows for profile in manifest.profiles} == {84} == {train.height}
