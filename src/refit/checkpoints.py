@@ -17,6 +17,7 @@ from refit import registry, reports
 from refit.data.dataset import Manifest
 from refit.errors import StoreError
 from refit.evaluation import Metrics
+from refit.ledger import record_opening
 from refit.refs import EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -132,7 +133,8 @@ def save_checkpoint(
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
-    `version.json` (digests, also of all other files, versions of packages), and the card: `card.md` with its pictures.
+    `version.json` (digests, also of all other files, versions of packages), and the card: `card.md` with its pictures. The ledger
+    counts that the test rows have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
@@ -161,6 +163,8 @@ def save_checkpoint(
     }
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     number = registry.add_version(store, settings.name, {**files, "version.json": _to_json(record)})
+    if manifest.test_rows is not None:
+        record_opening(store, settings.name, number, manifest.test_rows.digest)
     path = store.location(registry.version_folder(settings.name, number))
     return SavedModel(name=settings.name, version=number, path=path, weights_digest=weights_digest)
 

@@ -78,6 +78,11 @@ def evaluate(model: nn.Module, loader: Batches, labels: list[str], device: torch
     """
     logits, classes = compute_logits(model, loader, device, precision)
     refuse_non_finite_logits(logits, "evaluation")
+    return compute_metrics(logits, classes, labels)
+
+
+def compute_metrics(logits: Tensor, classes: Tensor, labels: list[str]) -> Metrics:
+    """Compute the metrics of finite logits `(N, C)` whose true classes `(N,)` are known."""
     probabilities = functional.softmax(logits, dim=1)
     predicted = probabilities.argmax(dim=1)
     num_classes = len(labels)

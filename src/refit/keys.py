@@ -102,7 +102,13 @@ class Recipe(BaseModel):
         return Step(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
 
 
-def write_recipe(settings: Settings, source_digest: str, test_source_digest: str | None, processor: str) -> Recipe:
+def write_recipe(
+    settings: Settings,
+    source_digest: str,
+    test_source_digest: str | None,
+    processor: str,
+    first_weights: str | None = None,
+) -> Recipe:
     """Write down what a run depends on.
 
     `num_epochs` is an ingredient only of a schedule that depends on it, so that a longer run goes on where a shorter one ended.
@@ -112,6 +118,7 @@ def write_recipe(settings: Settings, source_digest: str, test_source_digest: str
         source_digest: Of the bytes of `data.source`.
         test_source_digest: Of the bytes of `data.test_source`, where there is one.
         processor: What computes, as far as bits depend on it: kind, instruction set, threads.
+        first_weights: Digest of the weights to start from; None starts from new ones.
 
     Raises:
         SettingsError: The source code of the user's factory cannot be read.
@@ -120,7 +127,8 @@ def write_recipe(settings: Settings, source_digest: str, test_source_digest: str
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     versions = {name: version(name) for name in ("polars", "numpy")}
     dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
-    own_code = [] if settings.model.factory is None else [settings.model.factory.partition(":")[0]]
+    more_code = [] if settings.model.factory is None else [settings.model.factory.partition(":")[0]]
+    more_code += [] if first_weights is None else ["refit.warm_start"]
     start = {
         "data set": dataset.key,
         "seed": settings.seed,
@@ -129,7 +137,8 @@ def write_recipe(settings: Settings, source_digest: str, test_source_digest: str
         "compute.precision": settings.compute.precision,
         "processor": processor,
         "torch": version("torch"),
-        **digest_code([*TRAINING_CODE, *own_code]),
+        "first weights": first_weights,
+        **digest_code([*TRAINING_CODE, *more_code]),
     }
     loop = {
         **dict(walk_settings(settings.loader, "loader.")),
@@ -146,6 +155,15 @@ def write_recipe(settings: Settings, source_digest: str, test_source_digest: str
     )
 
 
+def retraining_key(settings: Settings, source_digest: str, test_source_digest: str | None) -> str:
+    """SHA-256 of what the outcome of a retraining depends on, apart from the champion and the machine that computes."""
+    recipe = write_recipe(settings, source_digest, test_source_digest, processor="any")
+    promotion = dict(walk_settings(settings.promotion, "promotion."))
+    del promotion["promotion.timeout_seconds"]
+    steps = [recipe.start.key, recipe.epoch.key, recipe.num_epochs, settings.training.patience]
+    return digest_json([*steps, settings.training.warm_start, promotion])
+
+
 def digest_code(modules: Iterable[str]) -> dict[str, str]:
     """Digest of each module's syntax tree, by `code.` and its name: comments, layout and docstrings do not count.
 
@@ -156,6 +174,9 @@ def digest_code(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _find_source(module: str) -> str:
+    if module.startswith("refit."):  # without importing the packages on the way to it, and torch with them
+        path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+        return str(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
     try:
         found = importlib.util.find_spec(module)
     except Exception as error:  # of the user's package, which is imported to find the module in it

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from refit import devices
 from refit.data.dataset import load_manifest
-from refit.data.sources import digest_source, read_table
+from refit.data.sources import digest_sources, read_table
 from refit.errors import StoreError
 from refit.keys import Recipe, Step, write_recipe
 from refit.refs import DatasetRef, EpochResult
@@ -49,17 +49,23 @@ class Forecast(BaseModel):
     because: list[str]
 
 
-def build_recipe(settings: Settings) -> Recipe:
-    """Write down what a run on this machine, with its source as it is now, depends on.
+def build_recipe(
+    settings: Settings, source_digests: tuple[str, str | None] | None = None, first_weights: str | None = None
+) -> Recipe:
+    """Write down what a run on this machine depends on.
+
+    Args:
+        settings: Of the run.
+        source_digests: As `digest_sources` gives them; None takes the sources as they are now.
+        first_weights: Digest of the weights to start from; None starts from new ones.
 
     Raises:
         DataError: The source cannot be read.
         SettingsError: The device is not here, or the code of the user's factory cannot be read.
     """
     processor = devices.describe_processor(devices.prepare_compute(settings.compute))
-    test_source = settings.data.test_source
-    test_digest = None if test_source is None else digest_source(test_source)
-    return write_recipe(settings, digest_source(settings.data.source), test_digest, processor)
+    digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
+    return write_recipe(settings, *digests, processor, first_weights)
 
 
 def record_run(run: Run, store: Store, name: str | None = None) -> str:

@@ -68,6 +68,11 @@ class SavedModel(Handle):
     weights_digest: str
     """SHA-256 over names, types, shapes and bytes of the weights."""
 
+    @property
+    def reference(self) -> str:
+        """Name and version, as in `penguins@v3`."""
+        return f"{self.name}@v{self.version}"
+
 
 class TrainingResult(Handle):
     """What a training run made."""
@@ -89,3 +94,20 @@ class Prediction(Handle):
     output: str
     num_rows: int
     seconds: float
+
+
+class RetrainingResult(Handle):
+    """What a retraining came to."""
+
+    outcome: Literal["promoted", "kept", "skipped"]
+    reason: str
+    """One sentence for people, with its figures."""
+    champion: str | None
+    """The champion from now on, as in `penguins@v3`; None where there is none."""
+    candidate: str | None = None
+    scores: dict[str, dict[str, float | None]] = {}
+    """Metrics by model on the same test rows, the candidate first."""
+    report: str | None = None
+    """Where the report is."""
+    seconds: dict[str, float] = {}
+    """Wall time of each step."""

@@ -104,6 +104,22 @@ def load_part(store: Store, name: str, number: int, part: str) -> Any:
         raise StoreError(f"{store.location(path)}: expected JSON, found a damaged file: {error}; {RESTORE}") from error
 
 
+def read_version(store: Store, name: str, number: int) -> SavedModel:
+    """Return the handle of a version.
+
+    Raises:
+        StoreError: There is no such version, or its record is damaged.
+    """
+    folder = find_version(store, f"{name}@v{number}")
+    try:
+        digest = json.loads(store.read(f"{folder}/version.json"))["weights_digest"]
+        return SavedModel(name=name, version=number, path=store.location(folder), weights_digest=digest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{store.location(folder)}/version.json: expected `weights_digest`, found none; put it back from a backup"
+        ) from error
+
+
 def check_version(store: Store, name: str, number: int) -> None:
     """Read a version's files and compare them with the digests in its `version.json`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from refit.errors import StoreError
 from refit.refs import EpochResult, Ref
-from refit.registry import list_versions
+from refit.registry import check_version
 from refit.store import Store
 
 RESULTS = "results"
@@ -33,8 +33,12 @@ def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:
     content = load_result(key, store)
     if content is None or not all(ref.kind == "checkpoint" or store.is_whole(ref.digest) for ref in find_refs(content)):
         return None
-    is_version = {"name", "version"} <= content.keys()
-    return None if is_version and content["version"] not in list_versions(store, content["name"]) else content
+    if {"name", "version"} <= content.keys():
+        try:
+            check_version(store, content["name"], content["version"])
+        except StoreError:
+            return None
+    return content
 
 
 def find_last_epoch(keys: Sequence[str], store: Store, warn: Callable[[str], object] | None = None) -> int:

@@ -83,7 +83,7 @@ def is_healthy(url: str) -> bool:
 
 def versions() -> list[str]:
     folder = Path("refit-store/models/model")
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.name for path in folder.glob("v*"))
 
 
 def assert_quiet(stderr: str) -> None:

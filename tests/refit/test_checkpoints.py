@@ -12,6 +12,7 @@ from refit.errors import StoreError
 from refit.evaluation import Metrics, evaluate
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.refs import Ref
+from refit.registry import list_versions
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree
 from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
 
@@ -285,4 +286,4 @@ def test_a_version_of_a_damaged_checkpoint_is_not_saved(saved, store):
     object_file(store, ref).write_bytes(b"")
     with pytest.raises(StoreError):
         save_checkpoint(ref, settings, manifest, [log], metrics, store)
-    assert store.names("models/toy") == ["v1"]
+    assert list_versions(store, "toy") == [1]

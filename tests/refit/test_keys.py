@@ -121,6 +121,12 @@ def test_the_bytes_of_the_source_are_an_ingredient_of_the_data_set():
     assert changed_keys(*swapped) == DATASET
 
 
+def test_the_weights_that_a_warm_start_takes_are_an_ingredient_of_training():
+    settings = resolve_settings(BASE)[0]
+    cold, warm, other = (write_recipe(settings, SOURCE, None, PROCESSOR, weights) for weights in (None, "3" * 64, "4" * 64))
+    assert changed_keys(cold, warm) == changed_keys(warm, other) == START
+
+
 def test_the_processor_is_an_ingredient_of_training_and_not_of_the_data_set():
     assert changed_keys(write(), write(processor="cuda NVIDIA H100")) == START
 

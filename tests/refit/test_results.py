@@ -1,9 +1,11 @@
+import hashlib
 import json
 
 import pytest
 
 from refit.checkpoints import save_report
 from refit.refs import EpochResult, Ref
+from refit.registry import add_version
 from refit.results import find_last_epoch, find_refs, load_result, load_usable_result, result_path
 from refit.training import EpochLog
 
@@ -82,6 +84,18 @@ def test_a_result_is_usable_if_all_it_refers_to_is_whole(store):
         remove(store, ref)
         assert load_usable_result(KEYS[0], store) is None
         store.put(original)
+
+
+def test_a_version_is_usable_if_all_its_files_are_whole(store):
+    files = {"model.pt": b"weights", "card.md": b"card"}
+    record = {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+    number = add_version(store, "a", {**files, "version.json": json.dumps(record).encode()})
+    content = {"name": "a", "version": number, "path": "", "weights_digest": ""}
+    keep(store, KEYS[0], content)
+    store.write("models/a/v1/report.html", b"<html>")
+    assert load_usable_result(KEYS[0], store) == content
+    store.write("models/a/v1/card.md", b"cards")
+    assert load_usable_result(KEYS[0], store) is None
 
 
 def test_an_epochs_result_is_usable_without_its_checkpoint_but_not_without_its_log(store, epochs):

@@ -96,6 +96,11 @@ def digest_source(source: str) -> str:
         return _join_digests(_digest(_fetch(files, path)) for path in paths)
 
 
+def digest_sources(source: str, test_source: str | None) -> tuple[str, str | None]:
+    """Digests of `data.source` and, where there is one, `data.test_source`; raises like `read_table`."""
+    return digest_source(source), None if test_source is None else digest_source(test_source)
+
+
 def list_names(names: Iterable[str], limit: int = 30) -> str:
     """Name columns or classes in a message, the first `limit` of them."""
     names = [f"`{name}`" for name in names]

@@ -1,0 +1,52 @@
+"""The report of a retraining: what was decided and why, with its figures and pictures, in the folder of the candidate."""
+
+import json
+
+from refit.comparison import Verdict
+from refit.ledger import Entry
+from refit.refs import SavedModel
+from refit.registry import find_version, version_folder
+from refit.reports import DriftRow, EpochRow, RunReport, SliceRow, render_html, render_run_report
+from refit.retraining import REPORT
+from refit.store import Store
+
+
+def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: Store) -> tuple[str, str]:
+    """Write the report as one HTML file in the candidate's folder; the other files there stay as they are.
+
+    Returns:
+        The report as Markdown, and where the file is.
+    """
+    folder = version_folder(candidate.name, candidate.version)
+    log, record = (json.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "version"))
+    headline = describe_outcome(candidate.name, entry)
+    report = RunReport(
+        headline=headline,
+        reason=entry.why,
+        scores=verdict.scores,
+        worse_slices=[SliceRow(part.name, part.num_rows, part.candidate, part.champion) for part in verdict.decision.worse],
+        epochs=[EpochRow(**{name: epoch[name] for name in EpochRow.__dataclass_fields__}) for epoch in log],
+        best_epoch=record["epoch"],
+        confusion=verdict.confusion,
+        labels=verdict.labels,
+        rows_before=verdict.rows_before,
+        rows_now=verdict.rows_now,
+        drifts=[
+            DriftRow(
+                drift.column, drift.psi, drift.noise, drift.extent, drift.missing_before, drift.missing_now, drift.new_categories
+            )
+            for drift in verdict.drifts
+        ],
+        versions={name: store.location(find_version(store, name)) for name in verdict.scores},
+        earlier_looks=verdict.earlier_looks,
+    )
+    markdown = render_run_report(report)
+    store.write(f"{folder}/{REPORT}", render_html(markdown, headline).encode())
+    return markdown, store.location(f"{folder}/{REPORT}")
+
+
+def describe_outcome(name: str, entry: Entry) -> str:
+    """Say in a few words who is the champion after a decision."""
+    if entry.action == "promote":
+        return f"{name}@v{entry.after} is the champion now"
+    return f"{name}@v{entry.before} stays the champion" if entry.before else f"{name} has no champion yet"

@@ -1,0 +1,46 @@
+"""Whether a retraining has anything to decide. Imports neither torch nor what trains, so that a night without news costs little."""
+
+import contextlib
+
+from refit.errors import StoreError
+from refit.ledger import Entry, find_newest, read_back
+from refit.registry import CHAMPION, check_version, read_alias, version_folder
+from refit.store import Store
+
+KEY = "retraining"
+"""Of an entry's details, the one that holds the retraining's key."""
+REPORT = "report.html"
+"""The file in the folder of a version that tells of its retraining."""
+
+
+def find_decision(store: Store, name: str, key: str) -> Entry | None:
+    """Find the entry of the last retraining of model `name`, if that had the same key.
+
+    What people have promoted or rolled back since then stands, and is no reason to retrain.
+
+    Raises:
+        StoreError: The ledger is damaged.
+    """
+    entries = read_back(store, name, find_newest(store, name))
+    last = next((entry for entry in entries if KEY in entry.details), None)
+    return last if last is not None and last.details[KEY] == key else None
+
+
+def is_reported(entry: Entry, store: Store, name: str) -> bool:
+    """Whether the report of a decision is where it belongs, or that version is gone."""
+    folder = version_folder(name, entry.after or 0)
+    return store.exists(f"{folder}/{REPORT}") or not store.is_published(folder)
+
+
+def find_champion(store: Store, name: str) -> int | None:
+    """Return the champion's number; None where there is none, or where its files are missing or damaged.
+
+    Raises:
+        StoreError: The ledger is damaged.
+    """
+    number = read_alias(store, name, CHAMPION)
+    if number is not None:
+        with contextlib.suppress(StoreError):
+            check_version(store, name, number)
+            return number
+    return None

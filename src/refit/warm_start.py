@@ -1,0 +1,35 @@
+"""Start training from the weights of a saved version instead of from new ones."""
+
+from refit.data.dataset import Manifest
+from refit.errors import RefitError
+from refit.inference import load_model
+from refit.refs import SavedModel
+from refit.training import TrainingState
+
+
+def take_weights(state: TrainingState, version: SavedModel, manifest: Manifest) -> str:
+    """Give a fresh state the weights of `version`, if they mean the same there: same inputs, classes, names and shapes.
+
+    Args:
+        state: Left as it is where they do not fit.
+        version: Whose weights to take.
+        manifest: Of the data set to train on.
+
+    Returns:
+        What was done, in a line for people.
+    """
+    try:
+        model = load_model(version.path)
+    except RefitError as error:
+        return f"starting from new weights, as those of {version.reference} cannot be read: {error}"
+    weights, own = model.module.state_dict(), state.model.state_dict()
+    differences = {
+        "inputs": model.manifest.input_names != manifest.input_names,
+        "classes": model.manifest.classes != manifest.classes,
+        "layers": {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()},
+    }
+    if any(differences.values()):
+        other = " and ".join(part for part, is_other in differences.items() if is_other)
+        return f"starting from new weights, as {version.reference} has other {other}"
+    state.model.load_state_dict(weights)
+    return f"starting from the weights of {version.reference}"

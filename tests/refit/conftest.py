@@ -1,0 +1,44 @@
+"""A saved version, made without Prefect."""
+
+from collections.abc import Callable
+
+import polars as pl
+import pytest
+import torch
+
+from refit import reports
+from refit.checkpoints import save_checkpoint, save_state
+from refit.data.dataset import build_dataset, load_manifest, load_split
+from refit.evaluation import evaluate
+from refit.loaders import build_evaluation_loader, build_train_loader
+from refit.refs import SavedModel
+from refit.settings import SettingsTree
+from refit.store import Store
+from refit.training import build_training_state, train_epoch
+
+
+@pytest.fixture
+def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SavedModel]:
+    """Train a linear model on rows whose column `y` is the target, without pictures, which take longest."""
+    monkeypatch.setattr(reports, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(reports, "draw_confusion", lambda *_: b"")
+
+    def save(rows: pl.DataFrame, num_epochs: int = 3, features=("x0", "x1", "x2"), hidden_sizes=(), **data) -> SavedModel:
+        rows.write_parquet("rows.parquet")
+        settings = SettingsTree.model_validate(
+            {
+                "data": {"source": "rows.parquet", "test_fraction": 0.3, "features": list(features), **data},
+                "model": {"hidden_sizes": list(hidden_sizes)},
+                "loader": {"batch_size": 10},
+            }
+        )
+        manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
+        widths, device = (len(manifest.input_names), len(manifest.classes)), torch.device("cpu")
+        state = build_training_state(settings.model, settings.optimizer, *widths, seed=0, device=device)
+        loader = build_train_loader(*load_split(manifest, "train", store), 10, False)
+        logs = [train_epoch(state, loader, lambda _: 0.1, device=device) for _ in range(num_epochs)]
+        labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*load_split(manifest, "test", store))
+        metrics = {"test": evaluate(state.model, loader, labels, device, "fp32")}
+        return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store)
+
+    return save
