@@ -184,7 +184,7 @@ class _ProgressHandler(logging.Handler):
         if hasattr(record, "progress") and not self.bar.disable:
             (completed, total), (position, _, figures) = record.progress, record.getMessage().partition(": ")
             if self.task is None:
-                self.task = self.bar.add_task("", figures="")
+                self.task = self.bar.add_task("", total=None, figures="")
             self.bar.update(self.task, completed=completed, total=total, description=position, figures=figures)
         else:
             self.bar.console.print(record.getMessage(), markup=False, highlight=False)

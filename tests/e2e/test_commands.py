@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
+import polars as pl
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -283,3 +285,25 @@ def test_on_a_terminal_a_bar_counts_the_epochs_and_is_gone_at_the_end(environmen
     after = text.partition("┏")[2]  # the tables come last, and the bar was wiped before them
     assert after
     assert "/100" not in after
+
+
+def test_scoring_that_is_stopped_in_the_middle_leaves_what_was_there(refit, environment, server):
+    environment["PREFECT_API_URL"] = server
+    assert refit("train").returncode == 0
+    draw = np.random.default_rng(0)
+    pl.DataFrame({name: draw.normal(size=4_000_000) for name in ("x1", "x2")}).write_parquet("rows.parquet")
+    Path("out").mkdir()
+    Path("out/scored.parquet").write_text("yesterday's")
+    command = [REFIT, "predict", "model@v1", "rows.parquet", "--output", "out/scored.parquet"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while len(list(Path("out").iterdir())) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert "stopped by SIGTERM; nothing was written, start again with: refit predict model@v1 rows.parquet --output" in err
+    assert_quiet(err)
+    assert [(path.name, path.read_text()) for path in Path("out").iterdir()] == [("scored.parquet", "yesterday's")]
