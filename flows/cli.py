@@ -28,6 +28,7 @@ from flows.terminal import (
 )
 from refit import registry
 from refit.errors import RefitError, SettingsError
+from refit.refs import RetrainingResult
 from refit.settings import SettingsTree, env_name, explain_validation, resolve_settings, walk_settings
 from refit.store import Store
 
@@ -131,6 +132,30 @@ def predict(
 
 
 @app.command
+def retrain(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
+    """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of a table.
+    """
+    settings, _ = resolve_settings(as_given(given), settings_file)
+    from flows import local
+    from flows.approval import check_server
+
+    check_server(settings.promotion.mode)
+    result = local.run_locally("flows.retraining:retrain", SettingsTree(**settings.model_dump()))
+    if isinstance(result, BaseException):
+        return complain(result)
+    if json:
+        print(result.model_dump_json())
+    else:
+        _print_decision(result)
+    return COMPLETED
+
+
+@app.command
 def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
     """Say which steps of a run are done already, and of the others what has changed since the nearest run before.
 
@@ -207,6 +232,24 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _print_decision(result: RetrainingResult) -> None:
+    if result.scores:
+        models = list(result.scores.values())
+        table = Table("on the test rows", *result.scores, *["difference"] * (len(models) == 2))
+        for metric in models[0]:
+            figures = [scores[metric] for scores in models]
+            known = [figure for figure in figures if figure is not None]
+            difference = f"{known[0] - known[1]:+.4f}" if len(known) == 2 else "-"
+            shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
+            table.add_row(metric, *shown, *[difference] * (len(models) == 2))
+        open_console().print(table)
+    champion = f"the champion is {result.champion}" if result.champion else "there is no champion"
+    print(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")
+    print(champion)
+    if result.report:
+        print(f"report: {result.report}")
 
 
 def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str, is_new: bool) -> None:

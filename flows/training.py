@@ -1,4 +1,4 @@
-"""The training flow: data set, loaders, epochs, evaluation, saved model."""
+"""The training flow: data set, loaders, epochs, evaluation, saved model; retraining trains its candidates by the same steps."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
+from flows.runs import DEFAULTS, name_run
 from refit import devices, registry
 from refit.attempts import forget_attempts, note_attempt
 from refit.checkpoints import prune_checkpoints
@@ -14,7 +15,7 @@ from refit.errors import SettingsError
 from refit.interruption import holding_signals
 from refit.keys import Recipe
 from refit.recipes import Run, build_recipe, record_run
-from refit.refs import DatasetRef, EpochResult, TrainingResult
+from refit.refs import DatasetRef, EpochResult, SavedModel, TrainingResult
 from refit.results import find_last_epoch
 from refit.settings import Settings, SettingsTree, resolve_settings
 from refit.store import Store
@@ -24,12 +25,11 @@ from tasks.checkpoints import save_checkpoint
 from tasks.dataset import build_dataset
 from tasks.evaluation import evaluate
 from tasks.loaders import build_loaders
+from tasks.reporting import ProgressBar
 from tasks.training import start_training, train_epoch
 
-DEFAULTS = SettingsTree()
 
-
-@flow(name="train", flow_run_name="train {settings.name}")
+@flow(name="train", flow_run_name=name_run)
 def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingResult:
     """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.
 
@@ -39,37 +39,54 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
         refresh: Do every step anew.
     """
     resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    return train_version(build_recipe(resolved), resolved, refresh=refresh)
+
+
+def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | None = None, refresh: bool = False) -> TrainingResult:
+    """Train by the recipe and save a version, in the flow run at work; what was done before is not done again.
+
+    Args:
+        recipe: Of the run.
+        settings: Of the run.
+        champion: The version whose weights the recipe starts from; None starts from new ones.
+        refresh: Do every step anew.
+    """
     started, seconds = time.monotonic(), dict[str, float]()
     logger = get_run_logger()
-    logger.info("device: %s", devices.describe_device(devices.prepare_compute(resolved.compute)))
-    recipe = build_recipe(resolved)
-    store = Store(resolved.store.url)
+    logger.info("device: %s", devices.describe_device(devices.prepare_compute(settings.compute)))
+    store = Store(settings.store.url)
     store.remove_leftovers()
 
     wait = "another process trains this recipe; waiting for it to end"
     with store.lock(recipe.start.key, lambda: logger.info(wait)), results_in(store, refresh):
         note_attempt(str(flow_run.id), recipe, store)
-        run = Run(settings=resolved.model_dump(mode="json"), recipe=recipe)
+        run = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
         record = record_run(run, store)
         with _timed("build_dataset", seconds):
-            snapshot = build_dataset(recipe.dataset.key, resolved, recipe.source_digests)
+            snapshot = build_dataset(recipe.dataset.key, settings, recipe.source_digests)
         with _timed("train", seconds):
-            epochs, best = _train_epochs(recipe, snapshot, resolved, store, started, refresh)
+            epochs, best = _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
         with _timed("evaluate", seconds):
             # The test rows are opened here, once, when the weights are final.
             keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
-            metrics = {split: evaluate(key, split, best.checkpoint, snapshot, resolved) for split, key in keys.items()}
+            metrics = {split: evaluate(key, split, best.checkpoint, snapshot, settings) for split, key in keys.items()}
         with _timed("save_checkpoint", seconds):
-            key = recipe.saving(resolved.name, best.epoch, len(epochs), list(keys.values())).key
+            key = recipe.saving(settings.name, best.epoch, len(epochs), list(keys.values())).key
             record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
-            saved = save_checkpoint(key, best, epochs, metrics, snapshot, resolved, return_state=True)
+            saved = save_checkpoint(key, best, epochs, metrics, snapshot, settings, return_state=True)
         forget_attempts(recipe, store)
     model = registry.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
 
 def _train_epochs(
-    recipe: Recipe, snapshot: DatasetRef, settings: Settings, store: Store, started: float, refresh: bool
+    recipe: Recipe,
+    snapshot: DatasetRef,
+    settings: Settings,
+    champion: SavedModel | None,
+    store: Store,
+    started: float,
+    refresh: bool,
 ) -> tuple[list[EpochResult], EpochResult]:
     """All epochs of the run, and the one whose weights it keeps."""
     logger = get_run_logger()
@@ -81,30 +98,33 @@ def _train_epochs(
     last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, logger.warning)
     if last:
         logger.info("epochs 1 to %d of %d: done before", last, recipe.num_epochs)
-    checkpoint = start_training(recipe.start.key, snapshot, settings)
+    checkpoint = start_training(recipe.start.key, snapshot, settings, champion)
     if last == 0 and not store.is_whole(checkpoint.digest):
-        checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings)
+        checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings, champion)
 
     epochs: list[EpochResult] = []
+    bar = ProgressBar(settings.name)
     for epoch, key in enumerate(recipe.epoch_keys, start=1):
         with holding_signals():
             state = train_epoch(epoch, key, checkpoint, loaders, settings, deadline, return_state=True)
         epochs.append(state.result())
         checkpoint = epochs[-1].checkpoint
+        val_losses = [result.val_loss for result in epochs]
+        is_last = epoch == recipe.num_epochs or has_lost_patience(val_losses, patience)
         if state.name != "Cached":
             logger.info(epochs[-1].describe(recipe.num_epochs), extra={"progress": (epoch, recipe.num_epochs)})
-        val_losses = [result.val_loss for result in epochs]
+            bar.move(1.0 if is_last else epoch / recipe.num_epochs, epochs[-1].describe(recipe.num_epochs))
         best = epochs[best_epoch(val_losses, patience) - 1]
         if keep is not None:
             best_before = epochs[: best_epoch(val_losses[:-1], patience)][-1:] if epoch > 1 else []
             prune_checkpoints([*epochs[-keep - 1 : -keep], *best_before], [*epochs[-keep:], best], store)
-        if has_lost_patience(val_losses, patience):
+        if is_last:
             break
         if deadline is not None and last < epoch < recipe.num_epochs:
             check_deadline(deadline, epoch, loaders.num_batches)
     if not store.is_whole(best.checkpoint.digest):
         find_last_epoch(recipe.epoch_keys[: best.epoch], store, logger.warning)
-        return _train_epochs(recipe, snapshot, settings, store, started, refresh)
+        return _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
     return epochs, best
 
 

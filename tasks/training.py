@@ -2,10 +2,10 @@
 
 from prefect import get_run_logger, task
 
-from refit import checkpoints, devices, optimizers, training
+from refit import checkpoints, devices, optimizers, training, warm_start
 from refit.data import dataset
 from refit.interruption import deliver_signal, is_signal_held
-from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
+from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
 from tasks.caching import CACHED, RETRIED
@@ -15,10 +15,18 @@ _live: dict[str, training.TrainingState] = {}
 
 
 @task(task_run_name="start training", **CACHED, **RETRIED)
-def start_training(key: str, snapshot: DatasetRef, settings: SettingsTree) -> Ref:  # noqa: ARG001
-    """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from."""
+def start_training(
+    key: str,  # noqa: ARG001
+    snapshot: DatasetRef,
+    settings: SettingsTree,
+    champion: SavedModel | None = None,
+) -> Ref:
+    """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
     store = Store(settings.store.url)
-    return _keep(_build_state(snapshot, settings, store), settings, store)
+    state = _build_state(snapshot, settings, store)
+    if champion is not None:
+        get_run_logger().info(warm_start.take_weights(state, champion, dataset.load_manifest(snapshot, store)))
+    return _keep(state, settings, store)
 
 
 @task(task_run_name="train epoch {epoch}", **CACHED, **RETRIED)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import cast
@@ -29,6 +29,7 @@ from refit.store import Store
 
 LEARNED_FROM = ("train", "val")
 TIMES_TIMED = 30
+LATENCY, SIZE = "milliseconds a row", "megabytes"
 
 Mask = NDArray[np.bool_]
 
@@ -62,6 +63,7 @@ class ScoredRows:
     Shape: truth and hashes `(N,)`, logits `(N, C)`, y `(N,)`.
     """
 
+    model: Model
     truth: pl.Series
     hashes: Hashes
     logits: Tensor
@@ -79,10 +81,16 @@ class ScoredRows:
             return (self.logits.argmax(dim=1) == self.y).double().numpy()
         return self.logits.double().log_softmax(dim=1).gather(1, self.y[:, None])[:, 0].numpy()
 
-    def score_majority(self, manifest: Manifest, score: Score) -> Scores:
+    def score_majority(self, score: Score) -> Scores:
         """Score each row as a model would that knows only how many train rows each class has."""
-        counts = dict(zip(self.labels, manifest.splits["train"].class_counts, strict=True))
+        counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=True))
         return score_majority(self.truth.to_numpy(), counts, score)
+
+    def find_learned(self, store: Store) -> Mask:
+        """Find the rows that the model has learned from; raises StoreError if what it has learned from is gone."""
+        manifest = self.model.manifest
+        hashes = [load_hashes(manifest, split, store) for split in LEARNED_FROM if split in manifest.splits]
+        return np.isin(self.hashes, np.concatenate(hashes))
 
 
 def compare(candidate: SavedModel, champion: int | None, settings: PromotionSettings, store: Store) -> Verdict:
@@ -100,52 +108,28 @@ def compare(candidate: SavedModel, champion: int | None, settings: PromotionSett
         DataError: There are no test rows that the champion has not learned from, or no such column as a slice names.
         RefitError: The candidate cannot score its own test rows.
     """
-    model, champion_name = load_model(candidate.path), f"{candidate.name}@v{champion}"
+    model = load_model(candidate.path)
     rows = load_test_rows(model.manifest, store)
     check_columns("promotion.slices", settings.slices, rows.columns, "the table")
     test_rows = cast(Ref, model.manifest.test_rows)
     earlier_looks = record_opening(store, candidate.name, candidate.version, test_rows.digest)
     scored = score_rows(model, rows)
     rival, manifest, problem = _score_champion(candidate.name, champion, rows, store)
-    is_fair = np.ones(rows.height, bool)
-    if rival is not None and manifest is not None:
-        is_fair = ~(find_learned(manifest, rival, store) & ~find_learned(model.manifest, scored, store))
-        if not is_fair.any():
-            raise DataError(
-                f"expected test rows that {champion_name} has not learned from, found none of {rows.height};"
-                " add rows, or divide them as before, by the same seed and settings of data"
-            )
-    baseline = scored.score_majority(model.manifest, settings.score) if rival is None else rival.score(settings.score)
-    latency_ms, size_mb = time_row(model, rows), _measure_weights(candidate, store)
-    decision = decide(
-        scored.truth.filter(is_fair).to_numpy(),
-        scored.score(settings.score)[is_fair],
-        baseline[is_fair],
-        score=settings.score,
-        confidence=settings.confidence,
-        min_effect=settings.min_effect,
-        max_drop=settings.max_drop,
-        latency_ms=latency_ms,
-        size_mb=size_mb,
-        max_latency_ms=settings.max_latency_ms,
-        max_size_mb=settings.max_size_mb,
-        slices={name: mask[is_fair] for name, mask in find_slices(rows, settings.slices)},
-        is_first=rival is None,
-    )
-    metrics = {candidate.reference: scored.measure(is_fair)}
-    if rival is not None:
-        metrics[champion_name] = rival.measure(is_fair)
+    is_fair = np.ones(rows.height, bool) if rival is None else find_fair_rows(scored, rival, store)
     num_left_out = int((~is_fair).sum())
-    left_out = f"{num_left_out} more are left out, as the champion has learned from them" if num_left_out else None
-    costs = {"milliseconds a row": latency_ms, "megabytes": size_mb}
+    left_out = f"without {num_left_out} row{'s' * (num_left_out > 1)} that the champion has learned from" if num_left_out else None
+    scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
+    if rival is not None and champion is not None:
+        scores[f"{candidate.name}@v{champion}"] = _list_scores(rival, is_fair, rows, champion, store)
+    decision = _decide(scored, rival, rows, is_fair, scores[candidate.reference], settings)
     return Verdict(
         decision=decision,
         reason="; ".join(filter(None, [decision.reason, left_out, problem])),
         num_left_out=num_left_out,
         earlier_looks=earlier_looks,
-        scores={name: _list_scores(each) | (costs if name == candidate.reference else {}) for name, each in metrics.items()},
+        scores=scores,
         labels=scored.labels,
-        confusion=metrics[candidate.reference].confusion,
+        confusion=scored.measure(is_fair).confusion,
         rows_before=None if manifest is None else _count_rows(manifest),
         rows_now=_count_rows(model.manifest),
         drifts=[] if manifest is None else compare_profiles(manifest.profiles, model.manifest.profiles),
@@ -168,13 +152,23 @@ def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
         logits = torch.cat([logits, share.expand(-1, len(unknown))], dim=1)
     labels = [*known, *unknown]
     y = truth.replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
-    return ScoredRows(truth, hashes, logits, torch.tensor(y.to_numpy()), labels)
+    return ScoredRows(model, truth, hashes, logits, torch.tensor(y.to_numpy()), labels)
 
 
-def find_learned(manifest: Manifest, rows: ScoredRows, store: Store) -> Mask:
-    """Find the rows that are among the train and validation rows of a data set; raises StoreError if these are gone."""
-    hashes = [load_hashes(manifest, split, store) for split in LEARNED_FROM if split in manifest.splits]
-    return np.isin(rows.hashes, np.concatenate(hashes))
+def find_fair_rows(candidate: ScoredRows, champion: ScoredRows, store: Store) -> Mask:
+    """Find the rows that the champion has not learned from, or that both have, as a row can be in a table twice.
+
+    Raises:
+        DataError: There are none.
+        StoreError: What the champion has learned from is gone.
+    """
+    is_fair = ~(champion.find_learned(store) & ~candidate.find_learned(store))
+    if not is_fair.any():
+        raise DataError(
+            f"expected test rows that the champion has not learned from, found none among {len(is_fair)};"
+            " add rows, or divide them as before, by the same seed and settings of data"
+        )
+    return is_fair
 
 
 def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Mask]]:
@@ -208,24 +202,49 @@ def _score_champion(
         model = load_model(store.location(version_folder(name, number)))
         manifest = model.manifest
         scored = score_rows(model, rows)
-        find_learned(manifest, scored, store)
+        scored.find_learned(store)
     except RefitError as error:
         return None, manifest, f"{name}@v{number} is no match, as it cannot score these rows: {error}"
     return scored, manifest, None
 
 
-def _measure_weights(version: SavedModel, store: Store) -> float:
-    """Megabytes."""
-    folder = version_folder(version.name, version.version)
-    return store.list_files([folder])[f"{folder}/model.pt"][0] / 1e6
+def _decide(
+    scored: ScoredRows,
+    rival: ScoredRows | None,
+    rows: pl.DataFrame,
+    is_fair: Mask,
+    costs: Mapping[str, float | None],
+    settings: PromotionSettings,
+) -> Decision:
+    baseline = scored.score_majority(settings.score) if rival is None else rival.score(settings.score)
+    return decide(
+        scored.truth.filter(is_fair).to_numpy(),
+        scored.score(settings.score)[is_fair],
+        baseline[is_fair],
+        score=settings.score,
+        confidence=settings.confidence,
+        min_effect=settings.min_effect,
+        max_drop=settings.max_drop,
+        latency_ms=costs[LATENCY] or 0.0,
+        size_mb=costs[SIZE] or 0.0,
+        max_latency_ms=settings.max_latency_ms,
+        max_size_mb=settings.max_size_mb,
+        slices={name: mask[is_fair] for name, mask in find_slices(rows, settings.slices)},
+        is_first=rival is None,
+    )
 
 
-def _list_scores(metrics: Metrics) -> dict[str, float | None]:
+def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: int, store: Store) -> dict[str, float | None]:
+    """Metrics on the fair rows, and what the model costs."""
+    metrics = scored.measure(is_fair)
+    folder = version_folder(scored.model.settings.name, number)
     return {
         "accuracy": metrics.accuracy,
         "log likelihood": -metrics.loss,
         "ROC AUC": metrics.roc_auc,
         "calibration error": metrics.calibration_error,
+        LATENCY: time_row(scored.model, rows),
+        SIZE: store.list_files([folder])[f"{folder}/model.pt"][0] / 1e6,
     }
 
 

@@ -13,8 +13,8 @@ REPORT = "report.html"
 """The file in the folder of a version that tells of its retraining."""
 
 
-def find_decision(store: Store, name: str, key: str) -> Entry | None:
-    """Find the entry of the last retraining of model `name`, if that had the same key.
+def find_decision(store: Store, name: str, key: str, since: int = 0) -> Entry | None:
+    """Find the entry of the last retraining of model `name` after entry `since`, if that had the same key.
 
     What people have promoted or rolled back since then stands, and is no reason to retrain.
 
@@ -23,7 +23,7 @@ def find_decision(store: Store, name: str, key: str) -> Entry | None:
     """
     entries = read_back(store, name, find_newest(store, name))
     last = next((entry for entry in entries if KEY in entry.details), None)
-    return last if last is not None and last.details[KEY] == key else None
+    return last if last is not None and last.number > since and last.details[KEY] == key else None
 
 
 def is_reported(entry: Entry, store: Store, name: str) -> bool:

@@ -25,6 +25,7 @@ from refit.inference import load_model
 from refit.optimizers import build_learning_rate
 from refit.recipes import forecast
 from refit.refs import EpochResult, TrainingResult
+from refit.registry import list_versions
 from refit.results import load_result
 from refit.settings import SettingsTree, resolve_settings
 from refit.store import Store
@@ -299,7 +300,7 @@ def test_a_diverging_run_fails_with_epoch_and_batch_and_keeps_earlier_versions()
     earlier = train()
     with pytest.raises(TrainingError, match=r"epoch 1, batch 2: expected a finite loss, found nan; lower optimizer\.lr"):
         run({"optimizer": {"lr": 1e30}})
-    assert [path.name for path in (Path("refit-store/models/model")).iterdir()] == ["v1"]
+    assert list_versions(Store("refit-store"), "model") == [1]
     assert digest_weights(torch.load(Path(earlier.model.path) / "model.pt", weights_only=True)) == earlier.model.weights_digest
 
 
@@ -344,7 +345,7 @@ def test_the_same_recipe_is_not_run_again_and_its_version_stands(tmp_path, done)
     assert done == []
     assert (first.is_new, second.is_new) == (True, False)
     assert second.model == first.model
-    assert Store("refit-store").names("models/model") == ["v1"]
+    assert list_versions(Store("refit-store"), "model") == [1]
 
 
 def test_another_name_is_another_version_and_nothing_but_saved(tmp_path, done):

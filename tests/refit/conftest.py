@@ -23,10 +23,13 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     monkeypatch.setattr(reports, "draw_losses", lambda *_: b"")
     monkeypatch.setattr(reports, "draw_confusion", lambda *_: b"")
 
-    def save(rows: pl.DataFrame, num_epochs: int = 3, features=("x0", "x1", "x2"), hidden_sizes=(), **data) -> SavedModel:
+    def save(
+        rows: pl.DataFrame, num_epochs: int = 3, features=("x0", "x1", "x2"), hidden_sizes=(), seed: int = 0, **data
+    ) -> SavedModel:
         rows.write_parquet("rows.parquet")
         settings = SettingsTree.model_validate(
             {
+                "seed": seed,
                 "data": {"source": "rows.parquet", "test_fraction": 0.3, "features": list(features), **data},
                 "model": {"hidden_sizes": list(hidden_sizes)},
                 "loader": {"batch_size": 10},

@@ -60,6 +60,7 @@ def test_a_decision_is_that_of_the_last_retraining_whatever_people_did_since(sto
     move_alias(store, "a", 2, expected=1, why="by hand")
     append_entry(store, "a", action="open", why="looked at", after=2)
     assert find_decision(store, "a", "key") == first
+    assert find_decision(store, "a", "key", since=first.number) is None
     assert find_decision(store, "a", "other") is None
     kept = append_entry(store, "a", action="keep", why="no better", after=2, before=2, details={KEY: "other"})
     assert find_decision(store, "a", "other") == kept

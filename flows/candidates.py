@@ -1,0 +1,80 @@
+"""The part of a retraining that trains, compares and acts. It brings torch along; `retraining` imports it when there is news."""
+
+from flows.approval import ask_person
+from flows.training import train_version
+from refit import registry
+from refit.comparison import Verdict
+from refit.ledger import Entry, find_newest
+from refit.recipes import build_recipe
+from refit.refs import RetrainingResult, SavedModel
+from refit.retraining import KEY, find_champion, find_decision
+from refit.settings import Settings
+from refit.store import Store
+from tasks.promotion import compare, keep, promote
+from tasks.reporting import report
+
+
+def judge_candidate(
+    settings: Settings, source_digests: tuple[str, str | None], key: str, decided: Entry | None
+) -> RetrainingResult:
+    """Train a candidate, compare it with the champion, promote it or not, and report.
+
+    Args:
+        settings: Of the run.
+        source_digests: Of the sources that the recipe is written for.
+        key: Of the retraining.
+        decided: What a run decided that died before its report; then only that is made up for.
+    """
+    store, seconds = Store(settings.store.url), dict[str, float]()
+    newest = find_newest(store, settings.name)
+    if decided is not None:
+        candidate = registry.read_version(store, settings.name, decided.after or 0)
+    else:
+        champion = _find_start(settings, store)
+        recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
+        trained = train_version(recipe, settings, champion)
+        candidate, seconds = trained.model, trained.seconds
+    entry, verdict = decided, None
+    while verdict is None or entry is None:
+        # Again after another run has promoted its candidate meanwhile: perhaps this very one.
+        entry = entry or find_decision(store, settings.name, key, since=newest)
+        number = entry.before if entry else registry.read_alias(store, settings.name)
+        verdict = compare(candidate, number, settings)
+        entry = entry or _act_on(verdict, candidate, number, key, settings)
+    standing = entry.after if entry.action == "promote" else entry.before
+    return RetrainingResult(
+        outcome="promoted" if entry.action == "promote" else "kept",
+        reason=entry.why,
+        champion=None if standing is None else f"{settings.name}@v{standing}",
+        candidate=candidate.reference,
+        scores=verdict.scores,
+        report=report(candidate, verdict, entry, settings),
+        seconds=seconds,
+    )
+
+
+def _find_start(settings: Settings, store: Store) -> SavedModel | None:
+    """The version whose weights a warm start takes."""
+    number = find_champion(store, settings.name) if settings.training.warm_start else None
+    return None if number is None else registry.read_version(store, settings.name, number)
+
+
+def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
+    """Promote the candidate or write down why not; None if the champion is another by now."""
+    details = {KEY: key, **verdict.model_dump(mode="json", include={"decision", "num_left_out", "scores"})}
+    why, objection = verdict.reason, None
+    if verdict.decision.is_better and settings.promotion.mode == "never":
+        objection = "promotion.mode is `never`"
+    elif verdict.decision.is_better and settings.promotion.mode == "ask":
+        question = f"**Shall {candidate.reference} be the champion?** {why}"
+        answer = ask_person(question, f"v{candidate.version}-v{champion or 0}", settings.promotion.timeout_seconds)
+        comment = f" ({answer.comment})" if answer and answer.comment else ""
+        if answer is None:
+            objection = f"nobody approved within {settings.promotion.timeout_seconds:g} seconds"
+        elif answer.answer == "reject":
+            objection = f"rejected in the Prefect UI{comment}"
+        else:
+            why = f"approved in the Prefect UI{comment}; {why}"
+    if verdict.decision.is_better and objection is None:
+        return promote(candidate, champion, why, details, settings)
+    return keep(candidate, champion, f"{objection}, else {why}" if objection else why, details, settings)

@@ -1,0 +1,52 @@
+"""The retraining flow: nothing without news, else a candidate that must beat the champion."""
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.approval import check_server
+from flows.runs import DEFAULTS, find_newer_run, name_run
+from refit.data.sources import digest_sources
+from refit.keys import retraining_key
+from refit.refs import RetrainingResult
+from refit.registry import read_alias
+from refit.retraining import find_champion, find_decision, is_reported
+from refit.settings import SettingsTree, resolve_settings
+from refit.store import Store
+
+
+@flow(name="retrain", flow_run_name=name_run)
+def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
+    """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
+
+    Args:
+        settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
+            the rest.
+    """
+    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    check_server(resolved.promotion.mode)
+    store, name = Store(resolved.store.url), resolved.name
+    newer = find_newer_run(resolved.schedule.max_delay_seconds)
+    if newer is not None:
+        return _skip(store, name, f"gives way to {newer.name}, as it starts late")
+    source_digests = digest_sources(resolved.data.source, resolved.data.test_source)
+    key = retraining_key(resolved, *source_digests)
+    decided = find_decision(store, name, key)
+    if decided is not None and find_champion(store, name) != read_alias(store, name):
+        decided = None  # the champion is damaged: another is needed
+    if decided is not None and is_reported(decided, store, name):
+        return _skip(store, name, f"nothing new since {decided.at}: {decided.why}")
+
+    from flows.candidates import judge_candidate
+
+    result = judge_candidate(resolved, source_digests, key, decided)
+    return Completed(name=result.outcome.capitalize(), message=result.reason, data=result)
+
+
+def _skip(store: Store, name: str, reason: str) -> State[RetrainingResult]:
+    number = read_alias(store, name)
+    champion = None if number is None else f"{name}@v{number}"
+    standing = f"{champion} stays the champion" if champion else f"{name} has no champion"
+    message = f"{standing}; {reason}"
+    get_run_logger().info("skipped: %s", message)
+    return Completed(name="Skipped", message=message, data=RetrainingResult(outcome="skipped", reason=reason, champion=champion))

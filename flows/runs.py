@@ -1,0 +1,47 @@
+"""What runs of flows have in common: their names, and that a late one gives way to a newer one."""
+
+import contextlib
+from datetime import UTC, datetime
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.runtime import deployment, flow_run
+
+from refit.errors import SettingsError
+from refit.settings import SettingsTree, resolve_settings
+
+DEFAULTS = SettingsTree()
+
+
+def name_run() -> str:
+    """Say what runs and when it was due, such as `retrain penguins, 2 Oct 2026 03:00`, in the time of this machine."""
+    settings = flow_run.parameters["settings"]
+    with contextlib.suppress(SettingsError):  # the flow will raise it
+        settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    return f"{flow_run.flow_name} {settings.name}, {flow_run.scheduled_start_time.astimezone():%-d %b %Y %H:%M}"
+
+
+def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
+    """Find the newest run of the same deployment that is due, if this one started later than `max_delay_seconds` after its time."""
+    scheduled, now = flow_run.scheduled_start_time, datetime.now(UTC)
+    if deployment.id is None or (now - scheduled).total_seconds() <= max_delay_seconds:
+        return None
+    due = FlowRunFilter(
+        expected_start_time=FlowRunFilterExpectedStartTime(after_=scheduled, before_=now),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])),
+    )
+    this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            flow_run_filter=due, deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
+        )
+    return next((run for run in found if run.expected_start_time and run.expected_start_time > scheduled), None)

@@ -1,0 +1,46 @@
+"""Comparison, promotion and its refusal as tasks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from refit import comparison, ledger, registry
+from refit.comparison import Verdict
+from refit.errors import ConflictError
+from refit.ledger import Entry
+from refit.refs import SavedModel
+from refit.settings import SettingsTree
+from refit.store import Store
+from tasks.caching import RETRIED
+
+
+@task(task_run_name="compare with the champion", cache_policy=NO_CACHE, **RETRIED)
+def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree) -> Verdict:
+    """Score candidate and champion on the same test rows, and decide."""
+    verdict = comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url))
+    get_run_logger().info("%s: %s", candidate.reference, verdict.reason)
+    return verdict
+
+
+@task(task_run_name="promote", cache_policy=NO_CACHE, **RETRIED)
+def promote(
+    candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
+) -> Entry | None:
+    """Make the candidate the champion; None if another has become it since the comparison."""
+    store = Store(settings.store.url)
+    try:
+        return registry.move_alias(store, candidate.name, candidate.version, expected=champion, why=why, details=details)
+    except ConflictError as error:
+        get_run_logger().warning("%s", error)
+        return None
+
+
+@task(task_run_name="keep the champion", cache_policy=NO_CACHE, **RETRIED)
+def keep(candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree) -> Entry:
+    """Write into the ledger why the candidate was turned down."""
+    store, alias = Store(settings.store.url), registry.CHAMPION
+    return ledger.append_entry(
+        store, candidate.name, action="keep", alias=alias, before=champion, after=candidate.version, why=why, details=details
+    )

@@ -1,0 +1,304 @@
+"""Nights of retraining, on the CPU, in seconds."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterState
+from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
+from prefect.client.schemas.objects import State, StateType
+from prefect.flow_engine import run_flow
+from prefect.states import Scheduled
+
+import flows.approval
+import refit.comparison
+import refit.registry
+import refit.reports
+import refit.training
+from flows.retraining import retrain
+from refit.errors import SettingsError
+from refit.ledger import Entry, load_ledger
+from refit.refs import RetrainingResult
+from refit.registry import list_versions, move_alias, read_alias, rollback
+from refit.settings import SettingsTree
+from refit.store import Store
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+GOOD, BAD = {"lr": 0.1}, {"lr": 1e-6}
+
+
+def write_table(num_rows: int = 200, num_classes: int = 3, without: str | None = None) -> None:
+    """Rows of classes in turn, the same ones first however many there are."""
+    generator = torch.Generator().manual_seed(5)
+    y = torch.arange(num_rows) % num_classes
+    x = torch.randn(num_rows, 3, generator=generator, dtype=torch.float64) / 2 + y[:, None]
+    table = pl.DataFrame({**{f"x{i}": x[:, i].tolist() for i in range(3)}, "y": [f"c{index}" for index in y]})
+    table.drop(without or []).write_csv("rows.csv")
+
+
+def give(optimizer: dict = GOOD, **sections) -> SettingsTree:
+    given = {"data": {"source": "rows.csv"}, "loader": {"batch_size": 10}, "optimizer": optimizer, **sections}
+    return SettingsTree.model_validate(given)
+
+
+def run(optimizer: dict = GOOD, **sections) -> State[RetrainingResult]:
+    return retrain(give(optimizer, **sections), return_state=True)
+
+
+def read_ledger() -> list[Entry]:
+    return [entry for entry in load_ledger(Store("refit-store"), "model") if entry.action != "open"]
+
+
+def champion() -> int | None:
+    return read_alias(Store("refit-store"), "model")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take half of a run's time, and other tests draw them."""
+    monkeypatch.setattr(refit.reports, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports, "draw_confusion", lambda *_: b"")
+    write_table()
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[int]:
+    """The epochs that were trained."""
+    epochs: list[int] = []
+    train_epoch = refit.training.train_epoch
+    monkeypatch.setattr(
+        refit.training,
+        "train_epoch",
+        lambda state, *args, **more: epochs.append(state.epoch + 1) or train_epoch(state, *args, **more),
+    )
+    return epochs
+
+
+def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that_must_beat_it(trained):
+    first = run()
+    result = first.result()
+    assert (first.name, first.type, first.message) == ("Promoted", StateType.COMPLETED, result.reason)
+    assert result.reason.startswith("promoted: accuracy ")
+    assert "of the majority class on 30 rows" in result.reason
+    assert (result.candidate, result.champion, champion()) == ("model@v1", "model@v1", 1)
+    assert trained == [1, 2, 3]
+    (promoted,) = read_ledger()
+    assert (promoted.action, promoted.before, promoted.after, promoted.why) == ("promote", None, 1, result.reason)
+    page = Path(result.report).read_text()
+    assert Path(result.report).name == "report.html"
+    assert "model@v1 is the champion now" in page
+
+    trained.clear()
+    second = run()
+    assert (second.name, second.type, trained) == ("Skipped", StateType.COMPLETED, [])
+    assert second.message.startswith(f"model@v1 stays the champion; nothing new since {promoted.at}: promoted: accuracy")
+    assert (second.result().outcome, second.result().champion) == ("skipped", "model@v1")
+    assert read_ledger() == [promoted]
+
+    write_table(300)
+    third = run()
+    assert (third.name, trained) == ("Kept", [1, 2, 3])
+    result = third.result()
+    assert (result.candidate, result.champion, champion()) == ("model@v2", "model@v1", 1)
+    assert list(result.scores) == ["model@v2", "model@v1"]
+    assert "model@v1 stays the champion" in Path(result.report).read_text()
+    kept = read_ledger()[-1]
+    assert (kept.action, kept.before, kept.after, kept.why) == ("keep", 1, 2, result.reason)
+    assert run().name == "Skipped"
+    assert list_versions(Store("refit-store"), "model") == [1, 2]
+
+
+def test_a_better_candidate_is_promoted_a_worse_one_kept_with_its_reason_and_what_was_rolled_back_stays_so(trained):
+    assert run(BAD).name == "Kept", "no better than the majority class"
+    assert champion() is None
+    better = run(GOOD)
+    assert (better.name, champion()) == ("Promoted", 2)
+    worse = run(BAD)
+    assert (worse.name, champion()) == ("Kept", 2)
+    assert "worse by" in worse.message
+    assert trained == [1, 2, 3, 1, 2, 3], "the first candidate came back, and was not trained again"
+    assert worse.result().candidate == "model@v1"
+    assert run({**GOOD, "momentum": 0.1}).name == "Kept"
+    move_alias(Store("refit-store"), "model", 3, expected=2, why="by hand")
+    rollback(Store("refit-store"), "model", why="it was a mistake")
+    assert run({**GOOD, "momentum": 0.1}).name == "Skipped"
+    assert champion() == 2
+
+
+def test_the_runs_page_has_the_report_a_full_bar_and_says_what_ran_when():
+    state = run(name="my_model")
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(state.state_details.flow_run_id)
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+        artifacts = {artifact.type: artifact for artifact in client.read_artifacts(artifact_filter=of_run)}
+    due = flow_run.expected_start_time.astimezone()
+    assert flow_run.name == f"retrain my_model, {due.day} {due:%b %Y %H:%M}"
+    assert set(artifacts) == {"markdown", "progress"}
+    assert (artifacts["progress"].key, artifacts["progress"].data) == ("my-model-training", 100.0)
+    assert artifacts["progress"].description.startswith("epoch 3/3: train loss")
+    assert artifacts["markdown"].key == "my-model-report"
+    assert artifacts["markdown"].data.startswith("# my\\_model@v1 is the champion now")
+
+
+def damage() -> None:
+    Path("refit-store/models/model/v1/model.pt").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [
+        (damage, "model@v1 is no match, as it cannot score these rows: "),
+        (lambda: write_table(200, without="x1"), "expected a column of the table, found no `x1`"),
+        (lambda: write_table(400, num_classes=4), "better by"),
+    ],
+    ids=["damaged champion", "lost column", "new class"],
+)
+def test_a_champion_that_cannot_score_todays_table_is_replaced_even_if_no_row_is_new(happens, reason):
+    run(training={"num_epochs": 8})
+    happens()
+    state = run(training={"num_epochs": 8})
+    assert (state.name, champion()) == ("Promoted", 2)
+    assert reason in state.message
+    assert run(training={"num_epochs": 8}).name == "Skipped"
+
+
+def test_with_mode_never_a_better_candidate_is_only_reported():
+    state = run(promotion={"mode": "never"})
+    assert (state.name, champion()) == ("Kept", None)
+    assert state.message.startswith("promotion.mode is `never`, else promoted: accuracy")
+    assert "model has no champion yet" in Path(state.result().report).read_text()
+    assert run(promotion={"mode": "never"}).name == "Skipped"
+    assert (run().name, champion()) == ("Promoted", 1)
+
+
+@pytest.fixture
+def answering(monkeypatch) -> Iterator[Callable[..., threading.Thread]]:
+    """A person who answers the next question."""
+    monkeypatch.setattr(flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
+    threads = []
+
+    def answer(**answers: str) -> None:
+        threads.append(threading.Thread(target=resume, args=(answers,)))
+        threads[-1].start()
+
+    def resume(answers: dict[str, str]) -> None:
+        paused = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.PAUSED])))
+        with get_client(sync_client=True) as client:
+            while not (found := client.read_flow_runs(flow_run_filter=paused)):
+                time.sleep(0.1)
+            keyset = found[0].state.state_details.run_input_keyset
+            question = json.loads(client.read_flow_run_input(found[0].id, keyset["description"])) if keyset else ""
+            assert "Shall model@v1 be the champion?" in question
+            client.resume_flow_run(found[0].id, answers)
+
+    yield answer
+    for thread in threads:
+        thread.join()
+
+
+def test_with_mode_ask_a_persons_word_counts(answering):
+    answering(answer="reject", comment="not on a Friday")
+    rejected = run(promotion={"mode": "ask"})
+    assert (rejected.name, champion()) == ("Kept", None)
+    assert rejected.message.startswith("rejected in the Prefect UI (not on a Friday), else promoted: accuracy")
+    assert run(promotion={"mode": "ask"}).name == "Skipped", "nobody is asked twice"
+    answering(answer="approve", comment="")
+    approved = run(promotion={"mode": "ask", "min_effect": 0.001})
+    assert (approved.name, champion()) == ("Promoted", 1)
+    assert read_ledger()[-1].why.startswith("approved in the Prefect UI; promoted: accuracy")
+
+
+def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
+    monkeypatch.setattr(flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
+    state = run(promotion={"mode": "ask", "timeout_seconds": 1})
+    assert (state.name, state.type, champion()) == ("Kept", StateType.COMPLETED, None)
+    assert state.message.startswith("nobody approved within 1 seconds, else promoted: accuracy")
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(state.state_details.flow_run_id).state.name == "Kept"
+
+
+def test_with_mode_ask_and_no_server_that_could_ask_a_run_says_so_at_once(monkeypatch):
+    monkeypatch.setattr(flows.approval.PREFECT_API_URL, "value", lambda: None)
+    with pytest.raises(SettingsError, match=r"promotion\.mode: expected a Prefect server whose pages can ask"):
+        flows.approval.check_server("ask")
+
+
+def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monkeypatch):
+    run(BAD, promotion={"mode": "never"})
+    store, against, move = Store("refit-store"), [], refit.registry.move_alias
+    compare = refit.comparison.compare
+
+    def note(candidate, number, *rest):
+        against.append(number)
+        return compare(candidate, number, *rest)
+
+    def move_after_another(*given, **named):
+        if len(against) == 1:
+            move(store, "model", 1, expected=None, why="by hand")
+        return move(*given, **named)
+
+    monkeypatch.setattr(refit.comparison, "compare", note)
+    monkeypatch.setattr(refit.registry, "move_alias", move_after_another)
+    state = run(GOOD)
+    assert against == [None, 1]
+    assert (state.name, champion()) == ("Promoted", 2)
+    assert "of the majority class" not in state.message
+    assert [(entry.before, entry.after) for entry in read_ledger() if entry.action == "promote"] == [(None, 1), (1, 2)]
+
+
+def test_two_runs_of_one_recipe_promote_once(monkeypatch):
+    """The second comes to its decision after the first has acted."""
+    move, outer = refit.registry.move_alias, []
+
+    def move_after_the_other_run(*given, **named):
+        if not outer:
+            outer.append("")
+            outer[0] = run().name
+        return move(*given, **named)
+
+    monkeypatch.setattr(refit.registry, "move_alias", move_after_the_other_run)
+    assert [run().name, *outer] == ["Promoted", "Promoted"]
+    assert [(entry.action, entry.after) for entry in read_ledger()] == [("promote", 1)]
+
+
+def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_none_after_it_either(caplog, trained):
+    run(training={"num_epochs": 2})
+    trained.clear()
+    write_table(300)
+    warm = {"num_epochs": 2, "warm_start": True}
+    first = run(training=warm)
+    assert "starting from the weights of model@v1" in caplog.text
+    assert trained == [1, 2]
+    number = int(first.result().candidate.partition("@v")[2])
+    move_alias(Store("refit-store"), "model", number, expected=champion(), why="by hand")
+    assert run(training=warm).name == "Skipped"
+    digests = [
+        json.loads(Path(f"refit-store/models/model/v{version}/version.json").read_text())["weights_digest"] for version in (1, 2)
+    ]
+    assert run(training={"num_epochs": 2}).result().candidate == "model@v3", "from new weights it is another candidate"
+    assert len(set(digests)) == 2
+
+
+def test_a_late_run_gives_way_to_a_newer_one_that_is_due(trained):
+    now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(retrain), "nightly")
+        ids = [
+            client.create_flow_run_from_deployment(deployment, state=Scheduled(scheduled_time=now - timedelta(hours=hours))).id
+            for hours in (50, 26, 2, -22)
+        ]
+        runs = [client.read_flow_run(identity) for identity in ids]
+    parameters = {"settings": give(schedule={"max_delay_seconds": 3 * 3600})}
+    oldest, _, newest, _ = runs
+    state = run_flow(retrain, flow_run=oldest, parameters=parameters, return_type="state")
+    assert (state.name, trained) == ("Skipped", [])
+    assert state.message == f"model has no champion; gives way to {newest.name}, as it starts late"
+    assert run_flow(retrain, flow_run=newest, parameters=parameters, return_type="state").name == "Promoted"
