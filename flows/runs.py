@@ -17,9 +17,9 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
 
 from refit.errors import SettingsError
-from refit.settings import SettingsTree, resolve_settings
+from refit.settings import NothingGiven, resolve_settings
 
-DEFAULTS = SettingsTree()
+DEFAULTS = NothingGiven()
 
 
 def name_run() -> str:

@@ -7,16 +7,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from refit.settings import Section, SettingsTree, walk_settings
+from refit.settings import Section, SettingsTree, describe_field, walk_settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FLOORS = ("src/refit", "tasks", "flows")
-BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def test_the_settings_table_is_the_settings_tree():
@@ -68,7 +67,8 @@ def walk_map() -> Iterator[str]:
 
 def render_settings() -> str:
     rows = [
-        f"| `{name}` | `{render_default(default)}` | {describe(field)} |" for name, field, default in walk_fields(SettingsTree())
+        f"| `{name}` | `{render_default(default)}` | {describe_field(field)} |"
+        for name, field, default in walk_fields(SettingsTree())
     ]
     return "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows])
 
@@ -87,27 +87,6 @@ def render_default(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def describe(field: FieldInfo) -> str:
-    """The docstring, and those choices and bounds that it does not name."""
-    sentence = (field.description or "").replace("|", "\\|")
-    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
-    if any(choice not in sentence for choice in choices):
-        sentence += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
-    bounds = [
-        f"{word} {render_bound(getattr(rule, sign))}"
-        for rule in field.metadata
-        for sign, word in BOUNDS.items()
-        if hasattr(rule, sign)
-    ]
-    if bounds and " in [" not in sentence:
-        sentence += f" {' and '.join(bounds).capitalize()}."
-    return sentence
-
-
-def render_bound(bound: float) -> str:
-    return f"2^{bound.bit_length() - 1}" if isinstance(bound, int) and bound >= 2**20 else f"{bound:g}"
 
 
 if __name__ == "__main__":

@@ -9,18 +9,24 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -34,6 +40,9 @@ from refit.errors import SettingsError
 
 SETTINGS_FILE = Path("refit.toml")
 ENV_PREFIX = "REFIT_"
+SECRET = r"://[^/@]*:(?!\d+(/|$))[^@]*@|[?&](sig|token|X-Amz-Signature|api_key|password|secret)=[^&]*"
+"""What a URL says of a user and its password, or of a signature; a port is none."""
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def _read_list(value: Any) -> Any:
@@ -45,6 +54,16 @@ def _read_list(value: Any) -> Any:
     return value[0] if is_nested else value
 
 
+def _refuse_secret(url: str) -> str:
+    if re.search(SECRET, url):
+        raise ValueError(
+            f"expected a URL without a secret, found one in {re.sub(SECRET, '…', url)!r}; give it to the environment of the"
+            " machine that runs, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_HTTP"
+        )
+    return url
+
+
+Url = Annotated[str, AfterValidator(_refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 TextList = Annotated[list[str], BeforeValidator(_read_list)]
 
@@ -52,7 +71,10 @@ TextList = Annotated[list[str], BeforeValidator(_read_list)]
 class Section(BaseModel):
     """One part of the tree: frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    # Errors hide their input, as logs show them and a URL may hold a secret; `explain_validation` says it where it may be said.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -62,11 +84,38 @@ class Section(BaseModel):
             return None
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema of an empty form: a default that is filled in would be sent as if it were given."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, field in cls.model_fields.items():
+            shown = schema["properties"][name]
+            default = shown.pop("default")
+            if not isinstance(field.default, Section):
+                shown["description"] = f"{describe_field(field)} Default: {'none' if default is None else json.dumps(default)}."
+            if shown.get("type") == "boolean":
+                del shown["type"]  # which makes a switch of it, and that cannot be left open
+                shown["enum"] = [True, False]
+        return schema
+
+
+def describe_field(field: FieldInfo) -> str:
+    """The sentence of a setting, with those of its choices and bounds that it does not name itself."""
+    sentence = field.description or ""
+    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    if any(choice not in sentence for choice in choices):
+        sentence += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+    rules = [(sign, getattr(rule, sign)) for rule in field.metadata for sign in BOUNDS if hasattr(rule, sign)]
+    if rules and " in [" not in sentence:
+        bounds = [f"{BOUNDS[sign]} {f'2^{bound.bit_length() - 1}' if bound == 2**63 else f'{bound:g}'}" for sign, bound in rules]
+        sentence += f" {' and '.join(bounds).capitalize()}."
+    return sentence
+
 
 class DataSettings(Section):
     """Which rows are learned from, and how they are divided."""
 
-    source: str = "notebook"
+    source: Url = "notebook"
     """A CSV or Parquet file, a folder or glob of them (a path or any fsspec URL), or `notebook`, the built-in toy table."""
     target: str = "y"
     """The column to predict: strings, integers or booleans."""
@@ -76,7 +125,7 @@ class DataSettings(Section):
     """Columns to treat as categories though their values look like numbers, booleans or dates."""
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
     """Texts that mean a missing value."""
-    test_source: str | None = None
+    test_source: Url | None = None
     """Where the test rows are, if in files of their own; None takes them from `source`."""
     val_fraction: Fraction | None = None
     """Share of rows for validation, in [0, 1); None means 0.15, and 0 for the built-in notebook table."""
@@ -197,7 +246,7 @@ class ScheduleSettings(Section):
 class StoreSettings(Section):
     """Where snapshots, checkpoints and models are kept."""
 
-    url: str = "refit-store"
+    url: Url = "refit-store"
     """A folder, or any fsspec URL."""
 
 
@@ -218,6 +267,14 @@ class SettingsTree(Section):
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     store: StoreSettings = StoreSettings()
+
+
+class NothingGiven(SettingsTree):
+    """The tree of a run that is given no setting: all are left to the machine that runs it, and a form shows none."""
+
+    @model_serializer
+    def _dump_nothing(self) -> dict[str, Any]:
+        return {}
 
 
 class Settings(SettingsTree, BaseSettings):
@@ -317,7 +374,7 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
             hint = f"did you mean `{near[0]}`?" if near else "`refit settings` lists them"
             lines.append(f"{where}: unknown setting; {hint}")
         elif mistake["type"] == "value_error":
-            lines.append(message.removeprefix("Value error, "))
+            lines.append((f"{where}: " if name else "") + message.removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {message}, found {mistake['input']!r}")
     return "\n".join(lines)

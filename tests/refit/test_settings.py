@@ -1,9 +1,11 @@
+import re
+import traceback
 from pathlib import Path
 
 import pytest
 
 from refit.errors import SettingsError
-from refit.settings import Settings, SettingsTree, env_name, resolve_settings, walk_settings
+from refit.settings import NothingGiven, Settings, SettingsTree, env_name, resolve_settings, walk_settings
 
 
 def write(name: str, text: str) -> Path:
@@ -273,3 +275,57 @@ def test_the_plain_tree_reads_neither_environment_nor_files(monkeypatch):
     write("refit.toml", "seed = 4\n")
     assert SettingsTree().seed == 0
     assert Settings().seed == 0
+
+
+SECRET_URLS = [
+    "s3://key:s3cret/x@bucket/x",
+    "simplecache::s3://key:s3cret@bucket",
+    "ftp://:s3cret@host",
+    "https://host/x?sig=s3cret&a=1",
+]
+PLAIN_URLS = ["x.csv", "http://host:8080/a@b.csv", "s3://bucket/a:b@c.csv", "abfs://box@account.net/x", "sftp://user@host/x?a=b"]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+@pytest.mark.parametrize("name", ["store.url", "data.source", "data.test_source"])
+def test_a_secret_in_a_url_is_refused_and_not_repeated(name, url):
+    section, field = name.split(".")
+    with pytest.raises(SettingsError, match=rf"{name} \(from command line\): expected a URL without a secret, found") as caught:
+        resolve_settings({section: {field: url}})
+    told = "".join(traceback.format_exception(caught.value))  # as a log shows it, with its causes
+    assert "s3cret" not in told
+    assert "AWS_SECRET_ACCESS_KEY" in told
+
+
+@pytest.mark.parametrize("url", PLAIN_URLS)
+def test_a_url_without_a_secret_is_taken(url):
+    assert resolve_settings({"store": {"url": url}})[0].store.url == url
+
+
+def test_a_form_refuses_a_secret_before_it_is_sent():
+    pattern = SettingsTree.model_json_schema()["$defs"]["StoreSettings"]["properties"]["url"]["pattern"]
+    assert [url for url in SECRET_URLS if re.search(pattern, url)] == []
+    assert [url for url in PLAIN_URLS if re.search(pattern, url)] == PLAIN_URLS
+
+
+def test_a_form_of_the_tree_is_empty_and_says_default_and_bounds_of_every_setting_in_words():
+    """Prefect's form sends what is filled in, and what was filled in by default too: it would hide the worker's environment."""
+    schema = SettingsTree.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = [field for section in sections for field in section["properties"].values()]
+    assert [field for field in fields if "default" in field or field.get("type") == "boolean"] == []
+    leaves = [field for field in fields if "$ref" not in field]
+    assert len(leaves) == len(dict(walk_settings(SettingsTree())))
+    assert [leaf for leaf in leaves if not re.search(r"\. Default: .+\.$", leaf["description"])] == []
+    bounded = [leaf["description"] for leaf in leaves if re.search("[mM]inimum", str({**leaf, "items": None}))]
+    assert [text for text in bounded if not re.search(r"(?i) in \[|at least|more than|in \(", text)] == []
+    loader, training = (schema["$defs"][name]["properties"] for name in ("LoaderSettings", "TrainingSettings"))
+    assert loader["batch_size"]["description"] == "Rows in a training batch. At least 1. Default: 2."
+    assert loader["drop_last"]["enum"] == [True, False]
+    assert training["patience"]["description"].endswith("None saves the last epoch. At least 1. Default: none.")
+
+
+def test_a_run_that_is_given_nothing_leaves_every_setting_open():
+    assert dict(walk_settings(NothingGiven())) == dict(walk_settings(SettingsTree()))
+    assert NothingGiven().model_dump(exclude_unset=True) == {}
+    assert NothingGiven().model_dump_json() == "{}"
