@@ -1,41 +1,111 @@
-"""What the Prefect server does by itself for runs of Refit's flows."""
+"""What the Prefect server does by itself for runs of Refit's deployments."""
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import cast
+from typing import Any
 
-from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events import EventTrigger, Posture
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
 
+from refit.errors import SettingsError
+
+CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
+NOTIFY = "refit: tell of failed retraining"
+SILENCE = timedelta(seconds=90)
+"""Three heartbeats; `prefect.yaml` sets how often they come."""
 
 
-def reschedule_crashed_runs() -> None:
-    """Have the server start a crashed `train` run again, under its own id; calling this again changes nothing.
+def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:
+    """Have the server look after runs as this call says, whatever earlier calls said; return the automations' names.
 
-    The run goes on from its last checkpoint. It gives up by itself after a few attempts that came no further.
+    Args:
+        client: Of the server.
+        block: `TYPE/NAME` of the Prefect block that is told of failed retraining; None tells nobody.
+
+    Raises:
+        SettingsError: There is no such block.
     """
-    automation = Automation(
+    wanted = [_crash_silent_runs(), _reschedule_crashed_runs()]
+    if block is not None:
+        wanted.append(_tell_of_failed_retraining(client, block))
+    for automation in wanted:
+        found = client.read_automations_by_name(automation.name)
+        if found:
+            client.update_automation(found[0].id, automation)
+        else:
+            client.create_automation(automation)
+    if block is None:
+        for unwanted in client.read_automations_by_name(NOTIFY):
+            client.delete_automation(unwanted.id)
+    return [automation.name for automation in wanted]
+
+
+def _crash_silent_runs() -> AutomationCore:
+    return AutomationCore(
+        name=CRASH,
+        description="A run whose heartbeat has stopped died together with its worker, which could not report it.",
+        trigger=_watch(
+            ["train", "retrain", "predict"],
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            posture=Posture.Proactive,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
+    )
+
+
+def _reschedule_crashed_runs() -> AutomationCore:
+    """Runs start again under their own id and give up by themselves after a few attempts that came no further."""
+    return AutomationCore(
         name=RESCHEDULE,
         description="A run whose process died goes on from its last checkpoint.",
         # The runner and the worker both report a crash: with a `within` above 0, a second report that comes after the rescheduling
         # would pass unheeded, and leave the run crashed. Should it hit a run that is at work again, the store's lock keeps the
         # attempts apart.
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Crashed"},
-            for_each={"prefect.resource.id"},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
+        trigger=_watch(["train", "retrain"], expect={"prefect.flow-run.Crashed"}),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )
+
+
+def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> AutomationCore:
+    kind, _, name = block.partition("/")
     try:
-        automation.id = cast(Automation, Automation.read(name=RESCHEDULE)).id
-    except ValueError:
-        automation.create()
-    else:
-        automation.update()
+        document = client.read_block_document_by_name(name, kind)
+    except ObjectNotFound as error:
+        raise SettingsError(
+            f"--notify: expected TYPE/NAME of a Prefect block, found no block {block};"
+            " `prefect block ls` lists them, the Prefect UI makes them"
+        ) from error
+    return AutomationCore(
+        name=NOTIFY,
+        description="The champion stands, and somebody should know.",
+        trigger=_watch(["retrain"], expect={"prefect.flow-run.Failed", "prefect.flow-run.TimedOut"}),
+        actions=[
+            SendNotification(
+                block_document_id=document.id,
+                subject="{{ flow_run.name }}: {{ flow_run.state.name }}",
+                body="{{ flow_run.state.message }}\n\n{{ flow_run|ui_url }}",
+            )
+        ],
+    )
+
+
+def _watch(flows: Sequence[str], posture: Posture = Posture.Reactive, **fields: Any) -> EventTrigger:
+    """Watch each run that a deployment of these flows has started; what runs from a terminal is its user's own."""
+    return EventTrigger(
+        for_each={"prefect.resource.id"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=[
+            {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
+            {"prefect.resource.role": "deployment"},
+        ],
+        posture=posture,
+        threshold=1,
+        **fields,
+    )

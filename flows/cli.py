@@ -10,7 +10,7 @@ import pydantic
 from cyclopts import CycloptsError, Parameter
 from rich.table import Table
 
-from flows import versions  # noqa: F401  # its commands
+from flows import schedule, versions  # noqa: F401  # their commands
 from flows.terminal import (
     COMPLETED,
     FAILED,

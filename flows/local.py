@@ -4,7 +4,6 @@ Quiet: a progress bar on a terminal, plain lines elsewhere, all on stderr.
 """
 
 import atexit
-import contextlib
 import ctypes
 import importlib
 import logging
@@ -24,18 +23,29 @@ from typing import Any
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")  # else every event that a lost server does not take
 
 import httpx
 import prefect
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    temporary_settings,
+)
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from refit.errors import RefitError
+from flows.server import ServerError
+from flows.terminal import FAILED
 from refit.store import Store
 
 FLOORS = ("flows", "tasks", "refit")
 SECONDS_TO_START = 60
+SECONDS_TO_ANSWER = 10
+NUM_RETRIES = 3
+"""Of a call to a server that has gone: 14 seconds in all."""
 SECONDS_TO_STOP = 8
 """From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""
 
@@ -48,12 +58,21 @@ def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was traine
         arguments: Its parameters.
         when_stopped: What to say after a signal, in front of the command.
     """
+    logging.raiseExceptions = False  # else every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):
         with _starting_server() as url:
             found: Callable[..., Any] = getattr(importlib.import_module(module), name)  # while the server starts
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), _report_progress():
-            return found(*arguments, return_state=True).result(raise_on_failure=False)
+        changes = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: NUM_RETRIES}
+        try:
+            with temporary_settings(changes), _report_progress():
+                return found(*arguments, return_state=True).result(raise_on_failure=False)
+        except httpx.TransportError as error:
+            _leave_soon()
+            return ServerError(
+                f"PREFECT_API_URL: expected the Prefect server at {url} to be there to the end, found {error};"
+                " what was done is kept: start the server, and give the same command again"
+            )
 
 
 @contextmanager
@@ -64,12 +83,14 @@ def _starting_server() -> Iterator[str]:
     two that make Prefect's database at once break one another.
     """
     if PREFECT_API_URL.value():
-        yield str(PREFECT_API_URL.value())
+        url = str(PREFECT_API_URL.value())
+        _await_server(url, SECONDS_TO_ANSWER)
+        yield url
         return
     with Store(str(PREFECT_HOME.value())).lock("refit server", lambda: None):
         url, server = _start_server()
         yield url
-        _await_server(url, server)
+        _await_server(url, SECONDS_TO_START, server)
 
 
 def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
@@ -106,20 +127,28 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _await_server(url: str, server: subprocess.Popen[bytes]) -> None:
-    give_up_at = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < give_up_at and server.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health").is_success:
-                return
+def _await_server(url: str, seconds: float, server: subprocess.Popen[bytes] | None = None) -> None:
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            httpx.get(f"{url}/health").raise_for_status()
+            return
+        except httpx.HTTPError as error:
+            if server is not None and server.poll() is not None:
+                raise ServerError(
+                    f"expected to start a Prefect server, found that it ended with code {server.returncode};"
+                    f" look at {PREFECT_HOME.value()}, or start one yourself and set PREFECT_API_URL"
+                ) from error
+            if time.monotonic() > give_up_at:
+                raise ServerError.of(url, error) from error
         time.sleep(0.05)
-    found = (
-        f"none within {SECONDS_TO_START} s" if server.poll() is None else f"that its process ended with code {server.returncode}"
-    )
-    raise RefitError(
-        f"expected an answer of the Prefect server that Refit starts, found {found}; look at {PREFECT_HOME.value()}, "
-        "or start one yourself and set PREFECT_API_URL"
-    )
+
+
+def _leave_soon() -> None:
+    """End the process in time, though Prefect waits on its way out for a server to take every event."""
+    timer = threading.Timer(SECONDS_TO_STOP, os._exit, [FAILED])
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

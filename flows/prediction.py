@@ -5,11 +5,11 @@ from prefect.runtime import flow_run
 
 from refit import registry
 from refit.refs import Prediction
-from refit.settings import SettingsTree, resolve_settings
+from refit.settings import NothingGiven, SettingsTree, resolve_settings
 from refit.store import Store
 from tasks.prediction import score_files
 
-DEFAULTS = SettingsTree()
+DEFAULTS = NothingGiven()
 
 
 def _name_run() -> str:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from kill_campaign import comparable, run_once, running_server, write_work
+from kill_campaign import REFIT, comparable, run_once, running_server, write_work
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
 TIMEOUT_SECONDS = 240
 SUICIDAL = """
@@ -38,13 +37,8 @@ def api(tmp_path) -> Iterator[str]:
             "PREFECT_HOME": str(tmp_path / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PROJECT_FOLDER": str(tmp_path),
-            "PYTHONPATH": str(tmp_path),
         }
-        for command in (["work-pool", "create", "refit-pool", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
-            subprocess.run([PREFECT, *command], cwd=ROOT, env=environment, check=True, capture_output=True)
-        script = "from flows.automations import reschedule_crashed_runs as f; f(); f()"
-        subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
-        assert len(httpx.post(f"{url}/automations/filter", json={}).json()) == 1
+        subprocess.run([REFIT, "deploy"], cwd=tmp_path, env=environment, check=True, capture_output=True)
         with (tmp_path / "worker.log").open("w") as log:
             worker = subprocess.Popen([PREFECT, "worker", "start", "--pool", "refit-pool"], env=environment, stdout=log, stderr=log)
             try:

@@ -1,0 +1,153 @@
+"""Commands about what runs by itself: have it, and see how it stands."""
+
+import json as jsonlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.terminal import COMPLETED, FAILED, AsJson, Given, SettingsFile, StoreGiven, app, as_given, open_console, open_store
+from refit.errors import RefitError, SettingsError
+from refit.registry import find_version, list_models
+from refit.status import Status, list_damaged, read_status
+
+if TYPE_CHECKING:
+    from flows.server import Deployed
+
+SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+VERBS = {"promote": "promoted", "keep": "turned down", "rollback": "went back to"}
+
+
+@app.command
+def deploy(
+    *, given: Given = None, cron: str | None = None, timezone: str | None = None, notify: str | None = None, json: AsJson = False
+) -> int:
+    """Have the Prefect server retrain every night and look after the runs; called again, it says anew when and how.
+
+    Args:
+        given: The settings of all runs; what is not given here is left to the machine that runs them. A `--name` is that of the
+            deployments too, so that one server can retrain several models.
+        cron: When to retrain: `0 3 * * *`, if this is not given.
+        timezone: Of that, such as `Europe/Berlin`; UTC, if it is not given.
+        notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
+        json: Print one JSON object instead of text.
+    """
+    from flows import deploying
+
+    deployed, automations = deploying.deploy(as_given(given), cron, timezone, notify)
+    if json:
+        shown = {"deployments": [asdict(entry) for entry in deployed], "automations": automations}
+        print(jsonlib.dumps(shown, default=datetime.isoformat))
+        return COMPLETED
+    _print_block("deployed", {entry.name: _describe_plan(entry) for entry in deployed})
+    _print_block("the server will", {name.removeprefix("refit: "): "" for name in automations})
+    if not all(entry.num_workers for entry in deployed):
+        _print_block("no worker is online", {"start one in the project's folder": deploying.START_WORKER})
+    return COMPLETED
+
+
+@app.command
+def status(
+    model: str | None = None, /, *, given: StoreGiven = None, settings_file: SettingsFile = None, json: AsJson = False
+) -> int:
+    """Say how models stand: champion, last decision, damage; and where a Prefect server is set, last and next retraining.
+
+    The exit code is 1 if something is damaged, or if the server does not answer.
+
+    Args:
+        model: Its name; all models of the store, if it is not given.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of text.
+    """
+    store = open_store(given, settings_file)
+    if model is not None:
+        find_version(store, model)  # says which models there are
+    models = [read_status(store, name) for name in ([model] if model is not None else list_models(store))]
+    damaged, retraining = list_damaged(store), _read_retraining(model)
+    if json:
+        shown = {
+            "models": [entry.model_dump(mode="json") for entry in models],
+            "damaged": damaged,
+            "retraining": str(retraining) if isinstance(retraining, RefitError) else [asdict(entry) for entry in retraining],
+        }
+        print(jsonlib.dumps(shown, default=datetime.isoformat))
+    else:
+        for entry in models:
+            _print_block(entry.name, _describe_model(entry))
+        if not models:
+            print(f"no models in {store.url}")
+        if isinstance(retraining, RefitError) or not retraining:
+            _print_block("retraining", {"not known": str(retraining)} if retraining else {"not deployed": "`refit deploy` does it"})
+        else:
+            for planned in retraining:
+                _print_block(planned.name, _describe_runs(planned))
+        if damaged:
+            _print_block("set aside, as damaged", dict.fromkeys(damaged, ""))
+    is_silent = isinstance(retraining, RefitError) and not isinstance(retraining, SettingsError)
+    return FAILED if is_silent or damaged or any(entry.damaged for entry in models) else COMPLETED
+
+
+def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
+    """What the server knows of the deployments that retrain, of `model` if it has one of its own; or why it is not known."""
+    from flows.server import connected, read_deployed
+
+    try:
+        with connected() as client:
+            return (model and read_deployed(client, "retrain", model)) or read_deployed(client, "retrain")
+    except RefitError as error:
+        return error
+
+
+def _describe_model(status: Status) -> dict[str, str]:
+    lines = {"champion": "none"}
+    if status.champion is not None:
+        ages = {"trained": status.trained_at, "promoted": status.promoted_at}
+        known = [f"{verb} {_describe_age(at)} ago" for verb, at in ages.items() if at is not None]
+        lines["champion"] = ", ".join([f"v{status.champion} of {len(status.versions)}", *known])
+    if (decision := status.decision) is not None:
+        lines["last decision"] = f"{VERBS[decision.action]} v{decision.after} {_describe_age(decision.at)} ago: {decision.why}"
+    return lines | ({"damaged": "\n".join(status.damaged)} if status.damaged else {})
+
+
+def _describe_runs(deployed: "Deployed") -> dict[str, str]:
+    lines = {"schedule": deployed.schedule or "none"}
+    if (last := deployed.last_run) is not None:
+        message = f": {last.message}" if last.message else ""
+        lines["last run"] = f"{last.name}, {last.state} {_describe_age(last.at)} ago{message}"
+    return {**lines, "next run": _describe_next(deployed), "workers": f"{deployed.num_workers} online"}
+
+
+def _describe_plan(deployed: "Deployed") -> str:
+    return f"{deployed.schedule}, next run {_describe_next(deployed)}" if deployed.schedule else "by hand"
+
+
+def _describe_next(deployed: "Deployed") -> str:
+    at = deployed.next_run_at
+    if at is None:
+        return "none planned"
+    distance = f"in {_describe_age(at)}" if at > datetime.now(UTC) else f"{_describe_age(at)} late"
+    return f"{at.astimezone():%Y-%m-%d %H:%M %Z}, {distance}"
+
+
+def _describe_age(at: datetime | str) -> str:
+    """How long ago, or ahead, in the largest unit that has one."""
+    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    seconds = abs((datetime.now(UTC) - moment).total_seconds())
+    unit, length = next(((unit, length) for unit, length in SECONDS.items() if seconds >= length), ("second", 1))
+    count = int(seconds // length)
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def _print_block(title: str, lines: Mapping[str, str]) -> None:
+    """A title, and under it names and texts that wrap beside them."""
+    table = Table.grid(padding=(0, 2))
+    for name, text in lines.items():
+        style = "red" if name == "damaged" else ""
+        table.add_row(f"  {name}", Text(text, style))
+    console = open_console()
+    console.print(title, style="bold", highlight=False)
+    console.print(table)

@@ -1,0 +1,139 @@
+"""The Prefect server that PREFECT_API_URL names: does it answer, and what does it know of a deployment and its runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkerFilter,
+    WorkerFilterStatus,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+
+from refit.errors import RefitError, SettingsError
+
+PAUSED = "paused"
+
+
+class ServerError(RefitError):
+    """The Prefect server does not answer, or not as it should."""
+
+    @classmethod
+    def of(cls, url: str, error: Exception) -> "ServerError":
+        """Say which server, what it answered, and what to do."""
+        found = str(error).partition("\n")[0]
+        return cls(f"PREFECT_API_URL: expected a Prefect server at {url}, found {found}; start it, or set the address of another")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that was started."""
+
+    name: str
+    state: str
+    message: str
+    at: datetime
+    """When it got into that state."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment, and what the server knows of its runs and workers."""
+
+    name: str
+    schedule: str
+    """Cron line and time zone, or `paused`; empty where it runs only when it is told to."""
+    last_run: Ran | None
+    next_run_at: datetime | None
+    num_workers: int
+    """Those that are online."""
+
+
+@contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """A client of the server.
+
+    Raises:
+        SettingsError: No server is set.
+        ServerError: It does not answer, or refuses.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise SettingsError(
+            "PREFECT_API_URL: expected the address of a Prefect server, found none;"
+            " start one by `prefect server start --background` and set it to http://127.0.0.1:4200/api"
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.hello()
+            yield client
+    except (PrefectHTTPStatusError, httpx.TransportError) as error:
+        raise ServerError.of(url, error) from error
+
+
+def read_deployed(client: SyncPrefectClient, flow: str, name: str | None = None) -> list[Deployed]:
+    """What the server knows of the deployments of a flow; `name` picks one of them."""
+    found = client.read_deployments(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])) if name else None,
+    )
+    return [_read_runs(client, flow, deployment) for deployment in found]
+
+
+def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentResponse) -> Deployed:
+    started = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
+    waiting = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    last = _find_run(client, deployment.id, started, FlowRunSort.START_TIME_DESC)
+    following = _find_run(client, deployment.id, waiting, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
+    return Deployed(
+        name=f"{flow}/{deployment.name}",
+        schedule=_describe_schedules(deployment),
+        last_run=_describe_run(last) if last else None,
+        next_run_at=following.next_scheduled_start_time if following else None,
+        num_workers=_count_workers(client, deployment.work_pool_name),
+    )
+
+
+def _describe_run(run: FlowRun) -> Ran | None:
+    state = run.state
+    return Ran(run.name, state.name or "", state.message or "", state.timestamp) if state else None
+
+
+def _describe_schedules(deployment: DeploymentResponse) -> str:
+    if deployment.paused:
+        return PAUSED
+    schedules = [entry.schedule for entry in deployment.schedules if entry.active]
+    return ", ".join(
+        f"{schedule.cron} {schedule.timezone}" if isinstance(schedule, CronSchedule) else str(schedule) for schedule in schedules
+    )
+
+
+def _find_run(client: SyncPrefectClient, deployment: UUID, runs: FlowRunFilter, sort: FlowRunSort) -> FlowRun | None:
+    of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    found = client.read_flow_runs(deployment_filter=of_deployment, flow_run_filter=runs, sort=sort, limit=1)
+    return found[0] if found else None
+
+
+def _count_workers(client: SyncPrefectClient, pool: str | None) -> int:
+    if pool is None:
+        return 0
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    return len(client.read_workers_for_work_pool(pool, worker_filter=online))

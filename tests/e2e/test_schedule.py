@@ -1,0 +1,232 @@
+"""Deployments on a real server with real workers: planned runs, two workers, a server that goes away, wrong parameters.
+
+The desk that deploys, the code that workers run, and the project that they run it for lie in three folders.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from kill_campaign import REFIT, write_work
+
+from refit.registry import list_versions, read_alias
+from refit.store import Store
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PREFECT = Path(sys.executable).with_name("prefect")
+TIMEOUT_SECONDS = 120
+NETWORK = """
+from torch import nn
+
+
+def build(num_inputs, num_outputs):
+    return nn.Sequential(nn.Linear(num_inputs, 32), nn.ReLU(), nn.Linear(32, num_outputs))
+"""
+EVERY_TEN_SECONDS = "* * * * * */10"
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Site:
+    """A Prefect server and its workers, each a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.project, self.desk, clone = folder, folder / "project", folder / "desk", folder / "clone"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        for floor in ("src", "tasks", "flows"):
+            shutil.copytree(ROOT / floor, clone / floor, ignore=shutil.ignore_patterns("__pycache__"))
+        for place in (self.project, self.desk):
+            place.mkdir()
+        write_work(self.project)
+        (self.project / "network.py").write_text(NETWORK)
+        self.store = Store(str(self.project / "refit-store"))
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REFIT_", "COV_"))}
+        self.environment = {
+            **mine,
+            "PREFECT_API_URL": self.url,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": f"{clone / 'src'}:{clone}"}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.server = self.start_server()
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        server = self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        wait_for(self.is_healthy)
+        return server
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self.start("worker", "worker", "start", "--pool", "refit-pool", "--type", "process", **self.of_worker)
+
+    def start(self, log: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.log").open("ab") as file:
+            process = subprocess.Popen(
+                [PREFECT, *arguments],
+                cwd=self.desk,
+                env={**self.environment, **environment},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """With all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def is_healthy(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/health", timeout=5).is_success
+        return False
+
+    def refit(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command, place = [REFIT, *arguments], cwd or self.desk
+        return subprocess.run(command, cwd=place, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+
+    def read(self, path: str) -> Any:
+        return httpx.get(f"{self.url}{path}", timeout=30).raise_for_status().json()
+
+    def ask(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=30)
+
+    def start_run(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
+        number = self.read(f"/deployments/name/{deployment}")["id"]
+        return self.ask(f"/deployments/{number}/create_flow_run", parameters=parameters)
+
+    def list_runs(self, deployment: str) -> list[dict[str, Any]]:
+        """Those that came to an end, the earliest first."""
+        number = self.read(f"/deployments/name/{deployment}")["id"]
+        runs = self.ask("/flow_runs/filter", deployments={"id": {"any_": [number]}}, sort="EXPECTED_START_TIME_ASC").json()
+        return [run for run in runs if run["state_type"] in FINAL]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    try:
+        yield site
+    finally:
+        for process in site.processes:
+            site.kill(process)
+
+
+@pytest.fixture(scope="module")
+def first_champion(site) -> dict[str, float]:
+    """Deploy, wait for a planned run to promote a champion and for the next to find nothing new; the seconds of both."""
+    site.start_worker()
+    started = time.monotonic()
+    settings = ("--training.num_epochs", "2", "--model.factory", "network:build")
+    deployed = site.refit("deploy", "--cron", EVERY_TEN_SECONDS, "--timezone", "Europe/Berlin", *settings)
+    assert deployed.returncode == 0, deployed.stderr
+    wait_for(lambda: read_alias(site.store, "digits"))
+    seconds = {"to the first champion": time.monotonic() - started}
+    wait_for(lambda: [run for run in site.list_runs("retrain/retrain") if run["state_name"] == "Skipped"])
+    seconds["to the first that found nothing new"] = time.monotonic() - started
+    assert site.refit("deploy", *settings).returncode == 0
+    return seconds
+
+
+def wait_for(find: Callable[[], Any]) -> Any:
+    give_up_at = time.monotonic() + TIMEOUT_SECONDS
+    while not (found := find()):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+    return found
+
+
+def test_a_planned_run_promotes_the_first_champion_and_the_next_finds_nothing_new(site, first_champion, capsys):
+    with capsys.disabled():
+        print(f"\nseconds from `refit deploy`: {first_champion}")
+    runs = site.list_runs("retrain/retrain")
+    assert {run["created_by"]["type"] for run in runs} == {"SCHEDULE"}
+    assert (runs[0]["state_type"], runs[0]["state_name"]) == ("COMPLETED", "Promoted")
+    assert {run["state_name"] for run in runs[1:]} <= {"Skipped", "Cancelled"}
+    assert list_versions(site.store, "digits") == [1]
+
+
+def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):  # noqa: ARG001
+    assert len(site.ask("/deployments/filter").json()) == 3
+    assert len(site.ask("/work_pools/filter").json()) == 1
+    automations = site.ask("/automations/filter").json()
+    assert sorted(automation["name"] for automation in automations) == [
+        "refit: crash silent runs",
+        "refit: reschedule crashed runs",
+    ]
+    (plan,) = site.read("/deployments/name/retrain/retrain")["schedules"]
+    assert (plan["schedule"]["cron"], plan["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
+
+
+def test_no_folder_of_the_deploying_machine_is_in_a_deployment(site, first_champion):  # noqa: ARG001
+    for deployment in site.ask("/deployments/filter").json():
+        told = json.dumps(deployment)
+        assert not [place for place in (ROOT, site.desk, site.project, Path(sys.prefix), Path.home()) if str(place) in told]
+
+
+def test_the_version_tells_the_settings_that_deployment_and_worker_gave(site, first_champion):  # noqa: ARG001
+    settings = json.loads(site.store.read("models/digits/v1/settings.json"))
+    assert (settings["training"]["num_epochs"], settings["model"]["factory"]) == (2, "network:build")  # the deployment's
+    assert (settings["optimizer"]["momentum"], settings["compute"]["num_threads"]) == (0.9, 1)  # of the worker's refit.toml
+
+
+def test_status_tells_the_champion_and_the_last_and_next_run(site, first_champion):  # noqa: ARG001
+    shown = site.refit("status", "digits", "--json", cwd=site.project)
+    assert shown.returncode == 0, shown.stderr
+    status = json.loads(shown.stdout)
+    assert [(model["champion"], model["decision"]["action"]) for model in status["models"]] == [(1, "promote")]
+    (retraining,) = status["retraining"]
+    assert (retraining["schedule"], retraining["num_workers"]) == ("0 3 * * * UTC", 1)
+    assert retraining["last_run"]["state"] in ("Skipped", "Cancelled")
+    assert retraining["next_run_at"] is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": {"lr": -1}}, r"settings.optimizer.lr"),
+        ({"optimizer": {"learning_rate": 1}}, r"learning_rate"),
+        ({"model": {"activation": "softsign"}}, r"relu"),
+        ({"store": {"url": "s3://key:secret@bucket"}}, r"settings.store.url"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion, settings, message):  # noqa: ARG001
+    num_runs = site.ask("/flow_runs/count").json()
+    answer = site.start_run("train/train", {"settings": settings})
+    assert answer.is_client_error
+    assert message in answer.json()["detail"]
+    assert site.ask("/flow_runs/count").json() == num_runs
+
+
+def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
+    site.start_worker()
+    wait_for(lambda: len(site.ask("/work_pools/refit-pool/workers/filter").json()) == 2)
+    settings = [{"name": "away", "seed": seed, "training": {"num_epochs": 8, "patience": None}} for seed in (1, 2)]
+    runs = [site.start_run("train/train", {"settings": given}).json()["id"] for given in settings]
+    wait_for(lambda: all(site.read(f"/flow_runs/{run}")["state_type"] == "RUNNING" for run in runs))
+    site.kill(site.server)
+    assert list_versions(site.store, "away") == []
+    wait_for(lambda: list_versions(site.store, "away") == [1, 2])
+    site.server = site.start_server()
+    wait_for(lambda: all(site.read(f"/flow_runs/{run}")["state_type"] in FINAL for run in runs))
+    found = [site.read(f"/flow_runs/{run}") for run in runs]
+    assert [(run["state_name"], run["run_count"]) for run in found] == [("Completed", 1)] * 2
+    assert list_versions(site.store, "away") == [1, 2]

@@ -1,0 +1,128 @@
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import deploying
+from refit.errors import SettingsError
+from refit.ledger import append_entry, entry_path
+from refit.registry import move_alias
+
+NOWHERE = "http://127.0.0.1:9/api"
+
+
+@pytest.fixture(autouse=True)
+def _no_server() -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: None}):
+        yield
+
+
+@pytest.fixture
+def nowhere() -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: NOWHERE}):
+        yield
+
+
+def lines_of(output: str) -> dict[str, str]:
+    """Names and texts of the indented lines."""
+    rows = [line.strip().partition("  ") for line in output.splitlines() if line.startswith("  ")]
+    return {name: text.strip() for name, _, text in rows}
+
+
+@pytest.mark.parametrize("command", [("deploy",), ("deploy", "--cron", "0 5 * * *")])
+def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(refit, command):
+    code, out, err = refit(*command)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: PREFECT_API_URL: expected the address of a Prefect server, found none;"
+        " start one by `prefect server start --background` and set it to http://127.0.0.1:4200/api\n"
+    )
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("command", ["deploy", "train"])
+def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, command, monkeypatch):
+    monkeypatch.setattr("flows.local.SECONDS_TO_ANSWER", 0.1)
+    code, out, err = refit(command)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: PREFECT_API_URL: expected a Prefect server at {NOWHERE}, found ")
+    assert "start it, or set the address of another" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
+        (("--timezone", "Berlin"), "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'"),
+        (("--optimizer.lr", "0"), "optimizer.lr: expected greater than 0"),
+        (("--store.url", "s3://key:s3cret@bucket"), "store.url: expected a URL without a secret"),
+    ],
+)
+def test_a_schedule_or_setting_that_is_none_is_refused_before_anything_is_made(refit, arguments, message):
+    code, out, err = refit("deploy", *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "s3cret" not in err
+    assert re.search(message, err)
+
+
+@pytest.mark.parametrize(("directory", "found"), [(None, "none"), ("absent", "no folder absent")])
+def test_a_worker_without_a_project_folder_is_told_how_to_start(directory, found):
+    with pytest.raises(SettingsError, match=rf"PROJECT_FOLDER: expected the folder of `refit.toml` .*, found {found}; start"):
+        deploying.enter_project(directory)
+
+
+def test_a_run_starts_in_the_project_folder():
+    Path("project").mkdir()
+    assert deploying.enter_project("project") == {"directory": str(Path.cwd())}
+    assert Path.cwd().name == "project"
+
+
+def test_status_tells_the_ledger_without_a_server_and_says_so(refit, toy):
+    move_alias(toy, "toy", 1, expected=None, why="it beats the majority class")
+    code, out, err = refit("status")
+    assert (code, err) == (0, "")
+    lines = lines_of(out)
+    assert re.fullmatch(r"v1 of 1, trained \d+ \w+ ago, promoted \d+ seconds? ago", lines["champion"])
+    assert re.fullmatch(r"promoted v1 \d+ seconds? ago: it beats the majority class", lines["last decision"])
+    assert lines["not known"].startswith("PREFECT_API_URL: expected the address of a Prefect server, found none")
+    append_entry(toy, "toy", action="keep", why="it may be luck", alias="champion", before=1, after=2)
+    assert re.fullmatch(r"turned down v2 \d+ seconds? ago: it may be luck", lines_of(refit("status", "toy")[1])["last decision"])
+    shown = json.loads(refit("status", "--json")[1])
+    assert [(model["name"], model["champion"], model["decision"]["why"]) for model in shown["models"]] == [
+        ("toy", 1, "it may be luck")
+    ]
+
+
+def test_status_of_a_model_that_is_not_there_names_those_there_are(refit, toy):  # noqa: ARG001
+    code, out, err = refit("status", "fish")
+    assert (code, out) == (1, "")
+    assert "found no 'fish'; models there: toy" in err
+
+
+def test_status_of_an_empty_store_says_so(refit):
+    code, out, _ = refit("status")
+    assert code == 0
+    assert "no models in refit-store" in out
+
+
+def test_damage_is_told_and_the_exit_code_is_one(refit, toy):
+    move_alias(toy, "toy", 1, expected=None, why="")
+    path = Path(toy.root, entry_path("toy", 1))
+    path.write_text("{")
+    code, out, err = refit("status")
+    assert (code, err) == (1, "")
+    assert str(path) in out
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_status_tells_the_ledger_when_the_server_does_not_answer_and_the_exit_code_is_one(refit, toy):
+    move_alias(toy, "toy", 1, expected=None, why="")
+    code, out, err = refit("status")
+    assert (code, err) == (1, "")
+    assert lines_of(out)["champion"].startswith("v1 of 1")
+    assert lines_of(out)["not known"].startswith(f"PREFECT_API_URL: expected a Prefect server at {NOWHERE}, found ")
