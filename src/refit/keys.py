@@ -35,6 +35,7 @@ TRAINING_CODE = (
     "refit.evaluation",
     "refit.loaders",
     "refit.optimizers",
+    "refit.steps",
     "refit.randomness",
 )
 EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders")

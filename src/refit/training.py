@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refit.devices import autocast
 from refit.errors import TrainingError
 from refit.evaluation import compute_logits, refuse_non_finite_logits
 from refit.loaders import Batches, ShuffledBatches
@@ -20,6 +19,7 @@ from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
 from refit.randomness import capture_random_state, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
+from refit.steps import Batch, build_update, compute_gradients
 
 LOSSES_BETWEEN_CHECKS = 200
 
@@ -130,23 +130,17 @@ def train_epoch(
     started = time.perf_counter()
     num_batches = len(partial.batch_losses)
     losses: list[Tensor] = []
+    parameters, update = list(model.parameters()), build_update(optimizer)
     model.train()
     for batches in _grouped(_remaining_batches(loader, state, partial), accumulate_batches):
-        optimizer.zero_grad()
-        num_rows = sum(len(y) for _, y in batches)
-        for x, y in batches:
-            with autocast(device, precision):
-                loss = functional.cross_entropy(model(x.to(device)), y.to(device))
-            (loss if len(batches) == 1 else loss * (len(y) / num_rows)).backward()
-            losses.append(loss.detach())
-            partial.batch_sizes.append(len(y))
-        if max_grad_norm is not None:
-            clipped_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         lr = learning_rate(state.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
+        step_losses, norm = compute_gradients(
+            model, parameters, batches, device=device, precision=precision, max_grad_norm=max_grad_norm
+        )
+        update(lr)
         state.step += 1
+        losses += step_losses
+        partial.batch_sizes += [len(y) for _, y in batches]
         num_batches += len(batches)
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
             _move_losses(losses, partial, epoch)
@@ -155,7 +149,7 @@ def train_epoch(
             state.random_state = capture_random_state()
             partial.seconds += time.perf_counter() - started
             return None
-    grad_norm = _gradient_norm(model) if max_grad_norm is None else clipped_norm.item()
+    grad_norm = _gradient_norm(model) if norm is None else norm.item()
     _move_losses(losses, partial, epoch)
     _refuse_non_finite_weights(model, epoch)
     state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
@@ -229,7 +223,7 @@ def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) 
     return patience is not None and len(val_losses) - best_epoch(val_losses, patience) >= patience
 
 
-def _remaining_batches(loader: Batches, state: TrainingState, partial: PartialEpoch) -> Iterator[tuple[Tensor, Tensor]]:
+def _remaining_batches(loader: Batches, state: TrainingState, partial: PartialEpoch) -> Iterator[Batch]:
     """The batches that the epoch still has, in its own order; leaves the generators where the first of them finds them."""
     restore_random_state(partial.first_random_state)
     sampler = cast(ShuffledBatches, loader.sampler)
@@ -241,7 +235,7 @@ def _remaining_batches(loader: Batches, state: TrainingState, partial: PartialEp
     return itertools.chain([first], batches)
 
 
-def _grouped(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while group := list(itertools.islice(batches, size)):
         yield group
 

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from refit.checkpoints import digest_weights
+from refit.optimizers import build_optimizer
+from refit.settings import OptimizerSettings
+from refit.steps import build_update, compute_gradients
+
+CPU = torch.device("cpu")
+OPTIMIZERS = [
+    {"name": "sgd"},
+    {"name": "sgd", "weight_decay": 0.01},
+    {"name": "sgd", "momentum": 0.9},
+    {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01},
+    {"name": "adam", "lr": 0.01},
+    {"name": "adam", "lr": 0.01, "weight_decay": 0.01},
+    {"name": "adamw", "lr": 0.01},
+    {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
+]
+
+
+class Network(nn.Module):
+    """Layers of odd sizes, a parameter that no loss depends on, and with `is_fickle` one that some do not."""
+
+    def __init__(self, is_fickle: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 17), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(17, 3))
+        self.unused = nn.Parameter(torch.ones(3)) if is_fickle else None
+        self.sometimes = nn.Parameter(torch.ones(3)) if is_fickle else None
+        self.num_calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        logits = self.layers(x)
+        return logits * self.sometimes if self.sometimes is not None and self.num_calls % 3 else logits
+
+
+@pytest.mark.parametrize("is_fickle", [False, True], ids=["all parameters", "some parameters"])
+@pytest.mark.parametrize("given", OPTIMIZERS, ids=str)
+def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given, is_fickle):
+    settings = OptimizerSettings(**{"lr": 0.1, **given})
+    found = []
+    for is_ours in (True, False):
+        torch.manual_seed(0)
+        model = Network(is_fickle)
+        optimizer = build_optimizer(settings, model.parameters())
+        update = build_update(optimizer)
+        for step in range(8):
+            x, y, lr = torch.randn(6, 5), torch.randint(3, (6,)), settings.lr / (1 + step)
+            if is_ours:
+                compute_gradients(model, [*model.parameters()], [(x, y)], device=CPU, precision="fp32", max_grad_norm=None)
+                update(lr)
+                continue
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+        content = optimizer.state_dict()
+        state = {f"{number} {name}": value for number, values in content["state"].items() for name, value in values.items()}
+        found.append((digest_weights(model.state_dict()), digest_weights(state), content["param_groups"]))
+    assert found[0] == found[1]
