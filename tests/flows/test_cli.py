@@ -124,9 +124,9 @@ def test_a_misspelt_flag_is_answered_with_the_right_one(refit):
 
 
 def test_an_unknown_command_exits_with_two(refit):
-    code, out, err = refit("retrain")
+    code, out, err = refit("fit")
     assert (code, out) == (2, "")
-    assert err.startswith('error: Unknown command "retrain".')
+    assert err.startswith('error: Unknown command "fit".')
 
 
 def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, monkeypatch):
