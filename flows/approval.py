@@ -18,9 +18,9 @@ SECONDS_BETWEEN_LOOKS = 5
 
 
 class Answer(RunInput):
-    """What the form asks for."""
+    """What the form asks for. The server refuses to resume the run without an answer, as that has no default."""
 
-    answer: Literal["approve", "reject"] = "reject"
+    answer: Literal["approve", "reject"]
     comment: str = ""
 
 

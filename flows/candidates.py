@@ -3,6 +3,7 @@
 from flows.approval import ask_person
 from flows.training import train_version
 from refit import registry
+from refit.attempts import forget_attempts
 from refit.comparison import Verdict
 from refit.ledger import Entry, find_newest
 from refit.recipes import build_recipe
@@ -25,7 +26,7 @@ def judge_candidate(
         key: Of the retraining.
         decided: What a run decided that died before its report; then only that is made up for.
     """
-    store, seconds = Store(settings.store.url), dict[str, float]()
+    store, recipe, seconds = Store(settings.store.url), None, dict[str, float]()
     newest = find_newest(store, settings.name)
     if decided is not None:
         candidate = registry.read_version(store, settings.name, decided.after or 0)
@@ -41,6 +42,9 @@ def judge_candidate(
         number = entry.before if entry else registry.read_alias(store, settings.name)
         verdict = compare(candidate, number, settings)
         entry = entry or _act_on(verdict, candidate, number, key, settings)
+    place = report(candidate, verdict, entry, settings)
+    if recipe is not None:
+        forget_attempts(recipe, store)
     standing = entry.after if entry.action == "promote" else entry.before
     return RetrainingResult(
         outcome="promoted" if entry.action == "promote" else "kept",
@@ -48,7 +52,7 @@ def judge_candidate(
         champion=None if standing is None else f"{settings.name}@v{standing}",
         candidate=candidate.reference,
         scores=verdict.scores,
-        report=report(candidate, verdict, entry, settings),
+        report=place,
         seconds=seconds,
     )
 

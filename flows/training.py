@@ -39,11 +39,16 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
         refresh: Do every step anew.
     """
     resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
-    return train_version(build_recipe(resolved), resolved, refresh=refresh)
+    recipe = build_recipe(resolved)
+    result = train_version(recipe, resolved, refresh=refresh)
+    forget_attempts(recipe, Store(resolved.store.url))
+    return result
 
 
 def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | None = None, refresh: bool = False) -> TrainingResult:
     """Train by the recipe and save a version, in the flow run at work; what was done before is not done again.
+
+    The attempt is counted; the flow forgets it when it has done all it has to do.
 
     Args:
         recipe: Of the run.
@@ -74,7 +79,6 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
             key = recipe.saving(settings.name, best.epoch, len(epochs), list(keys.values())).key
             record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
             saved = save_checkpoint(key, best, epochs, metrics, snapshot, settings, return_state=True)
-        forget_attempts(recipe, store)
     model = registry.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
