@@ -125,6 +125,33 @@ def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(r
     assert refit("show", "toy").stdout.startswith(f"{Path('refit-store/models/toy/v1').resolve()}\n\n# toy\n")
 
 
+def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(refit, environment, server):
+    environment["PREFECT_API_URL"] = server
+    source = str(Path(__file__).parents[2] / "examples/penguins.csv")
+    arguments = ("retrain", "--name", "penguins", "--data.source", source, "--data.target", "species", "--loader.batch_size", "32")
+    first = refit(*arguments, "--optimizer.lr", "0.1")
+    assert first.returncode == 0, first.stderr
+    assert_quiet(first.stderr)
+    report = Path("refit-store/models/penguins/v1/report.html").resolve()
+    *_, reason, champion, last = first.stdout.splitlines()
+    assert reason.startswith("promoted: accuracy 0.")
+    assert [champion, last] == ["the champion is penguins@v1", f"report: {report}"]
+    assert report.exists()
+
+    skipped = refit(*arguments, "--optimizer.lr", "0.1", "--json")
+    assert (skipped.returncode, skipped.stdout.count("\n")) == (0, 1)
+    assert json.loads(skipped.stdout)["outcome"] == "skipped"
+    assert json.loads(skipped.stdout)["champion"] == "penguins@v1"
+
+    kept = refit(*arguments, "--optimizer.lr", "0.000001")
+    assert kept.returncode == 0
+    assert re.search(
+        r"on the test rows +│ penguins@v2 │ penguins@v1 │ difference|penguins@v2 ┃ penguins@v1 ┃ difference", kept.stdout
+    )
+    assert "not promoted: accuracy" in kept.stdout
+    assert "the champion is penguins@v1" in kept.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

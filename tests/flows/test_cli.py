@@ -27,6 +27,18 @@ def test_the_help_of_train_names_every_setting_with_its_sentence():
     assert "Passes over the train rows" in out
 
 
+def test_retraining_that_would_ask_is_refused_where_no_server_can(refit, monkeypatch):
+    from flows import approval
+
+    monkeypatch.setattr(approval.PREFECT_API_URL, "value", lambda: None)
+    code, out, err = refit("retrain", "--promotion.mode", "ask")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: promotion.mode: expected a Prefect server whose pages can ask, as it is `ask`, found none;"
+        " start one and set PREFECT_API_URL, or take `auto` or `never`\n"
+    )
+
+
 def test_settings_prints_every_setting_with_its_default(refit):
     code, out, err = refit("settings", "--json")
     assert (code, err) == (0, "")
@@ -124,9 +136,9 @@ def test_a_misspelt_flag_is_answered_with_the_right_one(refit):
 
 
 def test_an_unknown_command_exits_with_two(refit):
-    code, out, err = refit("fit")
+    code, out, err = refit("forget")
     assert (code, out) == (2, "")
-    assert err.startswith('error: Unknown command "fit".')
+    assert err.startswith('error: Unknown command "forget".')
 
 
 def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, monkeypatch):

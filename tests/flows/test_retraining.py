@@ -23,7 +23,6 @@ import refit.registry
 import refit.reports
 import refit.training
 from flows.retraining import retrain
-from refit.errors import SettingsError
 from refit.ledger import Entry, load_ledger
 from refit.refs import RetrainingResult
 from refit.registry import list_versions, move_alias, read_alias, rollback
@@ -223,12 +222,6 @@ def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
     assert state.message.startswith("nobody approved within 1 seconds, else promoted: accuracy")
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(state.state_details.flow_run_id).state.name == "Kept"
-
-
-def test_with_mode_ask_and_no_server_that_could_ask_a_run_says_so_at_once(monkeypatch):
-    monkeypatch.setattr(flows.approval.PREFECT_API_URL, "value", lambda: None)
-    with pytest.raises(SettingsError, match=r"promotion\.mode: expected a Prefect server whose pages can ask"):
-        flows.approval.check_server("ask")
 
 
 def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monkeypatch):
