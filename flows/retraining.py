@@ -5,13 +5,13 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.approval import check_server
-from flows.runs import DEFAULTS, find_newer_run, name_run
+from flows.runs import DEFAULTS, find_newer_run, name_run, resolve_given
 from refit.data.sources import digest_sources
 from refit.keys import retraining_key
 from refit.refs import RetrainingResult
 from refit.registry import read_alias
 from refit.retraining import find_champion, find_decision, is_reported
-from refit.settings import SettingsTree, resolve_settings
+from refit.settings import SettingsTree
 from refit.store import Store
 
 
@@ -23,7 +23,7 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
             the rest.
     """
-    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    resolved = resolve_given(settings)
     check_server(resolved.promotion.mode)
     store, name = Store(resolved.store.url), resolved.name
     newer = find_newer_run(resolved.schedule.max_delay_seconds)

@@ -1,8 +1,10 @@
-"""What runs of flows have in common: their names, and that a late one gives way to a newer one."""
+"""What runs of flows have in common: their names, their settings, and that a late one gives way to a newer one."""
 
 import contextlib
+import json
 from datetime import UTC, datetime
 
+from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -17,7 +19,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
 
 from refit.errors import SettingsError
-from refit.settings import NothingGiven, resolve_settings
+from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 
 DEFAULTS = NothingGiven()
 
@@ -28,6 +30,16 @@ def name_run() -> str:
     with contextlib.suppress(SettingsError):  # the flow will raise it
         settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
     return f"{flow_run.flow_name} {settings.name}, {flow_run.scheduled_start_time.astimezone():%-d %b %Y %H:%M}"
+
+
+def resolve_given(settings: SettingsTree) -> Settings:
+    """Fill in what a run was not given, from the environment of this machine, and show on its page what came of that."""
+    resolved, origins = resolve_settings(settings.model_dump(exclude_unset=True))
+    if deployment.id is not None:  # a run from a terminal has `refit settings`
+        origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
+        rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
+        create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and where each came from")
+    return resolved
 
 
 def find_newer_run(max_delay_seconds: float) -> FlowRun | None:

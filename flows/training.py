@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows.runs import DEFAULTS, name_run
+from flows.runs import DEFAULTS, name_run, resolve_given
 from refit import devices, registry
 from refit.attempts import forget_attempts, note_attempt
 from refit.checkpoints import prune_checkpoints
@@ -17,7 +17,7 @@ from refit.keys import Recipe
 from refit.recipes import Run, build_recipe, record_run
 from refit.refs import DatasetRef, EpochResult, SavedModel, TrainingResult
 from refit.results import find_last_epoch
-from refit.settings import Settings, SettingsTree, resolve_settings
+from refit.settings import Settings, SettingsTree
 from refit.store import Store
 from refit.training import best_epoch, check_deadline, has_lost_patience
 from tasks.caching import results_in
@@ -38,7 +38,7 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
             the rest.
         refresh: Do every step anew.
     """
-    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    resolved = resolve_given(settings)
     recipe = build_recipe(resolved)
     result = train_version(recipe, resolved, refresh=refresh)
     forget_attempts(recipe, Store(resolved.store.url))

@@ -8,6 +8,7 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from refit import outcomes
 from refit.comparison import Verdict
@@ -18,6 +19,7 @@ from refit.store import Store
 from tasks.caching import RETRIED
 
 SECONDS_BETWEEN_UPDATES = 1.0
+SECONDS_WITHOUT_SERVER = 30.0
 
 
 @task(task_run_name="write report", cache_policy=NO_CACHE, **RETRIED)
@@ -35,20 +37,23 @@ class ProgressBar:
     def __init__(self, name: str) -> None:
         self.key = f"{_as_key(name)}-training"
         self.artifact: UUID | None = None
-        self.moved_at = 0.0
+        self.rests_until = 0.0
 
     def move(self, share: float, description: str) -> None:
-        """Show how far the training has come; `share` is 1 at its end. A server that is away is no reason to stop training."""
-        if share < 1 and time.monotonic() - self.moved_at < SECONDS_BETWEEN_UPDATES:
+        """Show how far the training has come; `share` is 1 at its end. Training does not wait for a server that is away."""
+        if share < 1 and time.monotonic() < self.rests_until:
             return
+        pause = SECONDS_BETWEEN_UPDATES
         try:
-            if self.artifact is None:
-                self.artifact = cast(UUID, create_progress_artifact(100 * share, self.key, description))
-            else:
-                update_progress_artifact(self.artifact, 100 * share, description)
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                if self.artifact is None:
+                    self.artifact = cast(UUID, create_progress_artifact(100 * share, self.key, description))
+                else:
+                    update_progress_artifact(self.artifact, 100 * share, description)
         except httpx.HTTPError as error:
+            pause = SECONDS_WITHOUT_SERVER
             get_run_logger().warning("the progress bar cannot be moved: %s", error)
-        self.moved_at = time.monotonic()
+        self.rests_until = time.monotonic() + pause
 
 
 def _as_key(name: str) -> str:
