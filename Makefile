@@ -3,6 +3,7 @@
 #   make train [ARGS="--training.num_epochs 5"]
 #   make test  [ARGS="-k settings"]
 #   make lint
+#   make bench [ARGS="--quick"]
 #   make clean
 #
 # Needs Python 3.11 or newer; another one than `python3` is named by `make train PYTHON=python3.12`.
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test lint bench clean
 .NOTPARALLEL:
 
 train: .venv/train.stamp
@@ -25,6 +26,9 @@ lint: .venv/test.stamp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+bench: .venv/bench.stamp
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
 clean:
 	rm -rf .venv
 
@@ -35,6 +39,10 @@ clean:
 .venv/test.stamp: pyproject.toml constraints.txt
 	$(call install,.[dev])
 	@touch .venv/train.stamp $@
+
+.venv/bench.stamp: pyproject.toml constraints.txt
+	$(call install,.[dev,bench])
+	@touch .venv/train.stamp .venv/test.stamp $@
 
 # `unfinished` outlives a set-up that was cut short; the next one then starts from nothing.
 define install

@@ -1,15 +1,20 @@
-"""What orchestration and checkpoints cost: a run that is all done beside an empty flow, and epochs beside the bare loop.
+"""What orchestration and checkpoints cost: runs beside the same work without Prefect, and one all done beside an empty flow.
 
-Run as `python benchmarks/overhead.py`; everything is measured side by side in one run, interleaved, and printed as medians.
+Run as `python benchmarks/overhead.py`, while nothing else runs; all is measured side by side, in turns, and printed as medians.
+Prefect's server is started before: `footprint.py` measures what starting costs. `--quick` only tries whether everything works.
 """
 
+import argparse
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
@@ -25,13 +30,20 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.training import train
-from refit.data.dataset import build_dataset, load_manifest, load_split
+from refit.data.dataset import Manifest, build_dataset, load_manifest, load_split
+from refit.devices import prepare_compute
+from refit.evaluation import evaluate
+from refit.loaders import build_evaluation_loader, build_train_loader
+from refit.models import build_model
+from refit.optimizers import build_optimizer
 from refit.settings import SettingsTree
 from refit.store import Store
+from refit.training import build_training_state, train_epoch
 
-REPEATS = 5
+REPEATS = 3
 NUM_DONE_EPOCHS = 100
-NUM_EPOCHS = 20
+NUM_MEDIUM_ROWS = round(330_000 / 0.7)
+"""So that 330,000 are train rows, as in `speed.py`."""
 
 
 @flow
@@ -46,15 +58,44 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def train_bare(x: torch.Tensor, y: torch.Tensor, settings: SettingsTree, num_outputs: int) -> None:
-    """The notebook's loop, over batches gathered as Refit gathers them."""
+def write_table(path: Path, num_rows: int, num_columns: int, num_classes: int) -> str:
+    """Write normal numbers, and classes that a linear teacher gives them."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((num_rows, num_columns), np.float32)
+    y = (x @ generator.standard_normal((num_columns, num_classes), np.float32)).argmax(axis=1)
+    pl.DataFrame({**{f"x{column}": x[:, column] for column in range(num_columns)}, "y": y}).write_parquet(path)
+    return str(path)
+
+
+def describe_works(folder: Path, is_quick: bool) -> dict[str, dict[str, Any]]:
+    """Settings by name."""
+    small = write_table(folder / "small.parquet", 2048, 64, 2)
+    medium = write_table(folder / "medium.parquet", 5000 if is_quick else NUM_MEDIUM_ROWS, 60, 10)
+    return {
+        "notebook": {"training": {"num_epochs": 20 if is_quick else 1000}},
+        "10 MB model": {
+            "data": {"source": small, "val_fraction": 0},
+            "model": {"hidden_sizes": [1500, 1500]},
+            "loader": {"batch_size": 64},
+            "optimizer": {"lr": 0.01},
+            "training": {"num_epochs": 2 if is_quick else 20},
+        },
+        "medium": {
+            "data": {"source": medium},
+            "model": {"hidden_sizes": [256, 256]},
+            "loader": {"batch_size": 1024},
+            "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+            "training": {"num_epochs": 10},
+        },
+    }
+
+
+def train_plainly(manifest: Manifest, store: Store, settings: SettingsTree) -> None:
+    """The notebook's loop, over batches gathered as Refit gathers them, without validation."""
+    x, y = load_split(manifest, "train", store)
     torch.manual_seed(settings.seed)
-    layers, width = [], x.shape[1]
-    for size in settings.model.hidden_sizes:
-        layers += [nn.Linear(width, size), nn.ReLU()]
-        width = size
-    model = nn.Sequential(*layers, nn.Linear(width, num_outputs))
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings.optimizer.lr)
+    model = build_model(settings.model, x.shape[1], len(manifest.classes))
+    optimizer = build_optimizer(settings.optimizer, model.parameters())
     dataset, batch_size = TensorDataset(x, y), settings.loader.batch_size
     for _ in range(settings.training.num_epochs):
         for rows in DataLoader(range(len(y)), batch_size=batch_size, shuffle=True, drop_last=True, collate_fn=torch.tensor):
@@ -63,37 +104,96 @@ def train_bare(x: torch.Tensor, y: torch.Tensor, settings: SettingsTree, num_out
             optimizer.step()
 
 
+def train_alone(manifest: Manifest, store: Store, settings: SettingsTree) -> nn.Module:
+    """Refit's epochs with their validation, without Prefect and checkpoints."""
+    device, num_inputs = prepare_compute(settings.compute), len(manifest.input_names)
+    state = build_training_state(settings.model, settings.optimizer, num_inputs, len(manifest.classes), settings.seed, device)
+    loader = build_train_loader(*load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last)
+    val_loader = build_evaluation_loader(*load_split(manifest, "val", store)) if "val" in manifest.splits else None
+    for _ in range(settings.training.num_epochs):
+        train_epoch(state, loader, lambda _: settings.optimizer.lr, device=device, val_loader=val_loader)
+    return state.model
+
+
+def run_alone(settings: SettingsTree) -> tuple[dict[str, float], Manifest]:
+    """Seconds of each step of a run without Prefect, checkpoints and a saved version, and its data set."""
+    store, clock = Store(settings.store.url), [time.perf_counter()]
+    manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
+    clock.append(time.perf_counter())
+    model = train_alone(manifest, store, settings)
+    clock.append(time.perf_counter())
+    for split in manifest.splits:
+        loader = build_evaluation_loader(*load_split(manifest, split, store))
+        evaluate(model, loader, list(map(str, manifest.classes)), prepare_compute(settings.compute), settings.compute.precision)
+    clock.append(time.perf_counter())
+    steps = (after - before for before, after in pairwise(clock))
+    seconds = dict(zip(("build_dataset", "train", "evaluate"), steps, strict=True))
+    return {**seconds, "all": clock[-1] - clock[0]}, manifest
+
+
+def run_flow(settings: SettingsTree) -> dict[str, float]:
+    """Seconds of each step of the flow, and of all of it."""
+    started = time.perf_counter()
+    seconds = train(settings).seconds
+    return {**seconds, "all": time.perf_counter() - started}
+
+
+def measure_done(folder: Path, console: Console) -> None:
+    """A run that is all done, beside an empty flow."""
+    done = SettingsTree.model_validate({"training": {"num_epochs": NUM_DONE_EPOCHS}, "store": {"url": str(folder / "done")}})
+    train(done)
+    pairs = [(seconds_of(empty), seconds_of(lambda: train(done))) for _ in range(REPEATS)]
+    bare, ours = (statistics.median(values) for values in zip(*pairs, strict=True))
+    console.print(f"empty flow {bare:.3f} s; {NUM_DONE_EPOCHS} epochs, all done before: {ours:.3f} s")
+
+
+def measure_runs(name: str, given: dict[str, Any], folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each step of a run, without Prefect and checkpoints and in the flow; `plain` is the notebook's loop."""
+    alone, flowing = list[dict[str, float]](), list[dict[str, float]]()
+    for repeat in range(REPEATS):
+        urls = (str(folder / f"{name}-{repeat}-{kind}") for kind in ("alone", "flow"))
+        apart, ours = (SettingsTree.model_validate({**given, "store": {"url": url}}) for url in urls)
+        seconds, manifest = run_alone(apart)
+        flowing.append(run_flow(ours))
+        plain = seconds_of(lambda apart=apart, manifest=manifest: train_plainly(manifest, Store(apart.store.url), apart))
+        alone.append({**seconds, "plain": plain})
+    return take_medians(alone), take_medians(flowing)
+
+
+def take_medians(measured: list[dict[str, float]]) -> dict[str, float]:
+    """Of each step."""
+    return {step: statistics.median(seconds[step] for seconds in measured) for step in measured[0]}
+
+
+def build_tables(folder: Path, is_quick: bool) -> tuple[Table, Table]:
+    """Measure all works: a table of seconds per epoch, and one of the steps of a run."""
+    epochs = Table("model", "epochs", "plain loop, s/epoch", "train_epoch alone, s/epoch", "flow, s/epoch", "difference", "ratio")
+    steps = Table("model", "step", "without Prefect and checkpoints, s", "flow, s", "ratio")
+    for name, given in describe_works(folder, is_quick).items():
+        alone, flowing = measure_runs(name, given, folder)
+        num_epochs = given["training"]["num_epochs"]
+        plain, bare, ours = (seconds / num_epochs for seconds in (alone["plain"], alone["train"], flowing["train"]))
+        figures = (f"{seconds:.5f}" for seconds in (plain, bare, ours, ours - bare))
+        epochs.add_row(name, f"{num_epochs:,}", *figures, f"{ours / bare:.3f}")
+        for step, seconds in flowing.items():
+            beside = (f"{alone[step]:.3f}", f"{seconds / alone[step]:.3f}") if step in alone else ("", "")
+            steps.add_row(name, step, beside[0], f"{seconds:.3f}", beside[1])
+    return epochs, steps
+
+
 def main() -> None:
     """Measure and print."""
-    folder = Path(tempfile.mkdtemp())
-    with prefect_test_harness(server_startup_timeout=90), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        console = Console()
-        done = SettingsTree.model_validate({"training": {"num_epochs": NUM_DONE_EPOCHS}, "store": {"url": str(folder / "done")}})
-        train(done)
-        pairs = [(seconds_of(empty), seconds_of(lambda: train(done))) for _ in range(REPEATS)]
-        bare, ours = (statistics.median(values) for values in zip(*pairs, strict=True))
-        console.print(f"empty flow {bare:.3f} s; {NUM_DONE_EPOCHS} epochs, all done before: {ours:.3f} s")
-
-        torch.manual_seed(0)
-        pl.DataFrame({**{f"x{i}": torch.randn(2048).numpy() for i in range(64)}, "y": [0, 1] * 1024}).write_parquet(
-            folder / "t.parquet"
-        )
-        wide = {"data": {"source": str(folder / "t.parquet"), "val_fraction": 0}, "model": {"hidden_sizes": [1500, 1500]}}
-        works = {"notebook": {}, "10 MB model": {**wide, "loader": {"batch_size": 64}, "optimizer": {"lr": 0.01}}}
-        table = Table("model", "bare loop, s/epoch", "Refit, s/epoch", "difference, s/epoch")
-        for name, given in works.items():
-            measured = []
-            for repeat in range(REPEATS):
-                store = Store(str(folder / f"{name}-{repeat}"))
-                both = {**given, "training": {"num_epochs": NUM_EPOCHS}, "store": {"url": store.url}}
-                settings = SettingsTree.model_validate(both)
-                manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
-                x, y = load_split(manifest, "train", store)
-                bare = seconds_of(lambda x=x, y=y, settings=settings: train_bare(x, y, settings, 2)) / NUM_EPOCHS
-                measured.append((bare, train(settings).seconds["train"] / NUM_EPOCHS))
-            bare, ours = (statistics.median(values) for values in zip(*measured, strict=True))
-            table.add_row(name, f"{bare:.4f}", f"{ours:.4f}", f"{ours - bare:.4f}")
-        console.print(table)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few rows each, to see whether everything works")
+    given = parser.parse_args()
+    console = Console(width=132)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        prefect_test_harness(server_startup_timeout=90),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        measure_done(Path(name), console)
+        console.print(*build_tables(Path(name), given.quick))
 
 
 if __name__ == "__main__":
