@@ -1,6 +1,7 @@
-"""PyTorch Lightning with `Trainer(barebones=True)`: no logger, checkpoints, progress bar, summary or validation; fused optimizer.
+"""PyTorch Lightning with `Trainer(barebones=True)`: no logger, checkpoints, progress bar, summary or validation.
 
-Its loader is given as an argument: `collated` is the `DataLoader` of its documentation, `gathered` the fastest that it takes.
+With the argument `plain`, it has the `DataLoader` and the optimizer of its documentation; with `tuned`, gathered batches and fused
+AdamW.
 """
 
 import logging
@@ -17,8 +18,9 @@ from work import Array, Labels, Layers, Work, race
 class Classifier(lightning.LightningModule):
     """The network and how it learns."""
 
-    def __init__(self, work: Work, lap: Callable[[], None]) -> None:
+    def __init__(self, work: Work, lap: Callable[[], None], is_tuned: bool) -> None:
         super().__init__()
+        self.is_tuned = is_tuned
         self.work = work
         self.lap = lap
         self.network = build_network(work)
@@ -30,7 +32,7 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the work."""
-        return build_optimizer(self.work, self, fused=True)
+        return build_optimizer(self.work, self, fused=self.is_tuned)
 
     def on_train_start(self) -> None:
         """Begin the first lap."""
@@ -41,13 +43,13 @@ class Classifier(lightning.LightningModule):
         self.lap()
 
 
-def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], batches: str) -> Layers:
+def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], variant: str) -> Layers:
     """Fit once, for all epochs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(seed)
-    model = Classifier(work, lap)
+    model = Classifier(work, lap, variant == "tuned")
     trainer = lightning.Trainer(accelerator="cpu", devices=1, max_epochs=num_epochs, barebones=True)
-    trainer.fit(model, build_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, batches))
+    trainer.fit(model, build_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, model.is_tuned))
     return copy_layers(model)
 
 

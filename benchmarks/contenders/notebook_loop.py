@@ -13,7 +13,7 @@ def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Call
     torch.manual_seed(seed)
     network = build_network(work)
     optimizer = build_optimizer(work, network, fused=False)
-    loader = build_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, "collated")
+    loader = build_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, is_gathered=False)
     lap()
     for _ in range(num_epochs):
         for inputs, classes in loader:

@@ -1,6 +1,7 @@
-"""skorch with `callbacks="disable"` and `train_split=None`: no scores, no printing, no validation; fused optimizer.
+"""skorch with `callbacks="disable"` and `train_split=None`: no scores, no printing, no validation.
 
-Its loader is given as an argument: `collated` is its own, `gathered` the fastest that it takes.
+With the argument `plain`, it has its own loader and the optimizer of its documentation; with `tuned`, gathered batches and fused
+AdamW.
 """
 
 from collections.abc import Callable
@@ -25,13 +26,14 @@ class Net(NeuralNetClassifier):
         self.lap()
 
 
-def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], batches: str) -> Layers:
+def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], variant: str) -> Layers:
     """Fit once, for all epochs."""
     torch.manual_seed(seed)
-    options = {"optimizer": torch.optim.SGD} if work.optimizer == "sgd" else {"optimizer": torch.optim.AdamW}
+    is_tuned = variant == "tuned"
+    options = {"optimizer": torch.optim.SGD}
     if work.optimizer == "adamw":
-        options["optimizer__weight_decay"] = WEIGHT_DECAY
-    if batches == "gathered":
+        options = {"optimizer": torch.optim.AdamW, "optimizer__fused": is_tuned, "optimizer__weight_decay": WEIGHT_DECAY}
+    if is_tuned:
         options |= {"iterator_train__batch_size": None, "iterator_train__sampler": ShuffledIndices(len(y), work.batch_size)}
     else:
         options |= {"batch_size": work.batch_size, "iterator_train__shuffle": True}
@@ -40,7 +42,6 @@ def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Call
         criterion=torch.nn.CrossEntropyLoss,
         lr=work.lr,
         max_epochs=num_epochs,
-        optimizer__fused=True,
         train_split=None,
         callbacks="disable",
         verbose=0,

@@ -1,4 +1,4 @@
-"""A loop that someone has tuned: batches by `index_select` without a loader, gradients set to None, a fused optimizer."""
+"""A loop that someone has tuned: batches by `index_select` without a loader, gradients set to None, fused AdamW."""
 
 from collections.abc import Callable
 
