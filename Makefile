@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+WITH_PEERS := .[dev,bench]
 
 .PHONY: train test lint bench clean
 .NOTPARALLEL:
@@ -41,7 +42,7 @@ clean:
 	@touch .venv/train.stamp $@
 
 .venv/bench.stamp: pyproject.toml constraints.txt
-	$(call install,.[dev,bench])
+	$(call install,$(WITH_PEERS))
 	@touch .venv/train.stamp .venv/test.stamp $@
 
 # `unfinished` outlives a set-up that was cut short; the next one then starts from nothing.

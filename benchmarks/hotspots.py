@@ -34,7 +34,7 @@ KINDS = {
         "nll_loss_forward",
         "nll_loss_backward",
     ),
-    "sums over a batch, for biases": ("sum",),
+    "biases, added and summed": ("copy_", "sum"),
     "optimizer": ("mul_", "lerp_", "addcmul_", "sqrt", "div", "add_", "addcdiv_", "_fused_adamw_", "_fused_sgd_"),
     "gathering rows": ("index", "index_select"),
 }
