@@ -244,7 +244,7 @@ def test_a_server_shows_the_run_its_tasks_and_its_lines(refit, environment, serv
     finished = refit("train", "--name", "toy", "--json")
     assert finished.returncode == 0, finished.stderr
     assert_quiet(finished.stderr)
-    (run,) = find_runs(server, "train toy")
+    (run,) = find_runs(server, "train toy, ")
     assert run["state_type"] == "COMPLETED"
     assert run["parameters"]["settings"]["name"] == "toy"
     names: set[str] = set()
@@ -266,13 +266,13 @@ def test_a_server_shows_the_run_its_tasks_and_its_lines(refit, environment, serv
 def test_a_server_shows_a_run_that_failed(refit, environment, server):
     environment["PREFECT_API_URL"] = server
     assert refit("train", "--name", "doomed", "--optimizer.lr", "1e30").returncode == 1
-    (run,) = find_runs(server, "train doomed")
+    (run,) = find_runs(server, "train doomed, ")
     assert run["state_type"] == "FAILED"
     assert "epoch 1, batch 2: expected a finite loss" in run["state"]["message"]
 
 
 def find_runs(url: str, name: str) -> list[dict]:
-    return ask(url, "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+    return ask(url, "/flow_runs/filter", {"flow_runs": {"name": {"like_": name}}})
 
 
 def run_on_a_terminal(command: list, environment: dict[str, str]) -> tuple[int, str]:
