@@ -4,6 +4,7 @@ import math
 from typing import Literal
 from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
@@ -41,6 +42,7 @@ def ask_person(question: str, key: str, timeout_seconds: float) -> Answer | None
         key: Of the question within the run: lower-case letters, digits, dashes.
         timeout_seconds: How long to wait.
     """
+    get_run_logger().info("waiting for a person to resume this run: %s", flow_run.ui_url)
     form = Answer.with_initial_data(description=question)
     try:
         return pause_flow_run(form, math.ceil(timeout_seconds), SECONDS_BETWEEN_LOOKS, f"{key}-{flow_run.run_count}")

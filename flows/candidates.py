@@ -1,5 +1,7 @@
 """The part of a retraining that trains, compares and acts. It brings torch along; `retraining` imports it when there is news."""
 
+from prefect import get_run_logger
+
 from flows.approval import ask_person
 from flows.training import train_version
 from refit import registry
@@ -12,7 +14,7 @@ from refit.retraining import KEY, find_champion, find_decision
 from refit.settings import Settings
 from refit.store import Store
 from tasks.promotion import compare, keep, promote
-from tasks.reporting import report
+from tasks.reporting import report, show_report
 
 
 def judge_candidate(
@@ -42,6 +44,7 @@ def judge_candidate(
         number = entry.before if entry else registry.read_alias(store, settings.name)
         verdict = compare(candidate, number, settings)
         entry = entry or _act_on(verdict, candidate, number, key, settings)
+    get_run_logger().info("%s: %s", candidate.reference, entry.why)
     place = report(candidate, verdict, entry, settings)
     if recipe is not None:
         forget_attempts(recipe, store)
@@ -58,20 +61,29 @@ def judge_candidate(
 
 
 def _find_start(settings: Settings, store: Store) -> SavedModel | None:
-    """The version whose weights a warm start takes."""
-    number = find_champion(store, settings.name) if settings.training.warm_start else None
-    return None if number is None else registry.read_version(store, settings.name, number)
+    """The version whose weights a warm start takes; None starts from new ones."""
+    if not settings.training.warm_start:
+        return None
+    number = find_champion(store, settings.name)
+    if number is None:
+        get_run_logger().info("starting from new weights, as there is no champion that is whole")
+        return None
+    return registry.read_version(store, settings.name, number)
 
 
 def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
     """Promote the candidate or write down why not; None if the champion is another by now."""
     details = {KEY: key, **verdict.model_dump(mode="json", include={"decision", "num_left_out", "scores"})}
     why, objection = verdict.reason, None
+    if candidate.version == champion:  # of another retraining, whose recipe was the same
+        return keep(candidate, champion, f"{candidate.reference} is the champion already", details, settings)
     if verdict.decision.is_better and settings.promotion.mode == "never":
         objection = "promotion.mode is `never`"
     elif verdict.decision.is_better and settings.promotion.mode == "ask":
-        question = f"**Shall {candidate.reference} be the champion?** {why}"
-        answer = ask_person(question, f"v{candidate.version}-v{champion or 0}", settings.promotion.timeout_seconds)
+        question = f"Shall {candidate.reference} be the champion?"
+        show_report(candidate, verdict, question, settings)
+        text = f"**{question}** Its {verdict.figures}. The report is among the run's artifacts."
+        answer = ask_person(text, f"v{candidate.version}-v{champion or 0}", settings.promotion.timeout_seconds)
         comment = f" ({answer.comment})" if answer and answer.comment else ""
         if answer is None:
             objection = f"nobody approved within {settings.promotion.timeout_seconds:g} seconds"

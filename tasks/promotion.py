@@ -19,9 +19,7 @@ from tasks.caching import RETRIED
 @task(task_run_name="compare with the champion", cache_policy=NO_CACHE, **RETRIED)
 def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree) -> Verdict:
     """Score candidate and champion on the same test rows, and decide."""
-    verdict = comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url))
-    get_run_logger().info("%s: %s", candidate.reference, verdict.reason)
-    return verdict
+    return comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url))
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, **RETRIED)

@@ -8,6 +8,10 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from refit import outcomes
@@ -26,9 +30,17 @@ SECONDS_WITHOUT_SERVER = 30.0
 def report(candidate: SavedModel, verdict: Verdict, entry: Entry, settings: SettingsTree) -> str:
     """Write the report next to the candidate, show it on the run's page, and return where the file is."""
     markdown, place = outcomes.write_report(candidate, verdict, entry, Store(settings.store.url))
-    create_markdown_artifact(markdown, f"{_as_key(candidate.name)}-report", outcomes.describe_outcome(candidate.name, entry))
     get_run_logger().info("report: %s", place)
+    _show(markdown, candidate.name, outcomes.describe_outcome(candidate.name, entry))
     return place
+
+
+@task(task_run_name="show report", cache_policy=NO_CACHE, **RETRIED)
+def show_report(candidate: SavedModel, verdict: Verdict, question: str, settings: SettingsTree) -> None:
+    """Show on the run's page what a person needs to know who is asked this question."""
+    _show(
+        outcomes.render_report(candidate, verdict, question, verdict.figures, Store(settings.store.url)), candidate.name, question
+    )
 
 
 class ProgressBar:
@@ -54,6 +66,21 @@ class ProgressBar:
             pause = SECONDS_WITHOUT_SERVER
             get_run_logger().warning("the progress bar cannot be moved: %s", error)
         self.rests_until = time.monotonic() + pause
+
+
+def _show(markdown: str, name: str, description: str) -> None:
+    """Have the report of the run at work on its page, in the place of an earlier one."""
+    key, run = f"{_as_key(name)}-report", UUID(flow_run.id)
+    of_run = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+    try:
+        with get_client(sync_client=True) as client:
+            earlier = client.read_artifacts(artifact_filter=of_run)
+            if earlier:
+                client.update_artifact(earlier[0].id, ArtifactUpdate(data=markdown, description=description))
+            else:
+                create_markdown_artifact(markdown, key, description)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("the report cannot be shown on the run's page: %s", error)
 
 
 def _as_key(name: str) -> str:

@@ -55,6 +55,11 @@ class Verdict(Handle):
     drifts: list[Drift]
     """How far columns have moved since the champion's data set."""
 
+    @property
+    def figures(self) -> str:
+        """The reason without the decision that it begins with, as that may be a person's."""
+        return self.reason.partition(": ")[2]
+
 
 @dataclass(frozen=True)
 class ScoredRows:

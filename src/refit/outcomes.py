@@ -11,18 +11,13 @@ from refit.retraining import REPORT
 from refit.store import Store
 
 
-def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: Store) -> tuple[str, str]:
-    """Write the report as one HTML file in the candidate's folder; the other files there stay as they are.
-
-    Returns:
-        The report as Markdown, and where the file is.
-    """
+def render_report(candidate: SavedModel, verdict: Verdict, headline: str, reason: str, store: Store) -> str:
+    """Render the report as Markdown."""
     folder = version_folder(candidate.name, candidate.version)
     log, record = (json.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "version"))
-    headline = describe_outcome(candidate.name, entry)
     report = RunReport(
         headline=headline,
-        reason=entry.why,
+        reason=reason,
         scores=verdict.scores,
         worse_slices=[SliceRow(part.name, part.num_rows, part.candidate, part.champion) for part in verdict.decision.worse],
         epochs=[EpochRow(**{name: epoch[name] for name in EpochRow.__dataclass_fields__}) for epoch in log],
@@ -40,9 +35,20 @@ def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: S
         versions={name: store.location(find_version(store, name)) for name in verdict.scores},
         earlier_looks=verdict.earlier_looks,
     )
-    markdown = render_run_report(report)
-    store.write(f"{folder}/{REPORT}", render_html(markdown, headline).encode())
-    return markdown, store.location(f"{folder}/{REPORT}")
+    return render_run_report(report)
+
+
+def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: Store) -> tuple[str, str]:
+    """Write the report as one HTML file in the candidate's folder; the other files there stay as they are.
+
+    Returns:
+        The report as Markdown, and where the file is.
+    """
+    headline = describe_outcome(candidate.name, entry)
+    markdown = render_report(candidate, verdict, headline, entry.why, store)
+    path = f"{version_folder(candidate.name, candidate.version)}/{REPORT}"
+    store.write(path, render_html(markdown, headline).encode())
+    return markdown, store.location(path)
 
 
 def describe_outcome(name: str, entry: Entry) -> str:

@@ -1,5 +1,6 @@
 """Nights of retraining, on the CPU, in seconds."""
 
+import contextlib
 import json
 import threading
 import time
@@ -13,7 +14,8 @@ import torch
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import Artifact, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
@@ -54,6 +56,12 @@ def run(optimizer: dict = GOOD, **sections) -> State[RetrainingResult]:
 
 def read_ledger() -> list[Entry]:
     return [entry for entry in load_ledger(Store("refit-store"), "model") if entry.action != "open"]
+
+
+def find_artifacts(state: State) -> list[Artifact]:
+    with get_client(sync_client=True) as client:
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+        return client.read_artifacts(artifact_filter=of_run)
 
 
 def champion() -> int | None:
@@ -136,8 +144,7 @@ def test_the_runs_page_has_the_report_a_full_bar_and_says_what_ran_when():
     state = run(name="my_model")
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(state.state_details.flow_run_id)
-        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
-        artifacts = {artifact.type: artifact for artifact in client.read_artifacts(artifact_filter=of_run)}
+    artifacts = {artifact.type: artifact for artifact in find_artifacts(state)}
     due = flow_run.expected_start_time.astimezone()
     assert flow_run.name == f"retrain my_model, {due.day} {due:%b %Y %H:%M}"
     assert set(artifacts) == {"markdown", "progress"}
@@ -169,6 +176,24 @@ def test_a_champion_that_cannot_score_todays_table_is_replaced_even_if_no_row_is
     assert run(training={"num_epochs": 8}).name == "Skipped"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x0,x1,x2,y\n", "expected rows"),
+        ("x0,x1,x2\n1,2,3\n", "expected a column of rows.csv, found no `y`"),
+        (None, "expected a file, folder or glob, found nothing there"),
+    ],
+    ids=["empty", "no target", "gone"],
+)
+def test_a_table_that_cannot_be_trained_on_today_fails_the_run_and_the_champion_stands(content, message):
+    run(BAD, promotion={"mode": "never"})
+    move_alias(Store("refit-store"), "model", 1, expected=None, why="by hand")
+    Path("rows.csv").write_text(content) if content else Path("rows.csv").unlink()
+    state = run()
+    assert (state.type, champion()) == (StateType.FAILED, 1)
+    assert message in str(state.result(raise_on_failure=False))
+
+
 def test_with_mode_never_a_better_candidate_is_only_reported():
     state = run(promotion={"mode": "never"})
     assert (state.name, champion()) == ("Kept", None)
@@ -191,12 +216,14 @@ def answering(monkeypatch) -> Iterator[Callable[..., threading.Thread]]:
     def resume(answers: dict[str, str]) -> None:
         paused = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.PAUSED])))
         with get_client(sync_client=True) as client:
-            while not (found := client.read_flow_runs(flow_run_filter=paused)):
+            while True:
+                for flow_run in client.read_flow_runs(flow_run_filter=paused):
+                    with contextlib.suppress(ObjectNotFound):  # the form comes a little after the pause
+                        key = flow_run.state.state_details.run_input_keyset["description"]
+                        assert "Shall model@v1 be the champion?" in client.read_flow_run_input(flow_run.id, key)
+                        client.resume_flow_run(flow_run.id, answers)
+                        return
                 time.sleep(0.1)
-            keyset = found[0].state.state_details.run_input_keyset
-            question = json.loads(client.read_flow_run_input(found[0].id, keyset["description"])) if keyset else ""
-            assert "Shall model@v1 be the champion?" in question
-            client.resume_flow_run(found[0].id, answers)
 
     yield answer
     for thread in threads:
@@ -205,14 +232,18 @@ def answering(monkeypatch) -> Iterator[Callable[..., threading.Thread]]:
 
 def test_with_mode_ask_a_persons_word_counts(answering):
     answering(answer="reject", comment="not on a Friday")
-    rejected = run(promotion={"mode": "ask"})
+    rejected = run(promotion={"mode": "ask", "timeout_seconds": 60})
     assert (rejected.name, champion()) == ("Kept", None)
     assert rejected.message.startswith("rejected in the Prefect UI (not on a Friday), else promoted: accuracy")
     assert run(promotion={"mode": "ask"}).name == "Skipped", "nobody is asked twice"
     answering(answer="approve", comment="")
-    approved = run(promotion={"mode": "ask", "min_effect": 0.001})
+    approved = run(promotion={"mode": "ask", "min_effect": 0.001, "timeout_seconds": 60})
     assert (approved.name, champion()) == ("Promoted", 1)
     assert read_ledger()[-1].why.startswith("approved in the Prefect UI; promoted: accuracy")
+    (report,) = (artifact for artifact in find_artifacts(approved) if artifact.type == "markdown")
+    assert report.description == "model@v1 is the champion now", "what the person was shown has become the report"
+    again = run()
+    assert (again.name, again.message) == ("Kept", "model@v1 is the champion already")
 
 
 def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
