@@ -1,6 +1,6 @@
 """What the Prefect server does by itself for runs of Refit's deployments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -65,10 +65,10 @@ def _reschedule_crashed_runs() -> AutomationCore:
     return AutomationCore(
         name=RESCHEDULE,
         description="A run whose process died goes on from its last checkpoint.",
-        # The runner and the worker both report a crash: with a `within` above 0, a second report that comes after the rescheduling
-        # would pass unheeded, and leave the run crashed. Should it hit a run that is at work again, the store's lock keeps the
-        # attempts apart.
-        trigger=_watch(["train", "retrain"], expect={"prefect.flow-run.Crashed"}),
+        # At each report: runner and worker both tell of a crash, and a second report after the rescheduling would leave the run
+        # crashed. Should it hit a run that is at work again, the store's lock keeps the attempts apart.
+        # Not of runs that never began, as on a worker without Refit: they cannot give up by themselves.
+        trigger=_watch(["train", "retrain"], expect={"prefect.flow-run.Crashed"}, match={"prefect.run-count": "!0"}),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )
 
@@ -96,11 +96,13 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
     )
 
 
-def _watch(flows: Sequence[str], posture: Posture = Posture.Reactive, **fields: Any) -> EventTrigger:
+def _watch(
+    flows: Sequence[str], posture: Posture = Posture.Reactive, match: Mapping[str, str] | None = None, **fields: Any
+) -> EventTrigger:
     """Watch each run that a deployment of these flows has started; what runs from a terminal is its user's own."""
     return EventTrigger(
         for_each={"prefect.resource.id"},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match={"prefect.resource.id": "prefect.flow-run.*", **(match or {})},
         match_related=[
             {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
             {"prefect.resource.role": "deployment"},

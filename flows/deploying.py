@@ -1,4 +1,4 @@
-"""Deployments of the flows, as `prefect.yaml` beside this file says, and the folder that their runs start in."""
+"""Deployments of the flows, as `prefect.yaml` beside this file says."""
 
 import json
 import subprocess
@@ -13,36 +13,16 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.steps.pull import set_working_directory
 from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 from flows.automations import update_automations
-from flows.server import PAUSED, Deployed, ServerError, connected, read_deployed
+from flows.server import PAUSED, SECONDS_TO_ANSWER, Deployed, ServerError, connected, read_deployed
 from refit.errors import SettingsError
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
-START_WORKER = "PROJECT_FOLDER=$PWD prefect worker start --pool refit-pool --type process"
 SECONDS_TO_SCHEDULE = 30
 """The server's scheduler looks for new deployments every few seconds."""
-
-
-def enter_project(directory: str | None = None) -> dict[str, Any]:
-    """Start a run in its worker's project folder: the pull step of the deployments.
-
-    Args:
-        directory: What PROJECT_FOLDER says; None where it is not set.
-
-    Raises:
-        SettingsError: It is not set, or names no folder.
-    """
-    if directory is None or not Path(directory).is_dir():
-        found = "none" if directory is None else f"no folder {directory}"
-        raise SettingsError(
-            f"PROJECT_FOLDER: expected the folder of `refit.toml` in the worker's environment, found {found};"
-            f" start the worker by `{START_WORKER}`"
-        )
-    return set_working_directory(directory)
 
 
 def deploy(
@@ -67,7 +47,7 @@ def deploy(
         ServerError: The server does not answer, refuses, or makes no run of a schedule.
     """
     document = _read_prefect_file(settings, cron, timezone)
-    with connected() as client:
+    with connected(SECONDS_TO_ANSWER) as client:
         for pool in {entry["work_pool"]["name"] for entry in document["deployments"]}:
             _make_pool(client, pool)
         automations = update_automations(client, block)

@@ -37,13 +37,12 @@ from prefect.settings import (
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from flows.server import ServerError
+from flows.server import SECONDS_TO_ANSWER, ServerError, await_server
 from flows.terminal import FAILED
 from refit.store import Store
 
 FLOORS = ("flows", "tasks", "refit")
 SECONDS_TO_START = 60
-SECONDS_TO_ANSWER = 10
 NUM_RETRIES = 3
 """Of a call to a server that has gone: 14 seconds in all."""
 SECONDS_TO_STOP = 8
@@ -84,13 +83,13 @@ def _starting_server() -> Iterator[str]:
     """
     if PREFECT_API_URL.value():
         url = str(PREFECT_API_URL.value())
-        _await_server(url, SECONDS_TO_ANSWER)
+        await_server(url, SECONDS_TO_ANSWER)
         yield url
         return
     with Store(str(PREFECT_HOME.value())).lock("refit server", lambda: None):
         url, server = _start_server()
         yield url
-        _await_server(url, SECONDS_TO_START, server)
+        await_server(url, SECONDS_TO_START, server)
 
 
 def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
@@ -125,23 +124,6 @@ def _stop_server(server: subprocess.Popen[bytes]) -> None:
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _await_server(url: str, seconds: float, server: subprocess.Popen[bytes] | None = None) -> None:
-    give_up_at = time.monotonic() + seconds
-    while True:
-        try:
-            httpx.get(f"{url}/health").raise_for_status()
-            return
-        except httpx.HTTPError as error:
-            if server is not None and server.poll() is not None:
-                raise ServerError(
-                    f"expected to start a Prefect server, found that it ended with code {server.returncode};"
-                    f" look at {PREFECT_HOME.value()}, or start one yourself and set PREFECT_API_URL"
-                ) from error
-            if time.monotonic() > give_up_at:
-                raise ServerError.of(url, error) from error
-        time.sleep(0.05)
 
 
 def _leave_soon() -> None:

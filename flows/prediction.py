@@ -3,13 +3,12 @@
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.runs import DEFAULTS, resolve_given
 from refit import registry
 from refit.refs import Prediction
-from refit.settings import NothingGiven, SettingsTree, resolve_settings
+from refit.settings import SettingsTree
 from refit.store import Store
 from tasks.prediction import score_files
-
-DEFAULTS = NothingGiven()
 
 
 def _name_run() -> str:
@@ -28,6 +27,6 @@ def predict(model: str, source: str, output: str, keep: tuple[str, ...] = (), se
         settings: Only `store.url` counts; what is not given comes from the environment, `.env` and `refit.toml` of the machine that
             runs the flow.
     """
-    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    resolved = resolve_given(settings)
     name, version = registry.resolve_reference(Store(resolved.store.url), model, registry.CHAMPION)
     return score_files(name, version, source, output, keep, resolved.store.url)

@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
 
+from flows.project import check_project
 from refit.errors import SettingsError
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 
@@ -33,7 +34,12 @@ def name_run() -> str:
 
 
 def resolve_given(settings: SettingsTree) -> Settings:
-    """Fill in what a run was not given, from the environment of this machine, and show on its page what came of that."""
+    """Fill in what a run was not given, from the environment of this machine, and show on its page what came of that.
+
+    Raises:
+        SettingsError: As `resolve_settings`, or the worker does not name the project's folder.
+    """
+    check_project()
     resolved, origins = resolve_settings(settings.model_dump(exclude_unset=True))
     if deployment.id is not None:  # a run from a terminal has `refit settings`
         origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}

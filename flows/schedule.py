@@ -35,7 +35,7 @@ def deploy(
         notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
         json: Print one JSON object instead of text.
     """
-    from flows import deploying
+    from flows import deploying, project
 
     deployed, automations = deploying.deploy(as_given(given), cron, timezone, notify)
     if json:
@@ -45,7 +45,7 @@ def deploy(
     _print_block("deployed", {entry.name: _describe_plan(entry) for entry in deployed})
     _print_block("the server will", {name.removeprefix("refit: "): "" for name in automations})
     if not all(entry.num_workers for entry in deployed):
-        _print_block("no worker is online", {"start one in the project's folder": deploying.START_WORKER})
+        _print_block("no worker is online", {"start one in the project's folder": project.START_WORKER})
     return COMPLETED
 
 
@@ -109,7 +109,8 @@ def _describe_model(status: Status) -> dict[str, str]:
         known = [f"{verb} {_describe_age(at)} ago" for verb, at in ages.items() if at is not None]
         lines["champion"] = ", ".join([f"v{status.champion} of {len(status.versions)}", *known])
     if (decision := status.decision) is not None:
-        lines["last decision"] = f"{VERBS[decision.action]} v{decision.after} {_describe_age(decision.at)} ago: {decision.why}"
+        reason = decision.why.removeprefix("not ").removeprefix("promoted: ")
+        lines["last decision"] = f"{VERBS[decision.action]} v{decision.after} {_describe_age(decision.at)} ago: {reason}"
     return lines | ({"damaged": "\n".join(status.damaged)} if status.damaged else {})
 
 
@@ -151,3 +152,4 @@ def _print_block(title: str, lines: Mapping[str, str]) -> None:
     console = open_console()
     console.print(title, style="bold", highlight=False)
     console.print(table)
+    console.print()

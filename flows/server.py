@@ -1,5 +1,7 @@
 """The Prefect server that PREFECT_API_URL names: does it answer, and what does it know of a deployment and its runs."""
 
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +28,13 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from refit.errors import RefitError, SettingsError
 
 PAUSED = "paused"
+SECONDS_TO_ANSWER = 20
+"""A server that was just started takes a few."""
 
 
 class ServerError(RefitError):
@@ -67,9 +71,31 @@ class Deployed:
     """Those that are online."""
 
 
+def await_server(url: str, seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Return once the server answers.
+
+    Raises:
+        ServerError: It does not, for so long, or its `process` has ended.
+    """
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            httpx.get(f"{url}/health").raise_for_status()
+            return
+        except httpx.HTTPError as error:
+            if process is not None and process.poll() is not None:
+                raise ServerError(
+                    f"expected to start a Prefect server, found that it ended with code {process.returncode};"
+                    f" look at {PREFECT_HOME.value()}, or start one yourself and set PREFECT_API_URL"
+                ) from error
+            if time.monotonic() > give_up_at:
+                raise ServerError.of(url, error) from error
+        time.sleep(0.05)
+
+
 @contextmanager
-def connected() -> Iterator[SyncPrefectClient]:
-    """A client of the server.
+def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
+    """A client of the server, which may take so long to answer.
 
     Raises:
         SettingsError: No server is set.
@@ -79,11 +105,11 @@ def connected() -> Iterator[SyncPrefectClient]:
     if not url:
         raise SettingsError(
             "PREFECT_API_URL: expected the address of a Prefect server, found none;"
-            " start one by `prefect server start --background` and set it to http://127.0.0.1:4200/api"
+            " start one by `prefect server start` and set it to http://127.0.0.1:4200/api"
         )
     try:
+        await_server(url, seconds)
         with get_client(sync_client=True) as client:
-            client.hello()
             yield client
     except (PrefectHTTPStatusError, httpx.TransportError) as error:
         raise ServerError.of(url, error) from error

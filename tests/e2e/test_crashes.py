@@ -63,7 +63,7 @@ def wait_for(find: Callable[[], object]) -> object:
 
 
 def read_run(url: str, run: str) -> dict:
-    return httpx.get(f"{url}/flow_runs/{run}").json()
+    return httpx.get(f"{url}/flow_runs/{run}", timeout=60).json()
 
 
 def find_process(run: str) -> int | None:

@@ -104,10 +104,16 @@ class Site:
         return subprocess.run(command, cwd=place, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
 
     def read(self, path: str) -> Any:
-        return httpx.get(f"{self.url}{path}", timeout=30).raise_for_status().json()
+        return self.request("GET", path).raise_for_status().json()
 
     def ask(self, path: str, **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=30)
+        return self.request("POST", path, json=body)
+
+    def request(self, method: str, path: str, **fields: Any) -> httpx.Response:
+        """Asked again while the server is busy, as Prefect's client does."""
+        while (answer := httpx.request(method, f"{self.url}{path}", timeout=30, **fields)).status_code == 503:
+            time.sleep(0.2)
+        return answer
 
     def start_run(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
         number = self.read(f"/deployments/name/{deployment}")["id"]

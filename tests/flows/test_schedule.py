@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import deploying
+from flows import project
 from refit.errors import SettingsError
 from refit.ledger import append_entry, entry_path
 from refit.registry import move_alias
@@ -38,14 +38,15 @@ def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(ref
     assert (code, out) == (2, "")
     assert err == (
         "error: PREFECT_API_URL: expected the address of a Prefect server, found none;"
-        " start one by `prefect server start --background` and set it to http://127.0.0.1:4200/api\n"
+        " start one by `prefect server start` and set it to http://127.0.0.1:4200/api\n"
     )
 
 
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.parametrize("command", ["deploy", "train"])
 def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, command, monkeypatch):
-    monkeypatch.setattr("flows.local.SECONDS_TO_ANSWER", 0.1)
+    for module in ("local", "deploying"):
+        monkeypatch.setattr(f"flows.{module}.SECONDS_TO_ANSWER", 0.1)
     code, out, err = refit(command)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: PREFECT_API_URL: expected a Prefect server at {NOWHERE}, found ")
@@ -70,16 +71,19 @@ def test_a_schedule_or_setting_that_is_none_is_refused_before_anything_is_made(r
     assert re.search(message, err)
 
 
-@pytest.mark.parametrize(("directory", "found"), [(None, "none"), ("absent", "no folder absent")])
-def test_a_worker_without_a_project_folder_is_told_how_to_start(directory, found):
+@pytest.mark.parametrize(("directory", "found"), [("", "none"), ("absent", "no folder absent")])
+def test_a_run_of_a_worker_without_a_project_folder_fails_and_says_how_to_start_one(monkeypatch, directory, found):
+    monkeypatch.setenv("PROJECT_FOLDER", directory)
+    project.enter_project(directory)
     with pytest.raises(SettingsError, match=rf"PROJECT_FOLDER: expected the folder of `refit.toml` .*, found {found}; start"):
-        deploying.enter_project(directory)
+        project.check_project()
 
 
 def test_a_run_starts_in_the_project_folder():
     Path("project").mkdir()
-    assert deploying.enter_project("project") == {"directory": str(Path.cwd())}
+    assert project.enter_project("project") == {"directory": str(Path.cwd())}
     assert Path.cwd().name == "project"
+    project.check_project()
 
 
 def test_status_tells_the_ledger_without_a_server_and_says_so(refit, toy):
