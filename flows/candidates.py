@@ -30,18 +30,19 @@ def judge_candidate(
     """
     store, recipe, seconds = Store(settings.store.url), None, dict[str, float]()
     newest = find_newest(store, settings.name)
-    if decided is not None:
-        candidate = registry.read_version(store, settings.name, decided.after or 0)
-    else:
+    if decided is None:
         champion = _find_start(settings, store)
         recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
         trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
     entry, verdict = decided, None
     while verdict is None or entry is None:
-        # Again after another run has promoted its candidate meanwhile: perhaps this very one.
+        # Again after another run has moved the champion meanwhile: perhaps by a decision on this very recipe.
         entry = entry or find_decision(store, settings.name, key, since=newest)
-        number = entry.before if entry else registry.read_alias(store, settings.name)
+        if entry is None:
+            number = registry.read_alias(store, settings.name)
+        else:
+            number, candidate = entry.before, registry.read_version(store, settings.name, entry.after or 0)
         verdict = compare(candidate, number, settings)
         entry = entry or _act_on(verdict, candidate, number, key, settings)
     get_run_logger().info("%s: %s", candidate.reference, entry.why)

@@ -36,9 +36,12 @@ def promote(
 
 
 @task(task_run_name="keep the champion", cache_policy=NO_CACHE, **RETRIED)
-def keep(candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree) -> Entry:
-    """Write into the ledger why the candidate was turned down."""
+def keep(candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree) -> Entry | None:
+    """Write into the ledger why the candidate was turned down; None if the champion is another than it was compared with."""
     store, alias = Store(settings.store.url), registry.CHAMPION
+    if registry.read_alias(store, candidate.name) != champion:
+        get_run_logger().warning("%s@%s is another version since the comparison", candidate.name, alias)
+        return None
     return ledger.append_entry(
         store, candidate.name, action="keep", alias=alias, before=champion, after=candidate.version, why=why, details=details
     )

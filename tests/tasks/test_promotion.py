@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from prefect import flow
@@ -67,4 +66,5 @@ def test_a_refusal_is_written_and_moves_nothing(versions):
     entry = act(keep, 1)
     assert (entry.action, entry.alias, entry.before, entry.after, entry.why) == ("keep", "champion", 1, 2, "better")
     assert read_alias(versions, "a") == 1
-    assert Path("refit-store/models/a/aliases/champion.json").exists()
+    assert act(keep, None) is None, "v1 became the champion after the comparison"
+    assert load_ledger(versions, "a")[-1] == entry
