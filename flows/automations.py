@@ -90,7 +90,7 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
             SendNotification(
                 block_document_id=document.id,
                 subject="{{ flow_run.name }}: {{ flow_run.state.name }}",
-                body="{{ flow_run.state.message }}\n\n{{ flow_run|ui_url }}",
+                body="{{ flow_run.state.message }}\n\n{{ (flow_run|ui_url) or '' }}",
             )
         ],
     )
