@@ -18,8 +18,9 @@ WITH_PEERS := .[dev,bench]
 train: .venv/train.stamp
 	@$(BIN)/refit train $(ARGS)
 
+# Two tests at a time, a thread each: more threads than cores would wait for one another.
 test: .venv/test.stamp
-	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check
