@@ -2,9 +2,10 @@
 
 from functools import lru_cache
 
+import torch
 from prefect import task
 
-from refit import loaders
+from refit import devices, loaders
 from refit.data import dataset
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree
@@ -19,20 +20,21 @@ def build_loaders(key: str, snapshot: DatasetRef, settings: SettingsTree) -> Loa
     batch_size, drop_last = settings.loader.batch_size, settings.loader.drop_last
     num_batches = loaders.count_batches(num_rows, batch_size, drop_last)
     ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches)
-    open_loaders(ref, settings.store.url)
+    open_loaders(ref, settings.store.url, devices.choose_device(settings.compute.device))
     return ref
 
 
-def open_loaders(ref: LoadersRef, url: str) -> tuple[loaders.Batches, loaders.Batches | None]:
+def open_loaders(ref: LoadersRef, url: str, device: torch.device = loaders.CPU) -> tuple[loaders.Batches, loaders.Batches | None]:
     """Return the loaders of the train and, where there are any, validation rows; the last ones made are kept."""
-    return _open_loaders(ref.model_dump_json(), url)
+    return _open_loaders(ref.model_dump_json(), url, device)
 
 
 @lru_cache(maxsize=1)
-def _open_loaders(json: str, url: str) -> tuple[loaders.Batches, loaders.Batches | None]:
+def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.Batches, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)
     manifest = dataset.load_manifest(ref.dataset, store)
-    train_loader = loaders.build_train_loader(*dataset.load_split(manifest, "train", store), ref.batch_size, ref.drop_last)
+    train_rows = dataset.load_split(manifest, "train", store)
+    train_loader = loaders.build_train_loader(*train_rows, ref.batch_size, ref.drop_last, device)
     if "val" not in manifest.splits:
         return train_loader, None
-    return train_loader, loaders.build_evaluation_loader(*dataset.load_split(manifest, "val", store))
+    return train_loader, loaders.build_evaluation_loader(*dataset.load_split(manifest, "val", store), device)

@@ -52,7 +52,8 @@ def train_epoch(
         checkpoints.load_state(partial or checkpoint, state, store)
         if partial is not None:
             get_run_logger().info("epoch %d: going on after batch %d", epoch, state.num_batches)
-    train_loader, val_loader = open_loaders(loaders, settings.store.url)
+    device = devices.prepare_compute(settings.compute)
+    train_loader, val_loader = open_loaders(loaders, settings.store.url, device)
     num_steps = training.count_steps(loaders.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
     clock = training.PauseClock(settings.checkpoint.every_seconds, deadline)
     log = None
@@ -61,12 +62,14 @@ def train_epoch(
             state,
             train_loader,
             optimizers.build_learning_rate(settings.optimizer, num_steps),
-            device=devices.prepare_compute(settings.compute),
+            device=device,
             precision=settings.compute.precision,
+            engine=settings.compute.engine,
             accumulate_batches=settings.training.accumulate_batches,
             max_grad_norm=settings.training.max_grad_norm,
             val_loader=val_loader,
             should_pause=lambda: is_signal_held() or clock.is_due(),
+            report=get_run_logger().info,
         )
         if log is None:
             checkpoints.save_partial(key, state, store)

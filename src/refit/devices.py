@@ -1,5 +1,8 @@
 """The device, precision and threads that the arithmetic runs on."""
 
+import os
+import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,7 +31,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_compute(settings: ComputeSettings) -> torch.device:
-    """Set the number of CPU threads and return the chosen device."""
+    """Set the number of CPU threads and return the chosen device.
+
+    Raises:
+        SettingsError: The device is not on this machine, or there is no compiler for `compute.engine`.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
+    if settings.engine != "eager" and shutil.which(compiler) is None:
+        raise SettingsError(
+            f"compute.engine: expected a C++ compiler for {settings.engine!r}, found no {compiler}; install it, or use `eager`"
+        )
     if settings.num_threads is not None and torch.get_num_threads() != settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     return choose_device(settings.device)

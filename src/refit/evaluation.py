@@ -54,7 +54,7 @@ def compute_logits(model: nn.Module, loader: Batches, device: torch.device, prec
         for x, y in loader:
             with autocast(device, precision):
                 logits.append(model(x.to(device)).float().cpu())
-            classes.append(y)
+            classes.append(y.cpu())
     model.train(was_training)
     return torch.cat(logits), torch.cat(classes)
 

@@ -36,6 +36,7 @@ TRAINING_CODE = (
     "refit.loaders",
     "refit.optimizers",
     "refit.steps",
+    "refit.compilation",
     "refit.randomness",
 )
 EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders")
@@ -135,7 +136,7 @@ def write_recipe(
         "seed": settings.seed,
         **dict(walk_settings(settings.model, "model.")),
         **dict(walk_settings(settings.optimizer, "optimizer.")),
-        "compute.precision": settings.compute.precision,
+        **{f"compute.{name}": getattr(settings.compute, name) for name in ("engine", "precision")},
         "processor": processor,
         "torch": version("torch"),
         "first weights": first_weights,

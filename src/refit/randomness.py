@@ -1,6 +1,8 @@
 """Random number generators: seeded, captured and restored, so that an epoch needs no history."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,3 +41,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": mersenne_twister})
     version, python_words, gauss_next = state["python"]
     random.setstate((version, tuple(python_words), gauss_next))
+
+
+@contextmanager
+def putting_generators_back() -> Iterator[None]:
+    """Leave every generator as the block found it."""
+    state = capture_random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)

@@ -207,6 +207,8 @@ class ComputeSettings(Section):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    engine: Literal["eager", "compiled", "auto"] = "eager"
+    """How steps run: with the bits of plain PyTorch, compiled (faster, other last bits), or compiled from step 50,000 on."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: `fp32`, or `bf16` by automatic mixed precision."""
     num_threads: int | None = Field(None, ge=1)

@@ -11,6 +11,8 @@ from refit.optimizers import build_update_rule, find_state
 
 Batch = tuple[Tensor, Tensor]
 """Rows `(B, F)` and their classes `(B,)`."""
+Step = Callable[[Sequence[Batch], float], Sequence[Tensor]]
+"""Trains on a group of batches at a learning rate, and returns the mean loss of each."""
 
 
 def compute_gradients(

@@ -1,5 +1,6 @@
 """The training loop: the state that moves, and one epoch of moving it."""
 
+import functools
 import itertools
 import math
 import time
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from refit.compilation import compile_step, should_compile
 from refit.errors import TrainingError
 from refit.evaluation import compute_logits, refuse_non_finite_logits
 from refit.loaders import Batches, ShuffledBatches
@@ -19,7 +21,7 @@ from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
 from refit.randomness import capture_random_state, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
-from refit.steps import Batch, build_update, compute_gradients
+from refit.steps import Batch, Step, build_update, compute_gradients
 
 LOSSES_BETWEEN_CHECKS = 200
 
@@ -45,7 +47,7 @@ class EpochLog(BaseModel):
     rows_per_second: float
     """Training rows, validation left out."""
     seconds: float
-    """Training and validation."""
+    """Training and validation, compiling left out."""
 
 
 @dataclass
@@ -100,10 +102,12 @@ def train_epoch(
     *,
     device: torch.device,
     precision: str = "fp32",
+    engine: str = "eager",
     accumulate_batches: int = 1,
     max_grad_norm: float | None = None,
     val_loader: Batches | None = None,
     should_pause: Callable[[], bool] = lambda: False,
+    report: Callable[[str], object] = lambda _: None,
 ) -> EpochLog | None:
     """Train `state` in place to the end of its epoch, from its own random state, then look at the validation rows.
 
@@ -113,35 +117,49 @@ def train_epoch(
         learning_rate: The learning rate of a step, counted from 0 over the whole run.
         device: Where the model is.
         precision: `fp32` or `bf16`.
+        engine: `eager`, `compiled`, or `auto`, which turns from the one to the other.
         accumulate_batches: Batches a step; each weighs by its rows, so that the gradient is that of one large batch.
         max_grad_norm: 2-norm that gradients are scaled down to; None does not clip.
         val_loader: Validation rows; None where there are none.
         should_pause: Asked after every step but the epoch's last; when it says so, training stops there. The same call goes on
             later, from this state or from a checkpoint of it, and gives the same bits.
+        report: Told how long compiling took.
 
     Returns:
         The epoch's log, or None if it was paused.
 
     Raises:
         TrainingError: A loss or a weight is not finite.
+        SettingsError: The model cannot be compiled.
     """
     model, optimizer, epoch = state.model, state.optimizer, state.epoch + 1
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
     num_batches = len(partial.batch_losses)
     losses: list[Tensor] = []
-    parameters, update = list(model.parameters()), build_update(optimizer)
+    compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
+    parameters, update, norm = list(model.parameters()), build_update(optimizer), None
+
+    def step_eagerly(batches: Sequence[Batch], lr: float) -> Sequence[Tensor]:
+        nonlocal norm
+        step_losses, norm = compute(model, parameters, batches)
+        update(lr)
+        return step_losses
+
+    take_step: Step = step_eagerly
     model.train()
     for batches in _grouped(_remaining_batches(loader, state, partial), accumulate_batches):
-        lr = learning_rate(state.step)
-        step_losses, norm = compute_gradients(
-            model, parameters, batches, device=device, precision=precision, max_grad_norm=max_grad_norm
-        )
-        update(lr)
-        state.step += 1
-        losses += step_losses
-        partial.batch_sizes += [len(y) for _, y in batches]
         num_batches += len(batches)
+        lr = learning_rate(state.step)
+        if num_batches == len(loader):
+            take_step = step_eagerly  # the last batch may be short, and the last gradient is looked at
+        elif take_step is step_eagerly and should_compile(engine, state.step, model, optimizer):
+            compiling_since = time.perf_counter()
+            take_step = compile_step(engine, model, optimizer, batches, compute, report) or step_eagerly
+            started += time.perf_counter() - compiling_since
+        losses += take_step(batches, lr)
+        state.step += 1
+        partial.batch_sizes += [len(y) for _, y in batches]
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
             _move_losses(losses, partial, epoch)
         if num_batches < len(loader) and should_pause():

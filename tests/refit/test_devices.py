@@ -44,6 +44,16 @@ def test_threads_are_set_as_given_and_left_where_none_are():
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("engine", ["compiled", "auto"])
+def test_an_engine_that_compiles_needs_a_compiler(engine, monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    message = rf"compute\.engine: expected a C\+\+ compiler for '{engine}', found no (g|clang)\+\+; install it, or use `eager`"
+    with pytest.raises(SettingsError, match=message):
+        prepare_compute(ComputeSettings(device="cpu", engine=engine))
+    assert prepare_compute(ComputeSettings(device="cpu")) == torch.device("cpu")
+
+
 def test_the_cpu_is_described_with_its_threads():
     torch.set_num_threads(1)
     assert describe_device(torch.device("cpu")) == "cpu (1 threads)"

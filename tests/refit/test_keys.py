@@ -86,6 +86,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "checkpoint.every_seconds": (1.0, set()),
     "checkpoint.keep": (1, set()),
     "compute.device": ("cpu", set()),
+    "compute.engine": ("compiled", START),
     "compute.precision": ("bf16", START),
     "compute.num_threads": (1, set()),
     "promotion.mode": ("never", set()),

@@ -91,3 +91,20 @@ def test_a_batch_larger_than_all_rows_is_refused_where_short_batches_are_left_ou
     with pytest.raises(SettingsError, match=r"loader\.batch_size: expected at most the 3 train rows, .*found 8; lower it, or set"):
         count_batches(3, 8, True)
     assert count_batches(3, 8, False) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("has_room", [True, False])
+def test_on_a_gpu_rows_order_and_draws_are_those_of_the_cpu(monkeypatch, has_room):
+    if not has_room:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    x, y = make_rows(100)
+    gpu, found = torch.device("cuda:0"), []
+    for device in (torch.device("cpu"), gpu):
+        torch.manual_seed(0)
+        loader = build_train_loader(x, y, 32, False, device)
+        assert loader.x.is_cuda == (has_room and device == gpu)
+        batches = [batch for _ in range(2) for batch in loader]
+        assert {rows.device for rows, _ in batches} == {device}
+        found.append(([(rows.cpu().tolist(), classes.cpu().tolist()) for rows, classes in batches], torch.rand(1)))
+    assert found[0] == found[1]

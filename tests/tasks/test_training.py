@@ -463,3 +463,25 @@ def test_past_its_deadline_an_epoch_stops_with_a_checkpoint_for_the_next_run(set
         forget()
     losses, digest = train_plainly(settings, 1)
     assert read(run(None), settings) == (losses[0], digest)
+
+
+def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, monkeypatch, tmp_path, caplog):
+    """With a model that the engine cannot trace, so that nothing is compiled."""
+    (tmp_path / "deciding.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Network(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("refit.compilation.AUTO_COMPILES_FROM_STEP", 3)
+    settings = changed(changed(settings, "model", factory="deciding:Network"), "compute", engine="auto")
+
+    @flow
+    def run():
+        made = prepare(settings)
+        return train_epoch(1, new_key(), made.checkpoint, made.loaders, settings)
+
+    losses, digest = train_plainly(settings, 1)
+    assert read(run(), settings) == (losses[0], digest)
+    assert "going on without compiling: compute.engine: expected a model whose step can be compiled whole" in caplog.text

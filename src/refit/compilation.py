@@ -1,0 +1,251 @@
+"""A step compiled whole: traced once, kept on disk by the digest of its graph, then one call into machine code each time."""
+
+import copy
+import hashlib
+import random
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.func import functional_call
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
+
+from refit.errors import SettingsError
+from refit.interruption import deliver_signal
+from refit.optimizers import UpdateRule, build_update_rule
+from refit.randomness import putting_generators_back
+from refit.steps import Batch, Step
+
+GradientComputation = partial[tuple[list[Tensor], Tensor | None]]
+"""`compute_gradients` with its options."""
+Program = Callable[[list[Tensor]], Sequence[Tensor]]
+"""Takes all tensors of a step, changes parameters, buffers and optimizer state in place, and returns the losses."""
+
+AUTO_COMPILES_FROM_STEP = 50_000
+# Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
+OPTIONS = {"pattern_matcher": False, "fallback_random": True}
+
+_steps: WeakKeyDictionary[nn.Module, dict[str, Step]] = WeakKeyDictionary()
+_uncompilable: WeakSet[nn.Module] = WeakSet()
+
+
+def should_compile(engine: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step, counted from 0 over the whole run, is compiled; none is before the optimizer has the state of its first.
+
+    `auto` compiles from step 50,000 on. Compiling takes 10 to 20 seconds and saves 0.1 to 1 ms a step (measured), so by then the
+    steps before would have paid for it, and a run that has come so far is likely to go on as long. The time that a step takes and
+    `training.num_epochs` have no say: bits would depend on a measurement, or a longer run could not go on where a shorter ended.
+    A model that cannot be traced it leaves as it is.
+    """
+    is_worth_it = engine == "auto" and step >= AUTO_COMPILES_FROM_STEP and model not in _uncompilable
+    return (engine == "compiled" or is_worth_it) and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
+
+
+def compile_step(
+    engine: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    compute: GradientComputation,
+    report: Callable[[str], object],
+) -> Step | None:
+    """Compile the step that trains `model` on groups of batches of these shapes, if it is not compiled yet.
+
+    What is compiled is the step that runs otherwise, traced: gradients and the update rule, dropout's draws from the global
+    generator included. One step a call is enough: a call costs about 2 µs, where one by `torch.compile` costs 40.
+
+    Args:
+        engine: `compiled`, or `auto`, which does without where the model cannot be traced.
+        model: Its parameters and buffers are changed in place.
+        optimizer: Its state is changed in place.
+        batches: One group.
+        compute: `compute_gradients` with its options.
+        report: Told how long compiling took, or why it failed.
+
+    Returns:
+        The step, or None if `auto` does without.
+
+    Raises:
+        SettingsError: The model cannot be traced or compiled.
+    """
+    (group,) = optimizer.param_groups
+    device = group["params"][0].device
+    states = [_move_state(optimizer.state.get(parameter, {}), device) for parameter in model.parameters()]
+    tensors = (dict(model.named_parameters()), dict(model.named_buffers()), states)
+    options = {name: value for name, value in group.items() if name not in ("params", "lr")}
+    places = [id(tensor) for tensor in tree_leaves(tensors)]
+    key = repr([type(optimizer), options, compute.keywords, _shapes(batches), places, torch.get_num_threads()])
+    steps = _steps.setdefault(model, {})
+    if key in steps:
+        return steps[key]
+    started = time.perf_counter()
+    lr = torch.tensor(0.0, device=device, requires_grad=True)
+    fixed = tree_map(Tensor.detach, (*tensors, lr))
+    with putting_generators_back():
+        try:
+            graph = _trace(model, partial(_train, compute, build_update_rule(optimizer)), (*tensors, lr, [*batches]))
+        except SettingsError as error:
+            if engine == "compiled":
+                raise
+            report(f"going on without compiling: {error}")
+            _uncompilable.add(model)
+            return None
+        build = _load_program if device.type == "cpu" else _compile_for_gpu
+        program = build(graph, (*fixed, [*batches]))
+    report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
+    inputs, lr_before = tree_leaves(fixed), 0.0
+
+    def take_step(batches: Sequence[Batch], lr: float) -> Sequence[Tensor]:
+        nonlocal lr_before
+        if lr != lr_before:
+            inputs[-1].fill_(lr)
+            lr_before = lr
+        group["lr"] = lr
+        return program([*inputs, *chain(*batches)])
+
+    steps[key] = take_step
+    return take_step
+
+
+def _train(
+    compute: GradientComputation,
+    rule: UpdateRule,
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    states: list[dict[str, Tensor]],
+    lr: Tensor,
+    batches: list[Batch],
+) -> tuple[Tensor, ...]:
+    """One step, as a function of all its tensors."""
+    leaves = list(parameters.values())
+    losses, _ = compute(lambda x: functional_call(model, {**parameters, **buffers}, (x,)), leaves, batches)
+    used = [number for number, leaf in enumerate(leaves) if leaf.grad is not None]
+    state = {name: [states[number][name] for number in used] for name in states[used[0]]}
+    with torch.no_grad():
+        rule([leaves[number] for number in used], [cast(Tensor, leaves[number].grad) for number in used], state, lr)
+    return tuple(losses)
+
+
+def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:
+    """Write down the operations of a step, without running them.
+
+    Raises:
+        SettingsError: They cannot be written down, or would be others the next time.
+    """
+    try:
+        twin = copy.deepcopy(model)  # tracing may leave marks on it
+        before = _hidden_state(twin)
+        graph: GraphModule = make_fx(partial(train, twin), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+    except Exception as error:
+        raise _refusal(_summarize(error)) from error
+    is_repeatable = _hidden_state(twin) == before and not _changes_constants(graph)
+    if not is_repeatable:
+        raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
+    return graph
+
+
+def _hidden_state(model: nn.Module) -> object:
+    """What a forward pass may change besides buffers; what it decides by that, it would decide once, when it is traced."""
+    plain = (bool, int, float, str, tuple, type(None))
+    attributes = [
+        (name, id(value) if isinstance(value, Tensor) else value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (*plain, Tensor))
+    ]
+    return random.getstate(), str(np.random.get_state()), attributes
+
+
+def _changes_constants(graph: GraphModule) -> bool:
+    """Whether a step writes to a tensor that is neither parameter nor buffer, or to a view of one."""
+    constants = set[Node]()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constants.add(node)
+        if not isinstance(node.target, OpOverload):
+            continue
+        for value, argument in zip(node.args, node.target._schema.arguments, strict=False):
+            if isinstance(value, Node) and value in constants and argument.alias_info is not None:
+                if argument.alias_info.is_write:
+                    return True
+                constants.add(node)
+    return False
+
+
+def _load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first."""
+    folder = Path(torch._inductor.runtime.cache_dir_utils.cache_dir()) / "refit"
+    path = folder / f"{_digest(graph, arguments)}.pt2"
+    try:
+        if not path.exists():
+            folder.mkdir(exist_ok=True)
+            unfinished = folder / f"{secrets.token_hex(8)}.pt2"
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = torch.export.export(graph, arguments)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=OPTIONS)
+            unfinished.replace(path)
+        # The package itself would flatten its arguments anew in every call.
+        program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
+        program([tensor.clone() for tensor in tree_leaves(arguments)])  # some operations only fail when they run
+    except Exception as error:
+        deliver_signal()  # Ctrl-C ends the C++ compiler too
+        raise _refusal(_summarize(error)) from error
+    return program
+
+
+def _compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
+    for tensor in tree_leaves(arguments[:-1]):
+        torch._dynamo.mark_static_address(tensor)
+    compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})
+    structure = tree_structure(arguments)
+
+    def program(tensors: list[Tensor]) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return [loss.clone() for loss in compiled(*tree_unflatten(tensors, structure))]  # the next step overwrites what it returns
+
+    return program
+
+
+def _digest(graph: GraphModule, arguments: tuple[Any, ...]) -> str:
+    """What a program depends on: operations, constants, shapes and types, the processor's instruction set, threads, PyTorch."""
+    here = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), OPTIONS]
+    digest = hashlib.sha256(f"{here} {_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constant = getattr(graph, node.target)
+        if isinstance(constant, Tensor):
+            digest.update(constant.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shapes(tensors: object) -> list[object]:
+    return [(tuple(tensor.shape), tensor.stride(), str(tensor.dtype)) for tensor in tree_leaves(tensors)]
+
+
+def _move_state(state: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Bring the state of one parameter to its device, where Adam's count of steps as a rule is not; in place."""
+    for name, tensor in state.items():
+        state[name] = tensor.to(device)
+    return dict(state)
+
+
+def _summarize(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _refusal(found: str) -> SettingsError:
+    return SettingsError(f"compute.engine: expected a model whose step can be compiled whole, found {found}; use `eager`")

@@ -1,0 +1,233 @@
+"""Compiled steps against those that run as they stand. Compiling takes seconds, so that all that can share one program does."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from refit import compilation
+from refit.checkpoints import digest_weights, find_partial, load_state, save_partial, save_state
+from refit.errors import SettingsError
+from refit.loaders import build_train_loader
+from refit.optimizers import build_optimizer
+from refit.settings import OptimizerSettings
+from refit.training import TrainingState, train_epoch
+
+CPU = torch.device("cpu")
+NUM_EPOCHS = 2
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    """A cache that is empty at first."""
+    patch = pytest.MonkeyPatch()
+    path = tmp_path_factory.mktemp("compiled")
+    patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(path))
+    yield path / "refit"
+    patch.undo()
+
+
+class Network(nn.Module):
+    """Dropout, batch normalization, and a parameter that no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def build_state(model: type[nn.Module] = Network, **optimizer) -> TrainingState:
+    torch.manual_seed(0)
+    module = model()
+    given = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, **optimizer}
+    return TrainingState(module, build_optimizer(OptimizerSettings(**given), module.parameters()))
+
+
+def make_loader(num_rows: int = 70):
+    """Eight batches of 8 rows and one of 6: in groups of two, four steps and one with the short batch alone."""
+    generator = torch.Generator().manual_seed(11)
+    y = torch.randint(3, (num_rows,), generator=generator)
+    return build_train_loader(torch.randn(num_rows, 5, generator=generator) + y[:, None], y, 8, False)
+
+
+def train(state: TrainingState, engine: str = "compiled", **options):
+    """An epoch with all that an epoch can have."""
+    given = {"device": CPU, "accumulate_batches": 2, "max_grad_norm": 0.5, **options}
+    return train_epoch(state, make_loader(), lambda step: 0.01 / (1 + step), engine=engine, **given)
+
+
+def assert_close(found: TrainingState, expected: TrainingState) -> None:
+    for name, value in expected.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=0, atol=1e-5)
+    states = [state.optimizer.state_dict()["state"] for state in (found, expected)]
+    assert states[0].keys() == states[1].keys()
+    for number, values in states[1].items():
+        for name, value in values.items():
+            torch.testing.assert_close(states[0][number][name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_compiled_epochs_are_eager_ones_up_to_rounding():
+    """With dropout, normalization, decay, clipping, groups, a schedule, a short last batch and a parameter without gradient."""
+    states, lines = {engine: build_state() for engine in ("eager", "compiled")}, []
+    for _ in range(NUM_EPOCHS):
+        logs = [train(state, engine, report=lines.append) for engine, state in states.items()]
+        assert logs[1].batch_losses == pytest.approx(logs[0].batch_losses, abs=1e-5)
+        assert logs[1].grad_norm == pytest.approx(logs[0].grad_norm, rel=1e-4)
+        assert logs[1].lr == logs[0].lr
+    assert_close(states["compiled"], states["eager"])
+    assert states["compiled"].step == states["eager"].step
+    assert torch.equal(states["compiled"].random_state["torch"], states["eager"].random_state["torch"])
+    assert torch.equal(states["compiled"].model.unused, torch.ones(3))
+    assert digest_weights(states["compiled"].model.state_dict()) != digest_weights(states["eager"].model.state_dict())
+    assert len(lines) == 1
+    assert lines[0].startswith("compiled the training step in ")
+
+
+def train_compiled(store, is_paused: bool) -> TrainingState:
+    state, num_pauses = build_state(), 0
+    while state.epoch < NUM_EPOCHS:
+        if train(state, should_pause=lambda: is_paused) is None:
+            num_pauses += 1
+            save_partial("key", state, store)
+            torch.manual_seed(1234)
+            state = build_state()
+            load_state(find_partial("key", store), state, store)
+    assert num_pauses == (4 * NUM_EPOCHS if is_paused else 0)
+    return state
+
+
+def test_pausing_after_every_step_gives_the_bits_of_an_undisturbed_run(store):
+    undisturbed = save_state(train_compiled(store, is_paused=False), store)
+    assert save_state(train_compiled(store, is_paused=True), store) == undisturbed
+
+
+def test_another_process_gives_the_same_bits_without_compiling(store, folder):
+    expected = digest_weights(train_compiled(store, is_paused=False).model.state_dict())
+    programs = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_compilation as here\n"
+        "from refit.checkpoints import digest_weights; from refit.store import Store\n"
+        "print(digest_weights(here.train_compiled(Store('store'), False).model.state_dict()))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent)], env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.strip() == expected
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == programs
+
+
+def test_an_eager_run_goes_on_from_a_compiled_checkpoint(store):
+    compiled = train_compiled(store, is_paused=False)
+    state = build_state()
+    load_state(save_state(compiled, store), state, store)
+    train(state, "eager")
+    train(compiled, "eager")
+    assert save_state(state, store) == save_state(compiled, store)
+
+
+def test_auto_compiles_from_its_step_on_whether_or_not_the_epoch_was_paused(monkeypatch, store):
+    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 7)  # the third of the second epoch
+    state, paused = build_state(), build_state()
+    steps: dict[str, list[int]] = {"at once": [], "paused": []}
+    for _ in range(2):
+        train(state, "auto", report=lambda _: steps["at once"].append(state.step))
+    while paused.epoch < 2:
+        train(paused, "auto", should_pause=lambda: True, report=lambda _: steps["paused"].append(paused.step))
+    assert steps == {"at once": [7], "paused": [7]}
+    eager = build_state()
+    for _ in range(2):
+        train(eager, "eager")
+    assert save_state(state, store) == save_state(paused, store) != save_state(eager, store)
+    assert_close(state, eager)
+
+
+class Deciding(Network):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) if x.sum() > 0 else self.layers(-x)
+
+
+class Counting(Network):
+    num_calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        return self.layers(x) / self.num_calls
+
+
+class Drawing(Network):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) * random.random()
+
+
+class Remembering(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = torch.zeros(2, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.largest[0] += x.detach().amax(0)
+        return self.layers(x / self.largest[0])
+
+
+@pytest.mark.parametrize("model", [Deciding, Counting, Drawing, Remembering])
+def test_a_model_that_would_be_another_when_compiled_is_refused_and_left_as_it_is_by_auto(model, monkeypatch):
+    message = r"compute\.engine: expected a model whose step can be compiled whole, found .+; use `eager`"
+    with pytest.raises(SettingsError, match=message):
+        train(build_state(model))
+
+    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 1)
+    digests, lines = [], []
+    for engine in ("auto", "eager"):
+        random.seed(0)
+        state = build_state(model)
+        for _ in range(2):
+            train(state, engine, report=lines.append)
+        digests.append(digest_weights(state.model.state_dict()))
+    assert digests[0] == digests[1]
+    assert [line.startswith("going on without compiling: compute.engine") for line in lines] == [True]
+
+
+class Masked(nn.Module):
+    """A constant that is neither parameter nor buffer."""
+
+    def __init__(self, mask: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.mask = torch.tensor([1.0, 1.0, mask])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.mask
+
+
+def test_sgd_decays_as_pytorch_does_and_a_constant_of_the_model_is_part_of_its_program():
+    """PyTorch 2.13's own patterns would compile the gradient's sum with the decay wrongly."""
+    for mask in (0.5, 2.0):
+        states = {
+            engine: build_state(lambda mask=mask: Masked(mask), name="sgd", lr=0.1, weight_decay=0.3)
+            for engine in ("eager", "compiled")
+        }
+        for engine, state in states.items():
+            train(state, engine, accumulate_batches=1, max_grad_norm=None)
+        assert_close(states["compiled"], states["eager"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_compiled_epochs_are_eager_ones_up_to_rounding():
+    gpu, losses = torch.device("cuda:0"), {}
+    for engine in ("eager", "compiled"):
+        state = build_state()
+        state.model.layers[3].p = 0.0  # there, dropout draws in another way
+        state.model.to(gpu)
+        logs = [train(state, engine, device=gpu) for _ in range(NUM_EPOCHS)]
+        losses[engine] = [loss for log in logs for loss in log.batch_losses]
+    assert losses["compiled"] == pytest.approx(losses["eager"], abs=1e-4)
