@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_compute(settings: ComputeSettings) -> torch.device:
-    """Set the number of CPU threads and return the chosen device.
+    """Set the number of CPU threads and the precision of matrix products, and return the chosen device.
 
     Raises:
         SettingsError: The device is not on this machine, or there is no compiler for `compute.engine`.
@@ -41,6 +41,8 @@ def prepare_compute(settings: ComputeSettings) -> torch.device:
         raise SettingsError(
             f"compute.engine: expected a C++ compiler for {settings.engine!r}, found no {compiler}; install it, or use `eager`"
         )
+    if torch.get_float32_matmul_precision() != settings.matmul_precision:
+        torch.set_float32_matmul_precision(settings.matmul_precision)
     if settings.num_threads is not None and torch.get_num_threads() != settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     return choose_device(settings.device)

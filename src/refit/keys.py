@@ -136,7 +136,7 @@ def write_recipe(
         "seed": settings.seed,
         **dict(walk_settings(settings.model, "model.")),
         **dict(walk_settings(settings.optimizer, "optimizer.")),
-        **{f"compute.{name}": getattr(settings.compute, name) for name in ("engine", "precision")},
+        **{f"compute.{name}": getattr(settings.compute, name) for name in ("engine", "precision", "matmul_precision")},
         "processor": processor,
         "torch": version("torch"),
         "first weights": first_weights,

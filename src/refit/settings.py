@@ -211,6 +211,8 @@ class ComputeSettings(Section):
     """How steps run: with the bits of plain PyTorch, compiled (faster, other last bits), or compiled from step 50,000 on."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: `fp32`, or `bf16` by automatic mixed precision."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of fp32 matrix products; below `highest`, their factors may be rounded to 3 digits, which is faster in wide networks."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. Another number can give other last bits."""
 

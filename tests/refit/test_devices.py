@@ -44,6 +44,13 @@ def test_threads_are_set_as_given_and_left_where_none_are():
     assert torch.get_num_threads() == 2
 
 
+def test_the_precision_of_matrix_products_is_set_as_given():
+    prepare_compute(ComputeSettings(device="cpu", matmul_precision="medium"))
+    assert torch.get_float32_matmul_precision() == "medium"
+    prepare_compute(ComputeSettings(device="cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("engine", ["compiled", "auto"])
 def test_an_engine_that_compiles_needs_a_compiler(engine, monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)

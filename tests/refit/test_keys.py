@@ -88,6 +88,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "compute.device": ("cpu", set()),
     "compute.engine": ("compiled", START),
     "compute.precision": ("bf16", START),
+    "compute.matmul_precision": ("medium", START),
     "compute.num_threads": (1, set()),
     "promotion.mode": ("never", set()),
     "promotion.score": ("log_likelihood", set()),
