@@ -45,7 +45,7 @@ def measure(work: Work, folder: Path) -> tuple[float, dict[str, float]]:
     """Seconds of an epoch, after one more, and of each kind of operation in it."""
     save_rows(work, folder)
     x, y = (np.load(folder / f"{work.name}-{name}.npy") for name in "xy")
-    _, train = build_epoch(work, x, y, seed=0)
+    _, train = build_epoch(work, x, y, seed=0, engine="eager")
     train()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         started = time.perf_counter()

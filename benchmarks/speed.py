@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from speed_report import LIMIT, build_tables, draw_plot, write_readme
+from speed_report import COMPILED, EAGER, LIMIT, build_compile_table, build_tables, draw_plot, write_readme
 
 FOLDER = Path(__file__).parent
 CONTENDERS = FOLDER / "contenders"
@@ -40,7 +40,8 @@ from work import WORKS, Work, save_rows  # noqa: E402
 RESULTS = FOLDER / "results"
 PACKAGES = ("torch", "lightning", "skorch", "scikit-learn", "jax", "numpy")
 SCRIPTS = {
-    "Refit eager": ("refit_epochs.py",),
+    EAGER: ("refit_epochs.py", "eager"),
+    COMPILED: ("refit_epochs.py", "compiled"),
     "tuned loop": ("tuned_loop.py",),
     "notebook's loop": ("notebook_loop.py",),
     "Lightning, tuned": ("lightning_trainer.py", "tuned"),
@@ -82,7 +83,8 @@ class Contender:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `stop`
         self.process = subprocess.Popen(
             [sys.executable, str(CONTENDERS / script), str(folder), str(threads), *extra],
-            env=thread_environment(threads),
+            # An empty cache for the compiler, at first.
+            env={**thread_environment(threads), "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -186,21 +188,31 @@ def find_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: installed[name] for name in PACKAGES if name in installed}}
 
 
-def choose_work(name: str, is_quick: bool) -> Work:
-    """The work of that name, or the same with next to no rows."""
-    work = WORKS[name]
-    return replace(work, num_rows=4 * work.batch_size, num_epochs=1) if is_quick else work
+def shrink(work: Work) -> Work:
+    """The same steps, but few."""
+    return replace(work, num_rows=4 * work.batch_size, num_epochs=1)
+
+
+def measure_compiling_again(works: Sequence[Work], folder: Path, threads: int) -> dict[str, float]:
+    """Seconds by work until a new process has Refit's compiled steps, now that the compiler's cache is filled."""
+    few = [replace(shrink(work), name=f"{work.name}, few rows") for work in works]
+    for work in few:
+        save_rows(work, folder)
+    with waiting_contenders([COMPILED], folder, threads) as contenders:
+        entries = [race(contenders, work, num_samples=2)[0] for work in few]
+    return {work.name: entry.warm_up_seconds for work, entry in zip(works, entries, strict=True)}
 
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All that was asked for, as it is written."""
-    works = [choose_work(name, given.quick) for name in given.works]
+    works = [shrink(WORKS[name]) if given.quick else WORKS[name] for name in given.works]
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe_machine(),
         "versions": find_versions(),
         "works": {work.name: work.describe() for work in works},
         "limits": {},
+        "compiling_again": {},
         "entries": [],
     }
     for work in works:
@@ -211,6 +223,8 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for work in works:
                 num_samples = 2 if given.quick else 1 + NUM_SAMPLES[work.name]
                 results["entries"] += [asdict(entry) for entry in race(contenders, work, num_samples)]
+        if COMPILED in given.only:
+            results["compiling_again"][str(threads)] = measure_compiling_again(works, folder, threads)
     return results
 
 
@@ -228,6 +242,7 @@ def main() -> None:
     console = Console(width=150)
     for table in build_tables(results):
         console.print(table)
+    console.print(build_compile_table(results))
     if given.json is not None or not given.quick:
         (given.json or RESULTS / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
     if given.json is None and not given.quick:

@@ -17,7 +17,7 @@ README = FOLDER.parent / "README.md"
 SECTION = re.compile(r"(?<=<!-- speed -->\n).*?(?=\n<!-- /speed -->)", re.DOTALL)
 LIMIT = "products alone"
 """The contender that only multiplies matrices: what share of its speed another reaches."""
-OURS = ("Refit eager", "Refit compiled")
+EAGER, COMPILED = "Refit eager", "Refit compiled"
 COLOURS = ("#1f6feb", "#d1571f")
 
 
@@ -51,7 +51,7 @@ def build_tables(results: dict[str, Any]) -> Iterator[Table]:
     """A table for each work and number of threads."""
     for work_name, threads, race in walk_races(results):
         work, limits = results["works"][work_name], results["limits"][str(threads)]
-        ours = [name for name in OURS if name in race]
+        ours = [name for name in (EAGER, COMPILED) if name in race]
         title = f"{work_name}: {describe_work(work)}; threads {threads}"
         caption = f"large products {limits['gflops']:.0f} GFLOP/s, copies {limits['gb_per_second']:.1f} GB/s"
         ratios = [f"{name} is … times as fast" for name in ours]
@@ -76,6 +76,16 @@ def build_tables(results: dict[str, Any]) -> Iterator[Table]:
         yield table
 
 
+def build_compile_table(results: dict[str, Any]) -> Table:
+    """Seconds that compiling takes: what the first sample takes longer than others."""
+    table = Table("Refit compiled", "threads", "empty cache, s", "new process, s")
+    for work, threads, race in walk_races(results):
+        if COMPILED in race:
+            again = results["compiling_again"][str(threads)][work]
+            table.add_row(work, str(threads), f"{race[COMPILED]['warm_up_seconds']:.1f}", f"{again:.1f}")
+    return table
+
+
 def describe_run(results: dict[str, Any]) -> str:
     """Date, machine and versions in a sentence."""
     machine, versions = results["machine"], ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -92,7 +102,7 @@ def render_section(results: dict[str, Any]) -> str:
     for name in names:
         cells = []
         for race in races.values():
-            ratio = "" if name == LIMIT else f" ({race[OURS[0]]['speed'] / race[name]['speed']:.2f})"
+            ratio = "" if name == LIMIT else f" ({race[EAGER]['speed'] / race[name]['speed']:.2f})"
             cells.append(f"{race[name]['speed'] / 1000:,.3g}{ratio}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     works = "; ".join(f"{name}: {describe_work(work)}" for name, work in results["works"].items())

@@ -1,4 +1,7 @@
-"""Refit's epochs: `refit.training.train_epoch`, without the flow around it (`overhead.py` measures that)."""
+"""Refit's epochs: `refit.training.train_epoch`, without the flow around it (`overhead.py` measures that).
+
+Its argument is `compute.engine`; all settings but those of the work are left as they are.
+"""
 
 from collections.abc import Callable
 
@@ -12,19 +15,19 @@ from refit.settings import ModelSettings, OptimizerSettings
 from refit.training import build_training_state, train_epoch
 
 
-def build_epoch(work: Work, x: Array, y: Labels, seed: int) -> tuple[nn.Module, Callable[[], object]]:
-    """The network, and what trains it for an epoch, all settings but those of the work left as they are."""
+def build_epoch(work: Work, x: Array, y: Labels, seed: int, engine: str) -> tuple[nn.Module, Callable[[], object]]:
+    """The network, and what trains it for an epoch."""
     weight_decay = 0.0 if work.optimizer == "sgd" else WEIGHT_DECAY
     optimizer = OptimizerSettings(name=work.optimizer, lr=work.lr, weight_decay=weight_decay)
     model, device = ModelSettings(hidden_sizes=list(work.hidden_sizes)), torch.device("cpu")
     state = build_training_state(model, optimizer, work.num_inputs, NUM_CLASSES, seed, device)
     loader = build_train_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, drop_last=True)
-    return state.model, lambda: train_epoch(state, loader, lambda _: work.lr, device=device)
+    return state.model, lambda: train_epoch(state, loader, lambda _: work.lr, device=device, engine=engine)
 
 
-def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None]) -> Layers:
+def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], engine: str) -> Layers:
     """Train."""
-    network, train_once = build_epoch(work, x, y, seed)
+    network, train_once = build_epoch(work, x, y, seed, engine)
     lap()
     for _ in range(num_epochs):
         train_once()
