@@ -4,6 +4,8 @@ import contextlib
 import json
 from datetime import UTC, datetime
 
+import httpx
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -17,6 +19,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.project import check_project
 from refit.errors import SettingsError
@@ -44,7 +47,13 @@ def resolve_given(settings: SettingsTree) -> Settings:
     if deployment.id is not None:  # a run from a terminal has `refit settings`
         origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
         rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
-        create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and where each came from")
+        try:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # no run waits long for its server to be shown this
+                create_table_artifact(
+                    rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins"
+                )
+        except httpx.HTTPError as error:
+            get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
     return resolved
 
 

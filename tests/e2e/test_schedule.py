@@ -241,3 +241,18 @@ def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_t
     found = [site.read(f"/flow_runs/{run}") for run in runs]
     assert [(run["state_name"], run["run_count"]) for run in found] == [("Completed", 1)] * 2
     assert list_versions(site.store, "away") == [1, 2]
+
+
+def test_a_run_from_a_terminal_keeps_what_it_trained_when_its_server_goes_away(site, first_champion):  # noqa: ARG001
+    command = [REFIT, "train", "--name", "terminal", "--training.num_epochs", "4", "--training.patience", "none"]
+    said = site.folder / "terminal.log"
+    with said.open("w") as log:
+        run = subprocess.Popen(command, cwd=site.project, env=site.environment, stdout=log, stderr=log)
+    wait_for(lambda: "epoch 1/4" in said.read_text())
+    site.kill(site.server)
+    assert run.wait(timeout=TIMEOUT_SECONDS) == 1
+    lines = said.read_text().splitlines()
+    assert "saved terminal@v1" in lines[-2]
+    assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to be there to the end, found ")
+    assert lines[-1].endswith("what was done is kept: start the server, and give the same command again")
+    assert list_versions(site.store, "terminal") == [1]
