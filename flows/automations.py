@@ -1,7 +1,6 @@
 """What the Prefect server does by itself for runs of Refit's deployments."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -13,11 +12,8 @@ from prefect.exceptions import ObjectNotFound
 
 from refit.errors import SettingsError
 
-CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
 NOTIFY = "refit: tell of failed retraining"
-SILENCE = timedelta(seconds=90)
-"""Three heartbeats; `prefect.yaml` sets how often they come."""
 
 
 def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:
@@ -30,7 +26,7 @@ def update_automations(client: SyncPrefectClient, block: str | None) -> list[str
     Raises:
         SettingsError: There is no such block.
     """
-    wanted = [_crash_silent_runs(), _reschedule_crashed_runs()]
+    wanted = [_reschedule_crashed_runs()]
     if block is not None:
         wanted.append(_tell_of_failed_retraining(client, block))
     for automation in wanted:
@@ -43,21 +39,6 @@ def update_automations(client: SyncPrefectClient, block: str | None) -> list[str
         for unwanted in client.read_automations_by_name(NOTIFY):
             client.delete_automation(unwanted.id)
     return [automation.name for automation in wanted]
-
-
-def _crash_silent_runs() -> AutomationCore:
-    return AutomationCore(
-        name=CRASH,
-        description="A run whose heartbeat has stopped died together with its worker, which could not report it.",
-        trigger=_watch(
-            ["train", "retrain", "predict"],
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},
-            posture=Posture.Proactive,
-            within=SILENCE,
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
-    )
 
 
 def _reschedule_crashed_runs() -> AutomationCore:
@@ -96,9 +77,7 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
     )
 
 
-def _watch(
-    flows: Sequence[str], posture: Posture = Posture.Reactive, match: Mapping[str, str] | None = None, **fields: Any
-) -> EventTrigger:
+def _watch(flows: Sequence[str], match: Mapping[str, str] | None = None, **fields: Any) -> EventTrigger:
     """Watch each run that a deployment of these flows has started; what runs from a terminal is its user's own."""
     return EventTrigger(
         for_each={"prefect.resource.id"},
@@ -107,7 +86,7 @@ def _watch(
             {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
             {"prefect.resource.role": "deployment"},
         ],
-        posture=posture,
+        posture=Posture.Reactive,
         threshold=1,
         **fields,
     )
