@@ -4,7 +4,6 @@ import copy
 import inspect
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +15,6 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel
-
-from flows.automations import SILENCE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -101,12 +98,6 @@ def test_job_variables_are_those_of_a_process_worker():
     known = ProcessWorker.get_default_base_job_template()["variables"]["properties"]
     for entry in DEPLOYMENTS.values():
         assert entry["work_pool"]["job_variables"].keys() <= known.keys()
-
-
-def test_a_run_is_called_silent_after_three_heartbeats():
-    for entry in DEPLOYMENTS.values():
-        seconds = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-        assert timedelta(seconds=3 * seconds) == SILENCE
 
 
 def test_retraining_is_planned_in_a_time_zone_and_done_one_at_a_time():

@@ -50,8 +50,11 @@ def api(tmp_path) -> Iterator[str]:
 
 def start_run(url: str, settings: dict) -> str:
     deployment = httpx.get(f"{url}/deployments/name/train/train").json()["id"]
-    run = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json={"parameters": {"settings": settings}})
-    return run.raise_for_status().json()["id"]
+    while True:
+        run = httpx.post(f"{url}/deployments/{deployment}/create_flow_run", json={"parameters": {"settings": settings}}, timeout=30)
+        if run.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # its database is busy
+            return run.raise_for_status().json()["id"]
+        time.sleep(1)
 
 
 def wait_for(find: Callable[[], object]) -> object:
