@@ -16,7 +16,7 @@ from kill_campaign import REFIT, comparable, run_once, running_server, write_wor
 pytestmark = pytest.mark.slow
 
 PREFECT = Path(sys.executable).with_name("prefect")
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 400
 SUICIDAL = """
 import os
 import signal

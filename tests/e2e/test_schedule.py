@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 400
 NETWORK = """
 from torch import nn
 
