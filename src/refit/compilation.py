@@ -196,7 +196,7 @@ def _load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exported = torch.export.export(graph, arguments)
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=OPTIONS)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs={**OPTIONS})
             unfinished.replace(path)
         # The package itself would flatten its arguments anew in every call.
         program: Program = torch._inductor.aoti_load_package(str(path)).loader.run

@@ -2,6 +2,7 @@
 
 import os
 import random
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,11 @@ def test_another_process_gives_the_same_bits_without_compiling(store, folder):
     )
     assert finished.stdout.strip() == expected
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == programs
+
+
+def test_compiling_changes_none_of_the_options_that_the_next_program_is_named_by():
+    train(build_state())
+    assert runpy.run_path(compilation.__file__)["OPTIONS"] == compilation.OPTIONS
 
 
 def test_an_eager_run_goes_on_from_a_compiled_checkpoint(store):
