@@ -135,7 +135,7 @@ def train_epoch(
     model, optimizer, epoch = state.model, state.optimizer, state.epoch + 1
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
-    num_batches = len(partial.batch_losses)
+    num_batches, last_batch = len(partial.batch_losses), len(loader)
     losses: list[Tensor] = []
     compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
     parameters, update, norm = list(model.parameters()), build_update(optimizer), None
@@ -151,18 +151,19 @@ def train_epoch(
     for batches in _grouped(_remaining_batches(loader, state, partial), accumulate_batches):
         num_batches += len(batches)
         lr = learning_rate(state.step)
-        if num_batches == len(loader):
+        if num_batches == last_batch:
             take_step = step_eagerly  # the last batch may be short, and the last gradient is looked at
         elif take_step is step_eagerly and should_compile(engine, state.step, model, optimizer):
             compiling_since = time.perf_counter()
             take_step = compile_step(engine, model, optimizer, batches, compute, report) or step_eagerly
+            update = build_update(optimizer)  # its state may lie elsewhere now
             started += time.perf_counter() - compiling_since
         losses += take_step(batches, lr)
         state.step += 1
         partial.batch_sizes += [len(y) for _, y in batches]
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
             _move_losses(losses, partial, epoch)
-        if num_batches < len(loader) and should_pause():
+        if num_batches < last_batch and should_pause():
             _move_losses(losses, partial, epoch)
             state.random_state = capture_random_state()
             partial.seconds += time.perf_counter() - started
