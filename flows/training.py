@@ -15,8 +15,8 @@ from refit.errors import SettingsError
 from refit.interruption import holding_signals
 from refit.keys import Recipe
 from refit.recipes import Run, build_recipe, record_run
-from refit.refs import DatasetRef, EpochResult, SavedModel, TrainingResult
-from refit.results import find_last_epoch
+from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
+from refit.results import find_last_epoch, load_result
 from refit.settings import Settings, SettingsTree
 from refit.store import Store
 from refit.training import best_epoch, check_deadline, has_lost_patience
@@ -108,14 +108,12 @@ def _train_epochs(
 
     epochs: list[EpochResult] = []
     bar = ProgressBar(settings.name)
-    for epoch, key in enumerate(recipe.epoch_keys, start=1):
-        with holding_signals():
-            state = train_epoch(epoch, key, checkpoint, loaders, settings, deadline, return_state=True)
-        epochs.append(state.result())
-        checkpoint = epochs[-1].checkpoint
+    for result, is_new in _run_epochs(recipe, last, checkpoint, loaders, settings, deadline):
+        epochs.append(result)
+        epoch = result.epoch
         val_losses = [result.val_loss for result in epochs]
         is_last = epoch == recipe.num_epochs or has_lost_patience(val_losses, patience)
-        if state.name != "Cached":
+        if is_new:
             logger.info(epochs[-1].describe(recipe.num_epochs), extra={"progress": (epoch, recipe.num_epochs)})
             bar.move(1.0 if is_last else epoch / recipe.num_epochs, epochs[-1].describe(recipe.num_epochs))
         best = epochs[best_epoch(val_losses, patience) - 1]
@@ -130,6 +128,23 @@ def _train_epochs(
         find_last_epoch(recipe.epoch_keys[: best.epoch], store, logger.warning)
         return _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
     return epochs, best
+
+
+def _run_epochs(
+    recipe: Recipe, last: int, checkpoint: Ref, loaders: LoadersRef, settings: Settings, deadline: float | None
+) -> Iterator[tuple[EpochResult, bool]]:
+    """The result of each epoch, and whether it is new, after the task run that it belongs to; epochs up to `last` are done."""
+    size, store, epoch = settings.training.epochs_per_task, Store(settings.store.url), 0
+    # A result beyond `last` is not worth much: one before it is missing.
+    fresh = train_epoch if size == 1 else train_epoch.with_options(refresh_cache=True)
+    for task, part in ((train_epoch, recipe.epoch_keys[:last]), (fresh, recipe.epoch_keys[last:])):
+        for keys in (part[start : start + size] for start in range(0, len(part), size)):
+            epoch += len(keys)
+            with holding_signals():
+                state = task(epoch, keys[-1], checkpoint, loaders, settings, deadline, keys[:-1], return_state=True)
+            checkpoint = state.result().checkpoint
+            before = (EpochResult.model_validate(load_result(key, store)) for key in keys[:-1])
+            yield from ((result, state.name != "Cached") for result in (*before, state.result()))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
+from prefect.results import get_result_store
 from prefect.tasks import exponential_backoff
 from pydantic import PrivateAttr
 
@@ -83,6 +84,17 @@ class _StoredResults(WritableFileSystem):
 
     def _resolve_path(self, _: str) -> None:
         """Prefect asks for this where a file system is no saved block; keys are paths already."""
+
+
+def find_result(key: str) -> Any:
+    """Return the result that the task run at work would find under a key, or None."""
+    results = get_result_store()
+    return results.read(key).result if results.exists(key) else None
+
+
+def keep_result(key: str, result: Any) -> None:
+    """Keep a result as that of a task run with this key is kept."""
+    get_result_store().write(result, key)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """Epoch training as a task. The live state stays in the process between epochs, under the checkpoint that it equals."""
 
+from collections.abc import Sequence
+
 from prefect import get_run_logger, task
+from prefect.runtime import task_run
 
 from refit import checkpoints, devices, optimizers, training, warm_start
 from refit.data import dataset
@@ -8,7 +11,7 @@ from refit.interruption import deliver_signal, is_signal_held
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
-from tasks.caching import CACHED, RETRIED
+from tasks.caching import CACHED, RETRIED, find_result, keep_result
 from tasks.loaders import open_loaders
 
 _live: dict[str, training.TrainingState] = {}
@@ -29,20 +32,48 @@ def start_training(
     return _keep(state, settings, store)
 
 
-@task(task_run_name="train epoch {epoch}", **CACHED, **RETRIED)
+def _name_run() -> str:
+    epoch, num_before = task_run.parameters["epoch"], len(task_run.parameters["keys_before"])
+    return f"train epochs {epoch - num_before} to {epoch}" if num_before else f"train epoch {epoch}"
+
+
+@task(task_run_name=_name_run, **CACHED, **RETRIED)
 def train_epoch(
-    epoch: int, key: str, checkpoint: Ref, loaders: LoadersRef, settings: SettingsTree, deadline: float | None = None
+    epoch: int,
+    key: str,
+    checkpoint: Ref,
+    loaders: LoadersRef,
+    settings: SettingsTree,
+    deadline: float | None = None,
+    keys_before: Sequence[str] = (),
 ) -> EpochResult:
-    """Train one epoch from `checkpoint`, or from where an earlier try of this epoch was cut short.
+    """Train one epoch, and those right before it whose keys are given, from where an earlier try was cut short.
 
     Args:
         epoch: Counted from 1.
         key: Of the epoch's recipe.
-        checkpoint: The state after the epoch before.
+        checkpoint: The state after the epoch before the first.
         loaders: What the loaders are made of.
         settings: Of the run.
         deadline: When to stop, on the clock of `time.monotonic`.
+        keys_before: Of the epochs before it; their results are kept as its own is.
     """
+    for earlier, key_before in enumerate(keys_before, start=epoch - len(keys_before)):
+        result = find_result(key_before)
+        if result is None or not Store(settings.store.url).is_whole(result.checkpoint.digest):
+            result = _train_epoch(earlier, key_before, checkpoint, loaders, settings, deadline)
+            keep_result(key_before, result)
+            deliver_signal()
+            if deadline is not None:
+                training.check_deadline(deadline, earlier, loaders.num_batches)
+        checkpoint = result.checkpoint
+    return _train_epoch(epoch, key, checkpoint, loaders, settings, deadline)
+
+
+def _train_epoch(
+    epoch: int, key: str, checkpoint: Ref, loaders: LoadersRef, settings: SettingsTree, deadline: float | None
+) -> EpochResult:
+    """Train from the checkpoint before the epoch, or inside it."""
     store = Store(settings.store.url)
     # Taken out: what a failed try leaves half-trained is never found again.
     state = _live.pop(_live_key(checkpoint, settings), None)

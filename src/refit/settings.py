@@ -187,6 +187,8 @@ class TrainingSettings(Section):
     """Batches whose gradients make one step, weighted by rows so that it equals one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Gradients with a larger 2-norm are scaled down to it; None does not clip."""
+    epochs_per_task: int = Field(1, ge=1)
+    """Epochs in one Prefect task run: more save time where epochs take milliseconds. Each has its own checkpoint and result."""
     timeout_seconds: float | None = Field(None, gt=0)
     """Seconds after which the run stops with a checkpoint, for the next run to go on from; None sets no limit."""
     warm_start: bool = False

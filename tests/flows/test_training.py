@@ -552,6 +552,66 @@ def test_what_was_done_before_a_failure_is_not_done_again(tmp_path, monkeypatch,
     assert "build data set" not in done
 
 
+def test_epochs_in_groups_have_the_bits_and_results_of_single_ones(tmp_path, done):
+    source = write_table(tmp_path / "table.csv")
+    plain = train_plainly(by_time(source), 9)
+    done.clear()
+    result = run(by_time(source, num_epochs=7, epochs_per_task=3))
+    assert trained(done) == [1, 2, 3, 4, 5, 6, 7]
+    assert_plain(result, plain)
+    done.clear()
+    forget()
+    assert run(by_time(source, num_epochs=7)).model == result.model
+    assert done == []
+    assert_plain(run(by_time(source, num_epochs=9, epochs_per_task=4)), plain)
+    assert trained(done) == [8, 9]
+
+
+def test_early_stopping_is_the_same_in_groups_as_in_single_epochs(tmp_path, done):
+    source = write_table(tmp_path / "table.csv", noise=3.0)
+    single = run(by_time(source, num_epochs=60, patience=3))
+    num_epochs = len(read(single, "log"))
+    for size in (4, 100):
+        done.clear()
+        forget()
+        grouped = by_time(source, num_epochs=60, patience=3, epochs_per_task=size) | {"store": {"url": f"groups-of-{size}"}}
+        assert_same(single, run(grouped))
+        assert trained(done)[-1] == min(60, -(-num_epochs // size) * size)
+        assert not run(grouped).is_new
+
+
+@pytest.mark.parametrize("is_tried_again", [False, True], ids=["next run", "next try"])
+def test_a_group_that_fails_goes_on_after_its_last_whole_epoch(tmp_path, monkeypatch, done, is_tried_again):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=7, epochs_per_task=3)
+    plain = train_plainly(given, 7)
+    whole, failures = refit.training.train_epoch, [OSError("torn") if is_tried_again else ValueError("a mistake")]
+
+    def fail_once(state, *given, **named):
+        if state.epoch == 4 and failures:
+            raise failures.pop()
+        return whole(state, *given, **named)
+
+    monkeypatch.setattr(refit.training, "train_epoch", fail_once)
+    done.clear()
+    if not is_tried_again:
+        with pytest.raises(ValueError, match="a mistake"):
+            run(given)
+        forget()
+    assert_plain(run(given), plain)
+    assert failures == []
+    assert trained(done) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("keep", [None, 1])
+def test_a_damaged_log_inside_a_group_has_its_epoch_trained_again(tmp_path, keep):
+    given = {**by_time(write_table(tmp_path / "table.csv"), num_epochs=5, epochs_per_task=3), "checkpoint": {"keep": keep}}
+    plain = train_plainly(given, 5)
+    run(given)
+    flip(object_file(given, epoch_results(given)[1].log.digest))
+    forget()
+    assert_plain(run({**given, "name": "second"}), plain)
+
+
 def test_a_store_that_was_deleted_between_runs_is_made_again(tmp_path, done):
     given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
     first = run(given)

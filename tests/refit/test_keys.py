@@ -81,6 +81,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.patience": (2, set()),
     "training.accumulate_batches": (2, LATER),
     "training.max_grad_norm": (1.0, LATER),
+    "training.epochs_per_task": (5, set()),
     "training.timeout_seconds": (60.0, set()),
     "training.warm_start": (True, set()),
     "checkpoint.every_seconds": (1.0, set()),

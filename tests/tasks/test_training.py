@@ -406,6 +406,34 @@ def test_a_signal_waits_in_an_epoch_that_had_a_checkpoint_before_too(settings, m
     assert train_with_a_signal_in_step_three(settings, monkeypatch, caplog) == 3
 
 
+@pytest.mark.usefixtures("leaving")
+def test_a_signal_in_the_last_step_of_an_epoch_ends_its_group_there(settings, monkeypatch):
+    first, second = new_key(), new_key()
+
+    @flow
+    def run():
+        made = prepare(settings)
+        with holding_signals():
+            return train_epoch(2, second, made.checkpoint, made.loaders, settings, None, [first])
+
+    begun, train = [], training.train_epoch
+
+    def note(state, *given, **named):
+        begun.append(state.epoch + 1)
+        return train(state, *given, **named)
+
+    monkeypatch.setattr(training, "train_epoch", note)
+    call_at_step(monkeypatch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run()
+    assert read_partial(second, settings) is None
+    forget()
+    losses, digest = train_plainly(settings, 2)
+    begun.clear()
+    assert read(run(), settings) == (losses[1], digest)
+    assert begun == [2]
+
+
 def test_a_retry_goes_on_from_the_checkpoint_inside_the_epoch(settings, monkeypatch, caplog):
     settings, failures = changed(settings, "checkpoint", every_seconds=1e-9), [OSError("torn")]
 
