@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 
 from refit.errors import SettingsError
 from refit.interruption import deliver_signal
-from refit.optimizers import UpdateRule, build_update_rule
 from refit.randomness import putting_generators_back
 from refit.steps import Batch, Step
+from refit.updates import UpdateRule, build_update_rule
 
 GradientComputation = partial[tuple[list[Tensor], Tensor | None]]
 """`compute_gradients` with its options."""

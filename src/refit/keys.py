@@ -36,6 +36,7 @@ TRAINING_CODE = (
     "refit.loaders",
     "refit.optimizers",
     "refit.steps",
+    "refit.updates",
     "refit.compilation",
     "refit.randomness",
 )

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refit.devices import autocast
-from refit.optimizers import build_update_rule, find_state
 
 Batch = tuple[Tensor, Tensor]
 """Rows `(B, F)` and their classes `(B,)`."""
@@ -39,23 +38,3 @@ def compute_gradients(
         (loss if len(batches) == 1 else loss * (len(y) / num_rows)).backward()
         losses.append(loss.detach())
     return losses, None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-
-
-def build_update(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
-    """Build what changes the optimizer's parameters by their gradients, as a function of the learning rate."""
-    (group,) = optimizer.param_groups
-    parameters, rule, state = group["params"], build_update_rule(optimizer), find_state(optimizer)
-
-    def update(lr: float) -> None:
-        nonlocal state
-        if lr != group["lr"]:
-            group["lr"] = lr
-        gradients = [parameter.grad for parameter in parameters]
-        if state is None or any(gradient is None for gradient in gradients):
-            optimizer.step()  # the first step makes the state, and parameters without a gradient are left as they are
-            state = find_state(optimizer)
-            return
-        with torch.no_grad():
-            rule(parameters, gradients, state, lr)
-
-    return update

@@ -21,7 +21,8 @@ from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
 from refit.randomness import capture_random_state, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
-from refit.steps import Batch, Step, build_update, compute_gradients
+from refit.steps import Batch, Step, compute_gradients
+from refit.updates import build_update
 
 LOSSES_BETWEEN_CHECKS = 200
 
@@ -138,7 +139,8 @@ def train_epoch(
     num_batches, last_batch = len(partial.batch_losses), len(loader)
     losses: list[Tensor] = []
     compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
-    parameters, update, norm = list(model.parameters()), build_update(optimizer), None
+    update = build_update(optimizer, may_flatten=engine == "eager")
+    parameters, norm = list(model.parameters()), None
 
     def step_eagerly(batches: Sequence[Batch], lr: float) -> Sequence[Tensor]:
         nonlocal norm
@@ -156,7 +158,7 @@ def train_epoch(
         elif take_step is step_eagerly and should_compile(engine, state.step, model, optimizer):
             compiling_since = time.perf_counter()
             take_step = compile_step(engine, model, optimizer, batches, compute, report) or step_eagerly
-            update = build_update(optimizer)  # its state may lie elsewhere now
+            update = build_update(optimizer, may_flatten=False)  # its state may lie elsewhere now
             started += time.perf_counter() - compiling_since
         losses += take_step(batches, lr)
         state.step += 1

@@ -5,7 +5,8 @@ from torch import nn
 from refit.checkpoints import digest_weights
 from refit.optimizers import build_optimizer
 from refit.settings import OptimizerSettings
-from refit.steps import build_update, compute_gradients
+from refit.steps import compute_gradients
+from refit.updates import build_update
 
 CPU = torch.device("cpu")
 OPTIMIZERS = [
@@ -21,31 +22,32 @@ OPTIMIZERS = [
 
 
 class Network(nn.Module):
-    """Layers of odd sizes, a parameter that no loss depends on, and with `is_fickle` one that some do not."""
+    """Layers of odd sizes, and a factor that the loss depends on always, in two of three calls or never."""
 
-    def __init__(self, is_fickle: bool) -> None:
+    def __init__(self, is_used: str) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(5, 17), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(17, 3))
-        self.unused = nn.Parameter(torch.ones(3)) if is_fickle else None
-        self.sometimes = nn.Parameter(torch.ones(3)) if is_fickle else None
+        self.factor = nn.Parameter(torch.ones(3))
+        self.is_used = is_used
         self.num_calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.num_calls += 1
-        logits = self.layers(x)
-        return logits * self.sometimes if self.sometimes is not None and self.num_calls % 3 else logits
+        is_used = self.is_used == "always" or (self.is_used == "sometimes" and self.num_calls % 3)
+        return self.layers(x) * self.factor if is_used else self.layers(x)
 
 
-@pytest.mark.parametrize("is_fickle", [False, True], ids=["all parameters", "some parameters"])
+@pytest.mark.parametrize("is_used", ["always", "sometimes", "never"])
+@pytest.mark.parametrize("may_flatten", [False, True], ids=["one by one", "as a vector"])
 @pytest.mark.parametrize("given", OPTIMIZERS, ids=str)
-def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given, is_fickle):
+def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given, may_flatten, is_used):
     settings = OptimizerSettings(**{"lr": 0.1, **given})
     found = []
     for is_ours in (True, False):
         torch.manual_seed(0)
-        model = Network(is_fickle)
+        model = Network(is_used)
         optimizer = build_optimizer(settings, model.parameters())
-        update = build_update(optimizer)
+        update = build_update(optimizer, may_flatten)
         for step in range(8):
             x, y, lr = torch.randn(6, 5), torch.randint(3, (6,)), settings.lr / (1 + step)
             if is_ours:

@@ -412,6 +412,21 @@ def test_pausing_after_every_step_gives_the_bits_and_the_log_of_an_undisturbed_e
     assert save_state(state, store) == save_state(expected, store)
 
 
+def test_pausing_gives_the_bits_under_adam_too_and_the_same_checkpoint(store):
+    """Its state is views of vectors, before and after it is loaded."""
+    refs = []
+    for is_paused in (False, True):
+        state = build_state(PAUSED_MODEL, {"name": "adamw", "lr": 0.01})
+        while state.epoch < 3:
+            loader = build_train_loader(*make_rows(34), 4, False)
+            log = train_epoch(state, loader, constant(0.01), device=CPU, should_pause=lambda is_paused=is_paused: is_paused)
+            if log is None:
+                ref, state = save_state(state, store), build_state(PAUSED_MODEL, {"name": "adamw", "lr": 0.01})
+                load_state(ref, state, store)
+        refs.append(save_state(state, store))
+    assert refs[0] == refs[1]
+
+
 def test_batches_of_a_last_group_that_is_short_are_weighed_as_without_a_pause(store):
     """10 batches: groups of 3, 3, 3 and 1."""
     logs, state, num_pauses = train_in_pieces(store, 2, "another process", num_rows=37)
