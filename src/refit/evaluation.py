@@ -4,7 +4,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.functional import classification
 
 from refit.devices import autocast
 from refit.errors import TrainingError
@@ -83,6 +82,8 @@ def evaluate(model: nn.Module, loader: Batches, labels: list[str], device: torch
 
 def compute_metrics(logits: Tensor, classes: Tensor, labels: list[str]) -> Metrics:
     """Compute the metrics of finite logits `(N, C)` whose true classes `(N,)` are known."""
+    from torchmetrics.functional import classification  # which loads scipy, where that is installed
+
     probabilities = functional.softmax(logits, dim=1)
     predicted = probabilities.argmax(dim=1)
     num_classes = len(labels)

@@ -7,10 +7,12 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_LABELLED_CLASSES = 20
 MAX_EPOCHS_SHOWN = 20
@@ -144,6 +146,9 @@ def render_name(name: object) -> str:
 
 def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
     """Draw mean train and validation loss by epoch, and a line at the best, counted from 1; return a PNG."""
+    from matplotlib.figure import Figure  # 30 MB, loaded only where something is drawn
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy (nats)")
     epochs = range(1, len(train_losses) + 1)
@@ -160,6 +165,8 @@ def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None
 
 def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], split: str) -> bytes:
     """Draw a confusion matrix, true classes downwards; return a PNG."""
+    from matplotlib.figure import Figure
+
     size = 2.5 + 0.35 * min(len(labels), MAX_LABELLED_CLASSES)
     figure = Figure(figsize=(size + 0.5, size), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="true", title=f"rows of {split}")
@@ -315,7 +322,7 @@ def _render_cell(value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _to_png(figure: Figure) -> bytes:
+def _to_png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # a class name may use a script that the font lacks
         figure.savefig(buffer, format="png", dpi=120)

@@ -5,6 +5,7 @@ step under SGD, 50 µs under AdamW. PyTorch's other implementations, measured wi
 no less time; `fused` gives the same in SGD without momentum, in no less time, and others in SGD with momentum, Adam and AdamW.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -48,7 +49,9 @@ def build_update(optimizer: torch.optim.Optimizer, may_flatten: bool) -> Callabl
             group["lr"] = lr
         gradients = [parameter.grad for parameter in parameters]
         if state is None or any(gradient is None for gradient in gradients):
-            optimizer.step()  # the first step makes the state, and parameters without a gradient are left as they are
+            # The first step makes the state, and parameters without a gradient are left as they are.
+            with torch.no_grad():
+                inspect.unwrap(type(optimizer).step)(optimizer)  # what wraps it loads PyTorch's compiler
             state, vectors = prepare()
             return
         with torch.no_grad():
