@@ -2,6 +2,7 @@
 #
 #   make train [ARGS="--training.num_epochs 5"]
 #   make test  [ARGS="-k settings"]
+#   make e2e   [ARGS="-k schedule"]
 #   make lint
 #   make bench [ARGS="--quick"]
 #   make clean
@@ -12,15 +13,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 WITH_PEERS := .[dev,bench]
 
-.PHONY: train test lint bench clean
+.PHONY: train test e2e lint bench clean
 .NOTPARALLEL:
 
 train: .venv/train.stamp
 	@$(BIN)/refit train $(ARGS)
 
-# One thread, as the networks are small. Faster with ARGS="-n 2 -m 'not slow'"; servers and workers want the machine for themselves.
+# Two tests at a time, of one thread each, as the networks are small.
 test: .venv/test.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+# Servers, workers and killed processes want the machine for themselves.
+e2e: .venv/test.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slow $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check
