@@ -14,7 +14,7 @@ from rich.table import Table
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
-SECTION = re.compile(r"(?<=<!-- speed -->\n).*?(?=\n<!-- /speed -->)", re.DOTALL)
+SECTION = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- /speed -->)", re.DOTALL)
 LIMIT = "products alone"
 """The contender that only multiplies matrices: what share of its speed another reaches."""
 EAGER, COMPILED = "Refit eager", "Refit compiled"
@@ -112,7 +112,7 @@ def render_section(results: dict[str, Any]) -> str:
 def write_readme(results: dict[str, Any]) -> None:
     """Put the section between README's marks."""
     section = render_section(results)
-    README.write_text(SECTION.sub(lambda _: section, README.read_text()))
+    README.write_text(SECTION.sub(lambda _: section + "\n", README.read_text()))
 
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:
