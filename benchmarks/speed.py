@@ -244,6 +244,7 @@ def main() -> None:
         console.print(table)
     console.print(build_compile_table(results))
     if given.json is not None or not given.quick:
+        RESULTS.mkdir(exist_ok=True)
         (given.json or RESULTS / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
     if given.json is None and not given.quick:
         draw_plot(results, RESULTS / "speed.svg")
