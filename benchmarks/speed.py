@@ -243,10 +243,12 @@ def main() -> None:
     for table in build_tables(results):
         console.print(table)
     console.print(build_compile_table(results))
-    if given.json is not None or not given.quick:
+    text = json.dumps(results, indent=1) + "\n"
+    if given.json is not None:
+        given.json.write_text(text)
+    elif not given.quick:
         RESULTS.mkdir(exist_ok=True)
-        (given.json or RESULTS / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
-    if given.json is None and not given.quick:
+        (RESULTS / "speed.json").write_text(text)
         draw_plot(results, RESULTS / "speed.svg")
         write_readme(results)
 
