@@ -187,8 +187,7 @@ def _changes_constants(graph: GraphModule) -> bool:
 
 def _load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first."""
-    import torch._inductor  # seconds and 70 MB, only for those who compile
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
 
     folder = Path(cache_dir()) / "refit"
     path = folder / f"{_digest(graph, arguments)}.pt2"
@@ -212,8 +211,6 @@ def _load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
 
 def _compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
-    import torch._dynamo
-
     for tensor in tree_leaves(arguments[:-1]):
         torch._dynamo.mark_static_address(tensor)
     compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})

@@ -146,10 +146,9 @@ def render_name(name: object) -> str:
 
 def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
     """Draw mean train and validation loss by epoch, and a line at the best, counted from 1; return a PNG."""
-    from matplotlib.figure import Figure  # 30 MB, loaded only where something is drawn
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    figure = _build_figure(6, 3.5)
     axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy (nats)")
     epochs = range(1, len(train_losses) + 1)
     axes.plot(epochs, train_losses, marker="o", markersize=3, label="train")
@@ -165,10 +164,8 @@ def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None
 
 def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], split: str) -> bytes:
     """Draw a confusion matrix, true classes downwards; return a PNG."""
-    from matplotlib.figure import Figure
-
     size = 2.5 + 0.35 * min(len(labels), MAX_LABELLED_CLASSES)
-    figure = Figure(figsize=(size + 0.5, size), layout="constrained")
+    figure = _build_figure(size + 0.5, size)
     axes = figure.add_subplot(xlabel="predicted", ylabel="true", title=f"rows of {split}")
     axes.imshow(confusion, cmap="Blues")
     if len(labels) <= MAX_LABELLED_CLASSES:
@@ -320,6 +317,12 @@ def _render_cell(value: object) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     text = text.replace("\\|", "\\ |")  # Markdown dialects read two backslashes before a bar in two ways
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _build_figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # 30 MB, loaded only where something is drawn
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _to_png(figure: "Figure") -> bytes:

@@ -34,6 +34,7 @@ def build_update(optimizer: torch.optim.Optimizer, may_flatten: bool) -> Callabl
     """
     (group,) = optimizer.param_groups
     parameters, rule = group["params"], build_update_rule(optimizer)
+    first_step = inspect.unwrap(type(optimizer).step)  # what wraps it loads PyTorch's compiler
 
     def prepare() -> tuple[OptimizerState | None, OptimizerState | None]:
         state = find_state(optimizer)
@@ -43,21 +44,18 @@ def build_update(optimizer: torch.optim.Optimizer, may_flatten: bool) -> Callabl
 
     state, vectors = prepare()
 
+    @torch.no_grad()
     def update(lr: float) -> None:
         nonlocal state, vectors
         if lr != group["lr"]:
             group["lr"] = lr
         gradients = [parameter.grad for parameter in parameters]
         if state is None or any(gradient is None for gradient in gradients):
-            # The first step makes the state, and parameters without a gradient are left as they are.
-            with torch.no_grad():
-                inspect.unwrap(type(optimizer).step)(optimizer)  # what wraps it loads PyTorch's compiler
+            first_step(optimizer)  # it makes the state, and parameters without a gradient are left as they are
             state, vectors = prepare()
-            return
-        with torch.no_grad():
-            if vectors is None:
-                rule(parameters, gradients, state, lr)
-                return
+        elif vectors is None:
+            rule(parameters, gradients, state, lr)
+        else:
             weights = _flatten_dense_tensors(parameters)
             rule([weights], [_flatten_dense_tensors(gradients)], vectors, lr)
             torch._foreach_copy_(parameters, _unflatten_dense_tensors(weights, parameters))
