@@ -34,6 +34,8 @@ Program = Callable[[list[Tensor]], Sequence[Tensor]]
 """Takes all tensors of a step, changes parameters, buffers and optimizer state in place, and returns the losses."""
 
 AUTO_COMPILES_FROM_STEP = 50_000
+TRIES = 5
+"""Traces of a step until it counts as one that draws: a thread of Prefect that waits for its server may draw meanwhile."""
 # Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
 OPTIONS = {"pattern_matcher": False, "fallback_random": True}
 
@@ -145,16 +147,16 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
     Raises:
         SettingsError: They cannot be written down, or would be others the next time.
     """
-    try:
-        twin = copy.deepcopy(model)  # tracing may leave marks on it
-        before = _hidden_state(twin)
-        graph: GraphModule = make_fx(partial(train, twin), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
-    except Exception as error:
-        raise _refusal(_summarize(error)) from error
-    is_repeatable = _hidden_state(twin) == before and not _changes_constants(graph)
-    if not is_repeatable:
-        raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
-    return graph
+    for _ in range(TRIES):
+        try:
+            twin = copy.deepcopy(model)  # tracing may leave marks on it
+            before = _hidden_state(twin)
+            graph: GraphModule = make_fx(partial(train, twin), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+        except Exception as error:
+            raise _refusal(_summarize(error)) from error
+        if _hidden_state(twin) == before and not _changes_constants(graph):
+            return graph
+    raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
 
 
 def _hidden_state(model: nn.Module) -> object:

@@ -6,10 +6,12 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from refit import compilation
 from refit.checkpoints import digest_weights, find_partial, load_state, save_partial, save_state
@@ -201,6 +203,23 @@ def test_a_model_that_would_be_another_when_compiled_is_refused_and_left_as_it_i
         digests.append(digest_weights(state.model.state_dict()))
     assert digests[0] == digests[1]
     assert [line.startswith("going on without compiling: compute.engine") for line in lines] == [True]
+
+
+def test_draws_of_another_thread_are_not_taken_for_the_models():
+    threads = [Thread(target=random.random)]
+
+    class Accompanied(Network):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if threads and isinstance(x, FakeTensor):  # the first trace
+                thread = threads.pop()
+                thread.start()
+                thread.join()
+            return self.layers(x)
+
+    lines = []
+    train(build_state(Accompanied), report=lines.append)
+    assert [line.startswith("compiled the training step") for line in lines] == [True]
+    assert threads == []
 
 
 class Masked(nn.Module):
