@@ -10,8 +10,9 @@ from torch import nn
 from torch_parts import copy_layers
 from work import NUM_CLASSES, WEIGHT_DECAY, Array, Labels, Layers, Work, race
 
+from refit.devices import prepare_compute
 from refit.loaders import build_train_loader
-from refit.settings import ModelSettings, OptimizerSettings
+from refit.settings import ComputeSettings, ModelSettings, OptimizerSettings
 from refit.training import build_training_state, train_epoch
 
 
@@ -19,7 +20,7 @@ def build_epoch(work: Work, x: Array, y: Labels, seed: int, engine: str) -> tupl
     """The network, and what trains it for an epoch."""
     weight_decay = 0.0 if work.optimizer == "sgd" else WEIGHT_DECAY
     optimizer = OptimizerSettings(name=work.optimizer, lr=work.lr, weight_decay=weight_decay)
-    model, device = ModelSettings(hidden_sizes=list(work.hidden_sizes)), torch.device("cpu")
+    model, device = ModelSettings(hidden_sizes=list(work.hidden_sizes)), prepare_compute(ComputeSettings(engine=engine))
     state = build_training_state(model, optimizer, work.num_inputs, NUM_CLASSES, seed, device)
     loader = build_train_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, drop_last=True)
     return state.model, lambda: train_epoch(state, loader, lambda _: work.lr, device=device, engine=engine)

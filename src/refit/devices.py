@@ -1,5 +1,6 @@
 """The device, precision and threads that the arithmetic runs on."""
 
+import ctypes
 import os
 import shutil
 import sys
@@ -9,6 +10,9 @@ import torch
 
 from refit.errors import SettingsError
 from refit.settings import ComputeSettings
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""As `malloc.h` of the GNU C library numbers them."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -31,7 +35,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_compute(settings: ComputeSettings) -> torch.device:
-    """Set the number of CPU threads and the precision of matrix products, and return the chosen device.
+    """Set the number of CPU threads, the precision of matrix products and what happens to freed memory; return the chosen device.
 
     Raises:
         SettingsError: The device is not on this machine, or there is no compiler for `compute.engine`.
@@ -45,6 +49,7 @@ def prepare_compute(settings: ComputeSettings) -> torch.device:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if settings.num_threads is not None and torch.get_num_threads() != settings.num_threads:
         torch.set_num_threads(settings.num_threads)
+    _keep_freed_memory()
     return choose_device(settings.device)
 
 
@@ -65,3 +70,14 @@ def describe_processor(device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context of a forward pass: nothing for `fp32`, automatic mixed precision for `bf16`."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _keep_freed_memory() -> None:
+    """Have the GNU C library keep up to 256 MB of freed memory for what is allocated next.
+
+    By itself it may give the tensors of a step back to the system, which hands them out again page by page, zeroed, in the next
+    step: on a network of two layers of 1,024 units, up to a tenth of the time.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        library.mallopt(M_TRIM_THRESHOLD, 256 << 20)

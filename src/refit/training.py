@@ -139,7 +139,7 @@ def train_epoch(
     num_batches, last_batch = len(partial.batch_losses), len(loader)
     losses: list[Tensor] = []
     compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
-    update = build_update(optimizer, may_flatten=engine == "eager")
+    update = build_update(optimizer, may_rearrange=engine == "eager")
     parameters, norm = list(model.parameters()), None
 
     def step_eagerly(batches: Sequence[Batch], lr: float) -> Sequence[Tensor]:
@@ -158,7 +158,7 @@ def train_epoch(
         elif take_step is step_eagerly and should_compile(engine, state.step, model, optimizer):
             compiling_since = time.perf_counter()
             take_step = compile_step(engine, model, optimizer, batches, compute, report) or step_eagerly
-            update = build_update(optimizer, may_flatten=False)  # its state may lie elsewhere now
+            update = build_update(optimizer, may_rearrange=False)  # its state may lie elsewhere now
             started += time.perf_counter() - compiling_since
         losses += take_step(batches, lr)
         state.step += 1

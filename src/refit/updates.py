@@ -1,12 +1,12 @@
 """How parameters move by their gradients: PyTorch's own optimizers in their functional form, which gives the bits of `step`.
 
-They go without what `step` adds in every call, such as hooks and the collection of state: 10 µs of the 150 of a small network's
-step under SGD, 50 µs under AdamW. PyTorch's other implementations, measured with 2.13 on the CPU: `foreach` gives the same bits in
-no less time; `fused` gives the same in SGD without momentum, in no less time, and others in SGD with momentum, Adam and AdamW.
+They go without what `step` adds in every call, such as hooks and the collection of state. PyTorch's other implementations,
+measured with 2.13 on the CPU: `foreach` gives the same bits in no less time; `fused` gives the same in SGD without momentum, in no
+less time, and others in SGD with momentum, Adam and AdamW.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -20,46 +20,47 @@ OptimizerState = dict[str, list[Tensor]]
 """What an optimizer remembers, by name: a tensor for each parameter."""
 UpdateRule = Callable[[list[Tensor], list[Tensor], OptimizerState, float | Tensor], None]
 """Changes parameters and state in place, by gradients and the learning rate."""
+Change = Callable[[list[Tensor], float], None]
+"""The same of known parameters and state."""
 
-LONGEST_VECTOR = 32_768
+BLOCK = 98_304
+"""Elements that Adam changes at a time: with their gradients and state they fit into two megabytes of a core's own cache."""
+LONGEST_COPY = 32_768
+"""Elements of a network up to which it takes less time to copy them into one vector than to go from parameter to parameter."""
 
 
-def build_update(optimizer: torch.optim.Optimizer, may_flatten: bool) -> Callable[[float], None]:
+def build_update(optimizer: torch.optim.Optimizer, may_rearrange: bool) -> Callable[[float], None]:
     """Build what changes the optimizer's parameters by their gradients, as a function of the learning rate.
 
     Args:
         optimizer: Of one group of parameters.
-        may_flatten: Whether Adam may take the parameters of a small network as one vector, and make its state views of others. Its
-            operations go by element, so that the bits are the same, in 50 µs where six parameters one by one take 120.
+        may_rearrange: Whether Adam may change parameters on the CPU in blocks, and make its state views of vectors.
     """
     (group,) = optimizer.param_groups
     parameters, rule = group["params"], build_update_rule(optimizer)
     first_step = inspect.unwrap(type(optimizer).step)  # what wraps it loads PyTorch's compiler
 
-    def prepare() -> tuple[OptimizerState | None, OptimizerState | None]:
+    def prepare() -> Change | None:
         state = find_state(optimizer)
-        if state is None or not (may_flatten and _can_flatten(optimizer, state)):
-            return state, None
-        return state, _flatten_state(optimizer, state)
+        if state is None:
+            return None
+        if may_rearrange and _has_blocks(parameters, state):
+            return _build_adam(optimizer, state)
+        return lambda gradients, lr: rule(parameters, gradients, state, lr)
 
-    state, vectors = prepare()
+    change = prepare()
 
     @torch.no_grad()
     def update(lr: float) -> None:
-        nonlocal state, vectors
+        nonlocal change
         if lr != group["lr"]:
             group["lr"] = lr
         gradients = [parameter.grad for parameter in parameters]
-        if state is None or any(gradient is None for gradient in gradients):
+        if change is None or any(gradient is None for gradient in gradients):
             first_step(optimizer)  # it makes the state, and parameters without a gradient are left as they are
-            state, vectors = prepare()
-        elif vectors is None:
-            rule(parameters, gradients, state, lr)
+            change = prepare()
         else:
-            weights = _flatten_dense_tensors(parameters)
-            rule([weights], [_flatten_dense_tensors(gradients)], vectors, lr)
-            torch._foreach_copy_(parameters, _unflatten_dense_tensors(weights, parameters))
-            torch._foreach_add_(state["step"], 1)
+            change(gradients, lr)
 
     return update
 
@@ -96,6 +97,9 @@ def find_state(optimizer: torch.optim.Optimizer) -> OptimizerState | None:
 def _apply_sgd(
     parameters: list[Tensor], gradients: list[Tensor], state: OptimizerState, lr: float | Tensor, **options: Any
 ) -> None:
+    if not (options["momentum"] or options["weight_decay"] or isinstance(lr, Tensor)):
+        torch._foreach_add_(parameters, gradients, alpha=-lr)  # all that is left of it, in 9 µs instead of 21 for six parameters
+        return
     buffers: list[Tensor | None] = [*state.get("momentum_buffer", [None] * len(parameters))]
     sgd(parameters, gradients, buffers, lr=cast(float, lr), **options)
 
@@ -107,20 +111,96 @@ def _apply_adam(
     adam(parameters, gradients, *averages, lr=lr, differentiable=isinstance(lr, Tensor), **options)
 
 
-def _can_flatten(optimizer: torch.optim.Optimizer, state: OptimizerState) -> bool:
-    """Whether one vector can stand for all parameters, and is short enough to gain by it."""
-    parameters = optimizer.param_groups[0]["params"]
-    is_short = sum(parameter.numel() for parameter in parameters) <= LONGEST_VECTOR
-    is_plain = all(parameter.is_cpu and parameter.dtype == torch.float32 for parameter in parameters)
-    return is_short and is_plain and "step" in state and len({step.item() for step in state["step"]}) == 1
+def _has_blocks(parameters: list[Tensor], state: OptimizerState) -> bool:
+    """Whether Adam can change the parameters in blocks."""
+    is_plain = all(p.is_cpu and p.dtype == torch.float32 and p.is_contiguous() for p in parameters)
+    return is_plain and "step" in state and len({step.item() for step in state["step"]}) == 1
 
 
-def _flatten_state(optimizer: torch.optim.Optimizer, state: OptimizerState) -> OptimizerState:
-    """Make the state of all parameters views of vectors, and return these, with a count of steps of their own."""
-    vectors = {"step": [state["step"][0].clone()]}
-    for name in ("exp_avg", "exp_avg_sq"):
-        vectors[name] = [_flatten_dense_tensors(state[name])]
-        state[name] = [*_unflatten_dense_tensors(vectors[name][0], state[name])]
-        for parameter, view in zip(optimizer.param_groups[0]["params"], state[name], strict=True):
-            optimizer.state[parameter][name] = view
-    return vectors
+def _build_adam(optimizer: torch.optim.Optimizer, state: OptimizerState) -> Change:
+    """Adam or AdamW in blocks, on parameters or on copies in one vector; makes the state views of vectors."""
+    (group,) = optimizer.param_groups
+    parameters, steps = group["params"], torch.stack(state["step"])
+    averages, squares = (_flatten_dense_tensors(state[name]) for name in ("exp_avg", "exp_avg_sq"))
+    views = [steps.unbind(), *(_unflatten_dense_tensors(vector, parameters) for vector in (averages, squares))]
+    for parameter, *tensors in zip(parameters, *views, strict=True):
+        optimizer.state[parameter].update(zip(("step", "exp_avg", "exp_avg_sq"), tensors, strict=True))
+    if len(averages) > LONGEST_COPY:
+        return _change_in_blocks(parameters, averages, squares, steps, group)
+    weights, slopes = torch.empty_like(averages), torch.empty_like(averages)
+    weight_views, slope_views = (_unflatten_dense_tensors(vector, parameters) for vector in (weights, slopes))
+    change_vector = _change_in_blocks([weights], averages, squares, steps, group)
+
+    def change(gradients: list[Tensor], lr: float) -> None:
+        torch._foreach_copy_(weight_views, parameters)
+        torch._foreach_copy_(slope_views, gradients)
+        change_vector([slopes], lr)
+        torch._foreach_copy_(parameters, weight_views)
+
+    return change
+
+
+def _change_in_blocks(parameters: list[Tensor], averages: Tensor, squares: Tensor, steps: Tensor, group: dict[str, Any]) -> Change:
+    """The arithmetic of Adam and AdamW in PyTorch's order, a block of all parameters at a time, in fewer passes over memory.
+
+    All operations go by element, so that the bits are the same: in 100 µs instead of 280 on six parameters of 11,000 numbers, as
+    measured in a step.
+
+    Source: `torch.optim.adam._single_tensor_adam`, PyTorch 2.13.
+    """
+    (beta1, beta2), decay, blocks = group["betas"], group["weight_decay"], _find_blocks(parameters)
+    num_steps, shrinkage, correction = steps[0].item(), torch.empty(()), torch.empty(())
+    roots, epsilons = torch.empty_like(squares[:BLOCK]), torch.full_like(squares[:BLOCK], group["eps"])
+    average_pieces, square_pieces = (_cut(_unflatten_dense_tensors(v, parameters), blocks) for v in (averages, squares))
+    vectors = [(square, roots[: len(square)], epsilons[: len(square)]) for square in squares.split(BLOCK)]
+    root_pieces = [_unflatten_dense_tensors(root, pieces) for (_, root, _), pieces in zip(vectors, square_pieces, strict=True)]
+
+    def change(gradients: list[Tensor], lr: float) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        step_size = lr / (1 - beta1**num_steps)
+        shrinkage.fill_(1 - lr * decay)
+        correction.fill_((1 - beta2**num_steps) ** 0.5)
+        pieces = zip(_cut(parameters, blocks), _cut(gradients, blocks), average_pieces, square_pieces, root_pieces, strict=True)
+        for (weight, slope, average, square, quotient), (vector, root, epsilon) in zip(pieces, vectors, strict=True):
+            if decay and group["decoupled_weight_decay"]:
+                torch._foreach_mul_(weight, shrinkage)
+            elif decay:
+                slope = [*torch._foreach_add(slope, weight, alpha=decay)]
+            torch._foreach_lerp_(average, slope, 1 - beta1)
+            vector.mul_(beta2)
+            torch._foreach_addcmul_(square, slope, slope, value=1 - beta2)
+            torch.sqrt(vector, out=root)
+            torch.addcdiv(epsilon, root, correction, out=root)
+            torch._foreach_addcdiv_(weight, average, quotient, value=-step_size)
+        steps.add_(1)
+
+    return change
+
+
+def _find_blocks(parameters: list[Tensor]) -> list[list[tuple[int, int, int]]]:
+    """The parts of each block: a parameter's number, and the first of its elements and the one after the last."""
+    blocks: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for number, parameter in enumerate(parameters):
+        first = 0
+        while first < parameter.numel():
+            if room == 0:
+                blocks.append([])
+                room = BLOCK
+            last = min(parameter.numel(), first + room)
+            blocks[-1].append((number, first, last))
+            room -= last - first
+            first = last
+    return blocks
+
+
+def _cut(tensors: Sequence[Tensor], blocks: list[list[tuple[int, int, int]]]) -> list[list[Tensor]]:
+    """The parts of each block, of tensors that go with the parameters; whole ones as they are, others as vectors."""
+    return [
+        [
+            tensors[number] if last - first == tensors[number].numel() else tensors[number].reshape(-1)[first:last]
+            for number, first, last in block
+        ]
+        for block in blocks
+    ]

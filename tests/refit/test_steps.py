@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from refit import updates
 from refit.checkpoints import digest_weights
 from refit.optimizers import build_optimizer
 from refit.settings import OptimizerSettings
@@ -38,16 +39,20 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize("is_used", ["always", "sometimes", "never"])
-@pytest.mark.parametrize("may_flatten", [False, True], ids=["one by one", "as a vector"])
+@pytest.mark.parametrize(
+    ("may_rearrange", "longest_copy"), [(False, 0), (True, 0), (True, 1000)], ids=["one by one", "in blocks", "copies in blocks"]
+)
 @pytest.mark.parametrize("given", OPTIMIZERS, ids=str)
-def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given, may_flatten, is_used):
+def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given, may_rearrange, longest_copy, is_used, monkeypatch):
+    monkeypatch.setattr(updates, "LONGEST_COPY", longest_copy)
+    monkeypatch.setattr(updates, "BLOCK", 50)  # the first layer's weight of 85 numbers lies in two
     settings = OptimizerSettings(**{"lr": 0.1, **given})
     found = []
     for is_ours in (True, False):
         torch.manual_seed(0)
         model = Network(is_used)
         optimizer = build_optimizer(settings, model.parameters())
-        update = build_update(optimizer, may_flatten)
+        update = build_update(optimizer, may_rearrange)
         for step in range(8):
             x, y, lr = torch.randn(6, 5), torch.randint(3, (6,)), settings.lr / (1 + step)
             if is_ours:
