@@ -103,7 +103,8 @@ def render_section(results: dict[str, Any]) -> str:
         cells = []
         for race in races.values():
             ratio = "" if name == LIMIT else f" ({race[EAGER]['speed'] / race[name]['speed']:.2f})"
-            cells.append(f"{race[name]['speed'] / 1000:,.3g}{ratio}")
+            thousands = race[name]["speed"] / 1000
+            cells.append(f"{thousands:,.{0 if thousands >= 100 else 1}f}{ratio}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     works = "; ".join(f"{name}: {describe_work(work)}" for name, work in results["works"].items())
     return "\n".join([*lines, "", f"{works}.", "", describe_run(results)])
@@ -111,8 +112,10 @@ def render_section(results: dict[str, Any]) -> str:
 
 def write_readme(results: dict[str, Any]) -> None:
     """Put the section between README's marks."""
-    section = render_section(results)
-    README.write_text(SECTION.sub(lambda _: section + "\n", README.read_text()))
+    text, count = SECTION.subn(lambda _: render_section(results) + "\n", README.read_text())
+    if count != 1:
+        raise ValueError(f"{README.name}: expected one section between <!-- speed --> and <!-- /speed -->, found {count}")
+    README.write_text(text)
 
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:

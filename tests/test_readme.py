@@ -5,6 +5,7 @@
 
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ def test_every_flag_is_a_setting():
     flags = set(re.findall(r"--(\w+\.\w+)", README.read_text()))
     assert flags
     assert flags <= {name for name, _ in walk_settings(SettingsTree())}
+
+
+def test_the_table_of_speed_is_that_of_the_results():
+    report = runpy.run_path(str(ROOT / "benchmarks" / "speed_report.py"))
+    results = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
+    assert read_section("speed") == report["render_section"](results).strip()
 
 
 def read_section(name: str) -> str:
