@@ -1,6 +1,7 @@
 """What the Prefect server does by itself for runs of Refit's deployments."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -12,8 +13,12 @@ from prefect.exceptions import ObjectNotFound
 
 from refit.errors import SettingsError
 
+CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
 NOTIFY = "refit: tell of failed retraining"
+HEARTBEAT = "prefect.flow-run.heartbeat"
+SILENCE = timedelta(seconds=90)
+"""Three heartbeats; `prefect.yaml` sets how often they come."""
 
 
 def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:
@@ -26,7 +31,7 @@ def update_automations(client: SyncPrefectClient, block: str | None) -> list[str
     Raises:
         SettingsError: There is no such block.
     """
-    wanted = [_reschedule_crashed_runs()]
+    wanted = [_crash_silent_runs(), _reschedule_crashed_runs()]
     if block is not None:
         wanted.append(_tell_of_failed_retraining(client, block))
     for automation in wanted:
@@ -39,6 +44,19 @@ def update_automations(client: SyncPrefectClient, block: str | None) -> list[str
         for unwanted in client.read_automations_by_name(NOTIFY):
             client.delete_automation(unwanted.id)
     return [automation.name for automation in wanted]
+
+
+def _crash_silent_runs() -> AutomationCore:
+    return AutomationCore(
+        name=CRASH,
+        description="A run whose heartbeat has stopped died together with its worker, which could not report it.",
+        # Of heartbeats alone: the server refuses to crash a run that has ended. Were the end expected too, the server would read
+        # before it writes, which its SQLite refuses, and handle that event again and again, for all automations.
+        trigger=_watch(
+            ["train", "retrain", "predict"], after={HEARTBEAT}, expect={HEARTBEAT}, posture=Posture.Proactive, within=SILENCE
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
+    )
 
 
 def _reschedule_crashed_runs() -> AutomationCore:
@@ -77,7 +95,9 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
     )
 
 
-def _watch(flows: Sequence[str], match: Mapping[str, str] | None = None, **fields: Any) -> EventTrigger:
+def _watch(
+    flows: Sequence[str], posture: Posture = Posture.Reactive, match: Mapping[str, str] | None = None, **fields: Any
+) -> EventTrigger:
     """Watch each run that a deployment of these flows has started; what runs from a terminal is its user's own."""
     return EventTrigger(
         for_each={"prefect.resource.id"},
@@ -86,7 +106,7 @@ def _watch(flows: Sequence[str], match: Mapping[str, str] | None = None, **field
             {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
             {"prefect.resource.role": "deployment"},
         ],
-        posture=Posture.Reactive,
+        posture=posture,
         threshold=1,
         **fields,
     )

@@ -1,5 +1,6 @@
 """Runs that die under a real worker: the server starts them again, and they end with the bits of a run that lived."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -28,24 +30,41 @@ def build(num_inputs, num_outputs):
 
 
 @pytest.fixture
-def api(tmp_path) -> Iterator[str]:
-    """A server with Refit's deployments and automation, and a worker that runs them in this test's folder."""
+def site(tmp_path) -> Iterator["Site"]:
+    """A server with Refit's deployments and automations, and a worker that runs them in this test's folder."""
     with running_server(tmp_path) as url:
-        environment = {
+        site = Site(url, tmp_path)
+        subprocess.run([REFIT, "deploy"], cwd=tmp_path, env=site.environment, check=True, capture_output=True)
+        site.start_worker()
+        try:
+            yield site
+        finally:
+            site.worker.terminate()
+            site.worker.wait(timeout=60)
+
+
+@dataclass
+class Site:
+    """Where runs are."""
+
+    url: str
+    folder: Path
+    worker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
             **os.environ,
-            "PREFECT_API_URL": url,
-            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "PROJECT_FOLDER": str(tmp_path),
+            "PROJECT_FOLDER": str(self.folder),
         }
-        subprocess.run([REFIT, "deploy"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-        with (tmp_path / "worker.log").open("w") as log:
-            worker = subprocess.Popen([PREFECT, "worker", "start", "--pool", "refit-pool"], env=environment, stdout=log, stderr=log)
-            try:
-                yield url
-            finally:
-                worker.terminate()
-                worker.wait(timeout=60)
+
+    def start_worker(self) -> None:
+        command = [PREFECT, "worker", "start", "--pool", "refit-pool"]
+        with (self.folder / "worker.log").open("a") as log:
+            self.worker = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
 
 def start_run(url: str, settings: dict) -> str:
@@ -69,42 +88,58 @@ def read_run(url: str, run: str) -> dict:
     return httpx.get(f"{url}/flow_runs/{run}", timeout=60).json()
 
 
-def find_process(run: str) -> int | None:
-    """The process that executes a flow run: its environment names the run, and it has loaded torch."""
+def find_processes(run: str) -> list[int]:
+    """The processes that execute a flow run: their environment names it."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            is_of_run = f"PREFECT__FLOW_RUN_ID={run}".encode() in path.read_bytes()
-            if is_of_run and "libtorch" in (path.parent / "maps").read_text():
-                return int(path.parent.name)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            if f"PREFECT__FLOW_RUN_ID={run}".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def find_training(run: str) -> int | None:
+    """The one of them that has loaded torch."""
+    for process in find_processes(run):
+        with contextlib.suppress(OSError):
+            if "libtorch" in Path(f"/proc/{process}/maps").read_text():
+                return process
     return None
 
 
-def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(api, tmp_path):
+def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, tmp_path):
+    """Killed by itself, twice, and then together with its worker, so that nobody reports it."""
     write_work(tmp_path)
-    expected = comparable(run_once(tmp_path, tmp_path / "straight", api).output)
-    run = start_run(api, {})
+    expected = comparable(run_once(tmp_path, tmp_path / "straight", site.url).output)
+    run = start_run(site.url, {})
     results = tmp_path / "refit-store" / "results"
-    for num_results in (4, 8):
-        wait_for(lambda n=num_results: results.exists() and len(list(results.iterdir())) >= n and find_process(run))
-        os.kill(find_process(run), signal.SIGKILL)
-        wait_for(lambda: find_process(run) is None)
+    for num_results in (3, 6, 9):
+        wait_for(lambda n=num_results: results.exists() and len(list(results.iterdir())) >= n and find_training(run))
+        if num_results == 9:
+            site.worker.kill()
+            site.worker.wait()
+            for process in find_processes(run):
+                os.kill(process, signal.SIGKILL)
+        else:
+            os.kill(find_training(run), signal.SIGKILL)
+        wait_for(lambda: find_training(run) is None)
+    site.start_worker()
 
-    wait_for(lambda: read_run(api, run)["state_type"] in ("COMPLETED", "FAILED"))
-    assert read_run(api, run)["state_type"] == "COMPLETED"
-    states = httpx.get(f"{api}/flow_run_states/", params={"flow_run_id": run}).json()
+    wait_for(lambda: read_run(site.url, run)["state_type"] in ("COMPLETED", "FAILED"))
+    assert read_run(site.url, run)["state_type"] == "COMPLETED"
+    states = httpx.get(f"{site.url}/flow_run_states/", params={"flow_run_id": run}).json()
     names = [state["name"] for state in states]
-    assert names.count("AwaitingRetry") >= 2, names  # more on a slow machine, where the second report of a crash comes late
-    again = run_once(tmp_path, tmp_path / "refit-store", api)
+    assert names.count("AwaitingRetry") >= 3, names  # more on a slow machine, where the second report of a crash comes late
+    assert "No heartbeat for 90 seconds." in [state["message"] for state in states]
+    again = run_once(tmp_path, tmp_path / "refit-store", site.url)
     assert json.loads(again.output)["is_new"] is False
     assert comparable(again.output) == expected
 
 
-def test_a_run_that_dies_at_the_same_place_again_and_again_gives_up(api, tmp_path):
+def test_a_run_that_dies_at_the_same_place_again_and_again_gives_up(site, tmp_path):
     (tmp_path / "suicidal.py").write_text(SUICIDAL)
-    run = start_run(api, {"model": {"factory": "suicidal:build"}})
-    wait_for(lambda: read_run(api, run)["state_type"] in ("COMPLETED", "FAILED"))
-    state = read_run(api, run)["state"]
+    run = start_run(site.url, {"model": {"factory": "suicidal:build"}})
+    wait_for(lambda: read_run(site.url, run)["state_type"] in ("COMPLETED", "FAILED"))
+    state = read_run(site.url, run)["state"]
     assert state["type"] == "FAILED"
     assert "3 of them died after" in state["message"]
