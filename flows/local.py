@@ -3,15 +3,13 @@
 Quiet: a progress bar on a terminal, plain lines elsewhere, all on stderr.
 """
 
-import atexit
-import ctypes
+import gc
 import importlib
 import logging
 import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,29 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from flows.own_server import SECONDS_TO_START, is_server_named, starting_server
+from flows.terminal import FAILED
+
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")  # else every event that a lost server does not take
 
-import httpx
-import prefect
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_CLIENT_MAX_RETRIES,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    PREFECT_HOME,
-    temporary_settings,
-)
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from flows.server import SECONDS_TO_ANSWER, ServerError, await_server
-from flows.terminal import FAILED
-from refit.store import Store
-
 FLOORS = ("flows", "tasks", "refit")
-SECONDS_TO_START = 60
 NUM_RETRIES = 3
 """Of a call to a server that has gone: 14 seconds in all."""
 SECONDS_TO_STOP = 8
@@ -60,11 +47,20 @@ def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was traine
     logging.raiseExceptions = False  # else every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):
-        with _starting_server() as url:
-            found: Callable[..., Any] = getattr(importlib.import_module(module), name)  # while the server starts
-        changes = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: NUM_RETRIES}
+        with _awaiting_server() as url, _importing():  # what takes seconds
+            import httpx
+            from prefect import settings
+
+            from flows.server import ServerError
+
+            found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        changes = {
+            settings.PREFECT_API_URL: url,
+            settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            settings.PREFECT_CLIENT_MAX_RETRIES: NUM_RETRIES,
+        }
         try:
-            with temporary_settings(changes), _report_progress():
+            with settings.temporary_settings(changes), _report_progress():
                 return found(*arguments, return_state=True).result(raise_on_failure=False)
         except httpx.TransportError as error:
             _leave_soon()
@@ -75,55 +71,31 @@ def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was traine
 
 
 @contextmanager
-def _starting_server() -> Iterator[str]:
-    """Give the API to report to: the one that is set, or else that of a server for the time of this process.
+def _importing() -> Iterator[None]:
+    """Leave what is imported out of garbage collection, now and at the end: it stays, and going over it takes a second."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
-    The server starts while the block runs, and answers after it. Of several processes each waits for the server of the one before:
-    two that make Prefect's database at once break one another.
-    """
-    if PREFECT_API_URL.value():
-        url = str(PREFECT_API_URL.value())
-        await_server(url, SECONDS_TO_ANSWER)
+
+@contextmanager
+def _awaiting_server() -> Iterator[str]:
+    """Give the API to report to, which answers after the block: the one that is set, or else that of a server of this process."""
+    if is_server_named():
+        from prefect.settings import PREFECT_API_URL
+
+        if url := PREFECT_API_URL.value():
+            from flows.server import SECONDS_TO_ANSWER, await_server
+
+            await_server(url, SECONDS_TO_ANSWER)
+            yield url
+            return
+    with starting_server() as (url, server):
         yield url
-        return
-    with Store(str(PREFECT_HOME.value())).lock("refit server", lambda: None):
-        url, server = _start_server()
-        yield url
+        from flows.server import await_server
+
         await_server(url, SECONDS_TO_START, server)
-
-
-def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
-    """Start a server; return its API and its process.
-
-    Prefect's own temporary server starts only once it is asked for, dies of signals meant for us, and outlives us if we are
-    killed; otherwise this is the same.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
-    server = subprocess.Popen(
-        [*command, "--app-dir", str(Path(prefect.__file__).parents[1]), "--port", port, "--log-level", "error"],
-        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
-    atexit.register(_stop_server, server)  # runs after the exit steps that Prefect registers later, which still send logs
-    return f"http://127.0.0.1:{port}/api", server
-
-
-def _stop_server(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(timeout=SECONDS_TO_STOP / 2)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _leave_soon() -> None:

@@ -1,0 +1,89 @@
+"""A Prefect server for the time of this process, whose start takes as long as the import of Prefect, and so comes before it."""
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from refit.store import Store
+
+# Without garbage collection, which goes over all that was imported again and again and finds nothing.
+SERVE = """
+import gc
+import sys
+
+gc.disable()
+import uvicorn
+from prefect.server.api.server import create_app
+
+app = create_app()
+gc.freeze()
+gc.enable()
+uvicorn.run(app, port=int(sys.argv[1]), lifespan="on", log_level="error")
+"""
+SECONDS_TO_START = 60
+SECONDS_TO_STOP = 4
+HOME = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+
+
+def is_server_named() -> bool:
+    """Whether Prefect's settings may name a server: environment, profiles, `prefect.toml`, `.env`, `pyproject.toml`."""
+    variables = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+    words = {
+        HOME / "profiles.toml": "",
+        Path("prefect.toml"): "",
+        Path(".env"): "prefect_",
+        Path("pyproject.toml"): "[tool.prefect",
+    }
+    is_loaded = "prefect" in sys.modules  # then asking it costs nothing
+    return (
+        is_loaded
+        or any(name in os.environ for name in variables)
+        or any(path.is_file() and word in path.read_text(errors="replace").lower() for path, word in words.items())
+    )
+
+
+@contextmanager
+def starting_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start a server; give its API and its process, and let other processes start theirs only after the block.
+
+    Two that make Prefect's database at once break one another.
+    """
+    with Store(str(HOME)).lock("refit server", lambda: None):
+        yield _start_server()
+
+
+def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
+    """Start it as Prefect starts a temporary one, which comes only once it is asked for, dies of our signals, and outlives us."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVE, port],
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    atexit.register(_stop_server, server)
+    return f"http://127.0.0.1:{port}/api", server
+
+
+def _stop_server(server: subprocess.Popen[bytes]) -> None:
+    """After the exit steps that Prefect registers later, which still send logs."""
+    server.terminate()
+    try:
+        server.wait(timeout=SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
