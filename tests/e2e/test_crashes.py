@@ -110,12 +110,16 @@ def find_training(run: str) -> int | None:
 def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, tmp_path):
     """Killed by itself, twice, and then together with its worker, so that nobody reports it."""
     write_work(tmp_path)
+    settings = (tmp_path / "refit.toml").read_text()  # more epochs, as runs are to be killed before they end
+    (tmp_path / "refit.toml").write_text(
+        settings.replace("num_epochs = 10", "num_epochs = 60").replace("patience = 2", "patience = 60")
+    )
     expected = comparable(run_once(tmp_path, tmp_path / "straight", site.url).output)
     run = start_run(site.url, {})
     results = tmp_path / "refit-store" / "results"
-    for num_results in (2, 4, 6):
+    for num_results in (4, 12, 20):
         wait_for(lambda n=num_results: results.exists() and len(list(results.iterdir())) >= n and find_training(run))
-        if num_results == 6:
+        if num_results == 20:
             processes = [site.worker.pid, *find_processes(run)]
             for signum in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them sees another die
                 for process in processes:
