@@ -150,25 +150,31 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
     for _ in range(TRIES):
         try:
             twin = copy.deepcopy(model)  # tracing may leave marks on it
-            before = _hidden_state(twin)
+            attributes, generators = _read_attributes(twin), _read_generators()
             graph: GraphModule = make_fx(partial(train, twin), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         except Exception as error:
             raise _refusal(_summarize(error)) from error
-        if _hidden_state(twin) == before and not _changes_constants(graph):
+        if _read_attributes(twin) != attributes or _changes_constants(graph):
+            break
+        if _read_generators() == generators:
             return graph
     raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
 
 
-def _hidden_state(model: nn.Module) -> object:
+def _read_attributes(model: nn.Module) -> object:
     """What a forward pass may change besides buffers; what it decides by that, it would decide once, when it is traced."""
     plain = (bool, int, float, str, tuple, type(None))
-    attributes = [
+    return [
         (name, id(value) if isinstance(value, Tensor) else value)
         for module in model.modules()
         for name, value in vars(module).items()
         if isinstance(value, (*plain, Tensor))
     ]
-    return random.getstate(), str(np.random.get_state()), attributes
+
+
+def _read_generators() -> object:
+    """What draws change, in this thread or in another."""
+    return random.getstate(), str(np.random.get_state())
 
 
 def _changes_constants(graph: GraphModule) -> bool:
