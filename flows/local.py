@@ -49,7 +49,7 @@ def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was traine
     logging.raiseExceptions = False  # else every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):
-        with _awaiting_server() as url, _importing():  # what takes seconds
+        with _importing(), _awaiting_server() as url:  # meanwhile, what takes seconds to import
             import httpx
             from prefect import settings
 

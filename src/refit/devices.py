@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
@@ -72,6 +73,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Have the GNU C library keep up to 64 MB of freed memory for what is allocated next.
 
