@@ -17,8 +17,11 @@ CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
 NOTIFY = "refit: tell of failed retraining"
 HEARTBEAT = "prefect.flow-run.heartbeat"
+CRASHED = "prefect.flow-run.Crashed"
 SILENCE = timedelta(seconds=90)
 """Three heartbeats; `prefect.yaml` sets how often they come."""
+BETWEEN_REPORTS = timedelta(seconds=10)
+"""The most between two reports of one crash, and the least that Prefect takes."""
 
 
 def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:
@@ -64,10 +67,17 @@ def _reschedule_crashed_runs() -> AutomationCore:
     return AutomationCore(
         name=RESCHEDULE,
         description="A run whose process died goes on from its last checkpoint.",
-        # At each report: runner and worker both tell of a crash, and a second report after the rescheduling would leave the run
-        # crashed. Should it hit a run that is at work again, the store's lock keeps the attempts apart.
+        # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
+        # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
         # Not of runs that never began, as on a worker without Refit: they cannot give up by themselves.
-        trigger=_watch(["train", "retrain"], expect={"prefect.flow-run.Crashed"}, match={"prefect.run-count": "!0"}),
+        trigger=_watch(
+            ["train", "retrain"],
+            after={CRASHED},
+            expect={CRASHED},
+            posture=Posture.Proactive,
+            within=BETWEEN_REPORTS,
+            match={"prefect.run-count": "!0"},
+        ),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )
 

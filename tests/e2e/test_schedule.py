@@ -1,33 +1,19 @@
-"""Deployments on a real server with real workers: planned runs, two workers, a server that goes away, wrong parameters.
+"""Deployments on a real server with real workers: planned runs, two workers, a server that goes away, wrong parameters."""
 
-The desk that deploys, the code that workers run, and the project that they run it for lie in three folders.
-"""
-
-import contextlib
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from kill_campaign import REFIT, write_work
+from kill_campaign import REFIT
+from servers import FINAL, ROOT, TIMEOUT_SECONDS, wait_for
 
 from refit.registry import list_versions, read_alias
-from refit.store import Store
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-PREFECT = Path(sys.executable).with_name("prefect")
-TIMEOUT_SECONDS = 400
 NETWORK = """
 from torch import nn
 
@@ -36,109 +22,12 @@ def build(num_inputs, num_outputs):
     return nn.Sequential(nn.Linear(num_inputs, 32), nn.ReLU(), nn.Linear(32, num_outputs))
 """
 EVERY_TEN_SECONDS = "* * * * * */10"
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-
-
-class Site:
-    """A Prefect server and its workers, each a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.project, self.desk, clone = folder, folder / "project", folder / "desk", folder / "clone"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        for floor in ("src", "tasks", "flows"):
-            shutil.copytree(ROOT / floor, clone / floor, ignore=shutil.ignore_patterns("__pycache__"))
-        for place in (self.project, self.desk):
-            place.mkdir()
-        write_work(self.project)
-        (self.project / "network.py").write_text(NETWORK)
-        self.store = Store(str(self.project / "refit-store"))
-        mine = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REFIT_", "COV_"))}
-        self.environment = {
-            **mine,
-            "PREFECT_API_URL": self.url,
-            "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        }
-        self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": f"{clone / 'src'}:{clone}"}
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.server = self.start_server()
-
-    def start_server(self) -> subprocess.Popen[bytes]:
-        server = self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        wait_for(self.is_healthy)
-        return server
-
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        return self.start("worker", "worker", "start", "--pool", "refit-pool", "--type", "process", **self.of_worker)
-
-    def start(self, log: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{log}.log").open("ab") as file:
-            process = subprocess.Popen(
-                [PREFECT, *arguments],
-                cwd=self.desk,
-                env={**self.environment, **environment},
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        self.processes.append(process)
-        return process
-
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """With all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def is_healthy(self) -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/health", timeout=5).is_success
-        return False
-
-    def refit(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command, place = [REFIT, *arguments], cwd or self.desk
-        return subprocess.run(command, cwd=place, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-
-    def read(self, path: str) -> Any:
-        return self.request("GET", path).raise_for_status().json()
-
-    def ask(self, path: str, **body: Any) -> httpx.Response:
-        return self.request("POST", path, json=body)
-
-    def request(self, method: str, path: str, **fields: Any) -> httpx.Response:
-        """Asked again while the server is busy, as Prefect's client does."""
-        while (answer := httpx.request(method, f"{self.url}{path}", timeout=30, **fields)).status_code == 503:
-            time.sleep(0.2)
-        return answer
-
-    def start_run(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
-        number = self.read(f"/deployments/name/{deployment}")["id"]
-        return self.ask(f"/deployments/{number}/create_flow_run", parameters=parameters)
-
-    def list_runs(self, deployment: str) -> list[dict[str, Any]]:
-        """Those that came to an end, the earliest first."""
-        number = self.read(f"/deployments/name/{deployment}")["id"]
-        runs = self.ask("/flow_runs/filter", deployments={"id": {"any_": [number]}}, sort="EXPECTED_START_TIME_ASC").json()
-        return [run for run in runs if run["state_type"] in FINAL]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("site"))
-    try:
-        yield site
-    finally:
-        for process in site.processes:
-            site.kill(process)
 
 
 @pytest.fixture(scope="module")
 def first_champion(site) -> dict[str, float]:
     """Deploy, wait for a planned run to promote a champion and for the next to find nothing new; the seconds of both."""
+    (site.project / "network.py").write_text(NETWORK)
     site.start_worker()
     started = time.monotonic()
     settings = ("--training.num_epochs", "2", "--model.factory", "network:build")
@@ -150,14 +39,6 @@ def first_champion(site) -> dict[str, float]:
     seconds["to the first that found nothing new"] = time.monotonic() - started
     assert site.refit("deploy", *settings).returncode == 0
     return seconds
-
-
-def wait_for(find: Callable[[], Any]) -> Any:
-    give_up_at = time.monotonic() + TIMEOUT_SECONDS
-    while not (found := find()):
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
-    return found
 
 
 def test_a_planned_run_promotes_the_first_champion_and_the_next_finds_nothing_new(site, first_champion, capsys):

@@ -1,0 +1,15 @@
+"""A server with workers for the tests of one file."""
+
+from collections.abc import Iterator
+
+import pytest
+from servers import Site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    try:
+        yield site
+    finally:
+        site.stop()

@@ -1,0 +1,126 @@
+"""A Prefect server with workers, as a user has them: deployed from one folder, run in another, by the code in a third."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from kill_campaign import REFIT, write_work
+
+from refit.store import Store
+
+ROOT = Path(__file__).parents[2]
+PREFECT = Path(sys.executable).with_name("prefect")
+TIMEOUT_SECONDS = 400
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Site:
+    """The processes and folders of one user.
+
+    Attributes:
+        desk: Where `refit deploy` is given.
+        project: Where runs find `refit.toml`, the table and the store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.project, self.desk, clone = folder, folder / "project", folder / "desk", folder / "clone"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        for floor in ("src", "tasks", "flows"):
+            shutil.copytree(ROOT / floor, clone / floor, ignore=shutil.ignore_patterns("__pycache__"))
+        for place in (self.project, self.desk):
+            place.mkdir()
+        write_work(self.project)
+        self.store = Store(str(self.project / "refit-store"))
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REFIT_", "COV_"))}
+        self.environment = {
+            **mine,
+            "PREFECT_API_URL": self.url,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": f"{clone / 'src'}:{clone}"}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.server = self.start_server()
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        server = self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        wait_for(self.is_healthy)
+        return server
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self.start("worker", "worker", "start", "--pool", "refit-pool", "--type", "process", **self.of_worker)
+
+    def start(self, log: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.log").open("ab") as file:
+            process = subprocess.Popen(
+                [PREFECT, *arguments],
+                cwd=self.desk,
+                env={**self.environment, **environment},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in self.processes:
+            self.kill(process)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """With all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def is_healthy(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/health", timeout=5).is_success
+        return False
+
+    def refit(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        command, place = [REFIT, *arguments], cwd or self.desk
+        return subprocess.run(command, cwd=place, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+
+    def read(self, path: str) -> Any:
+        return self.request("GET", path).raise_for_status().json()
+
+    def ask(self, path: str, **body: Any) -> httpx.Response:
+        return self.request("POST", path, json=body)
+
+    def request(self, method: str, path: str, **fields: Any) -> httpx.Response:
+        """Asked again while the server is busy, as Prefect's client does."""
+        while (answer := httpx.request(method, f"{self.url}{path}", timeout=30, **fields)).status_code == 503:
+            time.sleep(0.2)
+        return answer
+
+    def start_run(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
+        number = self.read(f"/deployments/name/{deployment}")["id"]
+        return self.ask(f"/deployments/{number}/create_flow_run", parameters=parameters)
+
+    def list_runs(self, deployment: str) -> list[dict[str, Any]]:
+        """Those that came to an end, the earliest first."""
+        number = self.read(f"/deployments/name/{deployment}")["id"]
+        runs = self.ask("/flow_runs/filter", deployments={"id": {"any_": [number]}}, sort="EXPECTED_START_TIME_ASC").json()
+        return [run for run in runs if run["state_type"] in FINAL]
+
+
+def wait_for(find: Callable[[], Any]) -> Any:
+    give_up_at = time.monotonic() + TIMEOUT_SECONDS
+    while not (found := find()):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+    return found
