@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from refit.errors import ConflictError, StoreError
+from refit.errors import ConflictError, SettingsError, StoreError
 from refit.ledger import Entry, append_entry, entry_path, find_newest, read_back
 from refit.refs import Handle, SavedModel
 from refit.store import MODELS, Store
@@ -180,6 +180,7 @@ def move_alias(
 
     Raises:
         ConflictError: It names another version by now.
+        SettingsError: `alias` is none.
         StoreError: `version` is missing or damaged.
     """
     check_version(store, name, version)
@@ -196,6 +197,7 @@ def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
 
     Raises:
         ConflictError: Another process moved the alias meanwhile.
+        SettingsError: `alias` is none.
         StoreError: There is nothing to go back to, or it is damaged.
     """
     present, newest = _find_present(store, name, alias)
@@ -223,7 +225,7 @@ def _move(store: Store, name: str, alias: str, present: Entry | None, newest: in
 def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, int]:
     """The entry that moved the alias last, and the number of the newest entry; the alias's file is put right."""
     if not _is_alias(alias):
-        raise StoreError(f"{name}@{alias}: expected an alias such as `{CHAMPION}`, found {alias!r}; use a-z, 0-9, _ and -")
+        raise SettingsError(f"{name}@{alias}: expected an alias such as `{CHAMPION}`, found {alias!r}; use a-z, 0-9, _ and -")
     # Read before the ledger, so that it can only be behind it.
     written = _read_position(store, name, alias)
     newest = find_newest(store, name)

@@ -141,7 +141,7 @@ def test_promote_and_rollback_move_the_champion_and_the_ledger_keeps_why(refit):
         (("promote", "a@"), 2, "a@: expected a version to promote, found a name alone; name one, such as a@v1"),
         (("promote", "a@v9"), 1, "a@v9: expected a version of 'a' in refit-store, found no v9; versions there: v1"),
         (("promote", "b@v1"), 1, "b@v1: expected a model in refit-store, found no 'b'; models there: a"),
-        (("promote", "a@v1", "--alias", "v2"), 1, "a@v2: expected an alias such as `champion`, found 'v2'"),
+        (("promote", "a@v1", "--alias", "v2"), 2, "a@v2: expected an alias such as `champion`, found 'v2'"),
         (("promote", "a@v1", "--because", "x"), 2, "Unknown option: --because"),
         (("promote", "a@v1", "--optimizer.lr", "1"), 2, "Unknown option: --optimizer.lr"),
         (("rollback", "a"), 1, "a@champion: expected a version before the present one, found that it was never set"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.errors import ConflictError, StoreError
+from refit.errors import ConflictError, SettingsError, StoreError
 from refit.ledger import append_entry, entry_path, load_ledger
 from refit.registry import (
     add_version,
@@ -233,7 +233,7 @@ def test_a_champion_whose_folder_is_gone_is_not_found(store):
 def test_what_reads_as_a_version_or_a_path_is_no_alias(store, alias):
     add_versions(store, 1)
     with pytest.raises(
-        StoreError, match=rf"a@{re.escape(alias)}: expected an alias such as `champion`, found '{re.escape(alias)}'"
+        SettingsError, match=rf"a@{re.escape(alias)}: expected an alias such as `champion`, found '{re.escape(alias)}'"
     ):
         move_alias(store, "a", 1, expected=None, why="it is better", alias=alias)
     assert load_ledger(store, "a") == []
