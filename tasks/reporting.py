@@ -22,7 +22,8 @@ from refit.settings import SettingsTree
 from refit.store import Store
 from tasks.caching import RETRIED
 
-SECONDS_BETWEEN_UPDATES = 1.0
+SECONDS_BETWEEN_UPDATES = 10.0
+"""One takes a tenth of a second, and the training waits for it."""
 SECONDS_WITHOUT_SERVER = 30.0
 
 
@@ -44,7 +45,7 @@ def show_report(candidate: SavedModel, verdict: Verdict, question: str, settings
 
 
 class ProgressBar:
-    """A bar on the run's page, made with the first epoch that is trained and moved at most once a second."""
+    """A bar on the run's page, made with the first epoch that is trained and moved now and then."""
 
     def __init__(self, name: str) -> None:
         self.key = f"{_as_key(name)}-training"
