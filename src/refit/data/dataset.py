@@ -13,9 +13,9 @@ from torch import Tensor
 
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.data.profiles import Profile, profile_columns
-from refit.data.schema import Kind, Locate, check_columns, convert_column, convert_target, find_kind
+from refit.data.schema import Kind, Rows, check_columns, convert_column, convert_target, find_kind
 from refit.data.sources import Table, list_names, read_files, read_table
-from refit.data.splits import Hashes, Rows, hash_rows, split_by_time, split_randomly
+from refit.data.splits import Hashes, hash_rows, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
@@ -118,28 +118,26 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     y = _index_classes(target, classes, table)
     parts = _split(settings, seed, table, frame.with_columns(target), y, classes.to_list(), has_test=test_table is not None)
     try:
-        columns = fit_columns(frame[parts["train"]], kinds, settings.null_values, table.is_raw)
+        columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"])
     except DataError as error:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
 
-    profiles = profile_columns(frame.with_columns(target)[parts["train"]], {**kinds, target.name: "categorical"})
+    profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"])
     time_column = settings.time_column if settings.split == "time" else None
     hashes = _identify(frame, columns, target, table.frame, time_column)
     blobs, counts = {}, {}
     num_unlabelled, raw_test = y.null_count(), table.frame[parts.get("test", [])]
     for split, rows in parts.items():
-        frozen = _freeze(columns, frame[rows], y[rows], hashes[rows], len(classes), _locate_among(rows, table))
-        blobs[split], counts[split] = frozen
+        blobs[split], counts[split] = _freeze(columns, frame, rows, y, hashes, len(classes), table)
     if test_table is not None:
         frame, target, y = _convert_test_rows(settings, test_table, kinds, target_kind, classes)
         hashes = _identify(frame, columns, target, test_table.frame, time_column)
         num_unlabelled += y.null_count()
         rows = np.flatnonzero(y.is_not_null().to_numpy())
         raw_test = test_table.frame[rows]
-        frozen = _freeze(columns, frame[rows], y[rows], hashes[rows], len(classes), _locate_among(rows, test_table))
-        blobs["test"], counts["test"] = frozen
+        blobs["test"], counts["test"] = _freeze(columns, frame, rows, y, hashes, len(classes), test_table)
 
     fitted = {column.name for column in columns}
     manifest = Manifest(
@@ -358,11 +356,12 @@ def _read_times(settings: DataSettings, table: Table, is_labelled: pl.Series) ->
 
 
 def _freeze(
-    columns: Sequence[AnyColumn], frame: pl.DataFrame, y: pl.Series, hashes: Hashes, num_classes: int, locate: Locate
+    columns: Sequence[AnyColumn], frame: pl.DataFrame, rows: Rows, y: pl.Series, hashes: Hashes, num_classes: int, table: Table
 ) -> tuple[bytes, list[int]]:
-    """A split's tensors as bytes, and its rows of each class."""
-    labels = torch.tensor(y.to_numpy())
-    arrays = {"x": apply_columns(columns, frame, locate), "y": labels, "hashes": torch.from_numpy(hashes.view(np.int64))}
+    """The tensors of a split's rows as bytes, and its rows of each class."""
+    x = apply_columns(columns, frame, lambda index: table.locate(int(rows[index])), rows)
+    labels = torch.tensor(y[rows].to_numpy())
+    arrays = {"x": x, "y": labels, "hashes": torch.from_numpy(hashes[rows].view(np.int64))}
     return safetensors.torch.save(arrays), torch.bincount(labels, minlength=num_classes).tolist()
 
 
@@ -378,8 +377,3 @@ def _identify(
     """A hash of each row's columns that are learned from, its class and its time."""
     known = frame.select(column.name for column in columns).with_columns(target)
     return hash_rows(known if time_column is None else known.with_columns(raw[time_column].alias(f"time {time_column}")))
-
-
-def _locate_among(rows: Rows, table: Table) -> Locate:
-    """Where the rows of a split are in their file."""
-    return lambda index: table.locate(int(rows[index]))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from refit.data.schema import Kind, Locate, convert_column
+from refit.data.schema import Kind, Locate, Rows, convert_column, take_rows
 from refit.data.sources import list_names
 from refit.errors import DataError
 
@@ -112,22 +112,27 @@ def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
 
 
 def fit_columns(
-    frame: pl.DataFrame, kinds: Mapping[str, Kind], null_values: Sequence[str] = (), is_raw: bool = False
+    frame: pl.DataFrame,
+    kinds: Mapping[str, Kind],
+    null_values: Sequence[str] = (),
+    is_raw: bool = False,
+    rows: Rows | None = None,
 ) -> list[AnyColumn]:
     """Fit the columns in `kinds` on train rows; columns without any value there are left out.
 
     Args:
-        frame: Train rows, converted to `kinds`.
+        frame: Rows converted to `kinds`.
         kinds: What each column holds, in the order of the inputs.
         null_values: Texts that mean a missing value, in rows to come.
         is_raw: Whether numbers stay as they are.
+        rows: Which of them are train rows; None takes all.
 
     Raises:
         DataError: Numbers are so large that their mean or deviation overflows.
     """
     columns: list[AnyColumn] = []
     for name, kind in kinds.items():
-        values = frame[name]
+        values = take_rows(frame[name], rows)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
         present = values.drop_nulls()
         if present.is_empty():
@@ -149,13 +154,16 @@ def _count_rows(index: int) -> str:
     return f"row {index + 1}"
 
 
-def apply_columns(columns: Sequence[AnyColumn], frame: pl.DataFrame, locate: Locate = _count_rows) -> Tensor:
+def apply_columns(
+    columns: Sequence[AnyColumn], frame: pl.DataFrame, locate: Locate = _count_rows, rows: Rows | None = None
+) -> Tensor:
     """Turn raw rows into inputs; columns come in any order, and others are ignored.
 
     Args:
         columns: As `fit_columns` gave them.
         frame: The rows.
-        locate: Says where a row is, for messages.
+        locate: Says where a row is, for messages; it counts those that are turned.
+        rows: Which of them are turned, N; None takes all. A column at a time is gathered.
 
     Returns:
         The inputs, float32.
@@ -164,7 +172,7 @@ def apply_columns(columns: Sequence[AnyColumn], frame: pl.DataFrame, locate: Loc
         DataError: Columns are missing, or a value is infinite, is text where a number belongs, or is too large for float32.
 
     Shape:
-        frame: N rows; returns (N, F).
+        frame: N rows or more; returns (N, F).
     """
     missing = [column.name for column in columns if column.name not in frame.columns]
     if missing:
@@ -172,10 +180,10 @@ def apply_columns(columns: Sequence[AnyColumn], frame: pl.DataFrame, locate: Loc
             f"rows to score: expected column {list_names(missing)}, found {list_names(frame.columns)}; add what is missing"
             " (leave cells empty where the value is unknown)"
         )
-    inputs = np.zeros((frame.height, len(name_inputs(columns))), dtype=np.float32)
+    inputs = np.zeros((frame.height if rows is None else len(rows), len(name_inputs(columns))), dtype=np.float32)
     start = 0
     for column in columns:
-        values = convert_column(frame[column.name], column.kind, column.null_values, locate)
+        values = convert_column(take_rows(frame[column.name], rows), column.kind, column.null_values, locate)
         end = start + len(column._names())
         out = inputs[:, start:end]
         column._fill(values, out)

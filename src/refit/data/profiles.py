@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from refit.data.schema import Kind
+from refit.data.schema import Kind, Rows, take_rows
 
 MAX_CATEGORIES = 100
 """Categories of a column with a share of their own: the most frequent, by name where equally frequent."""
@@ -70,9 +70,9 @@ class Drift(BaseModel):
         return "shifted" if self.psi >= LARGE_PSI else "shifted a little"
 
 
-def profile_columns(frame: pl.DataFrame, kinds: Mapping[str, Kind]) -> list[Profile]:
-    """Profile the columns in `kinds`, in that order; `frame` has at least one row, and its columns are converted to `kinds`."""
-    return [_profile(frame[name], kind) for name, kind in kinds.items()]
+def profile_columns(frame: pl.DataFrame, kinds: Mapping[str, Kind], rows: Rows | None = None) -> list[Profile]:
+    """Profile the columns in `kinds`, in that order, over some rows, at least one, or all; they are converted to `kinds`."""
+    return [_profile(take_rows(frame[name], rows), kind) for name, kind in kinds.items()]
 
 
 def compare_profiles(before: Sequence[Profile], now: Sequence[Profile]) -> list[Drift]:

@@ -7,7 +7,9 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from refit.data.sources import list_names
 from refit.errors import DataError
@@ -15,6 +17,8 @@ from refit.errors import DataError
 Kind = Literal["numeric", "boolean", "datetime", "categorical"]
 Locate = Callable[[int], str]
 """Says where a row of a column is, for messages: `row 7 of rows.csv`."""
+Rows = NDArray[np.int64]
+"""Numbers of rows, from 0."""
 
 MISTAKE_SHARE = 0.5
 """Text of which this share reads as numbers (or dates) was meant to be numbers (or dates): the rest are mistakes."""
@@ -37,6 +41,11 @@ def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], w
             near = difflib.get_close_matches(name, present, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"set {setting} to one of them"
             raise DataError(f"{setting}: expected a column of {where}, found no `{name}` among {list_names(present)}; {hint}")
+
+
+def take_rows(values: pl.Series, rows: Rows | None) -> pl.Series:
+    """The cells of these rows of a column; None takes all."""
+    return values if rows is None else values[rows]
 
 
 def find_kind(values: pl.Series, null_values: Sequence[str], locate: Locate) -> tuple[Kind, pl.Series]:

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from refit.data.schema import Rows
 from refit.errors import DataError
 
-Rows = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 MISSING = np.uint64(0x9E3779B97F4A7C15)
