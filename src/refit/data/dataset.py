@@ -258,7 +258,7 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
 
 
 def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Kind], pl.DataFrame]:
-    """The kind of each column to learn from, and the columns, converted."""
+    """The kind of each column to learn from, and the columns, converted where they are no numbers already."""
     present = table.frame.columns
     features = settings.features
     check_columns("data.target", [settings.target], present, table.name)
@@ -279,7 +279,8 @@ def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Kind
             values = convert_column(table.frame[name], "categorical", settings.null_values, table.locate)
         else:
             kinds[name], values = find_kind(table.frame[name], settings.null_values, table.locate)
-        converted.append(values)
+        # Numbers stay as they are: a second copy would double what a table of numbers takes.
+        converted.append(table.frame[name] if kinds[name] == "numeric" and table.frame[name].dtype.is_numeric() else values)
     return kinds, pl.DataFrame(converted)
 
 

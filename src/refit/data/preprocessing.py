@@ -121,7 +121,7 @@ def fit_columns(
     """Fit the columns in `kinds` on train rows; columns without any value there are left out.
 
     Args:
-        frame: Rows converted to `kinds`.
+        frame: Rows converted to `kinds`; numbers may be of any type.
         kinds: What each column holds, in the order of the inputs.
         null_values: Texts that mean a missing value, in rows to come.
         is_raw: Whether numbers stay as they are.
@@ -132,7 +132,7 @@ def fit_columns(
     """
     columns: list[AnyColumn] = []
     for name, kind in kinds.items():
-        values = take_rows(frame[name], rows)
+        values = take_rows(frame[name], rows, kind)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
         present = values.drop_nulls()
         if present.is_empty():

@@ -43,9 +43,10 @@ def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], w
             raise DataError(f"{setting}: expected a column of {where}, found no `{name}` among {list_names(present)}; {hint}")
 
 
-def take_rows(values: pl.Series, rows: Rows | None) -> pl.Series:
-    """The cells of these rows of a column; None takes all."""
-    return values if rows is None else values[rows]
+def take_rows(values: pl.Series, rows: Rows | None, kind: Kind | None = None) -> pl.Series:
+    """The cells of these rows of a column, or of all; those known to be numeric as Float64, NaN as null."""
+    taken = values if rows is None else values[rows]
+    return taken.cast(pl.Float64).fill_nan(None) if kind == "numeric" else taken
 
 
 def find_kind(values: pl.Series, null_values: Sequence[str], locate: Locate) -> tuple[Kind, pl.Series]:
