@@ -8,11 +8,13 @@ from refit.refs import DatasetRef, Ref
 from refit.settings import SettingsTree
 from refit.store import Store
 from tasks.caching import CACHED, RETRIED
+from tasks.loaders import close_loaders
 
 
 @task(task_run_name="evaluate {split}", **CACHED, **RETRIED)
 def evaluate(key: str, split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:  # noqa: ARG001
     """Score the weights of `checkpoint` on the rows of one split."""
+    close_loaders()  # training is over: its rows make room
     store = Store(settings.store.url)
     manifest = dataset.load_manifest(snapshot, store)
     device = devices.prepare_compute(settings.compute)

@@ -29,6 +29,11 @@ def open_loaders(ref: LoadersRef, url: str, device: torch.device = loaders.CPU) 
     return _open_loaders(ref.model_dump_json(), url, device)
 
 
+def close_loaders() -> None:
+    """Let go of the rows of the loaders made last."""
+    _open_loaders.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.Batches, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)

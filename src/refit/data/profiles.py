@@ -71,7 +71,7 @@ class Drift(BaseModel):
 
 
 def profile_columns(frame: pl.DataFrame, kinds: Mapping[str, Kind], rows: Rows | None = None) -> list[Profile]:
-    """Profile the columns in `kinds`, in that order, over some rows, at least one, or all; they are converted as for `fit_columns`."""
+    """Profile the columns in `kinds`, in that order, over one row or more, or all; they are converted as for `fit_columns`."""
     return [_profile(take_rows(frame[name], rows, kind), kind) for name, kind in kinds.items()]
 
 
