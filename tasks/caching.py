@@ -44,11 +44,11 @@ CACHED: dict[str, Any] = {
 
 
 def _can_pass(_task: object, task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: after an I/O error; after running out of memory, once."""
+    """Whether trying again can help: after an I/O error, not where a file is damaged; after running out of memory, once."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return task_run.run_count <= 1
-    return isinstance(error, OSError | StoreError)
+    return isinstance(error.__cause__ if isinstance(error, StoreError) else error, OSError)
 
 
 RETRIED: dict[str, Any] = {

@@ -176,6 +176,7 @@ def fail_with(store: Store, errors: list[BaseException]) -> int:
     ids=repr,
 )
 def test_what_can_pass_is_tried_again_up_to_three_times(store, error, number):
+    error.__cause__ = OSError("full") if isinstance(error, StoreError) else None
     assert fail_with(store, [error] * number) == number + 1
     assert load_result(KEY, store) is not None
 
@@ -195,7 +196,16 @@ def test_running_out_of_memory_is_tried_again_once(store, error):
 
 
 @pytest.mark.parametrize(
-    "error", [DataError("bad"), SettingsError("bad"), TrainingError("bad"), ValueError("bad"), RuntimeError("bad")], ids=repr
+    "error",
+    [
+        DataError("bad"),
+        SettingsError("bad"),
+        TrainingError("bad"),
+        StoreError("damaged"),
+        ValueError("bad"),
+        RuntimeError("bad"),
+    ],
+    ids=repr,
 )
 def test_what_a_user_has_to_mend_is_not_tried_again(store, error):
     with pytest.raises(type(error), match="first"):

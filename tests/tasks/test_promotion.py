@@ -52,7 +52,7 @@ def test_a_promotion_that_was_written_though_its_answer_was_lost_is_not_written_
 
     def lose_the_answer(*given, **named):
         times.append(move(*given, **named))
-        raise StoreError("the connection broke")
+        raise StoreError("the connection broke") from OSError("reset")
 
     with monkeypatch.context() as patched:
         patched.setattr(registry, "move_alias", lose_the_answer)
