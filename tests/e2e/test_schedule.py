@@ -1,10 +1,15 @@
 """Deployments on a real server with real workers: planned runs, two workers, a server that goes away, wrong parameters."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import pytest
 from kill_campaign import REFIT
@@ -20,6 +25,14 @@ from torch import nn
 
 def build(num_inputs, num_outputs):
     return nn.Sequential(nn.Linear(num_inputs, 32), nn.ReLU(), nn.Linear(32, num_outputs))
+"""
+MAKE_BLOCK = """
+import sys
+
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+texts = {"subject": "{{subject}}", "body": "{{body}}"}
+CustomWebhookNotificationBlock(name="team", url=sys.argv[1], json_data=texts).save("team")
 """
 EVERY_TEN_SECONDS = "* * * * * */10"
 
@@ -103,6 +116,38 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion
     assert answer.is_client_error
     assert message in answer.json()["detail"]
     assert site.ask("/flow_runs/count").json() == num_runs
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[str, Queue]]:
+    """Where a webhook can send messages, and those that came."""
+    messages = Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            messages.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", messages
+        server.shutdown()
+
+
+def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, first_champion, mailbox):  # noqa: ARG001
+    url, messages = mailbox
+    subprocess.run([sys.executable, "-c", MAKE_BLOCK, url], env=site.environment, check=True)
+    refused = site.refit("deploy", "--notify", "custom-webhook/nobody")
+    assert refused.returncode == 2
+    assert "--notify: expected TYPE/NAME of a Prefect block, found no block custom-webhook/nobody" in refused.stderr
+    assert site.refit("deploy", "--notify", "custom-webhook/team").returncode == 0
+    site.start_run("retrain/retrain", {"settings": {"data": {"source": "nowhere.parquet"}}})
+    message = messages.get(timeout=TIMEOUT_SECONDS)
+    assert re.fullmatch(r"retrain digits, .*: Failed", message["subject"])
+    assert "nowhere.parquet: expected a file, folder or glob, found nothing there" in message["body"]
+    assert site.refit("deploy").returncode == 0
+    assert "refit: tell of failed retraining" not in [found["name"] for found in site.ask("/automations/filter").json()]
 
 
 def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
