@@ -88,24 +88,25 @@ def _train_epoch(
     num_steps = training.count_steps(loaders.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
     clock = training.PauseClock(settings.checkpoint.every_seconds, deadline)
     log = None
-    while log is None:
-        log = training.train_epoch(
-            state,
-            train_loader,
-            optimizers.build_learning_rate(settings.optimizer, num_steps),
-            device=device,
-            precision=settings.compute.precision,
-            engine=settings.compute.engine,
-            accumulate_batches=settings.training.accumulate_batches,
-            max_grad_norm=settings.training.max_grad_norm,
-            val_loader=val_loader,
-            should_pause=lambda: is_signal_held() or clock.is_due(),
-            report=get_run_logger().info,
-        )
-        if log is None:
-            checkpoints.save_partial(key, state, store)
-            deliver_signal()
-            clock.restart(state)
+    with checkpoints.saving_partials(key, store) as save_partial:
+        while log is None:
+            log = training.train_epoch(
+                state,
+                train_loader,
+                optimizers.build_learning_rate(settings.optimizer, num_steps),
+                device=device,
+                precision=settings.compute.precision,
+                engine=settings.compute.engine,
+                accumulate_batches=settings.training.accumulate_batches,
+                max_grad_norm=settings.training.max_grad_norm,
+                val_loader=val_loader,
+                should_pause=lambda: is_signal_held() or clock.is_due(),
+                report=get_run_logger().info,
+            )
+            if log is None:
+                save_partial(state)
+                deliver_signal()
+                clock.restart(state)
     result = EpochResult(
         epoch=epoch,
         checkpoint=_keep(state, settings, store),

@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses import FakeTensor
 
 from refit import compilation
-from refit.checkpoints import digest_weights, find_partial, load_state, save_partial, save_state
+from refit.checkpoints import digest_weights, dump_state, find_partial, load_state, save_partial, save_state
 from refit.errors import SettingsError
 from refit.loaders import build_train_loader
 from refit.optimizers import build_optimizer
@@ -101,7 +101,7 @@ def train_compiled(store, is_paused: bool) -> TrainingState:
     while state.epoch < NUM_EPOCHS:
         if train(state, should_pause=lambda: is_paused) is None:
             num_pauses += 1
-            save_partial("key", state, store)
+            save_partial("key", dump_state(state), store)
             torch.manual_seed(1234)
             state = build_state()
             load_state(find_partial("key", store), state, store)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from refit.checkpoints import digest_weights, drop_partial, find_partial, load_state, save_partial, save_state
+from refit.checkpoints import digest_weights, drop_partial, dump_state, find_partial, load_state, save_partial, save_state
 from refit.errors import RefitError, TrainingError
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.settings import ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
@@ -388,7 +388,7 @@ def train_in_pieces(store, num_epochs: int, keeping: str, num_rows: int = 34) ->
             continue
         num_pauses += 1
         if keeping == "another process":
-            save_partial("key", state, store)
+            save_partial("key", dump_state(state), store)
             torch.manual_seed(1234)
             state = build_state(PAUSED_MODEL, PAUSED_OPTIMIZER)
             load_state(find_partial("key", store), state, store)
@@ -491,7 +491,7 @@ def test_a_partial_checkpoint_replaces_the_one_before_and_is_gone_with_the_epoch
     assert find_partial("key", store) is None
     kept = []
     while train_epoch(state, build_train_loader(x, y, 4, False), constant(0.1), device=CPU, should_pause=lambda: True) is None:
-        save_partial("key", state, store)
+        save_partial("key", dump_state(state), store)
         kept.append(find_partial("key", store))
         assert [store.has(ref.digest, ref.size) for ref in kept] == [False] * (len(kept) - 1) + [True]
     assert len(kept) == 4
@@ -505,11 +505,11 @@ def test_a_partial_checkpoint_replaces_the_one_before_and_is_gone_with_the_epoch
 def test_a_partial_checkpoint_that_is_damaged_or_gone_is_none(store):
     state = build_state()
     state.partial = None
-    save_partial("key", state, store)
+    save_partial("key", dump_state(state), store)
     ref = find_partial("key", store)
     store.write(store.object_path(ref.digest), b"x" * ref.size)
     assert find_partial("key", store) is None
-    save_partial("key", state, store)
+    save_partial("key", dump_state(state), store)
     assert find_partial("key", store) == ref
     store.remove(store.object_path(ref.digest))
     assert find_partial("key", store) is None

@@ -1,6 +1,7 @@
 import itertools
 import secrets
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from prefect.runtime import flow_run
 import tasks.training
 from refit import checkpoints, training
 from refit.data import dataset
-from refit.errors import TrainingError
+from refit.errors import StoreError, TrainingError
 from refit.interruption import holding_signals
 from refit.refs import EpochResult, Ref
 from refit.settings import SettingsTree
@@ -360,6 +361,47 @@ def test_checkpoints_inside_an_epoch_change_no_bit_and_are_gone_after_it(setting
     assert read(run(), settings) == (losses[0], digest)
     assert saved == [key] * 4, "after every step but the last of five"
     assert read_partial(key, settings) is None
+
+
+def test_training_goes_on_while_a_checkpoint_inside_an_epoch_is_written(settings, monkeypatch):
+    settings, key, has_gone_on, waits = changed(settings, "checkpoint", every_seconds=1e-9), new_key(), threading.Event(), []
+    save_partial = checkpoints.save_partial
+
+    def save_late(*given):
+        waits.append(has_gone_on.wait(60))
+        save_partial(*given)
+
+    monkeypatch.setattr(checkpoints, "save_partial", save_late)
+    call_at_step(monkeypatch, 2, has_gone_on.set)
+
+    @flow
+    def run():
+        made = prepare(settings)
+        return train_epoch(1, key, made.checkpoint, made.loaders, settings)
+
+    losses, digest = train_plainly(settings, 1)
+    assert read(run(), settings) == (losses[0], digest)
+    assert waits == [True] * 4
+    assert read_partial(key, settings) is None
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_checkpoint_inside_an_epoch_that_cannot_be_written_is_an_error(settings, monkeypatch, number):
+    settings, key, saves = changed(settings, "checkpoint", every_seconds=1e-9), new_key(), itertools.count(1)
+
+    def fail(*_):
+        if next(saves) == number:
+            raise StoreError("full")
+
+    monkeypatch.setattr(checkpoints, "save_partial", fail)
+
+    @flow
+    def run():
+        made = prepare(settings)
+        return train_epoch(1, key, made.checkpoint, made.loaders, settings)
+
+    with pytest.raises(StoreError, match="full"):
+        run()
 
 
 @pytest.fixture
