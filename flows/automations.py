@@ -53,11 +53,8 @@ def _crash_silent_runs() -> AutomationCore:
     return AutomationCore(
         name=CRASH,
         description="A run whose heartbeat has stopped died together with its worker, which could not report it.",
-        # Of heartbeats alone: the server refuses to crash a run that has ended. Were the end expected too, the server would read
-        # before it writes, which its SQLite refuses, and handle that event again and again, for all automations.
-        trigger=_watch(
-            ["train", "retrain", "predict"], after={HEARTBEAT}, expect={HEARTBEAT}, posture=Posture.Proactive, within=SILENCE
-        ),
+        # The last heartbeat of a run that has ended changes nothing: the server refuses to crash it.
+        trigger=_watch_last(HEARTBEAT, ["train", "retrain", "predict"], SILENCE),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
     )
 
@@ -70,14 +67,7 @@ def _reschedule_crashed_runs() -> AutomationCore:
         # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
         # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
         # Not of runs that never began, as on a worker without Refit: they cannot give up by themselves.
-        trigger=_watch(
-            ["train", "retrain"],
-            after={CRASHED},
-            expect={CRASHED},
-            posture=Posture.Proactive,
-            within=BETWEEN_REPORTS,
-            match={"prefect.run-count": "!0"},
-        ),
+        trigger=_watch_last(CRASHED, ["train", "retrain"], BETWEEN_REPORTS, match={"prefect.run-count": "!0"}),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )
 
@@ -103,6 +93,15 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
             )
         ],
     )
+
+
+def _watch_last(event: str, flows: Sequence[str], within: timedelta, match: Mapping[str, str] | None = None) -> EventTrigger:
+    """Watch for an event of a run that none of its kind follows in time.
+
+    Of one kind alone: were another expected too, such as the run's end, the server would read before it writes, which its SQLite
+    refuses, and handle that event again and again, for all automations.
+    """
+    return _watch(flows, Posture.Proactive, match, after={event}, expect={event}, within=within)
 
 
 def _watch(
