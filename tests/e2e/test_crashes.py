@@ -55,9 +55,8 @@ def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker)
     """Killed by itself, twice, and then together with its worker, so that nobody reports it."""
     expected = comparable(run_once(site.project, site.project / "straight", site.url).output)
     run = site.start_run("train/train", {"settings": {}}).json()["id"]
-    results = site.project / "refit-store" / "results"
     for num_results in (4, 12, 20):
-        wait_for(lambda n=num_results: results.exists() and len(list(results.iterdir())) >= n and find_training(run))
+        wait_for(lambda n=num_results: len(site.store.names("results")) >= n and find_training(run))
         if num_results == 20:
             processes = [worker.pid, *find_processes(run)]
             for signum in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them sees another die

@@ -78,6 +78,12 @@ def prepare(settings: SettingsTree) -> SimpleNamespace:
     return SimpleNamespace(snapshot=snapshot, loaders=loaders, checkpoint=start_training(new_key(), snapshot, settings))
 
 
+@flow
+def train_first_epoch(settings: SettingsTree, key: str, deadline: float | None = None) -> EpochResult:
+    made = prepare(settings)
+    return train_epoch(1, key, made.checkpoint, made.loaders, settings, deadline)
+
+
 def train_plainly(settings: SettingsTree, num_epochs: int) -> list[training.EpochLog]:
     """The oracle: `refit` without Prefect, in one go."""
     from refit.loaders import build_train_loader
@@ -257,12 +263,7 @@ def test_training_starts_from_the_same_checkpoint_every_time(settings):
 
 
 def test_an_epochs_result_carries_the_figures_of_its_log(settings):
-    @flow
-    def run():
-        made = prepare(settings)
-        return train_epoch(1, new_key(), made.checkpoint, made.loaders, settings)
-
-    result = run()
+    result = train_first_epoch(settings, new_key())
     log = checkpoints.load_report(result.log, training.EpochLog, Store(settings.store.url))
     assert (result.epoch, result.train_loss, result.val_loss, result.val_score) == (
         log.epoch,
@@ -352,13 +353,8 @@ def test_checkpoints_inside_an_epoch_change_no_bit_and_are_gone_after_it(setting
     save_partial = checkpoints.save_partial
     monkeypatch.setattr(checkpoints, "save_partial", lambda *given: saved.append(given[0]) or save_partial(*given))
 
-    @flow
-    def run():
-        made = prepare(settings)
-        return train_epoch(1, key, made.checkpoint, made.loaders, settings)
-
     losses, digest = train_plainly(settings, 1)
-    assert read(run(), settings) == (losses[0], digest)
+    assert read(train_first_epoch(settings, key), settings) == (losses[0], digest)
     assert saved == [key] * 4, "after every step but the last of five"
     assert read_partial(key, settings) is None
 
@@ -374,13 +370,8 @@ def test_training_goes_on_while_a_checkpoint_inside_an_epoch_is_written(settings
     monkeypatch.setattr(checkpoints, "save_partial", save_late)
     call_at_step(monkeypatch, 2, has_gone_on.set)
 
-    @flow
-    def run():
-        made = prepare(settings)
-        return train_epoch(1, key, made.checkpoint, made.loaders, settings)
-
     losses, digest = train_plainly(settings, 1)
-    assert read(run(), settings) == (losses[0], digest)
+    assert read(train_first_epoch(settings, key), settings) == (losses[0], digest)
     assert waits == [True] * 4
     assert read_partial(key, settings) is None
 
@@ -395,13 +386,8 @@ def test_a_checkpoint_inside_an_epoch_that_cannot_be_written_is_an_error(setting
 
     monkeypatch.setattr(checkpoints, "save_partial", fail)
 
-    @flow
-    def run():
-        made = prepare(settings)
-        return train_epoch(1, key, made.checkpoint, made.loaders, settings)
-
     with pytest.raises(StoreError, match="full"):
-        run()
+        train_first_epoch(settings, key)
 
 
 @pytest.fixture
@@ -520,19 +506,14 @@ def test_a_damaged_checkpoint_inside_the_epoch_is_left_aside_for_the_one_before_
 def test_past_its_deadline_an_epoch_stops_with_a_checkpoint_for_the_next_run(settings):
     key = new_key()
 
-    @flow
-    def run(deadline: float | None):
-        made = prepare(settings)
-        return train_epoch(1, key, made.checkpoint, made.loaders, settings, deadline)
-
     message = r"epoch 1, batch {}: training\.timeout_seconds have passed; all that was trained is kept"
     for batch in (1, 2):
         with pytest.raises(TrainingError, match=message.format(batch)):
-            run(time.monotonic() - 1)
+            train_first_epoch(settings, key, time.monotonic() - 1)
         assert read_partial(key, settings)[1] == batch
         forget()
     losses, digest = train_plainly(settings, 1)
-    assert read(run(None), settings) == (losses[0], digest)
+    assert read(train_first_epoch(settings, key), settings) == (losses[0], digest)
 
 
 def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, monkeypatch, tmp_path, caplog):
@@ -547,11 +528,6 @@ def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, 
     monkeypatch.setattr("refit.compilation.AUTO_COMPILES_FROM_STEP", 3)
     settings = changed(changed(settings, "model", factory="deciding:Network"), "compute", engine="auto")
 
-    @flow
-    def run():
-        made = prepare(settings)
-        return train_epoch(1, new_key(), made.checkpoint, made.loaders, settings)
-
     losses, digest = train_plainly(settings, 1)
-    assert read(run(), settings) == (losses[0], digest)
+    assert read(train_first_epoch(settings, new_key()), settings) == (losses[0], digest)
     assert "going on without compiling: compute.engine: expected a model whose step can be compiled whole" in caplog.text
