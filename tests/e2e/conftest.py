@@ -13,3 +13,5 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
     finally:
         site.stop()
+        for name in ("server", "worker"):  # shown where a test failed
+            print(name, site.log(name).read_text(errors="replace")[-8000:] if site.log(name).exists() else "")

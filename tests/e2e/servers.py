@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,23 @@ class Site:
         self.server = self.start_server()
 
     def start_server(self) -> subprocess.Popen[bytes]:
-        server = self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        wait_for(self.is_healthy)
+        server = self.start("server", [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)], self.desk)
+        wait_for(self.is_ready)
         return server
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        return self.start("worker", "worker", "start", "--pool", "refit-pool", "--type", "process", **self.of_worker)
+        return self.start(
+            "worker", [PREFECT, "worker", "start", "--pool", "refit-pool", "--type", "process"], self.desk, self.of_worker
+        )
 
-    def start(self, log: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{log}.log").open("ab") as file:
+    def start(
+        self, log: str, command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        with self.log(log).open("ab") as file:
             process = subprocess.Popen(
-                [PREFECT, *arguments],
-                cwd=self.desk,
-                env={**self.environment, **environment},
+                command,
+                cwd=cwd,
+                env={**self.environment, **(environment or {})},
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
@@ -86,9 +90,13 @@ class Site:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def is_healthy(self) -> bool:
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def is_ready(self) -> bool:
+        """Whether the server answers from its database; that it is healthy it says before."""
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/health", timeout=5).is_success
+            return httpx.post(f"{self.url}/flow_runs/count", json={}, timeout=30).is_success
         return False
 
     def refit(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -103,7 +111,7 @@ class Site:
 
     def request(self, method: str, path: str, **fields: Any) -> httpx.Response:
         """Asked again while the server is busy, as Prefect's client does."""
-        while (answer := httpx.request(method, f"{self.url}{path}", timeout=30, **fields)).status_code == 503:
+        while (answer := httpx.request(method, f"{self.url}{path}", timeout=TIMEOUT_SECONDS, **fields)).status_code == 503:
             time.sleep(0.2)
         return answer
 

@@ -153,9 +153,9 @@ def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, firs
 def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
     site.start_worker()
     wait_for(lambda: len(site.ask("/work_pools/refit-pool/workers/filter").json()) == 2)
-    settings = [{"name": "away", "seed": seed, "training": {"num_epochs": 4, "patience": None}} for seed in (1, 2)]
+    settings = [{"name": "away", "seed": seed, "training": {"num_epochs": 20, "patience": None}} for seed in (1, 2)]
     runs = [site.start_run("train/train", {"settings": given}).json()["id"] for given in settings]
-    wait_for(lambda: all(site.read(f"/flow_runs/{run}")["state_type"] == "RUNNING" for run in runs))
+    wait_for(lambda: all(site.ask("/task_runs/count", flow_runs={"id": {"any_": [run]}}).json() for run in runs))
     site.kill(site.server)
     assert list_versions(site.store, "away") == []
     wait_for(lambda: list_versions(site.store, "away") == [1, 2])
@@ -168,13 +168,12 @@ def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_t
 
 def test_a_run_from_a_terminal_keeps_what_it_trained_when_its_server_goes_away(site, first_champion):  # noqa: ARG001
     command = [REFIT, "train", "--name", "terminal", "--training.num_epochs", "4", "--training.patience", "none"]
-    said = site.folder / "terminal.log"
-    with said.open("w") as log:
-        run = subprocess.Popen(command, cwd=site.project, env=site.environment, stdout=log, stderr=log)
-    wait_for(lambda: "epoch 1/4" in said.read_text())
+    run = site.start("terminal", command, site.project)
+    wait_for(lambda: "epoch 1/4" in site.log("terminal").read_text() or run.poll() is not None)
+    assert run.poll() is None, site.log("terminal").read_text()
     site.kill(site.server)
     assert run.wait(timeout=TIMEOUT_SECONDS) == 1
-    lines = said.read_text().splitlines()
+    lines = site.log("terminal").read_text().splitlines()
     assert "saved terminal@v1" in lines[-2]
     assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to be there to the end, found ")
     assert lines[-1].endswith("what was done is kept: start the server, and give the same command again")
