@@ -24,7 +24,9 @@ def build_loaders(key: str, snapshot: DatasetRef, settings: SettingsTree) -> Loa
     return ref
 
 
-def open_loaders(ref: LoadersRef, url: str, device: torch.device = loaders.CPU) -> tuple[loaders.Batches, loaders.Batches | None]:
+def open_loaders(
+    ref: LoadersRef, url: str, device: torch.device = loaders.CPU
+) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
     """Return the loaders of the train and, where there are any, validation rows; the last ones made are kept."""
     return _open_loaders(ref.model_dump_json(), url, device)
 
@@ -35,7 +37,7 @@ def close_loaders() -> None:
 
 
 @lru_cache(maxsize=1)
-def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.Batches, loaders.Batches | None]:
+def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)
     manifest = dataset.load_manifest(ref.dataset, store)
     train_rows = dataset.load_split(manifest, "train", store)

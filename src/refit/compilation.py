@@ -1,4 +1,4 @@
-"""A step compiled whole: traced once, kept on disk by the digest of its graph, then one call into machine code each time."""
+"""Steps compiled whole: traced once, kept on disk by the digest of their graph, then one call into machine code each time."""
 
 import copy
 import hashlib
@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -25,21 +24,26 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 from refit.errors import SettingsError
 from refit.interruption import deliver_signal
 from refit.randomness import putting_generators_back
-from refit.steps import Batch, Step
+from refit.steps import Batch
 from refit.updates import UpdateRule, build_update_rule
 
 GradientComputation = partial[tuple[list[Tensor], Tensor | None]]
 """`compute_gradients` with its options."""
 Program = Callable[[list[Tensor]], Sequence[Tensor]]
-"""Takes all tensors of a step, changes parameters, buffers and optimizer state in place, and returns the losses."""
+"""Takes all tensors of its steps, changes parameters, buffers and optimizer state in place, and returns the losses."""
+Steps = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
+"""Trains on the rows of several steps, each at its learning rate, and returns one vector, the mean loss of each batch."""
 
 AUTO_COMPILES_FROM_STEP = 50_000
+STEPS_A_CALL = 4
+SMALL_STEP = 1_000_000
+"""Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
 TRIES = 5
 """Traces of a step until it counts as one that draws: a thread of Prefect that waits for its server may draw meanwhile."""
 # Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
 OPTIONS = {"pattern_matcher": False, "fallback_random": True}
 
-_steps: WeakKeyDictionary[nn.Module, dict[str, Step]] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[nn.Module, dict[str, Steps]] = WeakKeyDictionary()
 _uncompilable: WeakSet[nn.Module] = WeakSet()
 
 
@@ -55,29 +59,39 @@ def should_compile(engine: str, step: int, model: nn.Module, optimizer: torch.op
     return (engine == "compiled" or is_worth_it) and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
 
 
-def compile_step(
+def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int) -> int:
+    """How many steps of so many rows one call of a compiled program takes: 4 small ones on the CPU, else 1."""
+    is_small = num_rows * sum(parameter.numel() for parameter in parameters) < SMALL_STEP
+    return STEPS_A_CALL if is_small and parameters[0].is_cpu else 1
+
+
+def compile_steps(
     engine: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
+    rows: Batch,
+    num_steps: int,
+    batch_size: int,
     compute: GradientComputation,
     report: Callable[[str], object],
-) -> Step | None:
-    """Compile the step that trains `model` on groups of batches of these shapes, if it is not compiled yet.
+) -> Steps | None:
+    """Compile `num_steps` steps that train `model` on rows of these shapes, if they are not compiled yet.
 
-    What is compiled is the step that runs otherwise, traced: gradients and the update rule, dropout's draws from the global
-    generator included. One step a call is enough: a call costs about 2 µs, where one by `torch.compile` costs 40.
+    What is compiled are the steps that run otherwise, traced: gradients and the update rule, dropout's draws from the global
+    generator included. A call costs about 2 µs, where one by `torch.compile` costs 40.
 
     Args:
         engine: `compiled`, or `auto`, which does without where the model cannot be traced.
         model: Its parameters and buffers are changed in place.
         optimizer: Its state is changed in place.
-        batches: One group.
+        rows: Of all steps.
+        num_steps: Each on as many of the rows as the others.
+        batch_size: Rows of a batch; a step on more of them accumulates gradients.
         compute: `compute_gradients` with its options.
         report: Told how long compiling took, or why it failed.
 
     Returns:
-        The step, or None if `auto` does without.
+        The steps, or None if `auto` does without.
 
     Raises:
         SettingsError: The model cannot be traced or compiled.
@@ -88,16 +102,17 @@ def compile_step(
     tensors = (dict(model.named_parameters()), dict(model.named_buffers()), states)
     options = {name: value for name, value in group.items() if name not in ("params", "lr")}
     places = [id(tensor) for tensor in tree_leaves(tensors)]
-    key = repr([type(optimizer), options, compute.keywords, _shapes(batches), places, torch.get_num_threads()])
-    steps = _steps.setdefault(model, {})
-    if key in steps:
-        return steps[key]
+    sizes = [num_steps, batch_size, _shapes(rows)]
+    key = repr([type(optimizer), options, compute.keywords, sizes, places, torch.get_num_threads()])
+    programs = _steps.setdefault(model, {})
+    if key in programs:
+        return programs[key]
     started = time.perf_counter()
-    lr = torch.tensor(0.0, device=device, requires_grad=True)
-    fixed = tree_map(Tensor.detach, (*tensors, lr))
+    rates = [torch.tensor(0.0, device=device, requires_grad=True) for _ in range(num_steps)]
+    fixed = tree_map(Tensor.detach, (*tensors, rates))
     with putting_generators_back():
         try:
-            graph = _trace(model, partial(_train, compute, build_update_rule(optimizer)), (*tensors, lr, [*batches]))
+            graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
         except SettingsError as error:
             if engine == "compiled":
                 raise
@@ -105,44 +120,55 @@ def compile_step(
             _uncompilable.add(model)
             return None
         build = _load_program if device.type == "cpu" else _compile_for_gpu
-        program = build(graph, (*fixed, [*batches]))
+        program = build(graph, (*fixed, *rows))
     report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
-    inputs, lr_before = tree_leaves(fixed), 0.0
+    inputs, rates_before = tree_leaves(fixed), [0.0] * num_steps
 
-    def take_step(batches: Sequence[Batch], lr: float) -> Sequence[Tensor]:
-        nonlocal lr_before
-        if lr != lr_before:
-            inputs[-1].fill_(lr)
-            lr_before = lr
-        group["lr"] = lr
-        return program([*inputs, *chain(*batches)])
+    def take_steps(rows: Batch, lrs: Sequence[float]) -> Sequence[Tensor]:
+        nonlocal rates_before
+        if lrs != rates_before:
+            for rate, lr in zip(fixed[-1], lrs, strict=True):
+                rate.fill_(lr)
+            rates_before = [*lrs]
+        group["lr"] = lrs[-1]
+        return program([*inputs, *rows])
 
-    steps[key] = take_step
-    return take_step
+    programs[key] = take_steps
+    return take_steps
 
 
 def _train(
     compute: GradientComputation,
     rule: UpdateRule,
+    batch_size: int,
     model: nn.Module,
     parameters: dict[str, Tensor],
     buffers: dict[str, Tensor],
     states: list[dict[str, Tensor]],
-    lr: Tensor,
-    batches: list[Batch],
-) -> tuple[Tensor, ...]:
-    """One step, as a function of all its tensors."""
-    leaves = list(parameters.values())
-    losses, _ = compute(lambda x: functional_call(model, {**parameters, **buffers}, (x,)), leaves, batches)
-    used = [number for number, leaf in enumerate(leaves) if leaf.grad is not None]
-    state = {name: [states[number][name] for number in used] for name in states[used[0]]}
-    with torch.no_grad():
-        rule([leaves[number] for number in used], [cast(Tensor, leaves[number].grad) for number in used], state, lr)
-    return tuple(losses)
+    rates: list[Tensor],
+    x: Tensor,
+    y: Tensor,
+) -> tuple[Tensor]:
+    """The steps, as a function of all their tensors."""
+    leaves, num_rows, losses = list(parameters.values()), len(y) // len(rates), list[Tensor]()
+    for lr, step_x, step_y in zip(rates, x.split(num_rows), y.split(num_rows), strict=True):
+        batches = list(zip(step_x.split(batch_size), step_y.split(batch_size), strict=True))
+        losses += compute(lambda x: functional_call(model, {**parameters, **buffers}, (x,)), leaves, batches)[0]
+        used = [number for number, leaf in enumerate(leaves) if leaf.grad is not None]
+        state = {name: [states[number][name] for number in used] for name in states[used[0]]}
+        with torch.no_grad():
+            rule([leaves[number] for number in used], [cast(Tensor, leaves[number].grad) for number in used], state, lr)
+    return (torch.stack(losses),)
+
+
+def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """A linear layer whose bias goes into the loop of what follows; PyTorch's own copies it first, which costs small ones 1 µs."""
+    is_plain = beta == alpha == 1 and x.is_cpu and x.dtype == torch.float32
+    return x.mm(weight) + bias if is_plain else NotImplemented
 
 
 def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:
-    """Write down the operations of a step, without running them.
+    """Write down the operations of steps, without running them.
 
     Raises:
         SettingsError: They cannot be written down, or would be others the next time.
@@ -151,7 +177,8 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
         try:
             twin = copy.deepcopy(model)  # tracing may leave marks on it
             attributes, generators = _read_attributes(twin), _read_generators()
-            graph: GraphModule = make_fx(partial(train, twin), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+            steps, instead = partial(train, twin), {torch.ops.aten.addmm.default: _add_product}
+            graph: GraphModule = make_fx(steps, instead, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         except Exception as error:
             raise _refusal(_summarize(error)) from error
         if _read_attributes(twin) != attributes or _changes_constants(graph):
@@ -219,7 +246,7 @@ def _load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
 
 def _compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
-    for tensor in tree_leaves(arguments[:-1]):
+    for tensor in tree_leaves(arguments[:-2]):
         torch._dynamo.mark_static_address(tensor)
     compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})
     structure = tree_structure(arguments)

@@ -5,7 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from refit.errors import SettingsError
 
@@ -15,34 +15,8 @@ CPU = torch.device("cpu")
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
 
-class ShuffledBatches(Sampler[Tensor]):
-    """Yield the index tensor of each batch, `(batch_size,)`, in a new random order every epoch.
-
-    Draws from the global generator what `RandomSampler` draws and permutes as it does, so that the batches hold the rows of
-    `DataLoader(shuffle=True)`.
-
-    Source: `torch.utils.data.RandomSampler.__iter__`, PyTorch 2.13.
-    """
-
-    def __init__(self, num_rows: int, batch_size: int, drop_last: bool, device: torch.device = CPU) -> None:
-        self.num_rows = num_rows
-        self.batch_size = batch_size
-        self.device = device
-        self.num_batches = num_rows // batch_size if drop_last else -(-num_rows // batch_size)
-        self.first_batch = 0
-        """Where the next epoch begins; more than 0 leaves out batches that were trained before a pause."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        seed = int(torch.empty((), dtype=torch.int64).random_().item())
-        order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        yield from order.split(self.batch_size)[self.first_batch : self.num_batches]
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-
 class ShuffledLoader(Batches):
-    """The batches of `ShuffledBatches`, each gathered by one call, on `device`: no row passes through Python.
+    """The batches of `DataLoader(shuffle=True)`, each gathered by one call, on `device`: no row passes through Python.
 
     On a GPU that has twice the memory that the rows take they all lie there; else batches are copied while it computes.
     Gathering a whole epoch at once was measured too: it takes as long as batch by batch, and twice the memory.
@@ -51,13 +25,24 @@ class ShuffledLoader(Batches):
     def __init__(self, x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device) -> None:
         self.x, self.y = _move_all(x, y, device)
         self.device = device
-        sampler = ShuffledBatches(len(y), batch_size, drop_last, self.x.device)
-        super().__init__(_rows(x, y), batch_size=None, sampler=sampler)
+        super().__init__(_rows(x, y), batch_size=batch_size, drop_last=drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        return map(self.gather, self.draw_order().split(cast(int, self.batch_size))[: len(self)])
+
+    def draw_order(self) -> Tensor:
+        """Draw the rows of an epoch in the order of training, `(N,)` or fewer, by what PyTorch's loader draws.
+
+        Source: `torch.utils.data.RandomSampler.__iter__`, PyTorch 2.13.
+        """
         torch.empty((), dtype=torch.int64).random_()  # the base seed that every iteration over a DataLoader draws
-        for rows in self.sampler:
-            yield _send(self.x.index_select(0, rows), self.device), _send(self.y.index_select(0, rows), self.device)
+        seed = int(torch.empty((), dtype=torch.int64).random_().item())
+        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(seed))
+        return order[: len(self) * cast(int, self.batch_size)].to(self.x.device)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of these numbers, on their way to the device."""
+        return _send(self.x.index_select(0, rows), self.device), _send(self.y.index_select(0, rows), self.device)
 
 
 class OrderedLoader(Batches):
@@ -71,7 +56,7 @@ class OrderedLoader(Batches):
         return zip(self.x.split(EVALUATION_BATCH_SIZE), self.y.split(EVALUATION_BATCH_SIZE), strict=True)
 
 
-def build_train_loader(x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device = CPU) -> Batches:
+def build_train_loader(x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device = CPU) -> ShuffledLoader:
     """Build the loader of an epoch's shuffled batches on `device`: `x` `(N, F)`, `y` `(N,)`.
 
     Its draws come from the global generator: one base seed and one shuffle seed each time it is iterated over.
@@ -90,7 +75,7 @@ def count_batches(num_rows: int, batch_size: int, drop_last: bool) -> int:
     Raises:
         SettingsError: There would be none.
     """
-    num_batches = len(ShuffledBatches(num_rows, batch_size, drop_last))
+    num_batches = num_rows // batch_size if drop_last else -(-num_rows // batch_size)
     if num_batches == 0:
         raise SettingsError(
             f"loader.batch_size: expected at most the {num_rows} train rows, as loader.drop_last leaves shorter batches out, "
@@ -100,7 +85,7 @@ def count_batches(num_rows: int, batch_size: int, drop_last: bool) -> int:
 
 
 def _rows(x: Tensor, y: Tensor) -> Dataset[tuple[Tensor, Tensor]]:
-    """A data set that gathers a whole batch when it is asked for an index tensor."""
+    """What a loader says that it is of."""
     return cast(Dataset[tuple[Tensor, Tensor]], TensorDataset(x, y))
 
 

@@ -10,8 +10,6 @@ from refit.devices import autocast
 
 Batch = tuple[Tensor, Tensor]
 """Rows `(B, F)` and their classes `(B,)`."""
-Step = Callable[[Sequence[Batch], float], Sequence[Tensor]]
-"""Trains on a group of batches at a learning rate, and returns the mean loss of each."""
 
 
 def compute_gradients(

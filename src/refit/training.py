@@ -1,10 +1,9 @@
 """The training loop: the state that moves, and one epoch of moving it."""
 
 import functools
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,15 +12,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refit.compilation import compile_step, should_compile
+from refit.compilation import Steps, compile_steps, count_steps_a_call, should_compile
 from refit.errors import TrainingError
 from refit.evaluation import compute_logits, refuse_non_finite_logits
-from refit.loaders import Batches, ShuffledBatches
+from refit.loaders import Batches, ShuffledLoader
 from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
 from refit.randomness import capture_random_state, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
-from refit.steps import Batch, Step, compute_gradients
+from refit.steps import compute_gradients
 from refit.updates import build_update
 
 LOSSES_BETWEEN_CHECKS = 200
@@ -58,7 +57,6 @@ class PartialEpoch:
     first_random_state: dict[str, Any]
     """The generators as the epoch found them: the order of its rows comes from there."""
     batch_losses: list[float] = field(default_factory=list)
-    batch_sizes: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -98,7 +96,7 @@ def build_training_state(
 
 def train_epoch(
     state: TrainingState,
-    loader: Batches,
+    loader: ShuffledLoader,
     learning_rate: LearningRate,
     *,
     device: torch.device,
@@ -122,8 +120,8 @@ def train_epoch(
         accumulate_batches: Batches a step; each weighs by its rows, so that the gradient is that of one large batch.
         max_grad_norm: 2-norm that gradients are scaled down to; None does not clip.
         val_loader: Validation rows; None where there are none.
-        should_pause: Asked after every step but the epoch's last; when it says so, training stops there. The same call goes on
-            later, from this state or from a checkpoint of it, and gives the same bits.
+        should_pause: Asked after every step, or call of compiled steps, but the epoch's last; when it says so, training stops
+            there. The same call goes on later, from this state or from a checkpoint of it, and gives the same bits.
         report: Told how long compiling took.
 
     Returns:
@@ -136,36 +134,43 @@ def train_epoch(
     model, optimizer, epoch = state.model, state.optimizer, state.epoch + 1
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
-    num_batches, last_batch = len(partial.batch_losses), len(loader)
+    batch_size, num_done = cast(int, loader.batch_size), len(partial.batch_losses)
+    order = _draw_order(loader, state, partial)
+    rows_of_batches = order.split(batch_size)
     losses: list[Tensor] = []
     compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
     update = build_update(optimizer, may_rearrange=engine == "eager")
     parameters, norm = list(model.parameters()), None
+    steps_a_call = count_steps_a_call(parameters, accumulate_batches * batch_size)
+    take_steps: Steps | None = None
 
-    def step_eagerly(batches: Sequence[Batch], lr: float) -> Sequence[Tensor]:
-        nonlocal norm
-        step_losses, norm = compute(model, parameters, batches)
-        update(lr)
-        return step_losses
-
-    take_step: Step = step_eagerly
     model.train()
-    for batches in _grouped(_remaining_batches(loader, state, partial), accumulate_batches):
-        num_batches += len(batches)
-        lr = learning_rate(state.step)
-        if num_batches == last_batch:
-            take_step = step_eagerly  # the last batch may be short, and the last gradient is looked at
-        elif take_step is step_eagerly and should_compile(engine, state.step, model, optimizer):
-            compiling_since = time.perf_counter()
-            take_step = compile_step(engine, model, optimizer, batches, compute, report) or step_eagerly
-            update = build_update(optimizer, may_rearrange=False)  # its state may lie elsewhere now
-            started += time.perf_counter() - compiling_since
-        losses += take_step(batches, lr)
-        state.step += 1
-        partial.batch_sizes += [len(y) for _, y in batches]
+    while num_done < len(rows_of_batches):
+        num_steps, next_batch = steps_a_call, num_done + steps_a_call * accumulate_batches
+        # The last batch may be short, and the last gradient is looked at. Where calls begin must not depend on pauses.
+        is_call = num_done % (next_batch - num_done) == 0 and next_batch < len(rows_of_batches)
+        if is_call and should_compile(engine, state.step, model, optimizer):
+            lrs = [learning_rate(state.step + number) for number in range(num_steps)]
+            rows = loader.gather(order[num_done * batch_size : next_batch * batch_size])
+            if take_steps is None:
+                compiling_since = time.perf_counter()
+                take_steps = compile_steps(engine, model, optimizer, rows, num_steps, batch_size, compute, report)
+                update = build_update(optimizer, may_rearrange=False)  # its state may lie elsewhere now
+                started += time.perf_counter() - compiling_since
+                if take_steps is None:
+                    continue
+            losses += take_steps(rows, lrs)
+        else:
+            num_steps, next_batch, lrs = 1, num_done + accumulate_batches, [learning_rate(state.step)]
+            batches = [loader.gather(rows) for rows in rows_of_batches[num_done:next_batch]]
+            step_losses, norm = compute(model, parameters, batches)
+            update(lrs[0])
+            losses += step_losses
+        num_done = next_batch
+        state.step += num_steps
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
             _move_losses(losses, partial, epoch)
-        if num_batches < last_batch and should_pause():
+        if num_done < len(rows_of_batches) and should_pause():
             _move_losses(losses, partial, epoch)
             state.random_state = capture_random_state()
             partial.seconds += time.perf_counter() - started
@@ -176,16 +181,16 @@ def train_epoch(
     state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
     train_seconds = partial.seconds + time.perf_counter() - started
     val_loss, val_score = (None, None) if val_loader is None else _validate(model, val_loader, device, precision)
-    weighted = (loss * size for loss, size in zip(partial.batch_losses, partial.batch_sizes, strict=True))
+    weighted = (loss * len(rows) for loss, rows in zip(partial.batch_losses, rows_of_batches, strict=True))
     return EpochLog(
         epoch=epoch,
         batch_losses=partial.batch_losses,
-        train_loss=math.fsum(weighted) / sum(partial.batch_sizes),
+        train_loss=math.fsum(weighted) / len(order),
         val_loss=val_loss,
         val_score=val_score,
-        lr=lr,
+        lr=lrs[-1],
         grad_norm=grad_norm,
-        rows_per_second=sum(partial.batch_sizes) / train_seconds,
+        rows_per_second=len(order) / train_seconds,
         seconds=partial.seconds + time.perf_counter() - started,
     )
 
@@ -244,21 +249,13 @@ def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) 
     return patience is not None and len(val_losses) - best_epoch(val_losses, patience) >= patience
 
 
-def _remaining_batches(loader: Batches, state: TrainingState, partial: PartialEpoch) -> Iterator[Batch]:
-    """The batches that the epoch still has, in its own order; leaves the generators where the first of them finds them."""
+def _draw_order(loader: ShuffledLoader, state: TrainingState, partial: PartialEpoch) -> Tensor:
+    """The rows of the epoch in its own order; leaves the generators where its next batch finds them."""
     restore_random_state(partial.first_random_state)
-    sampler = cast(ShuffledBatches, loader.sampler)
-    sampler.first_batch = len(partial.batch_losses)
-    batches = iter(loader)
-    first = next(batches)  # the loader draws the order here
-    if sampler.first_batch:
+    order = loader.draw_order()
+    if partial.batch_losses:
         restore_random_state(state.random_state)
-    return itertools.chain([first], batches)
-
-
-def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    while group := list(itertools.islice(batches, size)):
-        yield group
+    return order
 
 
 def _validate(model: nn.Module, loader: Batches, device: torch.device, precision: str) -> tuple[float, float]:
@@ -274,7 +271,7 @@ def _gradient_norm(model: nn.Module) -> float:
 
 def _move_losses(losses: list[Tensor], partial: PartialEpoch, epoch: int) -> None:
     """Move losses from the device to the log, if they are finite."""
-    for value in torch.stack(losses).tolist() if losses else []:
+    for value in torch.hstack(losses).tolist() if losses else []:
         partial.batch_losses.append(value)
         if not math.isfinite(value):
             raise TrainingError(

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import secrets
 import signal
@@ -198,21 +199,21 @@ def tear_loader_once(monkeypatch, num_batches: int, epochs: tuple[int, ...]) -> 
     whole = tasks.training.open_loaders
     tries = iter([True, False] * len(epochs))
 
-    class Torn:
-        def __init__(self, loader):
-            self.loader, self.sampler = loader, loader.sampler
-
-        def __len__(self):
-            return len(self.loader)
-
-        def __iter__(self):
-            yield from itertools.islice(iter(self.loader), num_batches)
-            tears.append(len(tears) + 1)
-            raise OSError("the loader is torn")
-
     def open_loaders(*handles):
         train_loader, val_loader = whole(*handles)
-        return (Torn(train_loader) if next(tries, False) else train_loader), val_loader
+        return (tear(train_loader) if next(tries, False) else train_loader), val_loader
+
+    def tear(loader):
+        torn, batches = copy.copy(loader), iter(range(num_batches))
+
+        def gather(rows):
+            if next(batches, None) is None:
+                tears.append(len(tears) + 1)
+                raise OSError("the loader is torn")
+            return loader.gather(rows)
+
+        torn.gather = gather
+        return torn
 
     monkeypatch.setattr(tasks.training, "open_loaders", open_loaders)
     return tears
@@ -526,6 +527,7 @@ def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, 
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("refit.compilation.AUTO_COMPILES_FROM_STEP", 3)
+    monkeypatch.setattr("refit.compilation.STEPS_A_CALL", 1)
     settings = changed(changed(settings, "model", factory="deciding:Network"), "compute", engine="auto")
 
     losses, digest = train_plainly(settings, 1)
