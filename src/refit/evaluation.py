@@ -1,5 +1,8 @@
 """How good a model is on a split: softmax, argmax, and the metrics of a classifier."""
 
+from collections.abc import Sized
+from typing import cast
+
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -48,14 +51,19 @@ def compute_logits(model: nn.Module, loader: Batches, device: torch.device, prec
     """Return the logits `(N, C)` in fp32 and the classes `(N,)` of all rows of `loader`, on the CPU; draws nothing."""
     was_training = model.training
     model.eval()
-    logits, classes = [], []
-    with torch.inference_mode():
-        for x, y in loader:
-            with autocast(device, precision):
-                logits.append(model(x.to(device)).float().cpu())
-            classes.append(y.cpu())
+    # One tensor from the start: small ones, kept between the large ones of each batch, would leave holes of their size in memory.
+    logits, classes = torch.empty(0), torch.empty(len(cast(Sized, loader.dataset)), dtype=torch.int64)
+    end = 0
+    for x, y in loader:
+        with torch.inference_mode(), autocast(device, precision):
+            batch_logits = model(x.to(device))
+        if end == 0:
+            logits = torch.empty(len(classes), batch_logits.shape[1])
+        start, end = end, end + len(y)
+        logits[start:end] = batch_logits
+        classes[start:end] = y
     model.train(was_training)
-    return torch.cat(logits), torch.cat(classes)
+    return logits, classes
 
 
 def refuse_non_finite_logits(logits: Tensor, use: str) -> None:
