@@ -28,11 +28,11 @@ def compute_gradients(
     """
     for parameter in parameters:
         parameter.grad = None
-    num_rows = sum(len(y) for _, y in batches)
+    num_rows = sum(len(y) for _, y in batches) if len(batches) > 1 else None
     losses = []
     for x, y in batches:
         with autocast(device, precision):
-            loss = functional.cross_entropy(forward(x.to(device)), y.to(device))
-        (loss if len(batches) == 1 else loss * (len(y) / num_rows)).backward()
+            loss = functional.cross_entropy(forward(x), y)
+        (loss * (len(y) / num_rows) if num_rows else loss).backward()
         losses.append(loss.detach())
     return losses, None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)

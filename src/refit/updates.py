@@ -39,19 +39,19 @@ def build_update(optimizer: torch.optim.Optimizer, may_rearrange: bool) -> Calla
     """
     (group,) = optimizer.param_groups
     parameters, rule = group["params"], build_update_rule(optimizer)
-    first_step = inspect.unwrap(type(optimizer).step)  # what wraps it loads PyTorch's compiler
+    weights = [parameter.detach() for parameter in parameters]  # the same memory, which autograd does not watch
+    first_step = torch.no_grad()(inspect.unwrap(type(optimizer).step))  # what wraps it loads PyTorch's compiler
 
     def prepare() -> Change | None:
         state = find_state(optimizer)
         if state is None:
             return None
-        if may_rearrange and _has_blocks(parameters, state):
-            return _build_adam(optimizer, state)
-        return lambda gradients, lr: rule(parameters, gradients, state, lr)
+        if may_rearrange and _has_blocks(weights, state):
+            return _build_adam(optimizer, weights, state)
+        return lambda gradients, lr: rule(weights, gradients, state, lr)
 
     change = prepare()
 
-    @torch.no_grad()
     def update(lr: float) -> None:
         nonlocal change
         if lr != group["lr"]:
@@ -118,25 +118,25 @@ def _has_blocks(parameters: list[Tensor], state: OptimizerState) -> bool:
     return is_plain and "step" in state and len({step.item() for step in state["step"]}) == 1
 
 
-def _build_adam(optimizer: torch.optim.Optimizer, state: OptimizerState) -> Change:
-    """Adam or AdamW in blocks, on parameters or on copies in one vector; makes the state views of vectors."""
+def _build_adam(optimizer: torch.optim.Optimizer, weights: list[Tensor], state: OptimizerState) -> Change:
+    """Adam or AdamW in blocks, on the weights or on copies in one vector; makes the state views of vectors."""
     (group,) = optimizer.param_groups
-    parameters, steps = group["params"], torch.stack(state["step"])
+    steps = torch.stack(state["step"])
     averages, squares = (_flatten_dense_tensors(state[name]) for name in ("exp_avg", "exp_avg_sq"))
-    views = [steps.unbind(), *(_unflatten_dense_tensors(vector, parameters) for vector in (averages, squares))]
-    for parameter, *tensors in zip(parameters, *views, strict=True):
+    views = [steps.unbind(), *(_unflatten_dense_tensors(vector, weights) for vector in (averages, squares))]
+    for parameter, *tensors in zip(group["params"], *views, strict=True):
         optimizer.state[parameter].update(zip(("step", "exp_avg", "exp_avg_sq"), tensors, strict=True))
     if len(averages) > LONGEST_COPY:
-        return _change_in_blocks(parameters, averages, squares, steps, group)
-    weights, slopes = torch.empty_like(averages), torch.empty_like(averages)
-    weight_views, slope_views = (_unflatten_dense_tensors(vector, parameters) for vector in (weights, slopes))
-    change_vector = _change_in_blocks([weights], averages, squares, steps, group)
+        return _change_in_blocks(weights, averages, squares, steps, group)
+    vector, slopes = torch.empty_like(averages), torch.empty_like(averages)
+    weight_views, slope_views = (_unflatten_dense_tensors(flat, weights) for flat in (vector, slopes))
+    change_vector = _change_in_blocks([vector], averages, squares, steps, group)
 
     def change(gradients: list[Tensor], lr: float) -> None:
-        torch._foreach_copy_(weight_views, parameters)
+        torch._foreach_copy_(weight_views, weights)
         torch._foreach_copy_(slope_views, gradients)
         change_vector([slopes], lr)
-        torch._foreach_copy_(parameters, weight_views)
+        torch._foreach_copy_(weights, weight_views)
 
     return change
 
