@@ -141,18 +141,19 @@ def _build_adam(optimizer: torch.optim.Optimizer, weights: list[Tensor], state: 
     return change
 
 
-def _change_in_blocks(parameters: list[Tensor], averages: Tensor, squares: Tensor, steps: Tensor, group: dict[str, Any]) -> Change:
-    """The arithmetic of Adam and AdamW in PyTorch's order, a block of all parameters at a time, in fewer passes over memory.
+def _change_in_blocks(weights: list[Tensor], averages: Tensor, squares: Tensor, steps: Tensor, group: dict[str, Any]) -> Change:
+    """The arithmetic of Adam and AdamW in PyTorch's order, a block of all weights at a time, in fewer passes over memory.
 
     All operations go by element, so that the bits are the same: in 100 µs instead of 280 on six parameters of 11,000 numbers, as
     measured in a step.
 
     Source: `torch.optim.adam._single_tensor_adam`, PyTorch 2.13.
     """
-    (beta1, beta2), decay, blocks = group["betas"], group["weight_decay"], _find_blocks(parameters)
+    (beta1, beta2), decay, blocks = group["betas"], group["weight_decay"], _find_blocks(weights)
     num_steps, shrinkage, correction = steps[0].item(), torch.empty(()), torch.empty(())
     roots, epsilons = torch.empty_like(squares[:BLOCK]), torch.full_like(squares[:BLOCK], group["eps"])
-    average_pieces, square_pieces = (_cut(_unflatten_dense_tensors(v, parameters), blocks) for v in (averages, squares))
+    average_pieces, square_pieces = (_cut(_unflatten_dense_tensors(v, weights), blocks) for v in (averages, squares))
+    weight_pieces = _cut(weights, blocks)
     vectors = [(square, roots[: len(square)], epsilons[: len(square)]) for square in squares.split(BLOCK)]
     root_pieces = [_unflatten_dense_tensors(root, pieces) for (_, root, _), pieces in zip(vectors, square_pieces, strict=True)]
 
@@ -162,7 +163,7 @@ def _change_in_blocks(parameters: list[Tensor], averages: Tensor, squares: Tenso
         step_size = lr / (1 - beta1**num_steps)
         shrinkage.fill_(1 - lr * decay)
         correction.fill_((1 - beta2**num_steps) ** 0.5)
-        pieces = zip(_cut(parameters, blocks), _cut(gradients, blocks), average_pieces, square_pieces, root_pieces, strict=True)
+        pieces = zip(weight_pieces, _cut(gradients, blocks), average_pieces, square_pieces, root_pieces, strict=True)
         for (weight, slope, average, square, quotient), (vector, root, epsilon) in zip(pieces, vectors, strict=True):
             if decay and group["decoupled_weight_decay"]:
                 torch._foreach_mul_(weight, shrinkage)
