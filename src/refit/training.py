@@ -142,14 +142,15 @@ def train_epoch(
     update = build_update(optimizer, may_rearrange=engine == "eager")
     parameters, norm = list(model.parameters()), None
     steps_a_call = count_steps_a_call(parameters, accumulate_batches * batch_size)
+    batches_a_call = steps_a_call * accumulate_batches
     take_steps: Steps | None = None
 
     model.train()
     while num_done < len(rows_of_batches):
-        num_steps, next_batch = steps_a_call, num_done + steps_a_call * accumulate_batches
         # The last batch may be short, and the last gradient is looked at. Where calls begin must not depend on pauses.
-        is_call = num_done % (next_batch - num_done) == 0 and next_batch < len(rows_of_batches)
+        is_call = num_done % batches_a_call == 0 and num_done + batches_a_call < len(rows_of_batches)
         if is_call and should_compile(engine, state.step, model, optimizer):
+            num_steps, next_batch = steps_a_call, num_done + batches_a_call
             lrs = [learning_rate(state.step + number) for number in range(num_steps)]
             rows = loader.gather(order[num_done * batch_size : next_batch * batch_size])
             if take_steps is None:
