@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -49,26 +50,57 @@ class Store:
             self._write(f"{self.root}/{self.object_path(digest)}", data)
         return digest
 
+    @contextlib.contextmanager
+    def temporary_folder(self) -> Iterator[Path]:
+        """Make a folder on this machine for files that `put_file` takes; what is left in it is removed."""
+        folder = self._temporary() if isinstance(self.files, LocalFileSystem) else Path(tempfile.mkdtemp(prefix="refit-"))
+        try:
+            with _naming_store_errors(str(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put_file(self, source: Path) -> str:
+        """Do as `put` does with the bytes of a file in a `temporary_folder`, which are not held in memory; it may be moved."""
+        with _naming_store_errors(str(source)), source.open("rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        path = f"{self.root}/{self.object_path(digest)}"
+        with _naming_store_errors(path):
+            if not isinstance(self.files, LocalFileSystem):
+                self.files.put_file(str(source), path)
+            elif self.has(digest, source.stat().st_size):
+                self.files.touch(path, truncate=False)
+            else:
+                self.files.makedirs(Path(path).parent, exist_ok=True)
+                source.replace(path)
+                _sync_folder(Path(path).parent)
+        return digest
+
     def get(self, digest: str) -> bytes:
         """Return the bytes of `digest`.
 
         Raises:
             StoreError: They are missing, or are no longer what was written; these are moved to `damaged`.
         """
-        path = f"{self.root}/{self.object_path(digest)}"
-        try:
+        with self._naming_object_errors(digest) as path:
             data: bytes = self.files.cat_file(path)
-        except FileNotFoundError as error:
-            raise StoreError(f"{path}: expected an object of the store, found none; run again to make it anew") from error
-        except OSError as error:
-            raise _unusable(path, error) from error
-        if hashlib.sha256(data).hexdigest() != digest:
-            aside = f"{self.root}/{DAMAGED}/{digest}"
-            with _naming_store_errors(path):
-                self.files.makedirs(f"{self.root}/{DAMAGED}", exist_ok=True)
-                self.files.mv(path, aside)
-            raise StoreError(f"{path}: expected bytes with this digest, found others, now in {aside}; run again to make it anew")
+        self._check(digest, hashlib.sha256(data).hexdigest())
         return data
+
+    @contextlib.contextmanager
+    def local_file(self, digest: str) -> Iterator[Path]:
+        """Give the bytes of `digest` as a file on this machine, only to be read; raises as `get` does."""
+        if isinstance(self.files, LocalFileSystem):
+            with self._naming_object_errors(digest) as path, open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            self._check(digest, found)
+            yield Path(path)
+        else:
+            with self.temporary_folder() as folder:
+                (folder / digest).write_bytes(self.get(digest))
+                yield folder / digest
 
     def has(self, digest: str, size: int) -> bool:
         """Whether an object of this digest and size in bytes is there; `get` checks its content."""
@@ -79,8 +111,7 @@ class Store:
 
     def is_whole(self, digest: str) -> bool:
         """Whether the bytes of `digest` are there and are what was written; damaged ones are moved to `damaged`."""
-        with contextlib.suppress(StoreError):
-            self.get(digest)
+        with contextlib.suppress(StoreError), self.local_file(digest):
             return True
         return False
 
@@ -220,6 +251,27 @@ class Store:
     def object_path(self, digest: str) -> str:
         """Where an object is, relative to the store."""
         return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
+
+    @contextlib.contextmanager
+    def _naming_object_errors(self, digest: str) -> Iterator[str]:
+        """Give the path of an object; what cannot be read there is a StoreError."""
+        path = f"{self.root}/{self.object_path(digest)}"
+        try:
+            yield path
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: expected an object of the store, found none; run again to make it anew") from error
+        except OSError as error:
+            raise _unusable(path, error) from error
+
+    def _check(self, digest: str, found: str) -> None:
+        """Move an object whose bytes have another digest out of the way."""
+        if found == digest:
+            return
+        path, aside = f"{self.root}/{self.object_path(digest)}", f"{self.root}/{DAMAGED}/{digest}"
+        with _naming_store_errors(path):
+            self.files.makedirs(f"{self.root}/{DAMAGED}", exist_ok=True)
+            self.files.mv(path, aside)
+        raise StoreError(f"{path}: expected bytes with this digest, found others, now in {aside}; run again to make it anew")
 
     def _temporary(self) -> Path:
         """Where to write before the rename; the name says whose it is."""

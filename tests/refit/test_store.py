@@ -29,6 +29,18 @@ def test_bytes_come_back_by_their_sha256(any_store, data):
     assert any_store.get(digest) == data
 
 
+def test_a_file_goes_in_and_comes_out_as_its_bytes_would(any_store):
+    with any_store.temporary_folder() as folder:
+        for name in ("first", "again"):
+            (folder / name).write_bytes(b"abc")
+        digests = {any_store.put_file(folder / name) for name in ("first", "again")}
+        (folder / "unused").write_bytes(b"abd")
+    assert digests == {any_store.put(b"abc")}
+    with any_store.local_file(*digests) as path:
+        assert path.read_bytes() == b"abc"
+    assert not folder.exists()
+
+
 def test_the_store_has_what_was_put_in_its_size(any_store):
     digest = any_store.put(b"abc")
     assert any_store.has(digest, 3)
@@ -392,8 +404,9 @@ def blocked(tmp_path) -> Store:
         lambda store: store.write("results/a.json", b""),
         lambda store: store.create("results/a.json", b""),
         lambda store: store.lock("a", lambda: None).__enter__(),
+        lambda store: store.temporary_folder().__enter__(),
     ],
-    ids=["put", "publish", "read", "get", "names", "write", "create", "lock"],
+    ids=["put", "publish", "read", "get", "names", "write", "create", "lock", "temporary_folder"],
 )
 def test_a_store_that_cannot_be_used_is_an_error_that_names_it(blocked, act):
     with pytest.raises(StoreError, match=blocked.root):

@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import polars as pl
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
+from safetensors import SafetensorError
 from torch import Tensor
 
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
@@ -16,7 +19,7 @@ from refit.data.profiles import Profile, profile_columns
 from refit.data.schema import Kind, Rows, check_columns, convert_column, convert_target, find_kind
 from refit.data.sources import Table, list_names, read_files, read_table
 from refit.data.splits import Hashes, hash_rows, split_by_time, split_randomly
-from refit.errors import DataError
+from refit.errors import DataError, StoreError
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
@@ -127,17 +130,18 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"])
     time_column = settings.time_column if settings.split == "time" else None
     hashes = _identify(frame, columns, target, table.frame, time_column)
-    blobs, counts = {}, {}
-    num_unlabelled, raw_test = y.null_count(), table.frame[parts.get("test", [])]
-    for split, rows in parts.items():
-        blobs[split], counts[split] = _freeze(columns, frame, rows, y, hashes, len(classes), table)
+    num_unlabelled, raw, test_rows = y.null_count(), table.frame, parts.get("test", np.array([], np.int64))
+    freeze = {split: partial(_freeze, columns, frame, rows, y, hashes, len(classes), table) for split, rows in parts.items()}
     if test_table is not None:
         frame, target, y = _convert_test_rows(settings, test_table, kinds, target_kind, classes)
         hashes = _identify(frame, columns, target, test_table.frame, time_column)
         num_unlabelled += y.null_count()
-        rows = np.flatnonzero(y.is_not_null().to_numpy())
-        raw_test = test_table.frame[rows]
-        blobs["test"], counts["test"] = _freeze(columns, frame, rows, y, hashes, len(classes), test_table)
+        raw, test_rows = test_table.frame, np.flatnonzero(y.is_not_null().to_numpy())
+        freeze["test"] = partial(_freeze, columns, frame, test_rows, y, hashes, len(classes), test_table)
+    with store.temporary_folder() as folder:
+        counts = {split: write(folder / split) for split, write in freeze.items()}
+        sizes = {split: (folder / split).stat().st_size for split in counts}
+        digests = {split: store.put_file(folder / split) for split in counts}
 
     fitted = {column.name for column in columns}
     manifest = Manifest(
@@ -147,10 +151,10 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         profiles=profiles,
         time_column=time_column,
         splits={
-            split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=store.put(blob), size=len(blob))
-            for split, blob in blobs.items()
+            split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=digests[split], size=sizes[split])
+            for split in counts
         },
-        test_rows=None if raw_test.is_empty() else _freeze_rows(raw_test, store),
+        test_rows=_freeze_rows(raw[test_rows], store) if len(test_rows) else None,
         rows=sum(map(sum, counts.values())),
         rows_without_target=num_unlabelled,
         source_rows=table.frame.height,
@@ -228,7 +232,8 @@ def _count_rows(index: int) -> str:
 def _load_arrays(manifest: Manifest, split: str, store: Store) -> dict[str, Tensor]:
     if split not in manifest.splits:
         raise _lacking(split, manifest)
-    return safetensors.torch.load(store.get(manifest.splits[split].digest))
+    with store.local_file(manifest.splits[split].digest) as path:
+        return safetensors.torch.load_file(path, backend="pread")  # a mapped file would have to stay as long as the tensors
 
 
 def _lacking(split: str, manifest: Manifest) -> DataError:
@@ -357,13 +362,25 @@ def _read_times(settings: DataSettings, table: Table, is_labelled: pl.Series) ->
 
 
 def _freeze(
-    columns: Sequence[AnyColumn], frame: pl.DataFrame, rows: Rows, y: pl.Series, hashes: Hashes, num_classes: int, table: Table
-) -> tuple[bytes, list[int]]:
-    """The tensors of a split's rows as bytes, and its rows of each class."""
+    columns: Sequence[AnyColumn],
+    frame: pl.DataFrame,
+    rows: Rows,
+    y: pl.Series,
+    hashes: Hashes,
+    num_classes: int,
+    table: Table,
+    path: Path,
+) -> list[int]:
+    """Write the tensors of a split's rows to `path`, so that those of one split at a time are in memory; count each class."""
     x = apply_columns(columns, frame, lambda index: table.locate(int(rows[index])), rows)
     labels = torch.tensor(y[rows].to_numpy())
     arrays = {"x": x, "y": labels, "hashes": torch.from_numpy(hashes[rows].view(np.int64))}
-    return safetensors.torch.save(arrays), torch.bincount(labels, minlength=num_classes).tolist()
+    try:
+        safetensors.torch.save_file(arrays, path)
+    except SafetensorError as error:
+        raise StoreError(f"{path}: expected a file that can be written, found: {error}; free space there") from error
+    counts: list[int] = torch.bincount(labels, minlength=num_classes).tolist()
+    return counts
 
 
 def _freeze_rows(rows: pl.DataFrame, store: Store) -> Ref:

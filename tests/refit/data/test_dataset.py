@@ -1,4 +1,5 @@
 import os
+import resource
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from refit.data.dataset import (
     load_test_rows,
 )
 from refit.data.preprocessing import apply_columns
-from refit.errors import DataError
+from refit.errors import DataError, StoreError
 from refit.settings import DataSettings
 from refit.store import Store
 
@@ -330,6 +331,17 @@ def test_bad_input_is_refused_by_file_column_and_row_and_leaves_nothing(name: st
     with pytest.raises(DataError, match=message):
         build_dataset(DataSettings(**settings), 0, store)
     assert not Path(store.root).exists()
+
+
+def test_a_disk_that_takes_no_more_is_an_error_that_names_the_path_and_no_file_is_left(store: Store) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(StoreError, match=rf"{store.root}/tmp/.*/train: expected .* that can be written, found: .*too large"):
+            build(store, source=str(PENGUINS), target="sex")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(
