@@ -6,6 +6,7 @@ from refit import checkpoints
 from refit.data import dataset
 from refit.evaluation import Metrics
 from refit.refs import DatasetRef, EpochResult, Ref, SavedModel
+from refit.results import load_result
 from refit.settings import SettingsTree
 from refit.store import Store
 from refit.training import EpochLog
@@ -14,7 +15,7 @@ from tasks.caching import CACHED, RETRIED
 
 @task(task_run_name="save checkpoint", **CACHED, **RETRIED)
 def save_checkpoint(
-    key: str,  # noqa: ARG001
+    key: str,
     best: EpochResult,
     epochs: list[EpochResult],
     metrics: dict[str, Ref],
@@ -30,6 +31,7 @@ def save_checkpoint(
         [checkpoints.load_report(result.log, EpochLog, store) for result in epochs],
         {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
         store,
+        key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
     )
     get_run_logger().info("saved %s@v%d in %s", saved.name, saved.version, saved.path)
     return saved

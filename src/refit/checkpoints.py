@@ -153,8 +153,11 @@ def save_checkpoint(
     logs: Sequence[EpochLog],
     metrics: Mapping[str, Metrics],
     store: Store,
+    key: str | None = None,
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
+
+    With a `key` it is saved once: if the newest version has it, from a run that died before it could say so, that version it is.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json` (digests, also of all other files, versions of packages), and the card: `card.md` with its pictures. The ledger
@@ -166,6 +169,7 @@ def save_checkpoint(
     content = _read_checkpoint(checkpoint, store)
     weights_digest = digest_weights(content["model"])
     record: dict[str, Any] = {
+        "key": key,
         "weights_digest": weights_digest,
         "epoch": content["epoch"],
         "checkpoint": checkpoint.digest,
@@ -186,7 +190,9 @@ def save_checkpoint(
         "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
     }
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    number = registry.add_version(store, settings.name, {**files, "version.json": _to_json(record)})
+    number = None if key is None else registry.find_saved(store, settings.name, key)
+    if number is None:
+        number = registry.add_version(store, settings.name, {**files, "version.json": _to_json(record)})
     if manifest.test_rows is not None:
         record_opening(store, settings.name, number, manifest.test_rows.digest)
     path = store.location(registry.version_folder(settings.name, number))

@@ -35,6 +35,16 @@ def add_version(store: Store, name: str, contents: Mapping[str, bytes]) -> int:
     return number
 
 
+def find_saved(store: Store, name: str, key: str) -> int | None:
+    """Return the number of the newest version of model `name` if it is whole and was saved under this key, else None."""
+    for number in list_versions(store, name)[-1:]:
+        with contextlib.suppress(StoreError):
+            check_version(store, name, number)
+            if load_part(store, name, number, "version").get("key") == key:
+                return number
+    return None
+
+
 def list_models(store: Store) -> list[str]:
     """Names of the models that have a version."""
     return [name for name in store.names(MODELS) if list_versions(store, name)]

@@ -283,6 +283,17 @@ def test_what_is_saved_again_is_the_next_version(saved, store):
     assert Path(again.path).name == "v2"
 
 
+def test_what_is_saved_again_under_its_key_is_the_same_version_while_that_is_the_newest_and_whole(saved, store):
+    _, _, manifest, log, metrics, ref, settings = saved
+
+    def save(key: str) -> int:
+        return save_checkpoint(ref, settings, manifest, [log], metrics, store, key).version
+
+    assert [save(key) for key in ("a", "a", "b", "a")] == [2, 2, 3, 4]
+    Path(store.root, "models/toy/v4/card.md").write_text("damaged")
+    assert save("a") == 5
+
+
 def test_a_version_of_a_damaged_checkpoint_is_not_saved(saved, store):
     _, _, manifest, log, metrics, ref, settings = saved
     object_file(store, ref).write_bytes(b"")
