@@ -6,7 +6,7 @@ from flows.approval import ask_person
 from flows.training import train_version
 from refit import registry
 from refit.attempts import forget_attempts
-from refit.comparison import Verdict
+from refit.comparison import Verdict, check_slices
 from refit.ledger import Entry, find_newest
 from refit.recipes import build_recipe
 from refit.refs import RetrainingResult, SavedModel
@@ -31,6 +31,7 @@ def judge_candidate(
     store, recipe, seconds = Store(settings.store.url), None, dict[str, float]()
     newest = find_newest(store, settings.name)
     if decided is None:
+        check_slices(settings.promotion, settings.data)
         champion = _find_start(settings, store)
         recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
         trained = train_version(recipe, settings, champion)

@@ -16,6 +16,7 @@ from torch import Tensor
 from refit.data.dataset import Manifest, convert_rows, load_hashes, load_test_rows
 from refit.data.profiles import Drift, compare_profiles
 from refit.data.schema import check_columns
+from refit.data.sources import read_names
 from refit.data.splits import Hashes
 from refit.errors import DataError, RefitError
 from refit.evaluation import Metrics, compute_metrics, refuse_non_finite_logits
@@ -24,7 +25,7 @@ from refit.ledger import record_opening
 from refit.promotion import Decision, Score, Scores, decide, score_majority
 from refit.refs import Handle, Ref, SavedModel
 from refit.registry import check_version, version_folder
-from refit.settings import PromotionSettings
+from refit.settings import DataSettings, PromotionSettings
 from refit.store import Store
 
 LEARNED_FROM = ("train", "val")
@@ -96,6 +97,13 @@ class ScoredRows:
         manifest = self.model.manifest
         hashes = [load_hashes(manifest, split, store) for split in LEARNED_FROM if split in manifest.splits]
         return np.isin(self.hashes, np.concatenate(hashes))
+
+
+def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
+    """Raise DataError for what `compare` would find of `promotion.slices` only once the candidate is trained."""
+    if promotion.slices:
+        source = data.test_source or data.source
+        check_columns("promotion.slices", promotion.slices, read_names(source), source)
 
 
 def compare(candidate: SavedModel, champion: int | None, settings: PromotionSettings, store: Store) -> Verdict:

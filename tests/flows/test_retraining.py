@@ -194,6 +194,13 @@ def test_a_table_that_cannot_be_trained_on_today_fails_the_run_and_the_champion_
     assert message in str(state.result(raise_on_failure=False))
 
 
+def test_a_slice_that_is_no_column_fails_the_run_before_anything_is_trained():
+    state = run(promotion={"slices": ["x9"]})
+    assert state.type == StateType.FAILED
+    assert "promotion.slices: expected a column of rows.csv, found no `x9`" in str(state.result(raise_on_failure=False))
+    assert Store("refit-store").names("results") == []
+
+
 def test_with_mode_never_a_better_candidate_is_only_reported():
     state = run(promotion={"mode": "never"})
     assert (state.name, champion()) == ("Kept", None)

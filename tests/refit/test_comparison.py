@@ -5,12 +5,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from refit.comparison import Verdict, compare, find_slices
+from refit.comparison import Verdict, check_slices, compare, find_slices
 from refit.data.dataset import load_test_rows
 from refit.errors import DataError
 from refit.inference import Model, load_model
 from refit.refs import SavedModel
-from refit.settings import PromotionSettings
+from refit.settings import DataSettings, PromotionSettings
 from refit.store import Store
 
 
@@ -166,6 +166,19 @@ def test_slices_are_the_rows_of_each_value_of_a_column(save_version, store):
     candidate = save_version(rows)
     with pytest.raises(DataError, match=r"promotion\.slices: expected a column of the table, found no `ship`.*did you mean `shop`"):
         judge(store, candidate, None, slices=["ship"])
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_slice_that_is_no_column_of_the_test_rows_is_refused_before_there_is_a_candidate(tmp_path, name):
+    rows, path = make_rows(4), tmp_path / name
+    rows.write_csv(path) if name.endswith("csv") else rows.write_parquet(path)
+    for data in (DataSettings(source=str(path)), DataSettings(source="none.csv", test_source=str(path))):
+        check_slices(PromotionSettings(slices=["shop", "id"]), data)
+        with pytest.raises(
+            DataError, match=rf"promotion\.slices: expected a column of .*{name}, found no `ship`.*did you mean `shop`"
+        ):
+            check_slices(PromotionSettings(slices=["ship"]), data)
+    check_slices(PromotionSettings(slices=["x1"]), DataSettings())
 
 
 def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, store):

@@ -87,6 +87,16 @@ def read_files(source: str) -> Table:
     return Table(source, frame, counts, _join_digests(digests))
 
 
+def read_names(source: str) -> list[str]:
+    """Read the column names of a source, from its first file. Raises like `read_table`."""
+    if source == NOTEBOOK:
+        return _read_notebook().frame.columns
+    with naming_read_errors(source):
+        files, (path, *_) = find_files(source)
+        opened = _fetch(files, path)
+        return _read_parquet(opened, path, num_rows=0).columns if path.lower().endswith(".parquet") else read_header(opened, path)
+
+
 def digest_source(source: str) -> str:
     """SHA-256 over the bytes of a source's files, in order; neither their names nor their times count. Raises like `read_table`."""
     if source == NOTEBOOK:
@@ -203,9 +213,10 @@ def _digest(opened: Opened) -> bytes:
         return hashlib.file_digest(cast(io.BytesIO, file), "sha256").digest()
 
 
-def _read_parquet(opened: str | bytes, path: str) -> pl.DataFrame:
+def _read_parquet(opened: str | bytes, path: str, num_rows: int | None = None) -> pl.DataFrame:
+    file = opened if isinstance(opened, str) else io.BytesIO(opened)
     try:
-        return pl.read_parquet(opened if isinstance(opened, str) else io.BytesIO(opened), glob=False, hive_partitioning=False)
+        return pl.read_parquet(file, n_rows=num_rows, glob=False, hive_partitioning=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(
             f"{path}: expected a whole Parquet file, found a damaged one ({first_line(error)}); write it again"
