@@ -170,7 +170,7 @@ def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, al
 
 def _average_loss(log_shares: Tensor, y: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     """The loss of a batch and its rows, without the classes to ignore that PyTorch looks for: there are none."""
-    return -log_shares.gather(1, y.unsqueeze(1)).mean(), log_shares.new_tensor(len(y))
+    return -log_shares.gather(1, y.unsqueeze(1)).mean(), log_shares.new_full((), len(y))
 
 
 def _spread_gradient(gradient: Tensor, log_shares: Tensor, y: Tensor, *_: object) -> Tensor:

@@ -52,12 +52,15 @@ class Store:
 
     @contextlib.contextmanager
     def temporary_folder(self) -> Iterator[Path]:
-        """Make a folder on this machine for files that `put_file` takes; what is left in it is removed."""
+        """Make a folder on this machine for files that `put_file` takes; what is left in it is removed.
+
+        An OSError of the block is a StoreError.
+        """
         folder = self._temporary() if isinstance(self.files, LocalFileSystem) else Path(tempfile.mkdtemp(prefix="refit-"))
         try:
             with _naming_store_errors(str(folder)):
                 folder.mkdir(parents=True, exist_ok=True)
-            yield folder
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,7 +19,7 @@ from refit.data.profiles import Profile, profile_columns
 from refit.data.schema import Kind, Rows, check_columns, convert_column, convert_target, find_kind
 from refit.data.sources import Table, list_names, read_files, read_table
 from refit.data.splits import Hashes, hash_rows, split_by_time, split_randomly
-from refit.errors import DataError, StoreError
+from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
@@ -378,7 +378,7 @@ def _freeze(
     try:
         safetensors.torch.save_file(arrays, path)
     except SafetensorError as error:
-        raise StoreError(f"{path}: expected a file that can be written, found: {error}; free space there") from error
+        raise OSError(str(error)) from error
     counts: list[int] = torch.bincount(labels, minlength=num_classes).tolist()
     return counts
 

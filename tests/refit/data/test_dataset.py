@@ -1,5 +1,7 @@
 import os
-import resource
+import re
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from refit.data.dataset import (
     load_test_rows,
 )
 from refit.data.preprocessing import apply_columns
-from refit.errors import DataError, StoreError
+from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store import Store
 
@@ -333,14 +335,25 @@ def test_bad_input_is_refused_by_file_column_and_row_and_leaves_nothing(name: st
     assert not Path(store.root).exists()
 
 
-def test_a_disk_that_takes_no_more_is_an_error_that_names_the_path_and_no_file_is_left(store: Store) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    try:
-        with pytest.raises(StoreError, match=rf"{store.root}/tmp/.*/train: expected .* that can be written, found: .*too large"):
-            build(store, source=str(PENGUINS), target="sex")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL = """
+import resource, sys
+from refit.data.dataset import build_dataset
+from refit.errors import StoreError
+from refit.settings import DataSettings
+from refit.store import Store
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    build_dataset(DataSettings(source=sys.argv[2], target="sex"), 0, Store(sys.argv[1]))
+except StoreError as error:
+    print(type(error.__cause__).__name__, error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_an_error_that_can_be_tried_again_and_no_file_is_left(store: Store) -> None:
+    command = [sys.executable, "-B", "-c", FULL, store.root, str(PENGUINS)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.match(rf"OSError {store.root}/tmp/.*: expected a store .*, found: .*too large.*; free space", printed)
     assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
 
 
