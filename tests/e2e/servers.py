@@ -83,6 +83,9 @@ class Site:
     def stop(self) -> None:
         for process in self.processes:
             self.kill(process)
+        for run in find_processes("PREFECT_HOME", self.environment["PREFECT_HOME"]):  # which outlives its worker
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(run, signal.SIGKILL)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """With all that it started."""
@@ -124,6 +127,16 @@ class Site:
         number = self.read(f"/deployments/name/{deployment}")["id"]
         runs = self.ask("/flow_runs/filter", deployments={"id": {"any_": [number]}}, sort="EXPECTED_START_TIME_ASC").json()
         return [run for run in runs if run["state_type"] in FINAL - {"CANCELLED"}]
+
+
+def find_processes(variable: str, value: str) -> list[int]:
+    """Those that have this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{variable}={value}\0".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def wait_for(find: Callable[[], Any]) -> Any:

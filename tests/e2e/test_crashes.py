@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from kill_campaign import SETTINGS, comparable, run_once
-from servers import wait_for
+from servers import find_processes, wait_for
 
 pytestmark = pytest.mark.slow
 
+RUN = "PREFECT__FLOW_RUN_ID"
 SUICIDAL = """
 import os
 import signal
@@ -32,33 +33,28 @@ def worker(site):
     return site.start_worker()
 
 
-def find_processes(run: str) -> list[int]:
-    """The processes that execute a flow run: their environment names it."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"PREFECT__FLOW_RUN_ID={run}".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
-
-
 def find_training(run: str) -> int | None:
-    """The one of them that has loaded torch."""
-    for process in find_processes(run):
+    """The process that executes a flow run and has loaded torch."""
+    for process in find_processes(RUN, run):
         with contextlib.suppress(OSError):
             if "libtorch" in Path(f"/proc/{process}/maps").read_text():
                 return process
     return None
 
 
-def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker):
+@pytest.fixture(scope="module")
+def doomed_run(site, worker) -> str:  # noqa: ARG001
+    """One that kills itself whenever it is started, beside the other; its id."""
+    return site.start_run("train/train", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
+
+
+def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker, doomed_run):  # noqa: ARG001
     """Killed by itself, twice, and then together with its worker, so that nobody reports it."""
-    expected = comparable(run_once(site.project, site.project / "straight", site.url).output)
     run = site.start_run("train/train", {"settings": {}}).json()["id"]
     for num_results in (4, 12, 20):
         wait_for(lambda n=num_results: len(site.store.names("results")) >= n and find_training(run))
         if num_results == 20:
-            processes = [worker.pid, *find_processes(run)]
+            processes = [worker.pid, *find_processes(RUN, run)]
             for signum in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them sees another die
                 for process in processes:
                     os.kill(process, signum)
@@ -67,6 +63,7 @@ def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker)
             os.kill(find_training(run), signal.SIGKILL)
         wait_for(lambda: find_training(run) is None)
     site.start_worker()
+    expected = comparable(run_once(site.project, site.project / "straight", site.url).output)
 
     wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in {"COMPLETED", "FAILED"})
     states = site.read(f"/flow_run_states/?flow_run_id={run}")
@@ -78,9 +75,8 @@ def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker)
     assert comparable(again.output) == expected
 
 
-def test_a_run_that_dies_at_the_same_place_again_and_again_gives_up(site, worker):  # noqa: ARG001
-    run = site.start_run("train/train", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
-    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in {"COMPLETED", "FAILED"})
-    state = site.read(f"/flow_runs/{run}")["state"]
+def test_a_run_that_dies_at_the_same_place_again_and_again_gives_up(site, doomed_run):
+    wait_for(lambda: site.read(f"/flow_runs/{doomed_run}")["state_type"] in {"COMPLETED", "FAILED"})
+    state = site.read(f"/flow_runs/{doomed_run}")["state"]
     assert state["type"] == "FAILED"
     assert "3 of them died after" in state["message"]
