@@ -213,8 +213,13 @@ def test_without_patience_the_last_epoch_is_saved_however_bad(tmp_path):
 def test_the_rows_of_the_test_are_read_once_and_last(tmp_path, monkeypatch):
     """Every object that the store hands out is noted, in order."""
     handed_out: list[str] = []
-    get = Store.get
-    monkeypatch.setattr(Store, "get", lambda store, digest: handed_out.append(digest) or get(store, digest))
+
+    def note(way: str) -> None:
+        hand_out = getattr(Store, way)
+        monkeypatch.setattr(Store, way, lambda store, digest: handed_out.append(digest) or hand_out(store, digest))
+
+    note("get")
+    note("local_file")
     result = run(by_time(write_table(tmp_path / "table.csv"), num_epochs=4, patience=2))
     splits = {split: info["digest"] for split, info in read(result, "manifest")["splits"].items()}
     assert Counter(handed_out)[splits["test"]] == 1
