@@ -39,8 +39,8 @@ def find_saved(store: Store, name: str, key: str) -> int | None:
     """Return the number of the newest version of model `name` if it is whole and was saved under this key, else None."""
     for number in list_versions(store, name)[-1:]:
         with contextlib.suppress(StoreError):
-            check_version(store, name, number)
             if load_part(store, name, number, "version").get("key") == key:
+                check_version(store, name, number)
                 return number
     return None
 

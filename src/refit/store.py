@@ -44,9 +44,7 @@ class Store:
     def put(self, data: bytes) -> str:
         """Keep `data` and return its SHA-256; bytes that are there already are not written again, only marked as new."""
         digest = hashlib.sha256(data).hexdigest()
-        if self.has(digest, len(data)) and isinstance(self.files, LocalFileSystem):
-            self.files.touch(f"{self.root}/{self.object_path(digest)}", truncate=False)
-        else:
+        if not self._renew(digest, len(data)):
             self._write(f"{self.root}/{self.object_path(digest)}", data)
         return digest
 
@@ -71,10 +69,10 @@ class Store:
             os.fsync(file.fileno())
         path = f"{self.root}/{self.object_path(digest)}"
         with _naming_store_errors(path):
+            if self._renew(digest, source.stat().st_size):
+                return digest
             if not isinstance(self.files, LocalFileSystem):
                 self.files.put_file(str(source), path)
-            elif self.has(digest, source.stat().st_size):
-                self.files.touch(path, truncate=False)
             else:
                 self.files.makedirs(Path(path).parent, exist_ok=True)
                 source.replace(path)
@@ -114,7 +112,8 @@ class Store:
 
     def is_whole(self, digest: str) -> bool:
         """Whether the bytes of `digest` are there and are what was written; damaged ones are moved to `damaged`."""
-        with contextlib.suppress(StoreError), self.local_file(digest):
+        is_local = isinstance(self.files, LocalFileSystem)
+        with contextlib.suppress(StoreError), self.local_file(digest) if is_local else contextlib.nullcontext(self.get(digest)):
             return True
         return False
 
@@ -254,6 +253,13 @@ class Store:
     def object_path(self, digest: str) -> str:
         """Where an object is, relative to the store."""
         return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
+
+    def _renew(self, digest: str, size: int) -> bool:
+        """Mark an object on a disk as new; False where it is not there, or the store is elsewhere."""
+        is_there = isinstance(self.files, LocalFileSystem) and self.has(digest, size)
+        if is_there:
+            self.files.touch(f"{self.root}/{self.object_path(digest)}", truncate=False)
+        return is_there
 
     @contextlib.contextmanager
     def _naming_object_errors(self, digest: str) -> Iterator[str]:
