@@ -44,6 +44,25 @@ class ShuffledLoader(Batches):
         """Return the rows of these numbers, on their way to the device."""
         return _send(self.x.index_select(0, rows), self.device), _send(self.y.index_select(0, rows), self.device)
 
+    def gather_groups(self, rows: Tensor, group_size: int, num_groups: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows of these numbers in groups; on the CPU, each is good until the next is asked for.
+
+        There, so many groups are gathered at once, always into the same memory: it stays in the processor's cache.
+        """
+        if self.device.type != "cpu":
+            yield from map(self.gather, rows.split(group_size))
+            return
+        size = min(num_groups * group_size, len(rows))
+        x, y = self.x.new_empty(size, *self.x.shape[1:]), self.y.new_empty(size)
+        groups = list(zip(x.split(group_size), y.split(group_size), strict=True))
+        for block in rows.split(size):
+            if len(block) < size:
+                x, y = x[: len(block)], y[: len(block)]
+                groups = list(zip(x.split(group_size), y.split(group_size), strict=True))
+            torch.index_select(self.x, 0, block, out=x)
+            torch.index_select(self.y, 0, block, out=y)
+            yield from groups
+
 
 class OrderedLoader(Batches):
     """Large batches in the order of the rows, views of them all; draws nothing, where PyTorch's own loader draws a base seed."""

@@ -138,7 +138,8 @@ def train_epoch(
     started = time.perf_counter()
     batch_size, num_done = cast(int, loader.batch_size), len(partial.batch_losses)
     order = _draw_order(loader, state, partial)
-    sizes = [min(batch_size, len(order) - first) for first in range(0, len(order), batch_size)]
+    num_rows = len(order)
+    sizes = [min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size)]
     num_batches = len(sizes)
     losses: list[Tensor] = []
     compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
@@ -147,8 +148,8 @@ def train_epoch(
     steps_a_call = count_steps_a_call(parameters, accumulate_batches * batch_size)
     batches_a_call = steps_a_call * accumulate_batches
     rows_a_call = batches_a_call * batch_size
-    rows_a_gather = rows_a_call * (CALLS_A_GATHER if steps_a_call > 1 else 1)
-    rows_of_calls: Iterator[Batch] = iter(())
+    calls_a_gather = CALLS_A_GATHER if steps_a_call > 1 else 1
+    rows_of_calls: Iterator[Batch] | None = None
     take_steps: Steps | None = None
 
     model.train()
@@ -158,11 +159,8 @@ def train_epoch(
         if is_call and should_compile(engine, state.step, model, optimizer):
             num_steps, next_batch = steps_a_call, num_done + batches_a_call
             lrs = [learning_rate(state.step + number) for number in range(num_steps)]
-            rows = next(rows_of_calls, None)
-            if rows is None:
-                x, y = loader.gather(order[num_done * batch_size :][:rows_a_gather])
-                rows_of_calls = zip(x.split(rows_a_call), y.split(rows_a_call), strict=True)
-                rows = next(rows_of_calls)
+            rows_of_calls = rows_of_calls or loader.gather_groups(order[num_done * batch_size :], rows_a_call, calls_a_gather)
+            rows = next(rows_of_calls)
             if take_steps is None:
                 compiling_since = time.perf_counter()
                 take_steps = compile_steps(engine, model, optimizer, rows, num_steps, batch_size, compute, report)
@@ -197,12 +195,12 @@ def train_epoch(
     return EpochLog(
         epoch=epoch,
         batch_losses=partial.batch_losses,
-        train_loss=math.fsum(weighted) / len(order),
+        train_loss=math.fsum(weighted) / num_rows,
         val_loss=val_loss,
         val_score=val_score,
         lr=lrs[-1],
         grad_norm=grad_norm,
-        rows_per_second=len(order) / train_seconds,
+        rows_per_second=num_rows / train_seconds,
         seconds=partial.seconds + time.perf_counter() - started,
     )
 

@@ -30,6 +30,19 @@ def test_rows_order_and_draws_are_those_of_pytorch_own_loader_over_several_epoch
             assert torch.equal(draw, expected_draw)
 
 
+@pytest.mark.parametrize(("group_size", "num_groups"), [(1, 1), (3, 2), (4, 5), (7, 1), (8, 20), (100, 8)])
+def test_groups_hold_the_rows_asked_for_in_their_order(group_size, num_groups):
+    x, y = make_rows(50)
+    order = torch.randperm(50)[:43]
+    groups = [
+        (rows.clone(), classes.clone())
+        for rows, classes in build_train_loader(x, y, 4, False).gather_groups(order, group_size, num_groups)
+    ]
+    assert [len(classes) for _, classes in groups] == [len(part) for part in order.split(group_size)]
+    assert torch.equal(torch.cat([rows for rows, _ in groups]), x[order])
+    assert torch.equal(torch.cat([classes for _, classes in groups]), y[order])
+
+
 def test_draws_within_an_epoch_do_not_change_its_order():
     """Dropout draws between batches, in PyTorch's own loop as in ours."""
     x, y = make_rows(10)
