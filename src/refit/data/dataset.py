@@ -1,7 +1,8 @@
 """Builds the data set of a run: reads, types, splits and fits, and freezes inputs and manifest in the store."""
 
-import io
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
-from safetensors import SafetensorError
 from torch import Tensor
 
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
@@ -26,6 +25,9 @@ from refit.store import Store
 
 DEFAULT_FRACTION = 0.15
 MAX_CLASSES_SHOWN = 10
+ROWS_A_BLOCK = 65_536
+"""Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""
+TEST_ROWS = "test rows"
 
 
 class SplitInfo(BaseModel):
@@ -140,8 +142,10 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         freeze["test"] = partial(_freeze, columns, frame, test_rows, y, hashes, len(classes), test_table)
     with store.temporary_folder() as folder:
         counts = {split: write(folder / split) for split, write in freeze.items()}
-        sizes = {split: (folder / split).stat().st_size for split in counts}
-        digests = {split: store.put_file(folder / split) for split in counts}
+        if len(test_rows):
+            _freeze_rows(raw[test_rows], folder / TEST_ROWS)
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        digests = {name: store.put_file(folder / name) for name in sizes}
 
     fitted = {column.name for column in columns}
     manifest = Manifest(
@@ -154,7 +158,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
             split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=digests[split], size=sizes[split])
             for split in counts
         },
-        test_rows=_freeze_rows(raw[test_rows], store) if len(test_rows) else None,
+        test_rows=Ref(kind="rows", digest=digests[TEST_ROWS], size=sizes[TEST_ROWS]) if TEST_ROWS in digests else None,
         rows=sum(map(sum, counts.values())),
         rows_without_target=num_unlabelled,
         source_rows=table.frame.height,
@@ -205,7 +209,8 @@ def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:
     """Load the test rows with all their cells as they were read, in the order of `load_split`; raises as `load_split` does."""
     if manifest.test_rows is None:
         raise _lacking("test", manifest)
-    return pl.read_parquet(io.BytesIO(store.get(manifest.test_rows.digest)))
+    with store.local_file(manifest.test_rows.digest) as path:
+        return pl.read_parquet(path, glob=False, hive_partitioning=False)
 
 
 def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Hashes]:
@@ -371,22 +376,42 @@ def _freeze(
     table: Table,
     path: Path,
 ) -> list[int]:
-    """Write the tensors of a split's rows to `path`, so that those of one split at a time are in memory; count each class."""
-    x = apply_columns(columns, frame, lambda index: table.locate(int(rows[index])), rows)
-    labels = torch.tensor(y[rows].to_numpy())
-    arrays = {"x": x, "y": labels, "hashes": torch.from_numpy(hashes[rows].view(np.int64))}
-    try:
-        safetensors.torch.save_file(arrays, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    counts: list[int] = torch.bincount(labels, minlength=num_classes).tolist()
+    """Write the tensors of a split's rows to `path`, inputs a block of rows at a time; count each class.
+
+    Source: the safetensors format, whose own writer takes whole tensors.
+    """
+    labels = y[rows].to_numpy()
+    lengths, num_inputs = [len(rows)], len(name_inputs(columns))
+    with path.open("wb") as file:
+        file.write(_describe_arrays({"hashes": ("I64", lengths), "y": ("I64", lengths), "x": ("F32", [*lengths, num_inputs])}))
+        file.write(hashes[rows].data)
+        file.write(labels.data)
+        for block in np.split(rows, range(ROWS_A_BLOCK, len(rows), ROWS_A_BLOCK)):
+            file.write(apply_columns(columns, frame, partial(_locate_among, block, table), block).numpy().data)
+    counts: list[int] = np.bincount(labels, minlength=num_classes).tolist()
     return counts
 
 
-def _freeze_rows(rows: pl.DataFrame, store: Store) -> Ref:
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer)
-    return Ref(kind="rows", digest=store.put(buffer.getvalue()), size=buffer.tell())
+def _locate_among(rows: Rows, table: Table, index: int) -> str:
+    return table.locate(int(rows[index]))
+
+
+def _describe_arrays(arrays: Mapping[str, tuple[str, list[int]]]) -> bytes:
+    """What a safetensors file begins with: type and shape by name, in the order in which the bytes follow."""
+    described, end = {}, 0
+    for name, (dtype, shape) in arrays.items():
+        start, end = end, end + math.prod(shape) * int(dtype[1:]) // 8
+        described[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _freeze_rows(rows: pl.DataFrame, path: Path) -> None:
+    try:
+        rows.write_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise OSError(str(error)) from error
 
 
 def _identify(

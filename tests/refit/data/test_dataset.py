@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.torch
 import torch
 from sklearn.preprocessing import StandardScaler
 
+from refit.data import dataset
 from refit.data.dataset import (
     Manifest,
     build_dataset,
@@ -355,6 +357,28 @@ def test_a_disk_that_takes_no_more_is_an_error_that_can_be_tried_again_and_no_fi
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.match(rf"OSError {store.root}/tmp/.*: expected a store .*, found: .*too large.*; free space", printed)
     assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
+
+
+def test_splits_are_the_files_that_safetensors_writes_and_do_not_depend_on_the_size_of_blocks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build(store, source=str(PENGUINS), target="species")
+    for info in whole.splits.values():
+        data = store.get(info.digest)
+        assert safetensors.torch.save(safetensors.torch.load(data)) == data
+    monkeypatch.setattr(dataset, "ROWS_A_BLOCK", 7)
+    assert build(store, source=str(PENGUINS), target="species") == whole
+
+
+def test_a_number_too_large_is_named_by_its_row_in_whatever_block(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [*map(float, range(50)), 1e300]
+    pl.DataFrame({"x": numbers, "y": [0, 1] * 25 + [0]}).write_csv(tmp_path / "rows.csv")
+    pl.DataFrame({"x": numbers[:50], "y": [0, 1] * 25}).write_csv(tmp_path / "train.csv")
+    monkeypatch.setattr(dataset, "ROWS_A_BLOCK", 7)
+    with pytest.raises(DataError, match=r"row 51 of .*rows\.csv, column `x`: expected a number that fits float32"):
+        build(store, source=f"{tmp_path}/train.csv", test_source=f"{tmp_path}/rows.csv")
 
 
 @pytest.mark.parametrize(
