@@ -77,6 +77,13 @@ def server(tmp_path_factory) -> Iterator[str]:
             process.wait()
 
 
+@pytest.fixture
+def served(environment, server) -> str:
+    """Runs of this test go to the server, and start none of their own, which takes seconds; its address."""
+    environment["PREFECT_API_URL"] = server
+    return server
+
+
 def is_healthy(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/health", timeout=5).status_code == 200
@@ -111,22 +118,23 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(refit):
     assert predicted.stdout == "[0, 1]\n"
 
 
+@pytest.mark.usefixtures("served")
 def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(refit):
-    finished = refit("train", "--name", "toy")
+    finished = refit("train", "--name", "piped")
     assert finished.returncode == 0, finished.stderr
     assert "0.80 0.82" in finished.stdout
     assert "0.30 0.22" in finished.stdout
     assert "5/5" in finished.stdout
     assert "2/2" in finished.stdout
-    assert finished.stdout.splitlines()[-1] == f"saved toy@v1 in {Path('refit-store/models/toy/v1').resolve()}"
+    assert finished.stdout.splitlines()[-1] == f"saved piped@v1 in {Path('refit-store/models/piped/v1').resolve()}"
     assert "\x1b" not in finished.stdout + finished.stderr
     assert_quiet(finished.stderr)
-    assert "toy@v1" in refit("models").stdout
-    assert refit("show", "toy").stdout.startswith(f"{Path('refit-store/models/toy/v1').resolve()}\n\n# toy\n")
+    assert "piped@v1" in refit("models").stdout
+    assert refit("show", "piped").stdout.startswith(f"{Path('refit-store/models/piped/v1').resolve()}\n\n# piped\n")
 
 
-def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(refit, environment, server):
-    environment["PREFECT_API_URL"] = server
+@pytest.mark.usefixtures("served")
+def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(refit):
     source = str(Path(__file__).parents[2] / "examples/penguins.csv")
     arguments = ("retrain", "--name", "penguins", "--data.source", source, "--data.target", "species", "--loader.batch_size", "32")
     first = refit(*arguments, "--optimizer.lr", "0.1")
@@ -152,6 +160,7 @@ def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(ref
     assert "the champion is penguins@v1" in kept.stdout
 
 
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -163,8 +172,7 @@ def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(ref
     ],
     ids=["target", "batch size", "patience", "factory", "device"],
 )
-def test_bad_data_or_settings_found_by_the_run_exit_with_two_and_one_line(refit, environment, server, arguments, message):
-    environment["PREFECT_API_URL"] = server
+def test_bad_data_or_settings_found_by_the_run_exit_with_two_and_one_line(refit, arguments, message):
     assert_refused(refit, arguments, message)
 
 
@@ -182,6 +190,7 @@ def assert_refused(refit, arguments: tuple[str, ...], message: str) -> None:
     assert versions() == []
 
 
+@pytest.mark.usefixtures("served")
 def test_a_diverging_run_exits_with_one_names_epoch_and_batch_and_keeps_earlier_versions(refit):
     assert refit("train").returncode == 0
     kept = {path: path.read_bytes() for path in Path("refit-store/models").rglob("*") if path.is_file()}
@@ -194,6 +203,7 @@ def test_a_diverging_run_exits_with_one_names_epoch_and_batch_and_keeps_earlier_
     assert {path: path.read_bytes() for path in Path("refit-store/models").rglob("*") if path.is_file()} == kept
 
 
+@pytest.mark.usefixtures("served")
 def test_a_store_that_cannot_be_written_exits_with_one_and_names_it(refit):
     Path("file").write_text("")
     finished = refit("train", "--store.url", "file/store")
@@ -239,21 +249,20 @@ def ask(url: str, path: str, body: dict) -> list[dict]:
     return answer.json()
 
 
-def test_a_server_shows_the_run_its_tasks_and_its_lines(refit, environment, server):
-    environment["PREFECT_API_URL"] = server
+def test_a_server_shows_the_run_its_tasks_and_its_lines(refit, served):
     finished = refit("train", "--name", "toy", "--json")
     assert finished.returncode == 0, finished.stderr
     assert_quiet(finished.stderr)
-    (run,) = find_runs(server, "train toy, ")
+    (run,) = find_runs(served, "train toy, ")
     assert run["state_type"] == "COMPLETED"
     assert run["parameters"]["settings"]["name"] == "toy"
     names: set[str] = set()
     lines = ""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not ("save checkpoint" in names and "saved toy@v1" in lines):
-        tasks = ask(server, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        tasks = ask(served, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
         names = {task["name"] for task in tasks if task["state_type"] == "COMPLETED"}
-        logs = ask(server, "/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+        logs = ask(served, "/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
         lines = "\n".join(entry["message"] for entry in logs)
         time.sleep(0.5)
     epochs = {f"train epoch {epoch}" for epoch in (1, 2, 3)}
@@ -263,10 +272,9 @@ def test_a_server_shows_the_run_its_tasks_and_its_lines(refit, environment, serv
     assert "saved toy@v1 in" in lines
 
 
-def test_a_server_shows_a_run_that_failed(refit, environment, server):
-    environment["PREFECT_API_URL"] = server
+def test_a_server_shows_a_run_that_failed(refit, served):
     assert refit("train", "--name", "doomed", "--optimizer.lr", "1e30").returncode == 1
-    (run,) = find_runs(server, "train doomed, ")
+    (run,) = find_runs(served, "train doomed, ")
     assert run["state_type"] == "FAILED"
     assert "epoch 1, batch 2: expected a finite loss" in run["state"]["message"]
 
@@ -299,6 +307,7 @@ def run_on_a_terminal(command: list, environment: dict[str, str]) -> tuple[int, 
     return process.wait(timeout=30), shown.decode()
 
 
+@pytest.mark.usefixtures("served")
 def test_on_a_terminal_a_bar_counts_the_epochs_and_is_gone_at_the_end(environment):
     code, shown = run_on_a_terminal([REFIT, "train", "--training.num_epochs", "100"], environment)
     assert code == 0, shown
@@ -314,8 +323,8 @@ def test_on_a_terminal_a_bar_counts_the_epochs_and_is_gone_at_the_end(environmen
     assert "/100" not in after
 
 
-def test_scoring_that_is_stopped_in_the_middle_leaves_what_was_there(refit, environment, server):
-    environment["PREFECT_API_URL"] = server
+@pytest.mark.usefixtures("served")
+def test_scoring_that_is_stopped_in_the_middle_leaves_what_was_there(refit, environment):
     assert refit("train").returncode == 0
     draw = np.random.default_rng(0)
     pl.DataFrame({name: draw.normal(size=4_000_000) for name in ("x1", "x2")}).write_parquet("rows.parquet")
