@@ -54,9 +54,9 @@ class ShuffledLoader(Batches):
             return
         size = min(num_groups * group_size, len(rows))
         x, y = self.x.new_empty(size, *self.x.shape[1:]), self.y.new_empty(size)
-        groups = list(zip(x.split(group_size), y.split(group_size), strict=True))
+        groups: list[tuple[Tensor, Tensor]] = []
         for block in rows.split(size):
-            if len(block) < size:
+            if not groups or len(block) < size:
                 x, y = x[: len(block)], y[: len(block)]
                 groups = list(zip(x.split(group_size), y.split(group_size), strict=True))
             torch.index_select(self.x, 0, block, out=x)
