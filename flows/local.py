@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from flows.own_server import SECONDS_TO_START, is_server_named, starting_server
 from flows.terminal import FAILED
+from refit.keys import DATA_CODE, TRAINING_CODE, digest_code
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -101,6 +102,7 @@ def _awaiting_server() -> Iterator[str]:
 
         for module in NEEDED_LATER:
             importlib.import_module(module)
+        digest_code([*DATA_CODE, *TRAINING_CODE])  # kept for the run
         await_server(url, SECONDS_TO_START, server)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from datetime import UTC, datetime
+from uuid import UUID
 
 import httpx
 from prefect import get_run_logger
@@ -18,7 +19,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.runtime import deployment, flow_run
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.project import check_project
@@ -44,7 +46,7 @@ def resolve_given(settings: SettingsTree) -> Settings:
     """
     check_project()
     resolved, origins = resolve_settings(settings.model_dump(exclude_unset=True))
-    if deployment.id is not None:  # a run from a terminal has `refit settings`
+    if _find_deployment():  # a run from a terminal has `refit settings`
         origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
         rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
         try:
@@ -60,15 +62,22 @@ def resolve_given(settings: SettingsTree) -> Settings:
 def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
     """Find the newest run of the same deployment that is due, if this one started later than `max_delay_seconds` after its time."""
     scheduled, now = flow_run.scheduled_start_time, datetime.now(UTC)
-    if deployment.id is None or (now - scheduled).total_seconds() <= max_delay_seconds:
+    deployment = _find_deployment()
+    if deployment is None or (now - scheduled).total_seconds() <= max_delay_seconds:
         return None
     due = FlowRunFilter(
         expected_start_time=FlowRunFilterExpectedStartTime(after_=scheduled, before_=now),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])),
     )
-    this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+    this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(
             flow_run_filter=due, deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
         )
     return next((run for run in found if run.expected_start_time and run.expected_start_time > scheduled), None)
+
+
+def _find_deployment() -> UUID | None:
+    """The deployment that the run at work is of; `prefect.runtime` asks the server for it where there is none."""
+    context = FlowRunContext.get()
+    return context.flow_run.deployment_id if context and context.flow_run else None

@@ -10,7 +10,7 @@ import importlib.util
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,8 @@ def digest_code(modules: Iterable[str]) -> dict[str, str]:
     Raises:
         SettingsError: A module has no source code that can be read.
     """
-    return {f"code.{module}": _digest_module(_find_source(module)) for module in modules}
+    sources = {module: _find_source(module) for module in modules}
+    return {f"code.{module}": _digest_source(Path(path).read_bytes(), path) for module, path in sources.items()}
 
 
 def _find_source(module: str) -> str:
@@ -196,9 +197,10 @@ def _find_source(module: str) -> str:
     return found.origin
 
 
-def _digest_module(path: str) -> str:
+@cache
+def _digest_source(source: bytes, path: str) -> str:
     try:
-        tree = ast.parse(Path(path).read_bytes(), path)
+        tree = ast.parse(source, path)
     except SyntaxError as error:
         raise _unimportable(Path(path).stem, error) from error
     for node in ast.walk(tree):
