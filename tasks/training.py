@@ -1,5 +1,7 @@
 """Epoch training as a task. The live state stays in the process between epochs, under the checkpoint that it equals."""
 
+import random
+import sys
 from collections.abc import Sequence
 
 from prefect import get_run_logger, task
@@ -14,7 +16,18 @@ from refit.store import Store
 from tasks.caching import CACHED, RETRIED, find_result, keep_result
 from tasks.loaders import open_loaders
 
+DRAWING = ("prefect.", "websockets.", "aiohttp.", "botocore.")
+"""Packages whose threads draw from Python's generator, for a ping every 20 seconds or the wait before another try."""
+
 _live: dict[str, training.TrainingState] = {}
+_aside = random.Random()
+
+
+def set_threads_aside() -> None:
+    """Have other threads draw from another generator, as the model may draw from Python's."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(DRAWING) and vars(module).get("random") is random:
+            vars(module)["random"] = _aside
 
 
 @task(task_run_name="start training", **CACHED, **RETRIED)
@@ -120,6 +133,7 @@ def _train_epoch(
 
 
 def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> training.TrainingState:
+    set_threads_aside()
     manifest = dataset.load_manifest(snapshot, store)
     return training.build_training_state(
         settings.model,

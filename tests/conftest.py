@@ -22,6 +22,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    from tasks.training import set_threads_aside
+
+    set_threads_aside()  # before tests that do not train in a flow, too
     changes = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect")}
     with prefect_test_harness(server_startup_timeout=90), temporary_settings(changes):
         yield

@@ -1,5 +1,7 @@
+import asyncio
 import copy
 import itertools
+import random
 import secrets
 import signal
 import threading
@@ -8,8 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
+import prefect.utilities.math
 import pytest
 import torch
+import websockets.asyncio.connection
+import websockets.client
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -126,6 +131,38 @@ def test_epochs_as_tasks_give_the_bits_of_the_plain_loop(settings):
     losses, digest = train_plainly(settings, 3)
     assert [batch_losses for batch_losses, _ in found] == losses
     assert found[-1][1] == digest
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["started", "resumed"])
+def test_no_other_thread_draws_from_the_generator_that_the_model_may_draw_from(settings, monkeypatch, is_resumed):
+    """A connection draws for every ping, and what waits before another try draws how long."""
+    modules = prefect.utilities.math, websockets.client, websockets.asyncio.connection
+
+    async def ping() -> None:
+        async with (
+            websockets.serve(lambda connection: connection.wait_closed(), "127.0.0.1", 0) as server,
+            websockets.connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}") as connection,
+        ):
+            await (await connection.ping())
+
+    @flow
+    def run():
+        made = prepare(settings)
+        if is_resumed:
+            forget()
+        for module in modules:
+            monkeypatch.setattr(module, "random", random)
+        if is_resumed:
+            train_epoch(1, new_key(), made.checkpoint, made.loaders, settings)
+        else:
+            start_training(new_key(), made.snapshot, settings)
+
+    run()
+    before = random.getstate()
+    asyncio.run(ping())
+    next(websockets.client.backoff())
+    prefect.utilities.math.clamped_poisson_interval(1)
+    assert random.getstate() == before
 
 
 def test_an_epoch_trained_twice_from_one_checkpoint_gives_the_same_bits(settings):
