@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import get_run_logger, task
 from prefect.runtime import task_run
 
-from refit import checkpoints, devices, optimizers, training, warm_start
+from refit import checkpoints, devices, models, optimizers, training, warm_start
 from refit.data import dataset
 from refit.interruption import deliver_signal, is_signal_held
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
@@ -40,8 +40,17 @@ def start_training(
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
     store = Store(settings.store.url)
     state = _build_state(snapshot, settings, store)
+    manifest = dataset.load_manifest(snapshot, store)
+    unkept = models.find_unkept_state(settings.model, len(manifest.input_names), len(manifest.classes))
+    if unkept:
+        get_run_logger().warning(
+            "model.factory: %s changes %s in training, which no checkpoint and no saved version holds; if results depend on it, "
+            "they will be others when a run goes on and when the model is loaded: make it a buffer",
+            settings.model.factory,
+            ", ".join(unkept),
+        )
     if champion is not None:
-        get_run_logger().info(warm_start.take_weights(state, champion, dataset.load_manifest(snapshot, store)))
+        get_run_logger().info(warm_start.take_weights(state, champion, manifest))
     return _keep(state, settings, store)
 
 

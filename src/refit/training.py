@@ -130,7 +130,7 @@ def train_epoch(
         The epoch's log, or None if it was paused.
 
     Raises:
-        TrainingError: A loss or a weight is not finite.
+        TrainingError: A loss or a weight is not finite, or the model cannot train on a last batch of one row.
         SettingsError: The model cannot be compiled.
     """
     model, optimizer, epoch = state.model, state.optimizer, state.epoch + 1
@@ -173,7 +173,15 @@ def train_epoch(
             num_steps, next_batch, lrs = 1, min(num_done + accumulate_batches, num_batches), [learning_rate(state.step)]
             firsts = range(num_done * batch_size, next_batch * batch_size, batch_size)
             batches = [loader.gather(order[first : first + batch_size]) for first in firsts]
-            step_losses, norm = compute(model, parameters, batches)
+            try:
+                step_losses, norm = compute(model, parameters, batches)
+            except ValueError as error:
+                if sizes[next_batch - 1] > 1:
+                    raise
+                raise TrainingError(
+                    f"epoch {epoch}, batch {next_batch}: expected a model that trains on one row, as this batch has no more, "
+                    f"found {error}; leave a last, shorter batch out by loader.drop_last, or change loader.batch_size"
+                ) from error
             update(lrs[0])
             losses += step_losses
         num_done = next_batch

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from refit.errors import SettingsError
-from refit.models import build_model
+from refit.models import build_model, find_unkept_state
 from refit.models.mlp import ACTIVATIONS, build_mlp
 from refit.settings import ModelSettings
 
@@ -150,3 +150,64 @@ def test_a_model_that_gives_no_tensor_is_refused(write_factory):
         "def build(num_inputs, num_outputs):\n    return Pair()\n"
     )
     assert "found <class 'tuple'>" in refused(name)
+
+
+def test_a_model_with_nothing_to_train_is_refused(write_factory):
+    name = write_factory(
+        "from torch import nn\n"
+        "def build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs).requires_grad_(False)\n"
+    )
+    assert refused(name) == (
+        f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
+    )
+
+
+FORGETFUL = """
+import torch
+from torch import nn
+
+class Layer(nn.Module):
+    def __init__(self, num_inputs, num_outputs):
+        super().__init__()
+        self.linear = nn.Linear(num_inputs, num_outputs)
+        self.norm = nn.BatchNorm1d(num_outputs)
+        self.generator = torch.Generator()
+        self.num_calls, self.mask, self.output, self.history = 0, None, None, []
+        self.register_buffer("average", torch.zeros(num_outputs), persistent=False)
+        self.register_buffer("total", torch.zeros(num_outputs))
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = torch.ones_like(x)
+        self.output = self.norm(self.linear(self.mask * x))
+        self.total += self.output.detach().mean(0)
+        if self.training:
+            {change}
+        return self.output
+
+def build(num_inputs, num_outputs):
+    return nn.Sequential(nn.Linear(num_inputs, num_inputs), nn.Dropout(0.0), Layer(num_inputs, num_outputs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("pass", []),
+        ("self.num_calls += 1", ["2.num_calls"]),
+        ("self.history.append(len(x))", ["2.history"]),
+        ("torch.rand(1, generator=self.generator)", ["2.generator"]),
+        ("self.average += x.mean()", ["2.average"]),
+        ("1 / 0", []),
+    ],
+)
+def test_what_a_model_changes_in_training_and_no_state_dict_has_is_found_by_name(write_factory, change, expected):
+    """Not what its `state_dict` has, nor what it makes once, or anew from the rows."""
+    settings = ModelSettings(factory=write_factory(FORGETFUL.format(change=change)))
+    before = torch.get_rng_state()
+    assert find_unkept_state(settings, 3, 2) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_mlp_changes_nothing_that_its_state_dict_has_not():
+    assert find_unkept_state(ModelSettings(dropout=0.5), 3, 2) == []

@@ -192,6 +192,16 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(bad):
         train_epoch(state, loader, constant(0.1), device=CPU)
 
 
+def test_a_last_batch_of_one_row_that_the_model_cannot_take_names_the_setting():
+    state = build_state()
+    state.model.insert(1, nn.BatchNorm1d(8))
+    message = (
+        r"^epoch 1, batch 3: expected a model that trains on one row, .+ found Expected more than 1 value .+ loader\.drop_last"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train_epoch(state, build_train_loader(*make_rows(9), 4, False), constant(0.1), device=CPU)
+
+
 def test_a_long_epoch_stops_before_its_end_once_a_loss_is_not_finite():
     x, y = make_rows(1000)
     x[:] = float("nan")

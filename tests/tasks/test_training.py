@@ -165,6 +165,24 @@ def test_no_other_thread_draws_from_the_generator_that_the_model_may_draw_from(s
     assert random.getstate() == before
 
 
+def test_a_model_that_checkpoints_cannot_hold_is_warned_of(settings, monkeypatch, tmp_path, caplog):
+    (tmp_path / "counting_networks.py").write_text(
+        "from torch import nn\n"
+        "class Counting(nn.Linear):\n"
+        "    num_calls = 0\n"
+        "    def forward(self, x):\n        self.num_calls += 1\n        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = changed(settings, "model", factory="counting_networks:Counting")
+
+    @flow
+    def run():
+        prepare(settings)
+
+    run()
+    assert "model.factory: counting_networks:Counting changes num_calls in training, which no checkpoint" in caplog.text
+
+
 def test_an_epoch_trained_twice_from_one_checkpoint_gives_the_same_bits(settings):
     """The live state, once trained, is not taken for the checkpoint that it came from."""
 

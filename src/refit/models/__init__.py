@@ -1,13 +1,17 @@
 """Models: the MLP that settings describe, or a user's own factory."""
 
+import contextlib
 import importlib
+import io
+import pickle
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
+from refit.randomness import putting_generators_back
 from refit.settings import ModelSettings
 
 
@@ -30,6 +34,24 @@ def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> n
         ) from error
     _check_shape(model, settings.factory, num_inputs, num_outputs)
     return model
+
+
+def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int) -> list[str]:
+    """Name what the model changes from pass to pass in training though no `state_dict` has it, such as `layers.1.num_calls`.
+
+    Neither checkpoints nor saved versions hold it. Two passes over the same rows tell it from what is made once, or anew from the
+    rows; what cannot be pickled is not looked at.
+    """
+    found = []
+    with putting_generators_back():
+        model, rows = build_model(settings, num_inputs, num_outputs), torch.randn(2, num_inputs)
+        for _ in range(2):
+            try:
+                model(rows)
+            except Exception:
+                return []  # training says it better
+            found.append(_pickle_unkept(model))
+    return [name for name, value in found[1].items() if value != found[0].get(name)]
 
 
 def import_factory(name: str) -> Callable[[int, int], nn.Module]:
@@ -72,3 +94,32 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
             f"model.factory: expected the model of {name} to give (2, {num_outputs}) numbers for 2 rows, "
             f"found {shape or type(found)}; use the num_outputs that the function is given"
         )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingsError(
+            f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
+        )
+
+
+class _ValuePickler(pickle.Pickler):
+    """Writes tensors by what they hold; PyTorch's way writes where they lie, too."""
+
+    def persistent_id(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return None
+        return value.dtype, value.shape, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _pickle_unkept(model: nn.Module) -> dict[str, bytes]:
+    """What modules hold besides parameters and the buffers of their `state_dict`, by the names of attributes."""
+    found = {}
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            continue
+        kept = {"_parameters", "_modules", "_buffers"}
+        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        for name, value in {**vars(module), **buffers}.items():
+            if name not in kept and not callable(value):
+                with contextlib.suppress(Exception):
+                    _ValuePickler(pickled := io.BytesIO()).dump(value)
+                    found[f"{path}.{name}".lstrip(".")] = pickled.getvalue()
+    return found
