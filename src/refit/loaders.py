@@ -65,14 +65,17 @@ class ShuffledLoader(Batches):
 
 
 class OrderedLoader(Batches):
-    """Large batches in the order of the rows, views of them all; draws nothing, where PyTorch's own loader draws a base seed."""
+    """Large batches in the order of the rows; draws nothing, where PyTorch's own loader draws a base seed.
+
+    Batches are copies, as rows of a file lie in memory as they happen to, and the last bits of a matrix product depend on that.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
         self.x, self.y = _move_all(x, y, device)
         super().__init__(_rows(x, y), batch_size=EVALUATION_BATCH_SIZE)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        return zip(self.x.split(EVALUATION_BATCH_SIZE), self.y.split(EVALUATION_BATCH_SIZE), strict=True)
+        return zip(map(Tensor.clone, self.x.split(EVALUATION_BATCH_SIZE)), self.y.split(EVALUATION_BATCH_SIZE), strict=True)
 
 
 def build_train_loader(x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device = CPU) -> ShuffledLoader:

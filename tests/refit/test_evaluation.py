@@ -141,6 +141,14 @@ def test_scoring_is_in_evaluation_mode_draws_nothing_and_leaves_the_mode():
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
+def test_logits_do_not_depend_on_where_the_rows_lie_in_memory():
+    x, y, model = torch.randn(1000, 64), torch.zeros(1000, dtype=torch.int64), nn.Linear(64, 10)
+    expected = compute_logits(model, build_evaluation_loader(x, y), CPU, "fp32")[0]
+    for offset in (1, 4, 8):
+        moved = torch.empty(x.numel() + offset)[offset:].view_as(x).copy_(x)
+        assert torch.equal(compute_logits(model, build_evaluation_loader(moved, y), CPU, "fp32")[0], expected)
+
+
 def test_logits_are_fp32_at_every_precision():
     model = nn.Linear(3, 2)
     loader = build_evaluation_loader(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
