@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from refit.errors import SettingsError
 
 EVALUATION_BATCH_SIZE = 8192
+ALIGNMENT = 64
+"""Bytes: at a multiple of them PyTorch places every tensor in memory, and the widest instructions read as many."""
 CPU = torch.device("cpu")
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -47,12 +49,14 @@ class ShuffledLoader(Batches):
     def gather_groups(self, rows: Tensor, group_size: int, num_groups: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rows of these numbers in groups; on the CPU, each is good until the next is asked for.
 
-        There, so many groups are gathered at once, always into the same memory: it stays in the processor's cache.
+        There, so many groups are gathered at once, always into the same memory: it stays in the processor's cache. Where groups
+        would lie in it in different ways, which could change last bits, each has it to itself.
         """
         if self.device.type != "cpu":
             yield from map(self.gather, rows.split(group_size))
             return
-        size = min(num_groups * group_size, len(rows))
+        is_aligned = group_size * self.x[0].nbytes % ALIGNMENT == 0
+        size = min((num_groups if is_aligned else 1) * group_size, len(rows))
         x, y = self.x.new_empty(size, *self.x.shape[1:]), self.y.new_empty(size)
         groups: list[tuple[Tensor, Tensor]] = []
         for block in rows.split(size):

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit.errors import SettingsError
-from refit.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader, build_train_loader, count_batches
+from refit.loaders import ALIGNMENT, EVALUATION_BATCH_SIZE, build_evaluation_loader, build_train_loader, count_batches
 
 
 def make_rows(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,6 +41,13 @@ def test_groups_hold_the_rows_asked_for_in_their_order(group_size, num_groups):
     assert [len(classes) for _, classes in groups] == [len(part) for part in order.split(group_size)]
     assert torch.equal(torch.cat([rows for rows, _ in groups]), x[order])
     assert torch.equal(torch.cat([classes for _, classes in groups]), y[order])
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 16])
+def test_every_group_lies_in_memory_as_the_first_of_another_epoch_would(group_size):
+    """A compiled epoch that goes on after a pause begins with a later group."""
+    loader = build_train_loader(*make_rows(50), 4, False)
+    assert all(x.data_ptr() % ALIGNMENT == 0 for x, _ in loader.gather_groups(torch.arange(50), group_size, 8))
 
 
 def test_draws_within_an_epoch_do_not_change_its_order():
