@@ -23,7 +23,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from flows.own_server import SECONDS_TO_START, is_server_named, starting_server
 from flows.terminal import FAILED
-from refit.keys import DATA_CODE, TRAINING_CODE, digest_code
+from refit.code import digest_code
+from refit.keys import DATA_CODE, TRAINING_CODE
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

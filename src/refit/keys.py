@@ -4,20 +4,17 @@ Paths, names, log levels and retry counts are no ingredients; the bytes of the s
 packages and the kind of processor are.
 """
 
-import ast
 import hashlib
-import importlib.util
 import itertools
 import json
-from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from refit.errors import SettingsError
+from refit.code import digest_code, digest_user_code
 from refit.settings import Settings, walk_settings
 
 DATA_CODE = (
@@ -130,9 +127,10 @@ def write_recipe(
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     versions = {name: version(name) for name in ("polars", "numpy")}
     dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
-    more_code = [] if settings.model.factory is None else [settings.model.factory.partition(":")[0]]
-    more_code += [] if first_weights is None else ["refit.warm_start"]
+    own_code = {} if settings.model.factory is None else digest_user_code(settings.model.factory.partition(":")[0])
+    more_code = [] if first_weights is None else ["refit.warm_start"]
     start = {
+        **own_code,
         "data set": dataset.key,
         "seed": settings.seed,
         **dict(walk_settings(settings.model, "model.")),
@@ -165,54 +163,3 @@ def retraining_key(settings: Settings, source_digest: str, test_source_digest: s
     del promotion["promotion.timeout_seconds"]
     steps = [recipe.start.key, recipe.epoch.key, recipe.num_epochs, settings.training.patience]
     return digest_json([*steps, settings.training.warm_start, promotion])
-
-
-def digest_code(modules: Iterable[str]) -> dict[str, str]:
-    """Digest of each module's syntax tree, by `code.` and its name: comments, layout and docstrings do not count.
-
-    Raises:
-        SettingsError: A module has no source code that can be read.
-    """
-    sources = {module: _find_source(module) for module in modules}
-    return {f"code.{module}": _digest_source(Path(path).read_bytes(), path) for module, path in sources.items()}
-
-
-def _find_source(module: str) -> str:
-    if module.startswith("refit."):  # without importing the packages on the way to it, and torch with them
-        path = Path(__file__).parent.joinpath(*module.split(".")[1:])
-        return str(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
-    try:
-        found = importlib.util.find_spec(module)
-    except Exception as error:  # of the user's package, which is imported to find the module in it
-        raise _unimportable(module, error) from error
-    if found is None:
-        raise SettingsError(
-            f"model.factory: expected a function that can be imported, found no module {module!r}; "
-            "give package.module:function, from the working directory or installed"
-        )
-    if found.origin is None or not found.origin.endswith(".py"):
-        raise SettingsError(
-            f"model.factory: expected a module with Python source, to know when it changes, found {module!r}; put it in a .py file"
-        )
-    return found.origin
-
-
-@cache
-def _digest_source(source: bytes, path: str) -> str:
-    try:
-        tree = ast.parse(source, path)
-    except SyntaxError as error:
-        raise _unimportable(Path(path).stem, error) from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [statement for statement in node.body if not _is_docstring(statement)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _unimportable(module: str, error: Exception) -> SettingsError:
-    found = f"{module!r}: {type(error).__name__}: {error}"
-    return SettingsError(f"model.factory: expected a module that can be imported, found {found}; mend the module")
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)

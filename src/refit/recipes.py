@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from refit import devices
+from refit import devices, models
 from refit.data.dataset import load_manifest
 from refit.data.sources import digest_sources, read_table
 from refit.errors import StoreError
@@ -52,7 +52,7 @@ class Forecast(BaseModel):
 def build_recipe(
     settings: Settings, source_digests: tuple[str, str | None] | None = None, first_weights: str | None = None
 ) -> Recipe:
-    """Write down what a run on this machine depends on.
+    """Write down what a run on this machine depends on; the code that is written down is what this process computes with.
 
     Args:
         settings: Of the run.
@@ -61,10 +61,12 @@ def build_recipe(
 
     Raises:
         DataError: The source cannot be read.
-        SettingsError: The device is not here, or the code of the user's factory cannot be read.
+        SettingsError: The device is not here, or the user's factory cannot be imported.
     """
     processor = devices.describe_processor(devices.prepare_compute(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
+    if settings.model.factory is not None:
+        models.import_anew(settings.model.factory)
     return write_recipe(settings, *digests, processor, first_weights)
 
 

@@ -167,7 +167,7 @@ def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(ref
         (("--data.target", "z"), r"data\.target: expected .*`z`|`z`"),
         (("--loader.batch_size", "6"), r"loader\.batch_size: expected at most the 5 train rows"),
         (("--training.patience", "2"), r"training\.patience: expected validation rows to watch"),
-        (("--model.factory", "absent_networks:build"), r"model\.factory: expected a function that can be imported"),
+        (("--model.factory", "absent_networks:build"), r"model\.factory: expected a module with Python source"),
         (("--compute.device", "cuda:99"), r"compute\.device: expected a device of this machine, found 'cuda:99'"),
     ],
     ids=["target", "batch size", "patience", "factory", "device"],

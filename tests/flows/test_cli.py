@@ -204,7 +204,7 @@ def test_after_a_run_why_says_what_is_done_and_what_has_changed(refit, command):
     [
         (("--data.source", "absent.csv"), "absent.csv: expected a file, folder or glob, found nothing there"),
         (("--optimizer.lr", "0"), "optimizer.lr: expected greater than 0"),
-        (("--model.factory", "absent_networks:build"), "model.factory: expected a function that can be imported"),
+        (("--model.factory", "absent_networks:build"), "model.factory: expected a module with Python source"),
         (("--compute.device", "cuda:99"), "compute.device: expected a device of this machine"),
     ],
     ids=["source", "lr", "factory", "device"],

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from refit.errors import SettingsError
-from refit.models import build_model, find_unkept_state
+from refit.models import build_model, find_unkept_state, import_anew
 from refit.models.mlp import ACTIVATIONS, build_mlp
 from refit.settings import ModelSettings
 
@@ -92,6 +92,19 @@ def test_trying_a_factorys_model_draws_nothing_and_leaves_it_in_training_mode(wr
     assert torch.equal(found, torch.get_rng_state())
     assert all(module.training for module in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
+
+
+def test_changed_code_is_imported_anew_also_where_another_module_has_changed(write_factory, tmp_path):
+    name = write_factory("from torch import nn\nfrom own_widths import WIDTH\ndef build(i, o):\n    return nn.Linear(i, o)\n")
+    module = name.partition(":")[0]
+    for width in (3, 30):
+        (tmp_path / "own_widths.py").write_text(f"WIDTH = {width}\n")
+        import_anew(name)
+        assert width == sys.modules[module].WIDTH
+    kept = sys.modules[module]
+    import_anew(name)
+    assert sys.modules[module] is kept
+    assert sys.modules["torch"] is torch
 
 
 def test_a_missing_module_is_refused():

@@ -4,7 +4,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from refit import keys
 from refit.checkpoints import save_report
 from refit.data.dataset import build_dataset, load_manifest
 from refit.recipes import Forecast, Run, build_recipe, forecast, load_runs, record_run
@@ -251,26 +250,28 @@ def test_a_renamed_source_is_the_same(source, store, tmp_path):
 
 @pytest.fixture
 def own_code(tmp_path, monkeypatch):
-    """A module that counts as the code of training."""
+    """A module that the factory's module imports."""
     monkeypatch.syspath_prepend(tmp_path)
-    path = tmp_path / "own_training.py"
+    (tmp_path / "own_networks.py").write_text("from own_layers import rate\n\ndef build(num_inputs, num_outputs): ...\n")
+    path = tmp_path / "own_layers.py"
     path.write_text("rate = 0.1  # the first\n")
-    monkeypatch.setattr(keys, "TRAINING_CODE", (*keys.TRAINING_CODE, "own_training"))
     return path
 
 
 def test_changed_code_is_named_by_its_module(source, store, own_code):
-    run(resolve(source), store)
+    settings = resolve(source, model__factory="own_networks:build")
+    run(settings, store)
     own_code.write_text("rate = 0.2  # the first\n")
-    found = forecast(resolve(source), store)
-    assert reasons(found, "train epochs 1 to 3") == ["code: own_training has changed"]
+    found = forecast(settings, store)
+    assert reasons(found, "train epochs 1 to 3") == ["code: own_layers has changed"]
     assert found[0].is_done
 
 
 def test_a_changed_comment_is_no_changed_code(source, store, own_code):
-    run(resolve(source), store)
+    settings = resolve(source, model__factory="own_networks:build")
+    run(settings, store)
     own_code.write_text("rate = 0.1  # the second\n")
-    assert told(forecast(resolve(source), store)) == ALL_DONE
+    assert told(forecast(settings, store)) == ALL_DONE
 
 
 def damage(store: Store, digest: str) -> None:

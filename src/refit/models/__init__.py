@@ -4,15 +4,20 @@ import contextlib
 import importlib
 import io
 import pickle
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from refit.code import digest_user_code
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
 from refit.randomness import putting_generators_back
 from refit.settings import ModelSettings
+
+_imported: dict[str, dict[str, str]] = {}
+"""The code of each factory's module when this process imported it."""
 
 
 def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
@@ -52,6 +57,23 @@ def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int
                 return []  # training says it better
             found.append(_pickle_unkept(model))
     return [name for name, value in found[1].items() if value != found[0].get(name)]
+
+
+def import_anew(name: str) -> None:
+    """Import the module of `package.module:function` as its files are now.
+
+    Python alone would keep what it imported first for the life of a process, which may be a notebook's.
+
+    Raises:
+        SettingsError: As `import_factory`, or its source cannot be read.
+    """
+    module = name.partition(":")[0]
+    code = digest_user_code(module)
+    if _imported.get(module, code) != code:
+        for own in filter(lambda name: name.startswith("code."), code):
+            sys.modules.pop(own.removeprefix("code."), None)
+    _imported[module] = code
+    import_factory(name)
 
 
 def import_factory(name: str) -> Callable[[int, int], nn.Module]:

@@ -1,0 +1,112 @@
+"""The code that results depend on: digests of syntax trees, so that comments, layout and docstrings do not count."""
+
+import ast
+import hashlib
+import importlib.util
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+from refit.errors import SettingsError
+
+PACKAGES = {"site-packages", "dist-packages"}
+"""Folders that installed packages lie in."""
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+def digest_code(modules: Iterable[str]) -> dict[str, str]:
+    """Digest of each of Refit's modules, by `code.` and its name."""
+    folder = Path(__file__).parent
+    paths = {module: folder.joinpath(*module.split(".")[1:]) for module in modules}  # not imported, nor torch with them
+    sources = {module: path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for module, path in paths.items()}
+    return {f"code.{module}": _digest_source(path.read_bytes(), str(path)) for module, path in sources.items()}
+
+
+def digest_user_code(module: str) -> dict[str, str]:
+    """Digest of a user's module and, at any depth, of those that it imports, by `code.` and their names; none is run.
+
+    For an installed package its version stands, by its name. What is imported by a computed name is not found.
+
+    Raises:
+        SettingsError: There is no Python source of `module`, or some is no Python.
+    """
+    importlib.invalidate_caches()
+    digests, versions, seen, pending = dict[str, str](), dict[str, str](), set[str](), [module]
+    while pending:
+        name = pending.pop()
+        package = name.partition(".")[0]
+        if name in seen or (package == "refit" and name != module):  # of Refit, what computes counts anyway
+            continue
+        seen.add(name)
+        path = _locate(name)
+        if path is not None and name != module and not PACKAGES.isdisjoint(path.parts):
+            versions[package] = _find_version(package)
+        elif path is not None and path.suffix == ".py" and (name == module or not path.is_relative_to(STANDARD_LIBRARY)):
+            source = path.read_bytes()
+            digests[f"code.{name}"] = _digest_source(source, str(path))
+            pending += _list_imports(source, name, path)
+        elif name == module:
+            raise SettingsError(
+                f"model.factory: expected a module with Python source, to know when it changes, found none of {module!r}; "
+                "give package.module:function, from the working directory or installed"
+            )
+        pending.append(name.rpartition(".")[0] or name)
+    return {**digests, **versions}
+
+
+def _locate(module: str) -> Path | None:
+    """Where a module is, if it is one, without importing the packages on the way to it."""
+    package, *parts = module.split(".")
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # of a module that was not imported from a file, such as `__main__`
+        return None
+    if found is None:
+        return None
+    if not parts:
+        return Path(found.origin) if found.has_location and found.origin else None
+    folders = [Path(folder, *parts) for folder in found.submodule_search_locations or ()]
+    candidates = [path for folder in folders for path in (folder / "__init__.py", folder.with_suffix(".py"))]
+    return next(filter(Path.is_file, candidates), None)
+
+
+def _list_imports(source: bytes, module: str, path: Path) -> Iterator[str]:
+    """What a module's source imports: modules, and names that may be modules."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*parents, *filter(None, [node.module])])
+            yield origin
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+@cache
+def _find_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # what it comes with has another name
+        return ", ".join(f"{name} {version(name)}" for name in sorted({*_list_distributions().get(package, [])}))
+
+
+_list_distributions = cache(packages_distributions)  # which takes a second
+
+
+@cache
+def _digest_source(source: bytes, path: str) -> str:
+    try:
+        tree = ast.parse(source, path)
+    except SyntaxError as error:
+        raise SettingsError(f"model.factory: expected a module that can be imported, found {path}: {error}; mend it") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_docstring(statement)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)

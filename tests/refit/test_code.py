@@ -1,0 +1,138 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from refit.code import digest_user_code
+from refit.errors import SettingsError
+
+CODE = '''"""What this module is."""
+
+import math
+
+
+class Scale:
+    """Twice."""
+
+    factor = 2.0
+
+    def apply(self, x):
+        """Apply it."""
+        return self.factor * math.sqrt(x)  # the root
+'''
+
+
+@pytest.fixture
+def digest(tmp_path, monkeypatch):
+    """The digest of a module with this code."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def find(code: str) -> str:
+        Path(tmp_path / "keyed_networks.py").write_text(code)
+        return digest_user_code("keyed_networks")["code.keyed_networks"]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# the root", "# another word"),
+        ("  # the root", ""),
+        ('"""Twice."""', '"""Two times.\n\n    And more.\n    """'),
+        ('    """Twice."""\n\n', ""),
+        ('"""What this module is."""\n', ""),
+        ('"""What this module is."""', '"""Something else."""'),
+        ("\n\n\nclass", "\nclass"),
+        ("self.factor * math.sqrt(x)", "(\n            self.factor*math.sqrt( x )\n        )"),
+        ("    ", "  "),
+    ],
+)
+def test_comments_docstrings_and_layout_leave_the_digest_of_code_as_it_is(digest, old, new):
+    assert old in CODE
+    assert digest(CODE.replace(old, new)) == digest(CODE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.0", "2.5"),
+        ("2.0", "2"),
+        ("*", "+"),
+        ("math.sqrt(x)", "math.sqrt(+x)"),
+        ("return ", ""),
+        ("def apply(self, x)", "def apply(self, x=1)"),
+        ("import math", "import math\nimport os"),
+        ("    factor = 2.0", '    factor = "Twice."'),
+        ("class Scale:", "@print\nclass Scale:"),
+    ],
+)
+def test_another_expression_is_another_digest(digest, old, new):
+    assert old in CODE
+    assert digest(CODE.replace(old, new)) != digest(CODE)
+
+
+PACKAGE = {
+    "networks/__init__.py": "from .blocks import *\n",
+    "networks/wide.py": (
+        "import refit.models, tables, os, json.decoder\nfrom torch import nn\nfrom networks.parts import gate\nclass Net: ...\n"
+    ),
+    "networks/blocks.py": "def block():\n    from ..beyond import nothing\n    from . import sizes\n",
+    "networks/sizes.py": "from __main__ import x\n",
+    "networks/parts/gate.py": "import networks.wide\nfrom . import scale\n",
+    "networks/parts/scale.py": "try:\n    import absent\nexcept ImportError:\n    import polars.dataframe as pl\n",
+    "networks/unused.py": "",
+    "tables.py": "from sklearn.base import BaseEstimator as networks\n",
+}
+USED = {"networks", "networks.wide", "networks.blocks", "networks.sizes", "networks.parts.gate", "networks.parts.scale", "tables"}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A folder of modules that import one another in every way, in and around a package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, source in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    return tmp_path
+
+
+def test_all_that_a_module_imports_counts_and_installed_packages_by_their_versions(package):  # noqa: ARG001
+    found = digest_user_code("networks.wide")
+    assert {name.removeprefix("code.") for name in found if name.startswith("code.")} == USED
+    versions = {name: value for name, value in found.items() if not name.startswith("code.")}
+    assert versions.keys() == {"torch", "polars", "sklearn"}
+    assert versions["torch"] == torch.__version__
+    assert versions["sklearn"].startswith("scikit-learn 1.")
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_a_change_anywhere_among_them_is_seen_and_nowhere_else(package, name):
+    before = digest_user_code("networks.wide")
+    (package / name).write_text(PACKAGE[name] + "y = 1\n")
+    after = digest_user_code("networks.wide")
+    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    assert {key for key in before if after[key] != before[key]} == {f"code.{module}"} & before.keys()
+
+
+@pytest.mark.parametrize("module", ["math", "sys", "torch._C", "absent_networks", "absent_networks.deep", "json.absent"])
+def test_a_module_without_python_source_is_refused(module):
+    message = rf"model\.factory: expected a module with Python source, to know when it changes, found none of '{module}'; give"
+    with pytest.raises(SettingsError, match=message):
+        digest_user_code(module)
+
+
+@pytest.mark.parametrize("name", ["networks/wide.py", "networks/sizes.py"])
+def test_code_that_does_not_parse_is_refused_by_its_path(package, name):
+    (package / name).write_text("def build(num_inputs, num_outputs:\n")
+    with pytest.raises(
+        SettingsError, match=rf"model\.factory: expected a module that can be imported, found .*{name}: .*; mend it"
+    ):
+        digest_user_code("networks.wide")
+
+
+def test_code_is_read_and_not_run(package):
+    (package / "networks/__init__.py").write_text("1 / 0\n")
+    digest_user_code("networks.wide")
+    assert "networks" not in sys.modules
