@@ -291,13 +291,14 @@ def test_of_processes_that_promote_at_once_one_wins_and_the_others_are_told_whic
 
 
 OPEN = """
-import sys
+import sys, time
 from refit.ledger import append_entry
 from refit.store import Store
 store = Store(sys.argv[1])
 print("begins", flush=True)
 while True:
     append_entry(store, "a", action="open", why="", after=1)
+    time.sleep(0.001)
 """
 
 
