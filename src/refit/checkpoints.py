@@ -15,10 +15,13 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from refit import registry, reports
+from refit.code import digest_user_code
 from refit.data.dataset import Manifest
 from refit.errors import StoreError
 from refit.evaluation import Metrics
 from refit.ledger import record_opening
+from refit.models import build_model, probe
+from refit.randomness import putting_generators_back
 from refit.refs import EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -160,20 +163,25 @@ def save_checkpoint(
     With a `key` it is saved once: if the newest version has it, from a run that died before it could say so, that version it is.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
-    `version.json` (digests, also of all other files, versions of packages), and the card: `card.md` with its pictures. The ledger
-    counts that the test rows have judged it.
+    `version.json` (digests, also of all other files and of a factory's code, versions of packages, and logits by which the network
+    is known again), and the card: `card.md` with its pictures. The ledger counts that the test rows have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
     """
     content = _read_checkpoint(checkpoint, store)
     weights_digest = digest_weights(content["model"])
+    with putting_generators_back():
+        model = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
+    model.load_state_dict(content["model"])
     record: dict[str, Any] = {
         "key": key,
         "weights_digest": weights_digest,
         "epoch": content["epoch"],
         "checkpoint": checkpoint.digest,
         "torch": torch.__version__,
+        "code": {} if settings.model.factory is None else digest_user_code(settings.model.factory.partition(":")[0]),
+        "probe": probe(model, len(manifest.input_names)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     judged_on = list(metrics)[-1]

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from refit import registry
 from refit.checkpoints import digest_weights
+from refit.code import digest_user_code
 from refit.data.dataset import Manifest
 from refit.data.preprocessing import apply_columns, read_frame
 from refit.errors import SettingsError, StoreError
 from refit.evaluation import compute_logits
 from refit.loaders import build_evaluation_loader
-from refit.models import build_model
+from refit.models import build_model, probe
 from refit.settings import SettingsTree
 from refit.store import Store
+
+ROUNDING = 1e-3
+"""By how much, relative to the largest, logits may differ between processors and numbers of threads; other code differs more."""
 
 
 class Model:
@@ -61,7 +65,8 @@ def load_model(path: str | PathLike[str]) -> Model:
 
     Raises:
         StoreError: There is no version at `path`, or it is damaged.
-        SettingsError: The model's own factory cannot be imported here, or builds another network by now.
+        SettingsError: The model's own factory cannot be imported here, or builds another network by now, which would need other
+            weights or gives other logits.
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
     store = Store(folder or ".")
@@ -69,9 +74,10 @@ def load_model(path: str | PathLike[str]) -> Model:
     try:
         settings = SettingsTree.model_validate_json(files["settings.json"])
         manifest = Manifest.model_validate_json(files["manifest.json"])
-        weights_digest = json.loads(files["version.json"])["weights_digest"]
+        record = json.loads(files["version.json"])
+        expected = torch.tensor(record["probe"])
         weights = torch.load(io.BytesIO(files["model.pt"]), weights_only=True)
-        if digest_weights(weights) != weights_digest:
+        if digest_weights(weights) != record["weights_digest"]:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error
@@ -84,7 +90,23 @@ def load_model(path: str | PathLike[str]) -> Model:
             f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
             " put that function back"
         ) from error
-    return Model(module.eval(), manifest, settings)
+    found = torch.tensor(probe(module, len(manifest.input_names)))
+    tolerance = ROUNDING * max(1.0, expected.nan_to_num(0, 0, 0).abs().max().item())
+    if not torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
+        raise SettingsError(
+            f"{path}: expected the logits that it gave when it was saved, found others, as {_explain(record, settings)}; "
+            "put back what it was saved with, or train anew"
+        )
+    return Model(module, manifest, settings)
+
+
+def _explain(record: dict[str, Any], settings: SettingsTree) -> str:
+    """What has changed since a version was saved."""
+    before, now = {"torch": record["torch"], **record["code"]}, {"torch": str(torch.__version__)}
+    if settings.model.factory is not None:
+        now |= digest_user_code(settings.model.factory.partition(":")[0])
+    changed = sorted(name.removeprefix("code.") for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return f"{' and '.join(changed)} changed since" if changed else "its network draws numbers or depends on something else"
 
 
 def load_version(store: Store, name: str, number: int) -> Model:

@@ -14,7 +14,7 @@ import torch
 import refit
 from refit.checkpoints import save_checkpoint, save_state
 from refit.data.dataset import build_dataset, load_manifest, load_split
-from refit.errors import DataError, RefitError, StoreError
+from refit.errors import DataError, SettingsError, StoreError
 from refit.evaluation import evaluate
 from refit.inference import load_version
 from refit.loaders import build_evaluation_loader, build_train_loader
@@ -233,31 +233,84 @@ def test_a_damaged_record_is_refused(notebook, name):
         refit.load_model(notebook)
 
 
-FACTORY = "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs, bias={})\n"
+FACTORY = """
+from torch import nn
+from own_layers import scale
+
+def build(num_inputs, num_outputs):
+    return nn.Sequential(nn.Linear(num_inputs, num_outputs, bias=BIAS), scale())
+"""
+LAYERS = """
+import torch
+from torch import nn
+
+class scale(nn.Module):
+    def forward(self, x):
+        return ACTIVATION
+"""
+
+
+def write_networks(bias: str = "True", activation: str = "2 * x") -> None:
+    """As another process finds them that begins now."""
+    Path("own_networks.py").write_text(FACTORY.replace("BIAS", bias))
+    Path("own_layers.py").write_text(LAYERS.replace("ACTIVATION", activation))
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    for name in ("own_networks", "own_layers"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def own_model(store, monkeypatch, tmp_path):
+def save_own_model(store, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
-    Path("own_networks.py").write_text(FACTORY.format(True))
-    yield train_and_save(store, {"model": {"factory": "own_networks:build"}})[0]
-    sys.modules.pop("own_networks", None)
+
+    def save(**code: str) -> str:
+        write_networks(**code)
+        return train_and_save(store, {"model": {"factory": "own_networks:build"}})[0]
+
+    yield save
+    write_networks()
 
 
-def test_an_own_model_is_loaded_with_its_factory(own_model):
-    assert refit.load_model(own_model).predict(ROWS).tolist() == [0, 0, 0, 1, 1]
+@pytest.mark.parametrize(
+    "activation",
+    ["2 * x", "2 * x + torch.rand(())", "x if len(x) > 2 or self.training else (x - 1000).log()"],
+    ids=["plain", "drawing", "nan"],
+)
+def test_an_own_model_is_loaded_with_its_factory(save_own_model, activation):
+    path = save_own_model(activation=activation)
+    write_networks(activation=f"{activation}  # again")
+    assert len(refit.load_model(path).predict(ROWS)) == 5
 
 
-def test_an_own_model_whose_factory_is_gone_is_refused(own_model):
+def test_an_own_model_whose_factory_is_gone_is_refused(save_own_model):
+    path = save_own_model()
+    write_networks()
     Path("own_networks.py").unlink()
-    shutil.rmtree("__pycache__", ignore_errors=True)
-    sys.modules.pop("own_networks")
-    with pytest.raises(RefitError, match=r"model\.factory: expected a function that can be imported"):
-        refit.load_model(own_model)
+    with pytest.raises(SettingsError, match=r"model\.factory: expected a function that can be imported"):
+        refit.load_model(path)
 
 
-def test_an_own_model_whose_factory_has_changed_is_refused(own_model):
-    Path("own_networks.py").write_text(FACTORY.format("False  # changed"))
-    sys.modules.pop("own_networks")
-    with pytest.raises(RefitError, match=r"model\.factory|expected a saved version"):
-        refit.load_model(own_model)
+def test_an_own_model_whose_factory_takes_other_weights_is_refused(save_own_model):
+    path = save_own_model()
+    write_networks(bias="False")
+    with pytest.raises(SettingsError, match=r"v1: expected the network that it was saved from, as own_networks:build builds it"):
+        refit.load_model(path)
+
+
+def test_an_own_model_that_gives_other_logits_with_the_same_weights_is_refused(save_own_model):
+    """It would score rows in another way than was measured when it was promoted."""
+    path = save_own_model()
+    write_networks(activation="2.1 * x")
+    message = r"v1: expected the logits that it gave when it was saved, found others, as own_layers changed since; put back what it"
+    with pytest.raises(SettingsError, match=message):
+        refit.load_model(path)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_version_saved_where_products_are_less_precise_is_the_same_elsewhere(store, precision):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        path = train_and_save(store, {"model": {"hidden_sizes": [512, 512]}, "optimizer": {"lr": 0.01}})[0]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert refit.load_model(path).predict(ROWS).tolist() == [0, 0, 0, 1, 1]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from refit.code import digest_user_code
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
-from refit.randomness import putting_generators_back
+from refit.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
 
 _imported: dict[str, dict[str, str]] = {}
@@ -59,6 +59,19 @@ def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int
     return [name for name, value in found[1].items() if value != found[0].get(name)]
 
 
+def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
+    """Logits of two rows by which a network is known again, whatever the precision of products is; leaves it evaluating."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with putting_generators_back(), torch.inference_mode():
+            seed_everything(0)  # some draw here, too
+            logits: Tensor = model.eval()(_make_rows(num_inputs))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return logits.float().tolist()
+
+
 def import_anew(name: str) -> None:
     """Import the module of `package.module:function` as its files are now.
 
@@ -102,7 +115,7 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
         raise SettingsError(f"model.factory: expected only tensors in the state_dict of {name}, found {odd[0]}; make it a buffer")
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            found = model.eval()(torch.zeros(2, num_inputs))
+            found = model.eval()(_make_rows(num_inputs))
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected the model of {name} to take rows of {num_inputs} numbers, "
@@ -120,6 +133,11 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
         raise SettingsError(
             f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
         )
+
+
+def _make_rows(num_inputs: int) -> Tensor:
+    """Two rows of numbers from 0 to 1."""
+    return torch.linspace(0, 1, 2 * num_inputs).view(2, num_inputs)
 
 
 class _ValuePickler(pickle.Pickler):
