@@ -3,7 +3,7 @@
 from prefect import get_run_logger
 
 from flows.approval import ask_person
-from flows.training import train_version
+from flows.training import train_version, training_alone
 from refit import registry
 from refit.attempts import forget_attempts
 from refit.comparison import Verdict, check_slices
@@ -33,8 +33,9 @@ def judge_candidate(
     if decided is None:
         check_slices(settings.promotion, settings.data)
         champion = _find_start(settings, store)
-        recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
-        trained = train_version(recipe, settings, champion)
+        with training_alone():
+            recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
+            trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
     entry, verdict = decided, None
     while verdict is None or entry is None:

@@ -1,5 +1,6 @@
 """The training flow: data set, loaders, epochs, evaluation, saved model; retraining trains its candidates by the same steps."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from tasks.loaders import build_loaders
 from tasks.reporting import ProgressBar
 from tasks.training import start_training, train_epoch
 
+_is_training = threading.Lock()
+
 
 @flow(name="train", flow_run_name=name_run)
 def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingResult:
@@ -39,14 +42,27 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
         refresh: Do every step anew.
     """
     resolved = resolve_given(settings)
-    recipe = build_recipe(resolved)
-    result = train_version(recipe, resolved, refresh=refresh)
+    with training_alone():
+        recipe = build_recipe(resolved)
+        result = train_version(recipe, resolved, refresh=refresh)
     forget_attempts(recipe, Store(resolved.store.url))
     return result
 
 
+@contextmanager
+def training_alone() -> Iterator[None]:
+    """Wait for runs in other threads of this process, such as those that a task's `map` starts: they would share its generators."""
+    if not _is_training.acquire(blocking=False):
+        get_run_logger().info("another run of this process trains, by the same random generators; waiting for it to end")
+        _is_training.acquire()
+    try:
+        yield
+    finally:
+        _is_training.release()
+
+
 def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | None = None, refresh: bool = False) -> TrainingResult:
-    """Train by the recipe and save a version, in the flow run at work; what was done before is not done again.
+    """Train by the recipe and save a version, in the flow run at work, alone; what was done before is not done again.
 
     The attempt is counted; the flow forgets it when it has done all it has to do.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from prefect import flow, task
 
 import flows.training
 import refit.checkpoints
@@ -186,6 +187,22 @@ def test_the_same_settings_done_anew_give_the_same_bits_as_another_version():
 
 def test_another_seed_gives_other_weights():
     assert run({"seed": 1}).model.weights_digest != run({"seed": 2}).model.weights_digest
+
+
+def test_runs_in_threads_of_one_process_give_the_bits_that_each_gives_alone(tmp_path):
+    """As in a search for settings by `map`, which runs tasks in threads."""
+    base = by_time(write_table(tmp_path / "table.csv", num_rows=900), num_epochs=3) | {"loader": {"batch_size": 2}}
+    tried = [base | {"optimizer": {"lr": lr}} for lr in (0.01, 0.02, 0.03)]
+
+    @task
+    def try_settings(given: dict) -> str:
+        return run(given | {"store": {"url": "together"}}).model.weights_digest
+
+    @flow
+    def search() -> list[str]:
+        return try_settings.map(tried).result()
+
+    assert search() == [run(given | {"store": {"url": "alone"}}).model.weights_digest for given in tried]
 
 
 def test_early_stopping_saves_the_weights_of_the_epoch_with_the_lowest_validation_loss(tmp_path):
