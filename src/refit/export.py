@@ -23,6 +23,7 @@ from refit.data.sources import first_line
 from refit.errors import DataError, RefitError, SettingsError
 from refit.inference import Model
 from refit.outputs import check_output, replacing
+from refit.randomness import putting_generators_back
 from refit.scorer import MISSING_CATEGORY, Scorer, build_array, describe_column
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -92,7 +93,7 @@ def export_model(
         _refuse_missing_packages()
         _refuse_reserved_names(model.manifest)
     name = model_name or model.settings.name
-    with torch.random.fork_rng(devices=[]), replacing(output) as path:
+    with putting_generators_back(), replacing(output) as path:
         scorer = Scorer(model.manifest.columns, model.module).eval()
         run = (
             _write_onnx(scorer, model.manifest, name, path)

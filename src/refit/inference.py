@@ -20,6 +20,7 @@ from refit.errors import SettingsError, StoreError
 from refit.evaluation import compute_logits
 from refit.loaders import build_evaluation_loader
 from refit.models import build_model, probe
+from refit.randomness import putting_generators_back
 from refit.settings import SettingsTree
 from refit.store import Store
 
@@ -81,7 +82,7 @@ def load_model(path: str | PathLike[str]) -> Model:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error
-    with torch.random.fork_rng(devices=[]):
+    with putting_generators_back():
         module = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
     try:
         module.load_state_dict(weights)

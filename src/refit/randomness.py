@@ -1,12 +1,22 @@
 """Random number generators: seeded, captured and restored, so that an epoch needs no history."""
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+_held = threading.RLock()
+
+
+@contextmanager
+def holding_generators() -> Iterator[None]:
+    """Let no other thread of this process draw from the generators, or put them back, that holds them too; it waits."""
+    with _held:
+        yield
 
 
 def seed_everything(seed: int) -> None:
@@ -45,9 +55,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def putting_generators_back() -> Iterator[None]:
-    """Leave every generator as the block found it."""
-    state = capture_random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(state)
+    """Hold every generator, and leave it as the block found it."""
+    with _held:
+        state = capture_random_state()
+        try:
+            yield
+        finally:
+            restore_random_state(state)

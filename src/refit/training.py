@@ -18,7 +18,7 @@ from refit.evaluation import compute_logits, refuse_non_finite_logits
 from refit.loaders import Batches, ShuffledLoader
 from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
-from refit.randomness import capture_random_state, restore_random_state, seed_everything
+from refit.randomness import capture_random_state, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.steps import Batch, compute_gradients
 from refit.updates import build_update
@@ -83,6 +83,7 @@ class TrainingState:
         return 0 if self.partial is None else len(self.partial.batch_losses)
 
 
+@holding_generators()
 def build_training_state(
     model: ModelSettings, optimizer: OptimizerSettings, num_inputs: int, num_outputs: int, seed: int, device: torch.device
 ) -> TrainingState:
@@ -96,6 +97,7 @@ def build_training_state(
     return TrainingState(module, build_optimizer(optimizer, module.parameters()))
 
 
+@holding_generators()
 def train_epoch(
     state: TrainingState,
     loader: ShuffledLoader,

@@ -1,5 +1,6 @@
 import copy
 import math
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from refit.checkpoints import digest_weights, drop_partial, dump_state, find_partial, load_state, save_partial, save_state
 from refit.errors import RefitError, TrainingError
 from refit.loaders import build_evaluation_loader, build_train_loader
+from refit.randomness import putting_generators_back
 from refit.settings import ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
 from refit.training import (
     EpochLog,
@@ -594,3 +596,26 @@ def test_validation_rows_whose_logits_are_not_finite_are_named():
             device=CPU,
             val_loader=build_evaluation_loader(val_x, val_y),
         )
+
+
+def test_what_another_thread_draws_and_puts_back_changes_no_epoch():
+    """As one does that loads a model."""
+
+    def run() -> list[float]:
+        state = build_state({"hidden_sizes": [8], "dropout": 0.5})
+        loader = build_train_loader(*make_rows(600), 2, False)
+        return [loss for _ in range(2) for loss in train_epoch(state, loader, constant(0.1), device=CPU).batch_losses]
+
+    expected, is_over = run(), threading.Event()
+
+    def draw() -> None:
+        while not is_over.wait(1e-4):
+            with putting_generators_back():
+                torch.rand(3)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    found = [run() for _ in range(3)]
+    is_over.set()
+    thread.join()
+    assert found == [expected] * 3

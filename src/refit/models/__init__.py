@@ -114,7 +114,7 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
     if odd:
         raise SettingsError(f"model.factory: expected only tensors in the state_dict of {name}, found {odd[0]}; make it a buffer")
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with putting_generators_back(), torch.no_grad():
             found = model.eval()(_make_rows(num_inputs))
     except Exception as error:
         raise SettingsError(
