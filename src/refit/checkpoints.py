@@ -170,20 +170,7 @@ def save_checkpoint(
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
     """
     content = _read_checkpoint(checkpoint, store)
-    weights_digest = digest_weights(content["model"])
-    with putting_generators_back():
-        model = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
-    model.load_state_dict(content["model"])
-    record: dict[str, Any] = {
-        "key": key,
-        "weights_digest": weights_digest,
-        "epoch": content["epoch"],
-        "checkpoint": checkpoint.digest,
-        "torch": torch.__version__,
-        "code": {} if settings.model.factory is None else digest_user_code(settings.model.factory.partition(":")[0]),
-        "probe": probe(model, len(manifest.input_names)),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    record = _identify(content, settings, manifest) | {"key": key, "checkpoint": checkpoint.digest}
     judged_on = list(metrics)[-1]
     files = {
         "model.pt": _to_bytes(content["model"]),
@@ -204,7 +191,22 @@ def save_checkpoint(
     if manifest.test_rows is not None:
         record_opening(store, settings.name, number, manifest.test_rows.digest)
     path = store.location(registry.version_folder(settings.name, number))
-    return SavedModel(name=settings.name, version=number, path=path, weights_digest=weights_digest)
+    return SavedModel(name=settings.name, version=number, path=path, weights_digest=record["weights_digest"])
+
+
+def _identify(content: Mapping[str, Any], settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
+    """What tells the weights of a checkpoint, and the network that they belong to, from others."""
+    with putting_generators_back():
+        model = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
+    model.load_state_dict(content["model"])
+    return {
+        "weights_digest": digest_weights(content["model"]),
+        "epoch": content["epoch"],
+        "torch": torch.__version__,
+        "code": {} if settings.model.factory is None else digest_user_code(settings.model.factory.partition(":")[0]),
+        "probe": probe(model, len(manifest.input_names)),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _render_card(
