@@ -38,6 +38,8 @@ AUTO_COMPILES_FROM_STEP = 50_000
 STEPS_A_CALL = 4
 SMALL_STEP = 1_000_000
 """Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
+TRIES = 5
+"""Traces of a step until it counts as one that draws: another thread may draw meanwhile."""
 # Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
 OPTIONS = {"pattern_matcher": False, "fallback_random": True}
 
@@ -193,16 +195,19 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
     Raises:
         SettingsError: They cannot be written down, or would be others the next time.
     """
-    try:
-        twin = copy.deepcopy(model)  # tracing may leave marks on it
-        before = _read_attributes(twin), _read_generators()
-        steps = make_fx(partial(train, twin), LIGHTER, tracing_mode="fake", _allow_non_fake_inputs=True)
-        graph: GraphModule = steps(*arguments)
-    except Exception as error:
-        raise _refusal(_summarize(error)) from error
-    if (_read_attributes(twin), _read_generators()) != before or _changes_constants(graph):
-        raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
-    return graph
+    for _ in range(TRIES):
+        try:
+            twin = copy.deepcopy(model)  # tracing may leave marks on it
+            attributes, generators = _read_attributes(twin), _read_generators()
+            steps = make_fx(partial(train, twin), LIGHTER, tracing_mode="fake", _allow_non_fake_inputs=True)
+            graph: GraphModule = steps(*arguments)
+        except Exception as error:
+            raise _refusal(_summarize(error)) from error
+        if _read_attributes(twin) != attributes or _changes_constants(graph):
+            break
+        if _read_generators() == generators:
+            return graph
+    raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
 
 
 def _read_attributes(model: nn.Module) -> object:
@@ -217,6 +222,7 @@ def _read_attributes(model: nn.Module) -> object:
 
 
 def _read_generators() -> object:
+    """What draws change, in this thread or in another."""
     return random.getstate(), str(np.random.get_state())
 
 
