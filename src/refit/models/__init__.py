@@ -47,6 +47,8 @@ def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int
     Neither checkpoints nor saved versions hold it. Two passes over the same rows tell it from what is made once, or anew from the
     rows; what cannot be pickled is not looked at.
     """
+    if settings.factory is None:
+        return []
     found = []
     with putting_generators_back():
         model, rows = build_model(settings, num_inputs, num_outputs), torch.randn(2, num_inputs)
