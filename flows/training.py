@@ -51,7 +51,7 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
 
 @contextmanager
 def training_alone() -> Iterator[None]:
-    """Wait for runs in other threads of this process, such as those that a task's `map` starts: they would share its generators."""
+    """Wait for runs in other threads, such as a task's `map` starts: generators, precision and threads are the process's."""
     if not _is_training.acquire(blocking=False):
         get_run_logger().info("another run of this process trains, by the same random generators; waiting for it to end")
         _is_training.acquire()

@@ -19,7 +19,7 @@ def evaluate(key: str, split: str, checkpoint: Ref, snapshot: DatasetRef, settin
     manifest = dataset.load_manifest(snapshot, store)
     device = devices.prepare_compute(settings.compute)
     model = checkpoints.load_weights(
-        checkpoint, models.build_model(settings.model, len(manifest.input_names), len(manifest.classes)), store
+        checkpoint, models.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes)), store
     )
     metrics = evaluation.evaluate(
         model.to(device),

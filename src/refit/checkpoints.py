@@ -20,8 +20,7 @@ from refit.data.dataset import Manifest
 from refit.errors import StoreError
 from refit.evaluation import Metrics
 from refit.ledger import record_opening
-from refit.models import build_model, probe
-from refit.randomness import putting_generators_back
+from refit.models import build_for_weights, probe
 from refit.refs import EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -196,14 +195,13 @@ def save_checkpoint(
 
 def _identify(content: Mapping[str, Any], settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
     """What tells the weights of a checkpoint, and the network that they belong to, from others."""
-    with putting_generators_back():
-        model = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
+    model = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
     model.load_state_dict(content["model"])
     return {
         "weights_digest": digest_weights(content["model"]),
         "epoch": content["epoch"],
         "torch": torch.__version__,
-        "code": {} if settings.model.factory is None else digest_user_code(settings.model.factory.partition(":")[0]),
+        "code": digest_user_code(settings.model.factory),
         "probe": probe(model, len(manifest.input_names)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

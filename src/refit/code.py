@@ -4,7 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -24,14 +24,20 @@ def digest_code(modules: Iterable[str]) -> dict[str, str]:
     return {f"code.{module}": _digest_source(path.read_bytes(), str(path)) for module, path in sources.items()}
 
 
-def digest_user_code(module: str) -> dict[str, str]:
+def digest_user_code(factory: str | None) -> dict[str, str]:
     """Digest of a user's module and, at any depth, of those that it imports, by `code.` and their names; none is run.
 
     For an installed package its version stands, by its name. What is imported by a computed name is not found.
 
+    Args:
+        factory: `package.module:function`; for None there is nothing.
+
     Raises:
-        SettingsError: There is no Python source of `module`, or some is no Python.
+        SettingsError: There is no Python source of the module, or some is no Python.
     """
+    if factory is None:
+        return {}
+    module = factory.partition(":")[0]
     importlib.invalidate_caches()
     digests, versions, seen, pending = dict[str, str](), dict[str, str](), set[str](), [module]
     while pending:
@@ -46,7 +52,7 @@ def digest_user_code(module: str) -> dict[str, str]:
         elif path is not None and path.suffix == ".py" and (name == module or not path.is_relative_to(STANDARD_LIBRARY)):
             source = path.read_bytes()
             digests[f"code.{name}"] = _digest_source(source, str(path))
-            pending += _list_imports(source, name, path)
+            pending += _list_imports(source, name, path.name == "__init__.py")
         elif name == module:
             raise SettingsError(
                 f"model.factory: expected a module with Python source, to know when it changes, found none of {module!r}; "
@@ -72,17 +78,18 @@ def _locate(module: str) -> Path | None:
     return next(filter(Path.is_file, candidates), None)
 
 
-def _list_imports(source: bytes, module: str, path: Path) -> Iterator[str]:
+@cache
+def _list_imports(source: bytes, module: str, is_package: bool) -> list[str]:
     """What a module's source imports: modules, and names that may be modules."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    package, names = module if is_package else module.rpartition(".")[0], list[str]()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             origin = ".".join([*parents, *filter(None, [node.module])])
-            yield origin
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return names
 
 
 @cache

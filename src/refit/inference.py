@@ -19,8 +19,7 @@ from refit.data.preprocessing import apply_columns, read_frame
 from refit.errors import SettingsError, StoreError
 from refit.evaluation import compute_logits
 from refit.loaders import build_evaluation_loader
-from refit.models import build_model, probe
-from refit.randomness import putting_generators_back
+from refit.models import build_for_weights, probe
 from refit.settings import SettingsTree
 from refit.store import Store
 
@@ -82,8 +81,7 @@ def load_model(path: str | PathLike[str]) -> Model:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error
-    with putting_generators_back():
-        module = build_model(settings.model, len(manifest.input_names), len(manifest.classes))
+    module = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -103,9 +101,8 @@ def load_model(path: str | PathLike[str]) -> Model:
 
 def _explain(record: dict[str, Any], settings: SettingsTree) -> str:
     """What has changed since a version was saved."""
-    before, now = {"torch": record["torch"], **record["code"]}, {"torch": str(torch.__version__)}
-    if settings.model.factory is not None:
-        now |= digest_user_code(settings.model.factory.partition(":")[0])
+    before = {"torch": record["torch"], **record["code"]}
+    now = {"torch": torch.__version__, **digest_user_code(settings.model.factory)}
     changed = sorted(name.removeprefix("code.") for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return f"{' and '.join(changed)} changed since" if changed else "its network draws numbers or depends on something else"
 

@@ -127,10 +127,9 @@ def write_recipe(
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     versions = {name: version(name) for name in ("polars", "numpy")}
     dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
-    own_code = {} if settings.model.factory is None else digest_user_code(settings.model.factory.partition(":")[0])
     more_code = [] if first_weights is None else ["refit.warm_start"]
     start = {
-        **own_code,
+        **digest_user_code(settings.model.factory),
         "data set": dataset.key,
         "seed": settings.seed,
         **dict(walk_settings(settings.model, "model.")),

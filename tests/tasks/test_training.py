@@ -78,6 +78,12 @@ def changed(settings: SettingsTree, section: str, **values) -> SettingsTree:
     return SettingsTree.model_validate(tree)
 
 
+def with_own_forward(settings: SettingsTree, path: Path, body: str) -> SettingsTree:
+    """A linear model of the user's in this file, whose forward pass has this body."""
+    path.write_text(f"from torch import nn\n\n\nclass Network(nn.Linear):\n    def forward(self, x):\n{body}")
+    return changed(settings, "model", factory=f"{path.stem}:Network")
+
+
 def prepare(settings: SettingsTree) -> SimpleNamespace:
     snapshot = build_dataset(new_key(), settings, [None, None])
     loaders = build_loaders(new_key(), snapshot, settings)
@@ -166,21 +172,16 @@ def test_no_other_thread_draws_from_the_generator_that_the_model_may_draw_from(s
 
 
 def test_a_model_that_checkpoints_cannot_hold_is_warned_of(settings, monkeypatch, tmp_path, caplog):
-    (tmp_path / "counting_networks.py").write_text(
-        "from torch import nn\n"
-        "class Counting(nn.Linear):\n"
-        "    num_calls = 0\n"
-        "    def forward(self, x):\n        self.num_calls += 1\n        return super().forward(x)\n"
-    )
     monkeypatch.syspath_prepend(tmp_path)
-    settings = changed(settings, "model", factory="counting_networks:Counting")
+    body = "        self.num_calls = getattr(self, 'num_calls', 0) + 1\n        return super().forward(x)\n"
+    settings = with_own_forward(settings, tmp_path / "counting.py", body)
 
     @flow
     def run():
         prepare(settings)
 
     run()
-    assert "model.factory: counting_networks:Counting changes num_calls in training, which no checkpoint" in caplog.text
+    assert "model.factory: counting:Network changes num_calls in training, which no checkpoint" in caplog.text
 
 
 def test_an_epoch_trained_twice_from_one_checkpoint_gives_the_same_bits(settings):
@@ -574,16 +575,11 @@ def test_past_its_deadline_an_epoch_stops_with_a_checkpoint_for_the_next_run(set
 
 def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, monkeypatch, tmp_path, caplog):
     """With a model that the engine cannot trace, so that nothing is compiled."""
-    (tmp_path / "deciding.py").write_text(
-        "from torch import nn\n\n\n"
-        "class Network(nn.Linear):\n"
-        "    def forward(self, x):\n"
-        "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
-    )
     monkeypatch.syspath_prepend(tmp_path)
+    body = "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
     monkeypatch.setattr("refit.compilation.AUTO_COMPILES_FROM_STEP", 3)
     monkeypatch.setattr("refit.compilation.STEPS_A_CALL", 1)
-    settings = changed(changed(settings, "model", factory="deciding:Network"), "compute", engine="auto")
+    settings = changed(with_own_forward(settings, tmp_path / "deciding.py", body), "compute", engine="auto")
 
     losses, digest = train_plainly(settings, 1)
     assert read(train_first_epoch(settings, new_key()), settings) == (losses[0], digest)

@@ -41,6 +41,12 @@ def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> n
     return model
 
 
+def build_for_weights(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
+    """Build the model for weights that are there already, so that nothing is drawn; raises as `build_model` does."""
+    with putting_generators_back():
+        return build_model(settings, num_inputs, num_outputs)
+
+
 def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int) -> list[str]:
     """Name what the model changes from pass to pass in training though no `state_dict` has it, such as `layers.1.num_calls`.
 
