@@ -94,16 +94,17 @@ def test_trying_a_factorys_model_draws_nothing_and_leaves_it_in_training_mode(wr
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
 
 
-def test_changed_code_is_imported_anew_also_where_another_module_has_changed(write_factory, tmp_path):
-    name = write_factory("from torch import nn\nfrom own_widths import WIDTH\ndef build(i, o):\n    return nn.Linear(i, o)\n")
-    module = name.partition(":")[0]
-    for width in (3, 30):
+def test_changed_code_is_imported_anew_by_all_that_import_it(write_factory, tmp_path):
+    code = "from torch import nn\nfrom own_widths import WIDTH\ndef build(i, o):\n    return nn.Linear(i, o)\n"
+    names = write_factory(code), write_factory(code)
+    for width, order in ((3, names[:1]), (30, names[::-1]), (300, names)):
         (tmp_path / "own_widths.py").write_text(f"WIDTH = {width}\n")
-        import_anew(name)
-        assert width == sys.modules[module].WIDTH
-    kept = sys.modules[module]
-    import_anew(name)
-    assert sys.modules[module] is kept
+        for name in order:
+            import_anew(name)
+            assert width == sys.modules[name.partition(":")[0]].WIDTH
+    kept = sys.modules[names[0].partition(":")[0]]
+    import_anew(names[0])
+    assert sys.modules[names[0].partition(":")[0]] is kept
     assert sys.modules["torch"] is torch
 
 

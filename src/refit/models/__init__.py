@@ -16,8 +16,8 @@ from refit.models.mlp import build_mlp
 from refit.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
 
-_imported: dict[str, dict[str, str]] = {}
-"""The code of each factory's module when this process imported it."""
+_imported: dict[str, str] = {}
+"""The modules of users that this process has imported, by their digests then."""
 
 
 def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
@@ -88,12 +88,12 @@ def import_anew(name: str) -> None:
     Raises:
         SettingsError: As `import_factory`, or its source cannot be read.
     """
-    module = name.partition(":")[0]
-    code = digest_user_code(module)
-    if _imported.get(module, code) != code:
-        for own in filter(lambda name: name.startswith("code."), code):
-            sys.modules.pop(own.removeprefix("code."), None)
-    _imported[module] = code
+    digests = {own.removeprefix("code."): digest for own, digest in digest_user_code(name).items() if own.startswith("code.")}
+    if any(_imported.get(own, digest) != digest for own, digest in digests.items()):
+        for own in _imported:  # all, as any may have imported what has changed
+            sys.modules.pop(own, None)
+        _imported.clear()
+    _imported.update(digests)
     import_factory(name)
 
 
