@@ -27,7 +27,10 @@ from refit.errors import DataError
 NOTEBOOK = "notebook"
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 NO_TEXT = re.compile("[\0\udc80-\udcff]")
+OTHER_SEPARATORS = re.compile(r"[;\t|]")
 GLOB_SIGNS = re.compile(r"[*?\[]")
+PANDAS_INDEX = r"^__index_level_\d+__$"
+"""How pandas names a nameless index that it writes to Parquet; it is no column to pandas either."""
 
 Opened: TypeAlias = str | bytes | OpenFile
 """A local path, the bytes of a file, or a remote file."""
@@ -78,8 +81,8 @@ def read_files(source: str) -> Table:
         frames, digests = [], []
         for path in paths:
             opened = _fetch(files, path)
-            digests.append(_digest(opened))
             frames.append(_read_parquet(opened, path) if path.lower().endswith(".parquet") else _read_csv(opened, path))
+            digests.append(_digest(opened))  # after reading: if it is still that of the recipe, so were the rows
     frame = join_parts(paths, frames)
     if frame.height == 0:
         raise DataError(f"{source}: expected rows, found an empty table with columns {list_names(frame.columns)}; add rows")
@@ -216,11 +219,12 @@ def _digest(opened: Opened) -> bytes:
 def _read_parquet(opened: str | bytes, path: str, num_rows: int | None = None) -> pl.DataFrame:
     file = opened if isinstance(opened, str) else io.BytesIO(opened)
     try:
-        return pl.read_parquet(file, n_rows=num_rows, glob=False, hive_partitioning=False)
+        frame = pl.read_parquet(file, n_rows=num_rows, glob=False, hive_partitioning=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(
             f"{path}: expected a whole Parquet file, found a damaged one ({first_line(error)}); write it again"
         ) from error
+    return frame.select(pl.exclude(PANDAS_INDEX))
 
 
 def _read_csv(opened: str | bytes, path: str) -> pl.DataFrame:
@@ -249,6 +253,8 @@ def read_header(opened: Opened, path: str) -> list[str]:
         raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
     if not names:
         raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
+    if len(names) == 1 and OTHER_SEPARATORS.search(names[0]):
+        raise DataError(f"{path}: expected commas between columns, found `{names[0]}` as the header; write the file with commas")
     for position, name in enumerate(names):
         if NO_TEXT.search(name):
             raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")

@@ -182,6 +182,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "duplicate column": ({CSV: rows("x,x,y")}, {}, r"rows\.csv: expected each column once, found `x` as columns 1 and 2; rename"),
     "duplicate column but for spaces": ({CSV: rows("x, x,y")}, {}, r"expected each column once, found `x`"),
     "nameless column": ({CSV: rows(",x,y")}, {}, r"expected a name for every column, found none for column 1"),
+    "semicolons": ({CSV: b"x;y\n1,5;a\n"}, {}, r"rows\.csv: expected commas between columns, found `x;y` as the header; write"),
     "short row": ({CSV: rows("x,y", "7")}, {}, r"row 21 of .*rows\.csv: expected 2 cells as in the header, found 1; mend"),
     "short row after a blank one": ({CSV: rows("x,y", "", "7")}, {}, r"row 22 of .*rows\.csv: expected 2 cells .* found 1"),
     "long row": ({CSV: rows("x,y", "7,1,2")}, {}, r"row 21 of .*rows\.csv: expected 2 cells as in the header, found 3; mend"),

@@ -2,10 +2,11 @@ import gzip
 import os
 from pathlib import Path
 
+import pandas as pd
 import polars as pl
 import pytest
 
-from refit.data.sources import read_table
+from refit.data.sources import digest_source, read_names, read_table
 from refit.errors import DataError
 
 
@@ -47,6 +48,20 @@ def test_the_digest_covers_the_bytes_and_not_names_or_times(tmp_path: Path) -> N
     assert first == second != third
 
 
+def test_the_digest_is_that_of_a_file_which_was_written_to_before_it_was_read(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a\n1\n")
+    read_csv = pl.read_csv
+
+    def write_and_read(*args, **options) -> pl.DataFrame:
+        path.write_text("a\n1\n2\n")
+        return read_csv(*args, **options)
+
+    monkeypatch.setattr(pl, "read_csv", write_and_read)
+    table = read_table(str(path))
+    assert (table.frame.height, table.digest) == (2, digest_source(str(path)))
+
+
 def test_remote_files_are_read_through_fsspec() -> None:
     fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
@@ -62,6 +77,15 @@ def test_parquet_keeps_its_types_and_parts_may_mix_integers_and_floats(tmp_path:
     pl.DataFrame({"a": [1, 2]}).write_parquet(tmp_path / "1.parquet")
     pl.DataFrame({"a": [0.5]}).write_parquet(tmp_path / "2.parquet")
     assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": [1.0, 2.0, 0.5]}
+
+
+def test_a_nameless_index_of_pandas_is_no_column_and_parts_may_lack_it(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3, 4]})
+    frame.to_parquet(tmp_path / "1.parquet")
+    frame[frame["a"] != 2].to_parquet(tmp_path / "2.parquet")
+    assert "__index_level_0__" in pl.read_parquet_schema(tmp_path / "2.parquet")
+    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": [1, 2, 3, 4, 1, 3, 4]}
+    assert read_names(f"{tmp_path}/2.parquet") == ["a"]
 
 
 def test_quoted_cells_may_hold_commas_and_line_ends_and_blank_lines_are_rows_without_values(tmp_path: Path) -> None:
