@@ -146,7 +146,31 @@ def test_what_is_no_function_is_refused(write_factory):
 
 def test_a_model_that_takes_another_width_is_refused(write_factory):
     name = write_factory("from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(7, num_outputs)\n")
-    assert refused(name).startswith(f"model.factory: expected the model of {name} to take rows of 3 numbers, found RuntimeError")
+    assert refused(name).startswith(f"model.factory: expected the model of {name} to take float32 rows of 3 numbers, found Runtime")
+
+
+def test_a_model_of_another_precision_is_refused_whatever_the_default_is(write_factory):
+    name = write_factory(
+        "import torch\n"
+        "def build(num_inputs, num_outputs):\n"
+        "    torch.set_default_dtype(torch.float64)\n    return torch.nn.Linear(num_inputs, num_outputs)\n"
+    )
+    try:
+        assert f"expected the model of {name} to take float32 rows of 3 numbers" in refused(name)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_model_with_sparse_gradients_is_refused(write_factory):
+    name = write_factory(
+        "from torch import nn\n"
+        "class Bag(nn.Module):\n"
+        "    def __init__(self, num_outputs):\n"
+        "        super().__init__()\n        self.bag = nn.EmbeddingBag(9, num_outputs, sparse=True)\n"
+        "    def forward(self, x):\n        return self.bag(x.long())\n"
+        "def build(num_inputs, num_outputs):\n    return Bag(num_outputs)\n"
+    )
+    assert refused(name) == f"model.factory: expected dense gradients in {name}, found sparse ones of bag; leave out sparse"
 
 
 def test_a_model_that_gives_another_width_is_refused(write_factory):

@@ -126,8 +126,8 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
             found = model.eval()(_make_rows(num_inputs))
     except Exception as error:
         raise SettingsError(
-            f"model.factory: expected the model of {name} to take rows of {num_inputs} numbers, "
-            f"found {type(error).__name__}: {error}; use the num_inputs that the function is given"
+            f"model.factory: expected the model of {name} to take float32 rows of {num_inputs} numbers, "
+            f"found {type(error).__name__}: {error}; mend it, and let it use the num_inputs that the function is given"
         ) from error
     finally:
         model.train()
@@ -141,11 +141,16 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
         raise SettingsError(
             f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
         )
+    lookups = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    if sparse := [path for path, module in lookups if module.sparse]:
+        raise SettingsError(
+            f"model.factory: expected dense gradients in {name}, found sparse ones of {sparse[0]}; leave out sparse"
+        )
 
 
 def _make_rows(num_inputs: int) -> Tensor:
     """Two rows of numbers from 0 to 1."""
-    return torch.linspace(0, 1, 2 * num_inputs).view(2, num_inputs)
+    return torch.linspace(0, 1, 2 * num_inputs, dtype=torch.float32).view(2, num_inputs)
 
 
 class _ValuePickler(pickle.Pickler):
