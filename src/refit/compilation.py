@@ -1,14 +1,10 @@
-"""Steps compiled whole: traced once, kept on disk by the digest of their graph, then one call into machine code each time."""
+"""Steps compiled whole: traced, then one call into machine code each time."""
 
 import copy
-import hashlib
 import random
-import secrets
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -19,18 +15,16 @@ from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from refit.errors import SettingsError
-from refit.interruption import deliver_signal
-from refit.randomness import putting_generators_back
+from refit.programs import compile_for_gpu, list_shapes, load_program, refusal
+from refit.randomness import putting_generators_back, seed_everything
 from refit.steps import Batch
 from refit.updates import UpdateRule, build_update_rule
 
 GradientComputation = partial[tuple[list[Tensor], Tensor | None]]
 """`compute_gradients` with its options."""
-Program = Callable[[list[Tensor]], Sequence[Tensor]]
-"""Takes all tensors of its steps, changes parameters, buffers and optimizer state in place, and returns the losses."""
 Steps = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
 """Trains on the rows of several steps, each at its learning rate, and returns one vector, the mean loss of each batch."""
 
@@ -38,10 +32,10 @@ AUTO_COMPILES_FROM_STEP = 50_000
 STEPS_A_CALL = 4
 SMALL_STEP = 1_000_000
 """Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
+TRIAL_LR = 0.01
+"""Learning rate of the steps by which machine code is compared with PyTorch's operations."""
 TRIES = 5
 """Traces of a step until it counts as one that draws: another thread may draw meanwhile."""
-# Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
-OPTIONS = {"pattern_matcher": False, "fallback_random": True}
 
 _steps: WeakKeyDictionary[nn.Module, dict[str, Steps]] = WeakKeyDictionary()
 _uncompilable: WeakSet[nn.Module] = WeakSet()
@@ -53,7 +47,7 @@ def should_compile(engine: str, step: int, model: nn.Module, optimizer: torch.op
     `auto` compiles from step 50,000 on. Compiling takes 10 to 20 seconds and saves 0.1 to 1 ms a step (measured), so by then the
     steps before would have paid for it, and a run that has come so far is likely to go on as long. The time that a step takes and
     `training.num_epochs` have no say: bits would depend on a measurement, or a longer run could not go on where a shorter ended.
-    A model that cannot be traced it leaves as it is.
+    A model that cannot be compiled it leaves as it is.
     """
     is_worth_it = engine == "auto" and step >= AUTO_COMPILES_FROM_STEP and model not in _uncompilable
     return (engine == "compiled" or is_worth_it) and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
@@ -81,7 +75,7 @@ def compile_steps(
     generator included. A call costs about 2 µs, where one by `torch.compile` costs 40.
 
     Args:
-        engine: `compiled`, or `auto`, which does without where the model cannot be traced.
+        engine: `compiled`, or `auto`, which does without where the model cannot be compiled.
         model: Its parameters and buffers are changed in place.
         optimizer: Its state is changed in place.
         rows: Of all steps.
@@ -94,7 +88,7 @@ def compile_steps(
         The steps, or None if `auto` does without.
 
     Raises:
-        SettingsError: The model cannot be traced or compiled.
+        SettingsError: The model cannot be traced or compiled, or its compiled steps compute something else.
     """
     (group,) = optimizer.param_groups
     device = group["params"][0].device
@@ -102,7 +96,7 @@ def compile_steps(
     tensors = (dict(model.named_parameters()), dict(model.named_buffers()), states)
     options = {name: value for name, value in group.items() if name not in ("params", "lr")}
     places = [id(tensor) for tensor in tree_leaves(tensors)]
-    sizes = [num_steps, batch_size, _shapes(rows)]
+    sizes = [num_steps, batch_size, list_shapes(rows)]
     key = repr([type(optimizer), options, compute.keywords, sizes, places, torch.get_num_threads()])
     programs = _steps.setdefault(model, {})
     if key in programs:
@@ -110,20 +104,19 @@ def compile_steps(
     started = time.perf_counter()
     rates = [torch.tensor(0.0, device=device, requires_grad=True) for _ in range(num_steps)]
     fixed = tree_map(Tensor.detach, (*tensors, rates))
-    with putting_generators_back():
-        try:
+    try:
+        with putting_generators_back():
             graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
-        except SettingsError as error:
-            if engine == "compiled":
-                raise
-            report(f"going on without compiling: {error}")
-            _uncompilable.add(model)
-            return None
-        if device.type == "cpu":
-            # Small steps take 2 µs less when all that they compute lies in one place, and large ones up to a fifth longer.
-            program = _load_program(graph, (*fixed, *rows), {**OPTIONS, "memory_planning": num_steps > 1})
-        else:
-            program = _compile_for_gpu(graph, (*fixed, *rows))
+            if device.type == "cpu":
+                program = load_program(graph, _make_trial(fixed, rows), plans_memory=num_steps > 1)
+            else:
+                program = compile_for_gpu(graph, (*fixed, *rows))
+    except SettingsError as error:
+        if engine == "compiled":
+            raise
+        report(f"going on without compiling: {error}")
+        _uncompilable.add(model)
+        return None
     report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
     inputs, rates_before = tree_leaves(fixed), [0.0] * num_steps
 
@@ -164,6 +157,14 @@ def _train(
     return (torch.stack(losses),)
 
 
+def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
+    """First steps of the optimizer on rows drawn from 0 to 1, so that how training stands has no say in whether they agree."""
+    seed_everything(0)
+    (parameters, buffers, states, rates), (x, y) = fixed, rows
+    fresh_states, trial_rates = tree_map(torch.zeros_like, states), [torch.full_like(rate, TRIAL_LR) for rate in rates]
+    return parameters, buffers, fresh_states, trial_rates, torch.rand_like(x), torch.arange(len(y)) % 2
+
+
 def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """A linear layer whose bias goes into the loop of what follows; PyTorch's own copies it first, which costs small ones 1 µs."""
     is_plain = beta == alpha == 1 and x.is_cpu and x.dtype == torch.float32
@@ -181,10 +182,17 @@ def _spread_gradient(gradient: Tensor, log_shares: Tensor, y: Tensor, *_: object
     return torch.where(is_class, -gradient / len(y), 0.0)
 
 
+def _draw_mask(x: Tensor, p: float = 0.5, **_: object) -> Tensor:
+    """The draws of dropout, by an operation that writes to no input; those that do, Inductor may move behind their readers."""
+    is_plain = x.is_cpu and p < 1  # others are not drawn
+    return x.copy_(torch.ops.aten.native_dropout.default(x, 1 - p, True)[1]) if is_plain else NotImplemented
+
+
 LIGHTER: dict[OpOverload, Callable[..., object]] = {
     torch.ops.aten.addmm.default: _add_product,
     torch.ops.aten.nll_loss_forward.default: _average_loss,
     torch.ops.aten.nll_loss_backward.default: _spread_gradient,
+    torch.ops.aten.bernoulli_.float: _draw_mask,
 }
 """What is compiled in place of PyTorch's operations: `compute_gradients` takes means, and classes are never left out."""
 
@@ -202,12 +210,12 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
             steps = make_fx(partial(train, twin), LIGHTER, tracing_mode="fake", _allow_non_fake_inputs=True)
             graph: GraphModule = steps(*arguments)
         except Exception as error:
-            raise _refusal(_summarize(error)) from error
+            raise refusal(error) from error
         if _read_attributes(twin) != attributes or _changes_constants(graph):
             break
         if _read_generators() == generators:
             return graph
-    raise _refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
+    raise refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
 
 
 def _read_attributes(model: nn.Module) -> object:
@@ -242,69 +250,8 @@ def _changes_constants(graph: GraphModule) -> bool:
     return False
 
 
-def _load_program(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, bool]) -> Program:
-    """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
-
-    folder = Path(cache_dir()) / "refit"
-    path = folder / f"{_digest(graph, arguments, options)}.pt2"
-    try:
-        if not path.exists():
-            folder.mkdir(exist_ok=True)
-            unfinished = folder / f"{secrets.token_hex(8)}.pt2"
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                exported = torch.export.export(graph, arguments)
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs={**options})
-            unfinished.replace(path)
-        # The package itself would flatten its arguments anew in every call.
-        program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
-        program([tensor.clone() for tensor in tree_leaves(arguments)])  # some operations only fail when they run
-    except Exception as error:
-        deliver_signal()  # Ctrl-C ends the C++ compiler too
-        raise _refusal(_summarize(error)) from error
-    return program
-
-
-def _compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
-    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
-    for tensor in tree_leaves(arguments[:-2]):
-        torch._dynamo.mark_static_address(tensor)
-    compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})
-    structure = tree_structure(arguments)
-
-    def program(tensors: list[Tensor]) -> list[Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()
-        return [loss.clone() for loss in compiled(*tree_unflatten(tensors, structure))]  # the next step overwrites what it returns
-
-    return program
-
-
-def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, bool]) -> str:
-    """What a program depends on: operations, constants, shapes and types, the processor's instruction set, threads, PyTorch."""
-    here = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), options]
-    digest = hashlib.sha256(f"{here} {_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
-    for node in graph.graph.find_nodes(op="get_attr"):
-        constant = getattr(graph, node.target)
-        if isinstance(constant, Tensor):
-            digest.update(constant.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _shapes(tensors: object) -> list[object]:
-    return [(tuple(tensor.shape), tensor.stride(), str(tensor.dtype)) for tensor in tree_leaves(tensors)]
-
-
 def _move_state(state: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Bring the state of one parameter to its device, where Adam's count of steps as a rule is not; in place."""
     for name, tensor in state.items():
         state[name] = tensor.to(device)
     return dict(state)
-
-
-def _summarize(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-def _refusal(found: str) -> SettingsError:
-    return SettingsError(f"compute.engine: expected a model whose step can be compiled whole, found {found}; use `eager`")

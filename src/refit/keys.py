@@ -35,6 +35,7 @@ TRAINING_CODE = (
     "refit.steps",
     "refit.updates",
     "refit.compilation",
+    "refit.programs",
     "refit.randomness",
 )
 EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders")

@@ -1,0 +1,111 @@
+"""Machine code of a graph: compiled once, kept on disk by its digest, and compared with the graph before it is used."""
+
+import hashlib
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from refit.errors import SettingsError
+from refit.interruption import deliver_signal
+from refit.randomness import seed_everything
+
+Program = Callable[[list[Tensor]], Sequence[Tensor]]
+"""Takes all tensors of its steps, changes parameters, buffers and optimizer state in place, and returns the losses."""
+
+# Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
+OPTIONS = {"pattern_matcher": False, "fallback_random": True}
+
+
+def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory: bool) -> Program:
+    """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first.
+
+    Args:
+        graph: What it computes.
+        arguments: Of the graph, the parameters first; left as they are.
+        plans_memory: Whether all that it computes lies in one place: small steps take 2 µs less, large ones up to a fifth longer.
+
+    Raises:
+        SettingsError: The graph cannot be compiled, or computes something else when it is.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
+
+    options = {**OPTIONS, "memory_planning": plans_memory}
+    folder = Path(cache_dir()) / "refit"
+    path = folder / f"{_digest(graph, arguments, options)}.pt2"
+    try:
+        if not path.exists():
+            folder.mkdir(exist_ok=True)
+            unfinished = folder / f"{secrets.token_hex(8)}.pt2"
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = torch.export.export(graph, arguments)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
+            unfinished.replace(path)
+        # The package itself would flatten its arguments anew in every call.
+        program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
+        is_right = _is_right(program, graph, arguments)
+    except Exception as error:
+        deliver_signal()  # Ctrl-C ends the C++ compiler too
+        raise refusal(error) from error
+    if not is_right:
+        raise refusal("one whose losses or weights become others when it is compiled, by a fault of PyTorch's compiler")
+    return program
+
+
+def _is_right(program: Program, graph: GraphModule, arguments: tuple[Any, ...]) -> bool:
+    """Take the steps on copies, compiled and as they stand: losses have to agree, and how parameters change, up to rounding."""
+    results = []
+    for run in (program, lambda tensors: graph(*tree_unflatten(tensors, tree_structure(arguments)))):
+        seed_everything(0)
+        copies = [tensor.clone() for tensor in tree_leaves(arguments)]
+        with torch.no_grad():
+            losses = torch.cat(list(run(copies)))
+        changes = [copy - tensor for copy, tensor in zip(copies, tree_leaves(arguments[0]), strict=False)]
+        results.append((losses, torch.cat([change.flatten() for change in changes])))
+    (losses, change), (plain_losses, plain_change) = results
+    is_close = torch.allclose(losses, plain_losses, rtol=0.05, atol=0.01)
+    return bool((is_close and (change - plain_change).norm() <= plain_change.norm() / 2) or not plain_losses.isfinite().all())
+
+
+def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
+    for tensor in tree_leaves(arguments[:-2]):
+        torch._dynamo.mark_static_address(tensor)
+    compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})
+    structure = tree_structure(arguments)
+
+    def program(tensors: list[Tensor]) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return [loss.clone() for loss in compiled(*tree_unflatten(tensors, structure))]  # the next step overwrites what it returns
+
+    return program
+
+
+def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, bool]) -> str:
+    """What a program depends on: operations, constants, shapes and types, the processor's instruction set, threads, PyTorch."""
+    here = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), options]
+    digest = hashlib.sha256(f"{here} {list_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constant = getattr(graph, node.target)
+        if isinstance(constant, Tensor):
+            digest.update(constant.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def list_shapes(tensors: object) -> list[object]:
+    """Shape, strides and type of each tensor."""
+    return [(tuple(tensor.shape), tensor.stride(), str(tensor.dtype)) for tensor in tree_leaves(tensors)]
+
+
+def refusal(found: str | Exception) -> SettingsError:
+    """The error for a model that cannot be compiled."""
+    if isinstance(found, Exception):
+        found = f"{type(found).__name__}: {str(found).strip().partition(chr(10))[0]}"
+    return SettingsError(f"compute.engine: expected a model whose step can be compiled whole, found {found}; use `eager`")
