@@ -135,8 +135,10 @@ def _write_onnx(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Ru
     onnx, onnxruntime, _ = map(importlib.import_module, ONNX_PACKAGES)
     with _naming_export_errors():
         names = [f"column {position}" for position in range(len(manifest.columns))]
+        outputs = ["place", "probabilities"]
+        # Without its optimizer, which takes the mean of a column of tiny numbers for zero.
         program: Any = torch.onnx.export(
-            _trace(scorer), dynamo=True, verbose=False, input_names=names, output_names=["place", "probabilities"]
+            _trace(scorer), dynamo=True, optimize=False, verbose=False, input_names=names, output_names=outputs
         )
         proto = _add_names(onnx, onnx.compose.add_prefix(program.model_proto, INTERNAL), manifest)
         proto.doc_string = ONNX_DOC

@@ -26,6 +26,7 @@ from refit.settings import SettingsTree
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 KINDS = {
     "size": "numeric",
+    "charge, in C": "numeric",
     "weight, in g": "numeric",
     "colour": "categorical",
     "grade": "categorical",
@@ -46,6 +47,7 @@ def make_rows(seed: int, num_rows: int = 400, is_whole: bool = False) -> pl.Data
     frame = pl.DataFrame(
         {
             "size": draw.normal(1e3, 1, num_rows),
+            "charge, in C": draw.normal(1e-19, 1e-19, num_rows),
             "weight, in g": draw.integers(0, 9, num_rows),
             "colour": draw.choice(np.array(["red", "green", "猫", "true"] + ["new"] * (seed > 0)), num_rows),
             "grade": draw.integers(0, 4 + (seed > 0), num_rows).astype(str),
@@ -135,7 +137,7 @@ def test_an_onnx_file_says_what_it_takes_and_gives_and_nothing_of_this_machine()
     export_model(make_model(), "model.onnx", "onnx", make_rows(1), "penguins@v3")
     session = onnxruntime.InferenceSession("model.onnx")
     known = {"float": "tensor(double)", "text": "tensor(string)", "time": "tensor(int64)"}
-    kinds = ["float", "float", "text", "text", "float", "float", "time", "time"]
+    kinds = ["float", "float", "float", "text", "text", "float", "float", "time", "time"]
     assert [(put.name, put.type, put.shape) for put in session.get_inputs()] == [
         (name, known[kind], ["rows"]) for name, kind in zip(KINDS, kinds, strict=True)
     ]
@@ -147,14 +149,14 @@ def test_an_onnx_file_says_what_it_takes_and_gives_and_nothing_of_this_machine()
     assert (told["model"], told["target"], json.loads(told["classes"])) == ("penguins@v3", "y", ["no", "perhaps", "yes"])
     columns = json.loads(told["columns"])
     assert columns[0] == {"name": "size", "kind": "numeric", "type": "float64", "missing": "NaN"}
-    assert columns[3] == {
+    assert columns[4] == {
         "name": "grade",
         "kind": "categorical",
         "type": "string",
         "missing": "",
         "categories": ["0", "1", "2", "3"],
     }
-    assert columns[7] == {"name": "seen", "kind": "datetime", "type": "int64", "missing": MISSING_TIME}
+    assert columns[8] == {"name": "seen", "kind": "datetime", "type": "int64", "missing": MISSING_TIME}
     assert "`missing` where a value is unknown" in onnx.load("model.onnx").doc_string
     assert b"site-packages" not in Path("model.onnx").read_bytes()
     assert b"refit/scorer.py" not in Path("model.onnx").read_bytes()
