@@ -158,11 +158,13 @@ def _train(
 
 
 def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
-    """First steps of the optimizer on rows drawn from 0 to 1, so that how training stands has no say in whether they agree."""
+    """Arguments that do not depend on how training stands, and do not enlarge rounding, as those of Adam's first steps would."""
     seed_everything(0)
     (parameters, buffers, states, rates), (x, y) = fixed, rows
-    fresh_states, trial_rates = tree_map(torch.zeros_like, states), [torch.full_like(rate, TRIAL_LR) for rate in rates]
-    return parameters, buffers, fresh_states, trial_rates, torch.rand_like(x), torch.arange(len(y)) % 2
+    steady = {"step": 1e4, "exp_avg_sq": 1e-4}
+    trial_states = [{name: torch.full_like(it, steady.get(name, 0.0)) for name, it in state.items()} for state in states]
+    trial_rates = [torch.full_like(rate, TRIAL_LR) for rate in rates]
+    return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), torch.arange(len(y)) % 2
 
 
 def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
