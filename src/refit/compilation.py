@@ -3,6 +3,7 @@
 import copy
 import random
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -210,7 +211,9 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
             twin = copy.deepcopy(model)  # tracing may leave marks on it
             attributes, generators = _read_attributes(twin), _read_generators()
             steps = make_fx(partial(train, twin), LIGHTER, tracing_mode="fake", _allow_non_fake_inputs=True)
-            graph: GraphModule = steps(*arguments)
+            # oneDNN's recurrent layers cannot be compiled, PyTorch's own can.
+            with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):
+                graph: GraphModule = steps(*arguments)
         except Exception as error:
             raise refusal(error) from error
         if _read_attributes(twin) != attributes or _changes_constants(graph):

@@ -43,8 +43,7 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory
         if not path.exists():
             folder.mkdir(exist_ok=True)
             unfinished = folder / f"{secrets.token_hex(8)}.pt2"
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
                 exported = torch.export.export(graph, arguments)
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
             unfinished.replace(path)
