@@ -90,6 +90,7 @@ def compile_steps(
 
     Raises:
         SettingsError: The model cannot be traced or compiled, or its compiled steps compute something else.
+        OSError: The compiler's folder cannot be written.
     """
     (group,) = optimizer.param_groups
     device = group["params"][0].device

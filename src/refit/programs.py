@@ -33,6 +33,7 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory
 
     Raises:
         SettingsError: The graph cannot be compiled, or computes something else when it is.
+        OSError: The folder cannot be written, which may pass.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
 
@@ -52,6 +53,8 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory
         is_right = _is_right(program, graph, arguments)
     except Exception as error:
         deliver_signal()  # Ctrl-C ends the C++ compiler too
+        if isinstance(error, OSError):
+            raise
         raise refusal(error) from error
     if not is_right:
         raise refusal("one whose losses or weights become others when it is compiled, by a fault of PyTorch's compiler")

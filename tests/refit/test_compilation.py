@@ -1,5 +1,6 @@
 """Compiled steps against those that run as they stand. Compiling takes seconds, so that all that can share one program does."""
 
+import errno
 import os
 import random
 import runpy
@@ -214,6 +215,16 @@ def test_draws_of_another_thread_are_not_taken_for_the_models():
     train(build_state(Accompanied), accumulate_batches=1, report=lines.append)
     assert [line.startswith("compiled the training step") for line in lines] == [True]
     assert threads == []
+
+
+def test_a_full_disk_is_no_reason_to_go_on_without_compiling(monkeypatch):
+    def fill_disk(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 1)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(build_state(lambda: nn.Linear(5, 3)), "auto", accumulate_batches=1)
 
 
 class Masked(nn.Module):
