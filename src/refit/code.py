@@ -1,6 +1,7 @@
 """The code that results depend on: digests of syntax trees, so that comments, layout and docstrings do not count."""
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import sysconfig
@@ -14,6 +15,7 @@ from refit.errors import SettingsError
 PACKAGES = {"site-packages", "dist-packages"}
 """Folders that installed packages lie in."""
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+TRIES = 5
 
 
 def digest_code(modules: Iterable[str]) -> dict[str, str]:
@@ -82,7 +84,7 @@ def _locate(module: str) -> Path | None:
 def _list_imports(source: bytes, module: str, is_package: bool) -> list[str]:
     """What a module's source imports: modules, and names that may be modules."""
     package, names = module if is_package else module.rpartition(".")[0], list[str]()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -106,13 +108,21 @@ _list_distributions = cache(packages_distributions)  # which takes a second
 @cache
 def _digest_source(source: bytes, path: str) -> str:
     try:
-        tree = ast.parse(source, path)
+        tree = _parse(source, path)
     except SyntaxError as error:
         raise SettingsError(f"model.factory: expected a module that can be imported, found {path}: {error}; mend it") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [statement for statement in node.body if not _is_docstring(statement)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _parse(source: bytes, path: str = "") -> ast.Module:
+    """Parse source, again if it failed because another thread parsed at the same time, as it does in CPython 3.11."""
+    for _ in range(TRIES):
+        with contextlib.suppress(SystemError):  # AST constructor recursion depth mismatch
+            return ast.parse(source, path)
+    return ast.parse(source, path)
 
 
 def _is_docstring(statement: ast.stmt) -> bool:

@@ -1,9 +1,13 @@
+import gc
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from refit import code, store
 from refit.code import digest_user_code
 from refit.errors import SettingsError
 
@@ -136,3 +140,29 @@ def test_code_is_read_and_not_run(package):
     (package / "networks/__init__.py").write_text("1 / 0\n")
     digest_user_code("networks.wide")
     assert "networks" not in sys.modules
+
+
+def test_threads_may_parse_at_the_same_time():
+    """CPython 3.11 counts the depth of all their trees in one place; collected garbage that runs code lets another thread go on."""
+    source, until, callback = Path(store.__file__).read_bytes(), time.monotonic() + 2, lambda *_: sum(range(20))
+
+    def parse(depth: int) -> int:
+        if depth:
+            return parse(depth - 1)
+        count = 0
+        while time.monotonic() < until:
+            code._parse(source)
+            count += 1
+        return count
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    gc.callbacks.append(callback)
+    try:
+        sys.setswitchinterval(1e-6)
+        gc.set_threshold(50)
+        with ThreadPoolExecutor() as threads:
+            assert all(threads.map(parse, (1, 20, 40)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(callback)
