@@ -5,6 +5,8 @@ import contextlib
 import hashlib
 import importlib.util
 import sysconfig
+import threading
+import time
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -15,7 +17,8 @@ from refit.errors import SettingsError
 PACKAGES = {"site-packages", "dist-packages"}
 """Folders that installed packages lie in."""
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
-TRIES = 5
+TRIES = 10
+_parsing = threading.Lock()
 
 
 def digest_code(modules: Iterable[str]) -> dict[str, str]:
@@ -67,9 +70,11 @@ def digest_user_code(factory: str | None) -> dict[str, str]:
 def _locate(module: str) -> Path | None:
     """Where a module is, if it is one, without importing the packages on the way to it."""
     package, *parts = module.split(".")
+    if package == "__main__":  # depends on how the process was started
+        return None
     try:
         found = importlib.util.find_spec(package)
-    except ValueError:  # of a module that was not imported from a file, such as `__main__`
+    except ValueError:  # of a module that was not imported from a file
         return None
     if found is None:
         return None
@@ -118,11 +123,16 @@ def _digest_source(source: bytes, path: str) -> str:
 
 
 def _parse(source: bytes, path: str = "") -> ast.Module:
-    """Parse source, again if it failed because another thread parsed at the same time, as it does in CPython 3.11."""
-    for _ in range(TRIES):
-        with contextlib.suppress(SystemError):  # AST constructor recursion depth mismatch
-            return ast.parse(source, path)
-    return ast.parse(source, path)
+    """Parse source, again if it failed because another thread parsed at the same time, as it does in CPython 3.11.
+
+    Threads that fail together would fail together again: those of Refit take turns, and others have time to finish.
+    """
+    with _parsing:
+        for attempt in range(1, TRIES):
+            with contextlib.suppress(SystemError):
+                return ast.parse(source, path)
+            time.sleep(0.01 * attempt)
+        return ast.parse(source, path)
 
 
 def _is_docstring(statement: ast.stmt) -> bool:
