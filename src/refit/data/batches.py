@@ -16,8 +16,10 @@ from fsspec.implementations.local import LocalFileSystem
 from refit.data.schema import check_columns
 from refit.data.sources import (
     Opened,
+    add_partitions,
     check_rows,
     find_files,
+    find_partitions,
     first_line,
     join_parts,
     list_names,
@@ -126,17 +128,19 @@ def _join(pieces: list[Piece]) -> Batch:
 
 
 def _read_names(opened: Opened, path: str) -> list[str]:
-    if not path.lower().endswith(".parquet"):
-        return read_header(opened, path)
-    with _open_parquet(opened, path) as file:
-        return list(file.schema_arrow.names)
+    if path.lower().endswith(".parquet"):
+        with _open_parquet(opened, path) as file:
+            names = list(file.schema_arrow.names)
+    else:
+        names = read_header(opened, path)
+    return list(dict.fromkeys([*names, *find_partitions(path)]))
 
 
 def _read_pieces(opened: Opened, path: str, columns: list[str], batch_size: int) -> Iterator[Piece]:
     is_parquet = path.lower().endswith(".parquet")
     start = 0
     for frame in _read_parquet(opened, path, columns, batch_size) if is_parquet else _read_csv(opened, path):
-        yield path, start, frame.select(columns)
+        yield path, start, add_partitions(frame, path).select(columns)
         start += frame.height
 
 
@@ -154,7 +158,9 @@ def _open_parquet(opened: Opened, path: str) -> Iterator[pq.ParquetFile]:
 
 def _read_parquet(opened: Opened, path: str, columns: list[str], batch_size: int) -> Iterator[pl.DataFrame]:
     with _open_parquet(opened, path) as file:
-        for batch in file.iter_batches(batch_size, columns=columns):
+        present = file.schema_arrow.names
+        wanted = [name for name in columns if name in present] or present[:1]  # not none, to know how many rows there are
+        for batch in file.iter_batches(batch_size, columns=wanted):
             yield cast(pl.DataFrame, pl.from_arrow(batch))
 
 

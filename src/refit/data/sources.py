@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO, TypeAlias, cast
+from urllib.parse import unquote
 
 import fsspec
 import polars as pl
@@ -29,6 +30,7 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 NO_TEXT = re.compile("[\0\udc80-\udcff]")
 OTHER_SEPARATORS = re.compile(r"[;\t|]")
 GLOB_SIGNS = re.compile(r"[*?\[]")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 PANDAS_INDEX = r"^__index_level_\d+__$"
 """How pandas names a nameless index that it writes to Parquet; it is no column to pandas either."""
 
@@ -81,8 +83,9 @@ def read_files(source: str) -> Table:
         frames, digests = [], []
         for path in paths:
             opened = _fetch(files, path)
-            frames.append(_read_parquet(opened, path) if path.lower().endswith(".parquet") else _read_csv(opened, path))
-            digests.append(_digest(opened))  # after reading: if it is still that of the recipe, so were the rows
+            frame = _read_parquet(opened, path) if path.lower().endswith(".parquet") else _read_csv(opened, path)
+            frames.append(add_partitions(frame, path))
+            digests.append(_digest(opened, path))  # after reading: if it is still that of the recipe, so were the rows
     frame = join_parts(paths, frames)
     if frame.height == 0:
         raise DataError(f"{source}: expected rows, found an empty table with columns {list_names(frame.columns)}; add rows")
@@ -97,16 +100,21 @@ def read_names(source: str) -> list[str]:
     with naming_read_errors(source):
         files, (path, *_) = find_files(source)
         opened = _fetch(files, path)
-        return _read_parquet(opened, path, num_rows=0).columns if path.lower().endswith(".parquet") else read_header(opened, path)
+        is_parquet = path.lower().endswith(".parquet")
+        names = _read_parquet(opened, path, num_rows=0).columns if is_parquet else read_header(opened, path)
+        return list(dict.fromkeys([*names, *find_partitions(path)]))
 
 
 def digest_source(source: str) -> str:
-    """SHA-256 over the bytes of a source's files, in order; neither their names nor their times count. Raises like `read_table`."""
+    """SHA-256 over the bytes of a source's files, in order, and their partitions; neither their names nor their times count.
+
+    Raises like `read_table`.
+    """
     if source == NOTEBOOK:
         return _read_notebook().digest
     with naming_read_errors(source):
         files, paths = find_files(source)
-        return _join_digests(_digest(_fetch(files, path)) for path in paths)
+        return _join_digests(_digest(_fetch(files, path), path) for path in paths)
 
 
 def digest_sources(source: str, test_source: str | None) -> tuple[str, str | None]:
@@ -175,6 +183,19 @@ def _find_paths(files: Any, root: str, source: str) -> list[str]:
     return paths
 
 
+def find_partitions(path: str) -> dict[str, str | None]:
+    """Find the columns that a file's folders stand for, as Hive, Spark and pandas lay tables out: `day=2026-11-26/part.parquet`."""
+    parts = (part.partition("=") for part in PurePosixPath(path).parts[:-1])
+    values = {unquote(name): unquote(value) for name, equals, value in parts if name and equals}
+    return {name: None if value == NULL_PARTITION else value for name, value in values.items()}
+
+
+def add_partitions(frame: pl.DataFrame, path: str) -> pl.DataFrame:
+    """Add the columns of `find_partitions`, as text, that the file itself does not have."""
+    partitions = find_partitions(path).items()
+    return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in partitions if name not in frame.columns)
+
+
 def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
@@ -211,9 +232,12 @@ def _join_digests(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _digest(opened: Opened) -> bytes:
+def _digest(opened: Opened, path: str) -> bytes:
     with _open(opened) as file:
-        return hashlib.file_digest(cast(io.BytesIO, file), "sha256").digest()
+        digest = hashlib.file_digest(cast(io.BytesIO, file), "sha256")
+    if partitions := find_partitions(path):
+        digest.update(repr(partitions).encode())
+    return digest.digest()
 
 
 def _read_parquet(opened: str | bytes, path: str, num_rows: int | None = None) -> pl.DataFrame:

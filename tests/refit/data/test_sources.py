@@ -1,11 +1,13 @@
 import gzip
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 import polars as pl
 import pytest
 
+from refit.data.batches import read_batches
 from refit.data.sources import digest_source, read_names, read_table
 from refit.errors import DataError
 
@@ -91,3 +93,36 @@ def test_a_nameless_index_of_pandas_is_no_column_and_parts_may_lack_it(tmp_path:
 def test_quoted_cells_may_hold_commas_and_line_ends_and_blank_lines_are_rows_without_values(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('a,b\n"x,\ny",1\n\n2,\n')
     assert read_table(f"{tmp_path}/rows.csv").frame.rows() == [("x,\ny", "1"), (None, None), ("2", None)]
+
+
+@pytest.mark.parametrize("end", ["parquet", "csv"])
+def test_folders_named_after_a_column_are_read_as_one(tmp_path: Path, end: str) -> None:
+    rows = pd.DataFrame(
+        {"a": [1, 2, 3, 4], "day": ["2026-11-25", "2026-11-26", "2026-11-26", None], "in": ["a/b", "a/b", "c d", "e"]}
+    )
+    for (day, place), part in rows.groupby(["day", "in"], dropna=False):
+        folder = tmp_path / f"day={'__HIVE_DEFAULT_PARTITION__' if pd.isna(day) else day}" / f"in={quote(place, safe='')}"
+        folder.mkdir(parents=True)
+        part[["a"]].to_parquet(folder / "part.parquet") if end == "parquet" else part[["a"]].to_csv(
+            folder / "part.csv", index=False
+        )
+    expected = pl.from_pandas(rows).with_columns(pl.col("a").cast(pl.String if end == "csv" else pl.Int64))
+    table = read_table(str(tmp_path))
+    assert table.frame.equals(expected)
+    assert read_names(str(tmp_path)) == expected.columns
+    assert read_table(f"{tmp_path}/day=*26/**/*.{end}").frame.equals(expected[1:3])
+    assert read_table(f"{tmp_path}/day=2026-11-25/in=a%2Fb/part.{end}").frame.equals(expected[:1])
+    for columns in (["in", "a"], ["day"]):
+        batches = [batch.frame for batch in read_batches(str(tmp_path), columns, [], 3)]
+        assert [batch.height for batch in batches] == [3, 1]
+        assert pl.concat(batches).equals(expected.select(columns))
+    assert digest_source(str(tmp_path)) == table.digest
+    os.rename(tmp_path / "day=2026-11-25", tmp_path / "day=2026-11-24")
+    assert digest_source(str(tmp_path)) != table.digest
+
+
+def test_a_column_of_a_file_is_taken_before_a_folder_named_after_it(tmp_path: Path) -> None:
+    (tmp_path / "a=1").mkdir()
+    (tmp_path / "a=1" / "rows.csv").write_text("a,y\n2,x\n")
+    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": ["2"], "y": ["x"]}
+    assert [batch.frame.rows() for batch in read_batches(str(tmp_path), ["y", "a"], [], 9)] == [[("x", "2")]]
