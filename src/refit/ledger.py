@@ -36,6 +36,8 @@ class Entry(Handle):
     """Version that the alias named."""
     after: int | None
     """Version that the alias names from now on; for `keep`, the one that was turned down; for `open`, the one that was judged."""
+    highest: int
+    """Highest version of which this or an earlier entry speaks, 0 for none; no later model gets a number up to it."""
     details: dict[str, Any] = Field(default_factory=dict)
     """What the decision rests on."""
 
@@ -62,9 +64,10 @@ def append_entry(
     """
     while True:
         number = expected_number or find_newest(store, name) + 1
+        earlier, digest = _load_entry(store, name, number - 1) if number > 1 else (None, "")
         entry = Entry(
             number=number,
-            previous=_load_entry(store, name, number - 1)[1] if number > 1 else "",
+            previous=digest,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             who=_find_user(),
             action=action,
@@ -72,6 +75,7 @@ def append_entry(
             alias=alias,
             before=before,
             after=after,
+            highest=max(earlier.highest if earlier else 0, before or 0, after or 0),
             details=dict(details or {}),
         )
         data = entry.model_dump_json(indent=1).encode()
@@ -121,6 +125,12 @@ def find_newest(store: Store, name: str) -> int:
     """Return the number of the newest entry of the ledger, 0 where there is none."""
     found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{MODELS}/{name}/{LEDGER}"))
     return max((int(match[1]) for match in found if match), default=0)
+
+
+def find_highest(store: Store, name: str) -> int:
+    """Return the highest version of which the ledger speaks, 0 for none; its folder may be gone. Raises as `load_ledger` does."""
+    newest = find_newest(store, name)
+    return _load_entry(store, name, newest)[0].highest if newest else 0
 
 
 def read_back(store: Store, name: str, number: int) -> Iterator[Entry]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refit.errors import ConflictError, SettingsError, StoreError
-from refit.ledger import Entry, append_entry, entry_path, find_newest, read_back
+from refit.ledger import Entry, append_entry, entry_path, find_highest, find_newest, read_back
 from refit.refs import Handle, SavedModel
 from refit.store import MODELS, Store
 
@@ -27,9 +27,13 @@ class Position(Handle):
 def add_version(store: Store, name: str, contents: Mapping[str, bytes]) -> int:
     """Keep `contents` (file name to bytes) as the next version of model `name` and return its number.
 
-    Of two that save at once, each gets a number of its own.
+    Of two that save at once, each gets a number of its own. None gets that of a version which is gone but was decided upon, as
+    it would be taken for that one, such as the champion.
+
+    Raises:
+        StoreError: The newest entry of the ledger is damaged.
     """
-    number = max(list_versions(store, name), default=0) + 1
+    number = max([*list_versions(store, name), find_highest(store, name)]) + 1
     while not store.publish(version_folder(name, number), contents):
         number += 1
     return number

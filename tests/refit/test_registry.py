@@ -229,6 +229,18 @@ def test_a_champion_whose_folder_is_gone_is_not_found(store):
         find_version(store, "a@champion")
 
 
+def test_what_is_saved_after_a_champion_was_deleted_is_not_taken_for_it(store):
+    add_versions(store, 2)
+    promote(store, 2)
+    append_entry(store, "a", action="keep", why="no better", before=2, after=1)
+    for number in (1, 2):
+        (Path(store.root) / f"models/a/v{number}").rename(Path(store.root) / f"gone{number}")
+    assert add_version(store, "a", {"x": b"other"}) == 3
+    assert read_alias(store, "a") == 2
+    with pytest.raises(StoreError, match=r"a@champion: expected a version of 'a' in .*, found no v2; versions there: v3"):
+        find_version(store, "a@champion")
+
+
 @pytest.mark.parametrize("alias", ["v3", "3", "ledger", "A", "", "a/b", "../x", "-a", "a.json"])
 def test_what_reads_as_a_version_or_a_path_is_no_alias(store, alias):
     add_versions(store, 1)
