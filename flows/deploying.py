@@ -34,7 +34,7 @@ def deploy(
 
     Args:
         settings: What runs are given; the rest is left to the machine that runs them. A `name` is that of the deployments too,
-            so that a server may retrain several models.
+            so that a server may retrain several models, and of the model that scores.
         cron: When to retrain, if not when the file says.
         timezone: Of the schedule, as in `Europe/Berlin`, if not the file's.
         block: `TYPE/NAME` of the Prefect block that is told of failed retraining.
@@ -59,8 +59,11 @@ def _read_prefect_file(settings: Mapping[str, Any], cron: str | None, timezone: 
     document: dict[str, Any] = yaml.safe_load(PREFECT_FILE.read_text())
     changed = {"cron": cron, "timezone": timezone}
     for entry in document["deployments"]:
-        entry["name"] = settings.get("name", entry["name"])
         entry["parameters"] = {"settings": settings} if settings else {}
+        if name := settings.get("name"):
+            if entry["name"] == "predict":
+                entry["parameters"]["model"] = name
+            entry["name"] = name
         for schedule in entry.get("schedules", []):
             schedule.update({name: value for name, value in changed.items() if value is not None})
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 
+import polars as pl
 import pytest
 from kill_campaign import REFIT
 from servers import FINAL, ROOT, TIMEOUT_SECONDS, wait_for
@@ -148,6 +149,16 @@ def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, firs
     assert "nowhere.parquet: expected a file, folder or glob, found nothing there" in message["body"]
     assert site.refit("deploy").returncode == 0
     assert "refit: tell of failed retraining" not in [found["name"] for found in site.ask("/automations/filter").json()]
+
+
+def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champion):  # noqa: ARG001
+    assert site.refit("deploy", "--name", "digits").returncode == 0
+    run = site.start_run("predict/digits", {"source": "digits.parquet", "output": "scored.parquet"}).json()["id"]
+    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in FINAL)
+    assert site.read(f"/flow_runs/{run}")["state_name"] == "Completed"
+    scored = pl.read_parquet(site.project / "scored.parquet")
+    assert scored["model"].unique().to_list() == ["digits@v1"]
+    assert scored.height == pl.read_parquet(site.project / "digits.parquet").height
 
 
 def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
