@@ -60,10 +60,10 @@ def _read_prefect_file(settings: Mapping[str, Any], cron: str | None, timezone: 
     changed = {"cron": cron, "timezone": timezone}
     for entry in document["deployments"]:
         entry["parameters"] = {"settings": settings} if settings else {}
-        if name := settings.get("name"):
+        if model := settings.get("name"):
             if entry["name"] == "predict":
-                entry["parameters"]["model"] = name
-            entry["name"] = name
+                entry["parameters"]["model"] = model
+            entry["name"] = model
         for schedule in entry.get("schedules", []):
             schedule.update({name: value for name, value in changed.items() if value is not None})
             try:
