@@ -16,10 +16,10 @@ from fsspec.implementations.local import LocalFileSystem
 from refit.data.schema import check_columns
 from refit.data.sources import (
     Opened,
+    add_partition_names,
     add_partitions,
     check_rows,
     find_files,
-    find_partitions,
     first_line,
     join_parts,
     list_names,
@@ -77,7 +77,7 @@ def read_batches(source: str, columns: Sequence[str], keep: Sequence[str], batch
         files, paths = find_files(source)
         opened = {path: path if isinstance(files, LocalFileSystem) else OpenFile(files, path) for path in paths}
         for path in paths:
-            present = _read_names(opened[path], path)
+            present = add_partition_names(_read_names(opened[path], path), path)
             missing = [name for name in columns if name not in present]
             if missing:
                 raise DataError(
@@ -128,12 +128,10 @@ def _join(pieces: list[Piece]) -> Batch:
 
 
 def _read_names(opened: Opened, path: str) -> list[str]:
-    if path.lower().endswith(".parquet"):
-        with _open_parquet(opened, path) as file:
-            names = list(file.schema_arrow.names)
-    else:
-        names = read_header(opened, path)
-    return list(dict.fromkeys([*names, *find_partitions(path)]))
+    if not path.lower().endswith(".parquet"):
+        return read_header(opened, path)
+    with _open_parquet(opened, path) as file:
+        return list(file.schema_arrow.names)
 
 
 def _read_pieces(opened: Opened, path: str, columns: list[str], batch_size: int) -> Iterator[Piece]:

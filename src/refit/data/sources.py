@@ -102,7 +102,7 @@ def read_names(source: str) -> list[str]:
         opened = _fetch(files, path)
         is_parquet = path.lower().endswith(".parquet")
         names = _read_parquet(opened, path, num_rows=0).columns if is_parquet else read_header(opened, path)
-        return list(dict.fromkeys([*names, *find_partitions(path)]))
+        return add_partition_names(names, path)
 
 
 def digest_source(source: str) -> str:
@@ -183,16 +183,21 @@ def _find_paths(files: Any, root: str, source: str) -> list[str]:
     return paths
 
 
-def find_partitions(path: str) -> dict[str, str | None]:
+def _find_partitions(path: str) -> dict[str, str | None]:
     """Find the columns that a file's folders stand for, as Hive, Spark and pandas lay tables out: `day=2026-11-26/part.parquet`."""
     parts = (part.partition("=") for part in PurePosixPath(path).parts[:-1])
     values = {unquote(name): unquote(value) for name, equals, value in parts if name and equals}
     return {name: None if value == NULL_PARTITION else value for name, value in values.items()}
 
 
+def add_partition_names(names: Iterable[str], path: str) -> list[str]:
+    """Names of a file's own columns, then of those that only its folders stand for."""
+    return list(dict.fromkeys([*names, *_find_partitions(path)]))
+
+
 def add_partitions(frame: pl.DataFrame, path: str) -> pl.DataFrame:
-    """Add the columns of `find_partitions`, as text, that the file itself does not have."""
-    partitions = find_partitions(path).items()
+    """Add to a file's own columns those that only its folders stand for, as text."""
+    partitions = _find_partitions(path).items()
     return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in partitions if name not in frame.columns)
 
 
@@ -235,7 +240,7 @@ def _join_digests(digests: Iterable[bytes]) -> str:
 def _digest(opened: Opened, path: str) -> bytes:
     with _open(opened) as file:
         digest = hashlib.file_digest(cast(io.BytesIO, file), "sha256")
-    if partitions := find_partitions(path):
+    if partitions := _find_partitions(path):
         digest.update(repr(partitions).encode())
     return digest.digest()
 

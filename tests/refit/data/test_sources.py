@@ -103,9 +103,10 @@ def test_folders_named_after_a_column_are_read_as_one(tmp_path: Path, end: str) 
     for (day, place), part in rows.groupby(["day", "in"], dropna=False):
         folder = tmp_path / f"day={'__HIVE_DEFAULT_PARTITION__' if pd.isna(day) else day}" / f"in={quote(place, safe='')}"
         folder.mkdir(parents=True)
-        part[["a"]].to_parquet(folder / "part.parquet") if end == "parquet" else part[["a"]].to_csv(
-            folder / "part.csv", index=False
-        )
+        if end == "parquet":
+            part[["a"]].to_parquet(folder / "part.parquet")
+        else:
+            part[["a"]].to_csv(folder / "part.csv", index=False)
     expected = pl.from_pandas(rows).with_columns(pl.col("a").cast(pl.String if end == "csv" else pl.Int64))
     table = read_table(str(tmp_path))
     assert table.frame.equals(expected)
