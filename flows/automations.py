@@ -20,8 +20,9 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 CRASHED = "prefect.flow-run.Crashed"
 SILENCE = timedelta(seconds=90)
 """Three heartbeats; `prefect.yaml` sets how often they come."""
-BETWEEN_REPORTS = timedelta(seconds=10)
-"""The most between two reports of one crash, and the least that Prefect takes."""
+BETWEEN_REPORTS = timedelta(seconds=60)
+"""More than between two reports of one crash, 6 to 13 seconds (measured): meanwhile another process imports the flow, to look for
+its hooks. A second report after the rescheduling would undo it."""
 
 
 def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:
