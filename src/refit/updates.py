@@ -25,7 +25,7 @@ Change = Callable[[list[Tensor], float], None]
 """The same of known parameters and state."""
 
 BLOCK = 98_304
-"""Elements that Adam changes at a time: with their gradients and state they fit into two megabytes of a core's own cache."""
+"""Elements that Adam changes at a time, on each thread: with gradients and state they fit into two megabytes of a core's cache."""
 LONGEST_COPY = 32_768
 """Elements of a network up to which it takes less time to copy them into one vector than to go from parameter to parameter."""
 
@@ -149,12 +149,13 @@ def _change_in_blocks(weights: list[Tensor], averages: Tensor, squares: Tensor, 
 
     Source: `torch.optim.adam._single_tensor_adam`, PyTorch 2.13.
     """
-    (beta1, beta2), decay, blocks = group["betas"], group["weight_decay"], _find_blocks(weights)
+    (beta1, beta2), decay, size = group["betas"], group["weight_decay"], BLOCK * torch.get_num_threads()
+    blocks = _find_blocks(weights, size)
     num_steps, shrinkage, correction = steps[0].item(), torch.empty(()), torch.empty(())
-    roots, epsilons = torch.empty_like(squares[:BLOCK]), torch.full_like(squares[:BLOCK], group["eps"])
+    roots, epsilons = torch.empty_like(squares[:size]), torch.full_like(squares[:size], group["eps"])
     average_pieces, square_pieces = (_cut(_unflatten_dense_tensors(v, weights), blocks) for v in (averages, squares))
     weight_pieces = _cut(weights, blocks)
-    vectors = [(square, roots[: len(square)], epsilons[: len(square)]) for square in squares.split(BLOCK)]
+    vectors = [(square, roots[: len(square)], epsilons[: len(square)]) for square in squares.split(size)]
     root_pieces = [_unflatten_dense_tensors(root, pieces) for (_, root, _), pieces in zip(vectors, square_pieces, strict=True)]
 
     def change(gradients: list[Tensor], lr: float) -> None:
@@ -180,8 +181,8 @@ def _change_in_blocks(weights: list[Tensor], averages: Tensor, squares: Tensor, 
     return change
 
 
-def _find_blocks(parameters: list[Tensor]) -> list[list[tuple[int, int, int]]]:
-    """The parts of each block: a parameter's number, and the first of its elements and the one after the last."""
+def _find_blocks(parameters: list[Tensor], size: int) -> list[list[tuple[int, int, int]]]:
+    """The parts of each block of `size` elements: a parameter's number, the first of its elements and the one after the last."""
     blocks: list[list[tuple[int, int, int]]] = []
     room = 0
     for number, parameter in enumerate(parameters):
@@ -189,7 +190,7 @@ def _find_blocks(parameters: list[Tensor]) -> list[list[tuple[int, int, int]]]:
         while first < parameter.numel():
             if room == 0:
                 blocks.append([])
-                room = BLOCK
+                room = size
             last = min(parameter.numel(), first + room)
             blocks[-1].append((number, first, last))
             room -= last - first
