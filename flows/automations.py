@@ -11,12 +11,12 @@ from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
+from flows.server import HEARTBEAT
 from refit.errors import SettingsError
 
 CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
 NOTIFY = "refit: tell of failed retraining"
-HEARTBEAT = "prefect.flow-run.heartbeat"
 CRASHED = "prefect.flow-run.Crashed"
 SILENCE = timedelta(seconds=90)
 """Three heartbeats; `prefect.yaml` sets how often they come."""

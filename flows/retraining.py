@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.approval import check_server
-from flows.runs import DEFAULTS, find_newer_run, name_run, resolve_given
+from flows.runs import DEFAULTS, find_newer_run, find_run_at_work, name_run, resolve_given
 from refit.data.sources import digest_sources
 from refit.keys import retraining_key
 from refit.refs import RetrainingResult
@@ -29,6 +29,9 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     newer = find_newer_run(resolved.schedule.max_delay_seconds)
     if newer is not None:
         return _skip(store, name, f"gives way to {newer.name}, as it starts late")
+    before = find_run_at_work()
+    if before is not None:
+        return _skip(store, name, f"gives way to {before.name}, which is at work")
     source_digests = digest_sources(resolved.data.source, resolved.data.test_source)
     key = retraining_key(resolved, *source_digests)
     decided = find_decision(store, name, key)

@@ -1,8 +1,9 @@
-"""What runs of flows have in common: their names, their settings, and that a late one gives way to a newer one."""
+"""What runs of flows have in common: their names, their settings, and that one gives way to another of the same deployment."""
 
 import contextlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from uuid import UUID
 
 import httpx
@@ -22,12 +23,15 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Crashed
 
 from flows.project import check_project
 from refit.errors import SettingsError
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 
 DEFAULTS = NothingGiven()
+LONGEST_SILENCE = timedelta(minutes=20)
+"""Of a run that lives: for 15 minutes it goes on while its server is away."""
 
 
 def name_run() -> str:
@@ -75,6 +79,29 @@ def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
             flow_run_filter=due, deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
         )
     return next((run for run in found if run.expected_start_time and run.expected_start_time > scheduled), None)
+
+
+def find_run_at_work() -> FlowRun | None:
+    """Find a run of the same deployment that began before this one and is at work; one that died with its server is set to Crashed.
+
+    A concurrency limit of Prefect's would stay with a run that died so, and cancel all that come after it.
+    """
+    deployment = _find_deployment()
+    if deployment is None:
+        return None
+    from flows.server import is_alive
+
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=running, deployment_filter=this)
+        began_at = {run.id: run.state.timestamp for run in found if run.state}
+        found.sort(key=lambda run: (began_at[run.id], run.id))
+        for run in takewhile(lambda run: str(run.id) != flow_run.id, found):
+            if is_alive(client, run, datetime.now(UTC) - LONGEST_SILENCE):
+                return run
+            client.set_flow_run_state(run.id, Crashed(message=f"No heartbeat for {LONGEST_SILENCE.seconds} seconds."))
+    return None
 
 
 def _find_deployment() -> UUID | None:

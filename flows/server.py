@@ -27,11 +27,13 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from refit.errors import RefitError, SettingsError
 
+HEARTBEAT = "prefect.flow-run.heartbeat"
 PAUSED = "paused"
 SECONDS_TO_ANSWER = 20
 """A server that was just started takes a few."""
@@ -122,6 +124,16 @@ def read_deployed(client: SyncPrefectClient, flow: str, name: str | None = None)
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])) if name else None,
     )
     return [_read_runs(client, flow, deployment) for deployment in found]
+
+
+def is_alive(client: SyncPrefectClient, run: FlowRun, since: datetime) -> bool:
+    """Whether a run that is at work began, or gave a sign of life, since then."""
+    heartbeats = EventFilter(
+        event=EventNameFilter(name=[HEARTBEAT]),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+        occurred=EventOccurredFilter(since=since),
+    )
+    return (run.state is not None and run.state.timestamp >= since) or client.read_events(heartbeats, limit=1).total > 0
 
 
 def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentResponse) -> Deployed:

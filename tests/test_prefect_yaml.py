@@ -57,7 +57,6 @@ def test_prefect_knows_every_key():
         (("deployments", 0, "work_pool"), "job_variable"),
         (("deployments", 1, "schedules", 0), "crons"),
         (("deployments", 1, "schedules", 0), "time_zone"),
-        (("deployments", 1, "concurrency_limit"), "colision_strategy"),
     ],
 )
 def test_a_key_that_prefect_would_ignore_is_found(path, key):
@@ -100,9 +99,8 @@ def test_job_variables_are_those_of_a_process_worker():
         assert entry["work_pool"]["job_variables"].keys() <= known.keys()
 
 
-def test_retraining_is_planned_in_a_time_zone_and_done_one_at_a_time():
+def test_retraining_is_planned_in_a_time_zone():
     retraining = DEPLOYMENTS["retrain"]
     assert [CronSchedule(**schedule).cron for schedule in retraining["schedules"]] == ["0 3 * * *"]
     assert all(schedule["timezone"] for schedule in retraining["schedules"])
-    assert retraining["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     assert not any(entry.get("schedules") for name, entry in DEPLOYMENTS.items() if name != "retrain")

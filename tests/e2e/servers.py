@@ -123,10 +123,10 @@ class Site:
         return self.ask(f"/deployments/{number}/create_flow_run", parameters=parameters)
 
     def list_runs(self, deployment: str) -> list[dict[str, Any]]:
-        """Those that came to an end, the earliest first, without those cancelled because another was at work."""
+        """Those that came to an end, the earliest first."""
         number = self.read(f"/deployments/name/{deployment}")["id"]
         runs = self.ask("/flow_runs/filter", deployments={"id": {"any_": [number]}}, sort="EXPECTED_START_TIME_ASC").json()
-        return [run for run in runs if run["state_type"] in FINAL - {"CANCELLED"}]
+        return [run for run in runs if run["state_type"] in FINAL]
 
 
 def find_processes(variable: str, value: str) -> list[int]:

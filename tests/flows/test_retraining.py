@@ -14,16 +14,19 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
 from prefect.client.schemas.objects import Artifact, State, StateType
+from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.states import Scheduled
+from prefect.states import Running, Scheduled
 
 import flows.approval
+import flows.runs
 import refit.comparison
 import refit.registry
 import refit.reports
 import refit.training
 from flows.retraining import retrain
+from flows.server import HEARTBEAT, is_alive
 from refit.ledger import Entry, load_ledger
 from refit.refs import RetrainingResult
 from refit.registry import list_versions, move_alias, read_alias, rollback
@@ -320,6 +323,38 @@ def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_no
     ]
     assert run(training={"num_epochs": 2}).result().candidate == "model@v3", "from new weights it is another candidate"
     assert len(set(digests)) == 2
+
+
+def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatch):
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(retrain), "one at a time")
+        first, second = (client.create_flow_run_from_deployment(deployment) for _ in range(2))
+        client.set_flow_run_state(first.id, Running())
+        parameters = {"settings": give()}
+        state = run_flow(retrain, flow_run=second, parameters=parameters, return_type="state")
+        assert (state.name, trained) == ("Skipped", [])
+        assert state.message == f"model has no champion; gives way to {first.name}, which is at work"
+        assert client.read_flow_run(first.id).state_name == "Running"
+
+        monkeypatch.setattr(flows.runs, "LONGEST_SILENCE", timedelta())
+        third = client.create_flow_run_from_deployment(deployment)
+        assert run_flow(retrain, flow_run=third, parameters=parameters, return_type="state").name == "Promoted"
+        assert client.read_flow_run(first.id).state_name == "Crashed"
+
+
+def test_a_run_is_alive_while_its_heart_beats():
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(retrain, state=Running())
+        before, after = (datetime.now(UTC) + timedelta(seconds=seconds) for seconds in (-1, 1))
+        assert is_alive(client, run, before)
+        assert not is_alive(client, run, after)
+        emit_event(HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, occurred=after)
+        for _ in range(300):
+            if is_alive(client, run, after):
+                break
+            time.sleep(0.1)
+        assert is_alive(client, run, after)
+        assert not is_alive(client, run, datetime.now(UTC) + timedelta(seconds=1))
 
 
 def test_a_late_run_gives_way_to_a_newer_one_that_is_due(trained):
