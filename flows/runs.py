@@ -10,14 +10,7 @@ import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedStartTime
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
@@ -26,6 +19,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
 from flows.project import check_project
+from flows.server import find_runs, in_states, is_alive
 from refit.errors import SettingsError
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 
@@ -71,13 +65,10 @@ def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
         return None
     due = FlowRunFilter(
         expected_start_time=FlowRunFilterExpectedStartTime(after_=scheduled, before_=now),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING])),
+        state=in_states(StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING),
     )
-    this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(
-            flow_run_filter=due, deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
-        )
+        found = find_runs(client, deployment, due, FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
     return next((run for run in found if run.expected_start_time and run.expected_start_time > scheduled), None)
 
 
@@ -89,12 +80,9 @@ def find_run_at_work() -> FlowRun | None:
     deployment = _find_deployment()
     if deployment is None:
         return None
-    from flows.server import is_alive
-
-    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
-    this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    running = FlowRunFilter(state=in_states(StateType.RUNNING))
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(flow_run_filter=running, deployment_filter=this)
+        found = find_runs(client, deployment, running, FlowRunSort.START_TIME_ASC)
         began_at = {run.id: run.state.timestamp for run in found if run.state}
         found.sort(key=lambda run: (began_at[run.id], run.id))
         for run in takewhile(lambda run: str(run.id) != flow_run.id, found):

@@ -136,11 +136,24 @@ def is_alive(client: SyncPrefectClient, run: FlowRun, since: datetime) -> bool:
     return (run.state is not None and run.state.timestamp >= since) or client.read_events(heartbeats, limit=1).total > 0
 
 
+def find_runs(
+    client: SyncPrefectClient, deployment: UUID, runs: FlowRunFilter, sort: FlowRunSort, limit: int | None = None
+) -> list[FlowRun]:
+    """Runs of a deployment."""
+    of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    return client.read_flow_runs(deployment_filter=of_deployment, flow_run_filter=runs, sort=sort, limit=limit)
+
+
+def in_states(*types: StateType) -> FlowRunFilterState:
+    """The filter for runs that are in one of these states."""
+    return FlowRunFilterState(type=FlowRunFilterStateType(any_=[*types]))
+
+
 def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentResponse) -> Deployed:
     started = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
-    waiting = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
-    last = _find_run(client, deployment.id, started, FlowRunSort.START_TIME_DESC)
-    following = _find_run(client, deployment.id, waiting, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
+    waiting = FlowRunFilter(state=in_states(StateType.SCHEDULED))
+    last = next(iter(find_runs(client, deployment.id, started, FlowRunSort.START_TIME_DESC, limit=1)), None)
+    following = next(iter(find_runs(client, deployment.id, waiting, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, limit=1)), None)
     return Deployed(
         name=f"{flow}/{deployment.name}",
         schedule=_describe_schedules(deployment),
@@ -162,12 +175,6 @@ def _describe_schedules(deployment: DeploymentResponse) -> str:
     return ", ".join(
         f"{schedule.cron} {schedule.timezone}" if isinstance(schedule, CronSchedule) else str(schedule) for schedule in schedules
     )
-
-
-def _find_run(client: SyncPrefectClient, deployment: UUID, runs: FlowRunFilter, sort: FlowRunSort) -> FlowRun | None:
-    of_deployment = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
-    found = client.read_flow_runs(deployment_filter=of_deployment, flow_run_filter=runs, sort=sort, limit=1)
-    return found[0] if found else None
 
 
 def _count_workers(client: SyncPrefectClient, pool: str | None) -> int:
