@@ -18,11 +18,12 @@ CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
 NOTIFY = "refit: tell of failed retraining"
 CRASHED = "prefect.flow-run.Crashed"
-SILENCE = timedelta(seconds=90)
-"""Three heartbeats; `prefect.yaml` sets how often they come."""
 BETWEEN_REPORTS = timedelta(seconds=60)
 """More than between two reports of one crash, 6 to 13 seconds (measured): meanwhile another process imports the flow, to look for
 its hooks. A second report after the rescheduling would undo it."""
+SILENCE = timedelta(seconds=180)
+"""Six heartbeats; `prefect.yaml` sets how often they come. More than from the last one before a reported crash to the first of the
+run started again, up to 140 seconds: a run found silent meanwhile would be called crashed while it starts."""
 
 
 def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:

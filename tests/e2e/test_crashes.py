@@ -68,9 +68,8 @@ def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker,
     wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in {"COMPLETED", "FAILED"})
     states = site.read(f"/flow_run_states/?flow_run_id={run}")
     names, messages = [state["name"] for state in states], [state["message"] for state in states]
-    num_silences = messages.count("No heartbeat for 90 seconds.")
-    assert num_silences >= 1, "more where a busy machine kept a run that lived from telling so"
-    assert (names[-1], names.count("AwaitingRetry")) == ("Completed", 2 + num_silences)
+    assert messages.count("No heartbeat for 180 seconds.") == 1, "not of an attempt that its worker reported"
+    assert (names[-1], names.count("AwaitingRetry")) == ("Completed", 3)
     again = run_once(site.project, site.project / "refit-store", site.url)
     assert json.loads(again.output)["is_new"] is False
     assert comparable(again.output) == expected
