@@ -184,8 +184,12 @@ def _find_paths(files: Any, root: str, source: str) -> list[str]:
 
 
 def _find_partitions(path: str) -> dict[str, str | None]:
-    """Find the columns that a file's folders stand for, as Hive, Spark and pandas lay tables out: `day=2026-11-26/part.parquet`."""
-    parts = (part.partition("=") for part in PurePosixPath(path).parts[:-1])
+    """Find the columns that a file's folders stand for, as Hive, Spark and pandas lay tables out: `day=2026-11-26/part.parquet`.
+
+    The folders that the work is done in, such as a project's `lr=0.1`, stand for none.
+    """
+    inner = path.removeprefix(f"{os.getcwd()}/")
+    parts = (part.partition("=") for part in PurePosixPath(inner).parts[:-1])
     values = {unquote(name): unquote(value) for name, equals, value in parts if name and equals}
     return {name: None if value == NULL_PARTITION else value for name, value in values.items()}
 

@@ -122,6 +122,17 @@ def test_folders_named_after_a_column_are_read_as_one(tmp_path: Path, end: str) 
     assert digest_source(str(tmp_path)) != table.digest
 
 
+def test_the_folder_that_the_work_is_done_in_is_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project := tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(project)
+    (project / "day=1").mkdir()
+    (project / "day=1" / "rows.csv").write_text("a\n2\n")
+    for source in ("day=1/rows.csv", "day=*/*", str(project)):
+        assert read_table(source).frame.to_dict(as_series=False) == {"a": ["2"], "day": ["1"]}
+    monkeypatch.chdir("day=1")
+    assert read_table("rows.csv").frame.to_dict(as_series=False) == {"a": ["2"]}
+
+
 def test_a_column_of_a_file_is_taken_before_a_folder_named_after_it(tmp_path: Path) -> None:
     (tmp_path / "a=1").mkdir()
     (tmp_path / "a=1" / "rows.csv").write_text("a,y\n2,x\n")
