@@ -16,6 +16,8 @@ from refit.refs import Handle
 from refit.store import MODELS, Store
 
 LEDGER = "ledger"
+READ_TOGETHER = 256
+"""Entries, at most."""
 
 Action = Literal["open", "promote", "keep", "rollback"]
 
@@ -94,10 +96,9 @@ def load_ledger(store: Store, name: str) -> list[Entry]:
     """
     entries: list[Entry] = []
     digest = ""
-    for number in range(1, find_newest(store, name) + 1):
-        entry, own_digest = _load_entry(store, name, number)
+    for entry, own_digest in _load_entries(store, name, range(1, find_newest(store, name) + 1)):
         if entry.previous != digest:
-            path, before = (store.location(entry_path(name, n)) for n in (number, number - 1))
+            path, before = (store.location(entry_path(name, n)) for n in (entry.number, entry.number - 1))
             raise StoreError(
                 f"{path}: expected `previous` to be the digest of {before}, {digest or 'empty for the first'},"
                 f" found {entry.previous or 'it empty'}; put the one that was changed back from a backup"
@@ -116,11 +117,6 @@ def record_opening(store: Store, name: str, version: int, test_rows_digest: str)
     return [*judged, version].index(version)
 
 
-def count_openings(store: Store, name: str, test_rows_digest: str) -> int:
-    """Return how many versions of model `name` the test rows of this digest have judged."""
-    return len(_list_judged(store, name, test_rows_digest))
-
-
 def find_newest(store: Store, name: str) -> int:
     """Return the number of the newest entry of the ledger, 0 where there is none."""
     found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{MODELS}/{name}/{LEDGER}"))
@@ -134,8 +130,11 @@ def find_highest(store: Store, name: str) -> int:
 
 
 def read_back(store: Store, name: str, number: int) -> Iterator[Entry]:
-    """Read the ledger backwards from entry `number`, each entry when it is asked for; raises as `load_ledger` does."""
-    return (_load_entry(store, name, earlier)[0] for earlier in range(number, 0, -1))
+    """Read the ledger backwards from entry `number`, not much further than it is asked for; raises as `load_ledger` does."""
+    size = 1
+    while number > 0:
+        yield from (entry for entry, _ in _load_entries(store, name, range(number, max(number - size, 0), -1)))
+        number, size = number - size, min(4 * size, READ_TOGETHER)
 
 
 def _list_judged(store: Store, name: str, test_rows_digest: str) -> list[int]:
@@ -145,11 +144,17 @@ def _list_judged(store: Store, name: str, test_rows_digest: str) -> list[int]:
     return list(dict.fromkeys(entry.after for entry in found if entry.after is not None))
 
 
-def _load_entry(store: Store, name: str, number: int) -> tuple[Entry, str]:
-    """An entry and the digest of its bytes."""
+def _load_entries(store: Store, name: str, numbers: range) -> Iterator[tuple[Entry, str]]:
+    """Entries and the digests of their bytes."""
+    found = store.read_together([entry_path(name, number) for number in numbers])
+    return (_load_entry(store, name, number, data) for number, data in zip(numbers, found, strict=True))
+
+
+def _load_entry(store: Store, name: str, number: int, data: bytes | None = None) -> tuple[Entry, str]:
+    """An entry and the digest of its bytes, which are read where they are not given."""
     path, wanted, remedy = entry_path(name, number), f"entry {number} of the ledger", "put it back from a backup"
     try:
-        data = store.read(path)
+        data = data or store.read(path)
     except StoreError as error:
         if store.exists(path):
             raise

@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import fsspec
@@ -238,6 +238,11 @@ class Store:
         with _naming_store_errors(f"{self.root}/{path}"):
             data: bytes = self.files.cat_file(f"{self.root}/{path}")
             return data
+
+    def read_together(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes of each published file, None where it cannot be read; a store far away is asked for all at once."""
+        found = self.files.cat_ranges([f"{self.root}/{path}" for path in paths], None, None)
+        return [data if isinstance(data, bytes) else None for data in found]
 
     def names(self, folder: str) -> list[str]:
         """Names of what lies in `folder`, sorted; empty where there is no such folder."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refit.errors import ConflictError, StoreError
-from refit.ledger import append_entry, count_openings, entry_path, find_newest, load_ledger, read_back, record_opening
+from refit.ledger import append_entry, entry_path, find_newest, load_ledger, read_back, record_opening
 from refit.store import Store
 
 
@@ -165,14 +165,24 @@ def test_processes_that_append_at_once_make_one_chain(store):
     assert store.names("tmp") == []
 
 
+def test_reading_back_fails_no_sooner_than_at_the_entry_that_is_damaged(any_store):
+    for number in range(1, 41):
+        append_entry(any_store, "a", action="keep", why="no better", after=number)
+    any_store.write(entry_path("a", 30), b"{")
+    with pytest.raises(StoreError, match=r"000030\.json: expected entry 30 of the ledger, found"):
+        list(read_back(any_store, "a", 40))
+    assert [entry.number for entry in read_back(any_store, "a", 29)] == [*range(29, 0, -1)]
+    entries = read_back(any_store, "a", 40)
+    assert [next(entries).number for _ in range(10)] == [*range(40, 30, -1)]
+
+
 def test_test_rows_know_how_many_versions_they_have_judged(any_store):
-    assert count_openings(any_store, "a", "1" * 64) == 0
     assert [record_opening(any_store, "a", version, "1" * 64) for version in (1, 2, 4)] == [0, 1, 2]
     assert record_opening(any_store, "a", 5, "2" * 64) == 0
     append_entry(any_store, "a", action="keep", why="no better", after=4, details={"test_rows": "1" * 64})
-    assert count_openings(any_store, "a", "1" * 64) == 3
-    assert count_openings(any_store, "a", "2" * 64) == 1
-    assert count_openings(any_store, "b", "1" * 64) == 0
+    assert record_opening(any_store, "a", 6, "1" * 64) == 3
+    assert record_opening(any_store, "a", 6, "2" * 64) == 1
+    assert record_opening(any_store, "b", 1, "1" * 64) == 0
 
 
 def test_a_version_that_is_judged_again_after_a_crash_counts_once(any_store):

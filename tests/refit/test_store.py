@@ -123,6 +123,13 @@ def test_a_file_is_created_only_where_there_is_none(any_store):
     assert any_store.names("tmp") == []
 
 
+def test_files_are_read_together_in_the_order_that_they_are_named_in(any_store):
+    for name in "cab":
+        any_store.write(f"[{name}]/*", name.encode())
+    assert any_store.read_together(["[b]/*", "none", "[c]/*", "[a]/*"]) == [b"b", None, b"c", b"a"]
+    assert any_store.read_together([]) == []
+
+
 def test_missing_bytes_are_refused_by_path(any_store):
     digest = "ab" + "0" * 62
     with pytest.raises(StoreError, match=f"ab/{'0' * 62}: expected an object of the store, found none"):
