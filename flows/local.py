@@ -94,17 +94,17 @@ def _awaiting_server() -> Iterator[str]:
         if url := PREFECT_API_URL.value():
             from flows.server import SECONDS_TO_ANSWER, await_server
 
-            await_server(url, SECONDS_TO_ANSWER)
+            await_server(SECONDS_TO_ANSWER)
             yield url
             return
     with starting_server() as (url, server):
         yield url
-        from flows.server import await_server
+        from flows.server import await_own_server
 
         for module in NEEDED_LATER:
             importlib.import_module(module)
         digest_code([*DATA_CODE, *TRAINING_CODE])  # kept for the run
-        await_server(url, SECONDS_TO_START, server)
+        await_own_server(url, SECONDS_TO_START, server)
 
 
 def _leave_soon() -> None:

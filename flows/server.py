@@ -29,12 +29,13 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
 from refit.errors import RefitError, SettingsError
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 PAUSED = "paused"
+SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
 """A server that was just started takes a few."""
 
@@ -46,7 +47,10 @@ class ServerError(RefitError):
     def of(cls, url: str, error: Exception) -> "ServerError":
         """Say which server, what it answered, and what to do."""
         found = str(error).partition("\n")[0]
-        return cls(f"PREFECT_API_URL: expected a Prefect server at {url}, found {found}; start it, or set the address of another")
+        remedy = "start it, or set the address of another"
+        if _is_refusal(error):
+            remedy = "check the address, and PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+        return cls(f"PREFECT_API_URL: expected a Prefect server at {url}, found {found}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,31 @@ class Deployed:
     """Those that are online."""
 
 
-def await_server(url: str, seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return once the server answers.
+def await_server(seconds: float) -> None:
+    """Return once the server that is set answers Prefect's client, which has its certificates, credentials and headers.
+
+    Raises:
+        ServerError: It does not, for so long, or refuses.
+    """
+    give_up_at = time.monotonic() + seconds
+    impatient = get_client(httpx_settings={"timeout": SECONDS_TO_CONNECT}, sync_client=True)
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), impatient as client:
+        while True:
+            try:
+                client.read_flow_runs(limit=1)  # its health it tells everybody
+            except (httpx.HTTPStatusError, httpx.ReadTimeout) as error:
+                if _is_refusal(error):
+                    raise ServerError.of(PREFECT_API_URL.value(), error) from error
+            except (httpx.TransportError, ValueError) as error:
+                if time.monotonic() > give_up_at:
+                    raise ServerError.of(PREFECT_API_URL.value(), error) from error
+                time.sleep(0.05)
+                continue
+            return  # also where it is busy, which Prefect's client waits out
+
+
+def await_own_server(url: str, seconds: float, process: subprocess.Popen[bytes]) -> None:
+    """Return once the server of this process answers.
 
     Raises:
         ServerError: It does not, for so long, or its `process` has ended.
@@ -85,7 +112,7 @@ def await_server(url: str, seconds: float, process: subprocess.Popen[bytes] | No
             httpx.get(f"{url}/health").raise_for_status()
             return
         except httpx.HTTPError as error:
-            if process is not None and process.poll() is not None:
+            if process.poll() is not None:
                 raise ServerError(
                     f"expected to start a Prefect server, found that it ended with code {process.returncode};"
                     f" look at {PREFECT_HOME.value()}, or start one yourself and set PREFECT_API_URL"
@@ -110,7 +137,7 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
             " start one by `prefect server start` and set it to http://127.0.0.1:4200/api"
         )
     try:
-        await_server(url, seconds)
+        await_server(seconds)
         with get_client(sync_client=True) as client:
             yield client
     except (PrefectHTTPStatusError, httpx.TransportError) as error:
@@ -147,6 +174,10 @@ def find_runs(
 def in_states(*types: StateType) -> FlowRunFilterState:
     """The filter for runs that are in one of these states."""
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=[*types]))
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in {401, 403, 404}
 
 
 def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentResponse) -> Deployed:
