@@ -89,15 +89,13 @@ def await_server(seconds: float) -> None:
         while True:
             try:
                 client.read_flow_runs(limit=1)  # its health it tells everybody
-            except (httpx.HTTPStatusError, httpx.ReadTimeout) as error:
-                if _is_refusal(error):
+                return
+            except (httpx.HTTPError, ValueError) as error:
+                if isinstance(error, httpx.HTTPStatusError | httpx.ReadTimeout) and not _is_refusal(error):
+                    return  # it is busy, which Prefect's client waits out
+                if _is_refusal(error) or time.monotonic() > give_up_at:
                     raise ServerError.of(PREFECT_API_URL.value(), error) from error
-            except (httpx.TransportError, ValueError) as error:
-                if time.monotonic() > give_up_at:
-                    raise ServerError.of(PREFECT_API_URL.value(), error) from error
-                time.sleep(0.05)
-                continue
-            return  # also where it is busy, which Prefect's client waits out
+            time.sleep(0.05)
 
 
 def await_own_server(url: str, seconds: float, process: subprocess.Popen[bytes]) -> None:
