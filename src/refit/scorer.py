@@ -33,6 +33,8 @@ class Preparation(nn.Module):
         for position, column in enumerate(columns):
             for part, scale in _list_scales(column).items():  # buffers, as exporters may round plain numbers to float32
                 self.register_buffer(f"{position}_{part}", torch.tensor([scale.median, scale.mean, scale.std], dtype=torch.float64))
+            if isinstance(column, CategoricalColumn):  # and no range in the graph, of which ONNX Runtime warns
+                self.register_buffer(f"{position}_places", torch.arange(len(column.categories) + 1))
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the inputs, `(N, F)`."""
@@ -40,7 +42,7 @@ class Preparation(nn.Module):
         for position, (column, values) in enumerate(zip(self.columns, tensors, strict=True)):
             is_missing = _find_missing(column, values)
             if isinstance(column, CategoricalColumn):
-                inputs.append(_one_hot(column, values, is_missing))
+                inputs.append(_one_hot(column, values, is_missing, self.get_buffer(f"{position}_places")))
             elif isinstance(column, NumericColumn | DatetimeColumn):
                 parts = compute_date_parts(values) if isinstance(column, DatetimeColumn) else {"value": values}
                 for part in _list_scales(column):
@@ -130,8 +132,7 @@ def _find_missing(column: AnyColumn, values: Tensor) -> Tensor:
     return values == MISSING_TIME if isinstance(column, DatetimeColumn) else values.isnan()
 
 
-def _one_hot(column: CategoricalColumn, codes: Tensor, is_missing: Tensor) -> Tensor:
-    other = len(column.categories)
+def _one_hot(column: CategoricalColumn, codes: Tensor, is_missing: Tensor, places: Tensor) -> Tensor:
     if not column.has_indicator:
-        codes = torch.where(is_missing, other, codes)
-    return (codes[:, None] == torch.arange(other + 1)).float()
+        codes = torch.where(is_missing, len(column.categories), codes)
+    return (codes[:, None] == places).float()

@@ -1,7 +1,7 @@
 import importlib.util
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from refit.data.dataset import Manifest
-from refit.data.preprocessing import apply_columns, fit_columns
+from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns
 from refit.errors import DataError, RefitError, SettingsError
 from refit.export import export_model
 from refit.inference import Model
@@ -23,6 +23,7 @@ from refit.models import build_model
 from refit.scorer import MISSING_TIME, Preparation, build_array, compute_date_parts
 from refit.settings import SettingsTree
 
+Run = Callable[[pl.DataFrame], list[np.ndarray]]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 KINDS = {
     "size": "numeric",
@@ -75,19 +76,28 @@ def make_model(
     return Model(network.eval(), manifest, settings)
 
 
-def run_onnx(path: str, model: Model, rows: pl.DataFrame) -> list[np.ndarray]:
-    given = {column.name: build_array(column, rows, has_text=True) for column in model.manifest.columns}
-    return onnxruntime.InferenceSession(path).run(["class", "probabilities"], given)
+def load_onnx(path: str, columns: Sequence[AnyColumn]) -> Run:
+    session = onnxruntime.InferenceSession(path)
+
+    def run(rows: pl.DataFrame) -> list[np.ndarray]:
+        return session.run(["class", "probabilities"], {it.name: build_array(it, rows, has_text=True) for it in columns})
+
+    return run
 
 
-def run_torch(path: str, model: Model, rows: pl.DataFrame) -> list[np.ndarray]:
+def load_torch(path: str, columns: Sequence[AnyColumn]) -> Run:
     files = {"manifest.json": ""}
     program = torch.export.load(path, extra_files=files).module()
-    places, probabilities = program(*[torch.tensor(build_array(column, rows, has_text=False)) for column in model.manifest.columns])
-    return [np.array(json.loads(files["manifest.json"])["classes"])[places.numpy()], probabilities.detach().numpy()]
+    classes = np.array(json.loads(files["manifest.json"])["classes"])
+
+    def run(rows: pl.DataFrame) -> list[np.ndarray]:
+        places, probabilities = program(*[torch.tensor(build_array(it, rows, has_text=False)) for it in columns])
+        return [classes[places.numpy()], probabilities.detach().numpy()]
+
+    return run
 
 
-RUN = {"onnx": run_onnx, "torch": run_torch}
+LOAD = {"onnx": load_onnx, "torch": load_torch}
 
 
 @pytest.mark.parametrize("is_whole", [False, True], ids=["fitted with missing values", "fitted without"])
@@ -112,18 +122,20 @@ def test_date_parts_are_those_of_polars_from_year_1_to_9999():
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 @pytest.mark.parametrize(
-    ("classes", "is_whole"),
-    [(["no", "猫"], False), ([3, 7, 10**12], True), ([False, True], False)],
+    ("classes", "is_whole", "names"),
+    [(["no", "猫"], False, KINDS), ([3, 7, 10**12], True, KINDS), ([False, True], False, TWO_COLUMNS)],
     ids=["text", "integers, fitted on whole rows", "booleans"],
 )
-def test_the_file_scores_other_rows_as_the_model_does(format, is_whole, classes):
-    model, output = make_model(classes, is_whole), f"model{SUFFIXES[format]}"
+def test_the_file_scores_other_rows_as_the_model_does(format, is_whole, classes, names, capfd):
+    model, output = make_model(classes, is_whole, names=names), f"model{SUFFIXES[format]}"
     assert export_model(model, output, format, make_rows(1)) < 1e-6
+    run = LOAD[format](output, model.manifest.columns)
     for rows in (make_rows(2), make_rows(3, is_whole=True), make_rows(4, num_rows=1)):
-        found, probabilities = RUN[format](output, model, rows)
+        found, probabilities = run(rows)
         assert found.tolist() == model.predict(rows).tolist()
         assert probabilities == pytest.approx(model.predict_proba(rows), abs=1e-6)
     assert [path.name for path in Path().iterdir()] == [output]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
@@ -134,12 +146,13 @@ def test_a_model_of_numbers_alone_and_one_of_categories_alone_are_exported(forma
 
 
 def test_an_onnx_file_says_what_it_takes_and_gives_and_nothing_of_this_machine():
-    export_model(make_model(), "model.onnx", "onnx", make_rows(1), "penguins@v3")
+    names = [name for name in KINDS if name != "day"]
+    export_model(make_model(names=names), "model.onnx", "onnx", make_rows(1), "penguins@v3")
     session = onnxruntime.InferenceSession("model.onnx")
     known = {"float": "tensor(double)", "text": "tensor(string)", "time": "tensor(int64)"}
-    kinds = ["float", "float", "float", "text", "text", "float", "float", "time", "time"]
+    kinds = ["float", "float", "float", "text", "text", "float", "float", "time"]
     assert [(put.name, put.type, put.shape) for put in session.get_inputs()] == [
-        (name, known[kind], ["rows"]) for name, kind in zip(KINDS, kinds, strict=True)
+        (name, known[kind], ["rows"]) for name, kind in zip(names, kinds, strict=True)
     ]
     assert [(put.name, put.type, put.shape) for put in session.get_outputs()] == [
         ("class", "tensor(string)", ["rows"]),
@@ -156,7 +169,7 @@ def test_an_onnx_file_says_what_it_takes_and_gives_and_nothing_of_this_machine()
         "missing": "",
         "categories": ["0", "1", "2", "3"],
     }
-    assert columns[8] == {"name": "seen", "kind": "datetime", "type": "int64", "missing": MISSING_TIME}
+    assert columns[7] == {"name": "seen", "kind": "datetime", "type": "int64", "missing": MISSING_TIME}
     assert "`missing` where a value is unknown" in onnx.load("model.onnx").doc_string
     assert b"site-packages" not in Path("model.onnx").read_bytes()
     assert b"refit/scorer.py" not in Path("model.onnx").read_bytes()
