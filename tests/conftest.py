@@ -2,7 +2,11 @@
 
 import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +21,37 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def prefect_database(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's database before its first run, to be copied into a `PREFECT_HOME`; Prefect takes 20 seconds to make one."""
+    folder = pytestconfig.cache.mkdir(f"prefect-{version('prefect')}")
+    database = folder / "prefect.db"
+    with Store(str(folder)).lock("prefect.db", lambda: None):
+        if not database.exists():
+            home = tmp_path_factory.mktemp("home")
+            mine = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+            upgrade = [Path(sys.executable).with_name("prefect"), "server", "database", "upgrade", "--yes"]
+            subprocess.run(upgrade, env={**mine, "PREFECT_HOME": str(home)}, check=True, stdout=subprocess.DEVNULL)
+            shutil.copy(home / "prefect.db", folder / "new.db")
+            (folder / "new.db").rename(database)
+    return database
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server, and a folder for what Prefect keeps of tasks that a test calls outside of `results_in`."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.testing import utilities
 
     from tasks.training import set_threads_aside
 
     set_threads_aside()  # before tests that do not train in a flow, too
-    changes = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect")}
-    with prefect_test_harness(server_startup_timeout=90), temporary_settings(changes):
-        yield
+    home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, home / "prefect-test.db")
+    changes = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("storage")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(home))  # where the server's database is looked for
+        with utilities.prefect_test_harness(server_startup_timeout=90), temporary_settings(changes):
+            yield
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ class Site:
         project: Where runs find `refit.toml`, the table and the store.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: Path) -> None:
         self.folder, self.project, self.desk, clone = folder, folder / "project", folder / "desk", folder / "clone"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -47,7 +47,7 @@ class Site:
         self.environment = {
             **mine,
             "PREFECT_API_URL": self.url,
-            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_HOME": make_home(folder, database),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
@@ -127,6 +127,14 @@ class Site:
         number = self.read(f"/deployments/name/{deployment}")["id"]
         runs = self.ask("/flow_runs/filter", deployments={"id": {"any_": [number]}}, sort="EXPECTED_START_TIME_ASC").json()
         return [run for run in runs if run["state_type"] in FINAL]
+
+
+def make_home(folder: Path, database: Path) -> str:
+    """Make a `PREFECT_HOME` in the folder, with a database that is there already."""
+    home = folder / "prefect"
+    home.mkdir()
+    shutil.copy(database, home)
+    return str(home)
 
 
 def find_processes(variable: str, value: str) -> list[int]:

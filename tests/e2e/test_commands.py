@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
+from servers import make_home
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +29,13 @@ NOISE = ("Traceback", "database is locked", "Warning")
 
 
 @pytest.fixture
-def environment(tmp_path) -> dict[str, str]:
-    return make_environment(tmp_path)
+def environment(prefect_home) -> dict[str, str]:
+    return make_environment(prefect_home)
 
 
-def make_environment(folder: Path) -> dict[str, str]:
+def make_environment(home: str) -> dict[str, str]:
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REFIT_", "COV_"))}
-    return {**mine, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    return {**mine, "PREFECT_HOME": home, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def refit(environment):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
+def server(tmp_path_factory, prefect_database) -> Iterator[str]:
     """A Prefect server in a process of its own; the address of its API."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as found:
@@ -55,7 +56,7 @@ def server(tmp_path_factory) -> Iterator[str]:
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env={**make_environment(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+            env={**make_environment(make_home(folder, prefect_database)), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -213,7 +214,8 @@ def test_a_store_that_cannot_be_written_exits_with_one_and_names_it(refit):
 
 
 def test_two_runs_of_one_recipe_at_once_train_it_once(environment):
-    """As two terminals: the same store, the same Prefect home."""
+    """As two terminals: the same store, the same Prefect home, in which both are the first to come."""
+    Path(environment["PREFECT_HOME"], "prefect.db").unlink()
     command = [REFIT, "train", "--json"]
     runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outcomes = [run.communicate(timeout=TIMEOUT_SECONDS) for run in runs]

@@ -7,6 +7,7 @@ from kill_campaign import run_campaign
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("prefect_home")
 def test_whatever_is_killed_ends_with_the_bits_of_a_run_that_nobody_disturbed(tmp_path):
     tally = run_campaign(tmp_path, num_kills=5, num_terms=2, seed=0)
     assert tally.disturbed.total() == 7

@@ -20,7 +20,7 @@ URL = "s3://refit-tests/store"
 
 
 @pytest.fixture
-def environment(tmp_path) -> Iterator[dict[str, str]]:
+def environment(prefect_home) -> Iterator[dict[str, str]]:
     """The environment of commands that use the S3 server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ def environment(tmp_path) -> Iterator[dict[str, str]]:
                 break
             except botocore.exceptions.EndpointConnectionError:
                 time.sleep(0.2)
-        yield {**os.environ, **credentials, **endpoint, "PREFECT_HOME": str(tmp_path / "prefect")}
+        yield {**os.environ, **credentials, **endpoint, "PREFECT_HOME": prefect_home}
     finally:
         client.close()
         server.terminate()

@@ -191,7 +191,7 @@ def test_another_seed_gives_other_weights():
 
 def test_runs_in_threads_of_one_process_give_the_bits_that_each_gives_alone(tmp_path):
     """As in a search for settings by `map`, which runs tasks in threads."""
-    base = by_time(write_table(tmp_path / "table.csv", num_rows=900), num_epochs=3) | {"loader": {"batch_size": 2}}
+    base = by_time(write_table(tmp_path / "table.csv", num_rows=300), num_epochs=3) | {"loader": {"batch_size": 2}}
     tried = [base | {"optimizer": {"lr": lr}} for lr in (0.01, 0.02, 0.03)]
 
     @task
