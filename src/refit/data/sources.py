@@ -161,16 +161,16 @@ def _find_paths(files: Any, root: str, source: str) -> list[str]:
                 f"{source}: expected a file ending in {', '.join(SUFFIXES)}, found another ending; rename or convert it"
             )
         return [root]
-    is_local = isinstance(files, LocalFileSystem)
     if files.isdir(root):
-        found = [f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names] if is_local else files.find(root)
+        found = _walk(files, root)
     elif GLOB_SIGNS.search(root):
-        found = [path for path in files.glob(root) if files.isfile(path)]
+        matches = files.glob(root)
+        found = [path for path in matches if files.isfile(path)] or [path for folder in matches for path in _walk(files, folder)]
     else:
         raise DataError(f"{source}: expected a file, folder or glob, found nothing there; check the path")
     start = GLOB_SIGNS.split(root)[0]
     shown = (path for path in found if path.lower().endswith(SUFFIXES) and not _is_hidden(path.removeprefix(start)))
-    unique = {os.path.realpath(path) if is_local else path: path for path in sorted(shown, reverse=True)}
+    unique = {os.path.realpath(path) if isinstance(files, LocalFileSystem) else path: path for path in sorted(shown, reverse=True)}
     paths = sorted(unique.values())
     if not paths:
         raise DataError(f"{source}: expected files ending in {', '.join(SUFFIXES)}, found none of them; check the path")
@@ -181,6 +181,13 @@ def _find_paths(files: Any, root: str, source: str) -> list[str]:
             f"{source}: expected either CSV or Parquet, found {other} and {parquet[0]}; name one kind, like `*.parquet`"
         )
     return paths
+
+
+def _walk(files: Any, folder: str) -> list[str]:
+    """All files in a folder and those inside it."""
+    if isinstance(files, LocalFileSystem):
+        return [f"{inner}/{name}" for inner, _, names in os.walk(folder) for name in names]
+    return cast(list[str], files.find(folder))
 
 
 def _find_partitions(path: str) -> dict[str, str | None]:

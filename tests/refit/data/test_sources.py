@@ -69,8 +69,8 @@ def test_remote_files_are_read_through_fsspec() -> None:
     files = fsspec.filesystem("memory")
     files.pipe_file("/folder/1.csv", b"a,b\n1,2\n")
     files.pipe_file("/folder/2.csv", b"a,b\n3,\n")
-    table = read_table("memory://folder")
-    assert table.frame.to_dict(as_series=False) == {"a": ["1", "3"], "b": ["2", None]}
+    for source in ("memory://folder", "memory://folder/*", "memory://f*r"):
+        assert read_table(source).frame.to_dict(as_series=False) == {"a": ["1", "3"], "b": ["2", None]}
     with pytest.raises(DataError, match=r"memory://nowhere: expected a file, folder or glob, found nothing there"):
         read_table("memory://nowhere")
 
@@ -127,7 +127,7 @@ def test_the_folder_that_the_work_is_done_in_is_no_column(tmp_path: Path, monkey
     monkeypatch.chdir(project)
     (project / "day=1").mkdir()
     (project / "day=1" / "rows.csv").write_text("a\n2\n")
-    for source in ("day=1/rows.csv", "day=*/*", str(project)):
+    for source in ("day=1/rows.csv", "day=*/*", "day=*", str(project)):
         assert read_table(source).frame.to_dict(as_series=False) == {"a": ["2"], "day": ["1"]}
     monkeypatch.chdir("day=1")
     assert read_table("rows.csv").frame.to_dict(as_series=False) == {"a": ["2"]}
