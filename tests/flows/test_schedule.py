@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,9 @@ def test_status_tells_the_ledger_without_a_server_and_says_so(refit, toy):
     assert [(model["name"], model["champion"], model["decision"]["why"]) for model in shown["models"]] == [
         ("toy", 1, "it may be luck")
     ]
+    models = Path(toy.root, "models", "toy")
+    shutil.copytree(models / "v1", models / "v3")
+    assert lines_of(refit("status")[1])["champion"].startswith("v1 of 3, ")  # v2 was let go
 
 
 def test_status_of_a_model_that_is_not_there_names_those_there_are(refit, toy):  # noqa: ARG001
