@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from flows.own_server import SECONDS_TO_START, is_server_named, starting_server
 from flows.terminal import FAILED
 from refit.code import digest_code
+from refit.data.sources import first_line
 from refit.keys import DATA_CODE, TRAINING_CODE
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
@@ -66,11 +67,11 @@ def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was traine
         try:
             with settings.temporary_settings(changes), _report_progress():
                 return found(*arguments, return_state=True).result(raise_on_failure=False)
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             _leave_soon()
             return ServerError(
-                f"PREFECT_API_URL: expected the Prefect server at {url} to be there to the end, found {error};"
-                " what was done is kept: start the server, and give the same command again"
+                f"PREFECT_API_URL: expected the Prefect server at {url} to serve to the end, found {first_line(error)};"
+                " what was done is kept: see that the server runs and has space left, and give the same command again"
             )
 
 

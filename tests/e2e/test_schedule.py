@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -177,15 +178,28 @@ def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_t
     assert list_versions(site.store, "away") == [1, 2]
 
 
-def test_a_run_from_a_terminal_keeps_what_it_trained_when_its_server_goes_away(site, first_champion):  # noqa: ARG001
-    command = [REFIT, "train", "--name", "terminal", "--training.num_epochs", "4", "--training.patience", "none"]
-    run = site.start("terminal", command, site.project)
-    wait_for(lambda: "epoch 1/4" in site.log("terminal").read_text() or run.poll() is not None)
-    assert run.poll() is None, site.log("terminal").read_text()
-    site.kill(site.server)
+def fill_disk(site) -> None:
+    """As far as the server can tell: no state of the run of `full` finds room any more."""
+    with sqlite3.connect(Path(site.environment["PREFECT_HOME"], "prefect.db"), timeout=60) as database:
+        database.execute(
+            "create trigger full before insert on flow_run_state"
+            " when (select name from flow_run where id = new.flow_run_id) like 'train full, %'"
+            " begin select raise(abort, 'database or disk is full'); end"
+        )
+
+
+@pytest.mark.parametrize("end", [fill_disk, lambda site: site.kill(site.server)], ids=["full", "gone"])
+def test_a_run_from_a_terminal_keeps_what_it_trained_whatever_becomes_of_its_server(site, first_champion, request, end):  # noqa: ARG001
+    name = request.node.callspec.id
+    seed = {"full": "1", "gone": "2"}[name]  # else all was done before
+    command = [REFIT, "train", "--name", name, "--seed", seed, "--training.num_epochs", "4", "--training.patience", "none"]
+    run = site.start(name, command, site.project)
+    wait_for(lambda: "epoch 1/4" in site.log(name).read_text() or run.poll() is not None)
+    assert run.poll() is None, site.log(name).read_text()
+    end(site)
     assert run.wait(timeout=TIMEOUT_SECONDS) == 1
-    lines = site.log("terminal").read_text().splitlines()
-    assert "saved terminal@v1" in lines[-2]
-    assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to be there to the end, found ")
-    assert lines[-1].endswith("what was done is kept: start the server, and give the same command again")
-    assert list_versions(site.store, "terminal") == [1]
+    lines = site.log(name).read_text().splitlines()
+    assert f"saved {name}@v1" in lines[-2]
+    assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to serve to the end, found ")
+    assert lines[-1].endswith("see that the server runs and has space left, and give the same command again")
+    assert list_versions(site.store, name) == [1]
