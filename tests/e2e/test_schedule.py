@@ -188,10 +188,8 @@ def fill_disk(site) -> None:
         )
 
 
-@pytest.mark.parametrize("end", [fill_disk, lambda site: site.kill(site.server)], ids=["full", "gone"])
-def test_a_run_from_a_terminal_keeps_what_it_trained_whatever_becomes_of_its_server(site, first_champion, request, end):  # noqa: ARG001
-    name = request.node.callspec.id
-    seed = {"full": "1", "gone": "2"}[name]  # else all was done before
+@pytest.mark.parametrize(("name", "seed", "end"), [("full", "1", fill_disk), ("gone", "2", lambda site: site.kill(site.server))])
+def test_a_run_from_a_terminal_keeps_what_it_trained_whatever_becomes_of_its_server(site, first_champion, name, seed, end):  # noqa: ARG001
     command = [REFIT, "train", "--name", name, "--seed", seed, "--training.num_epochs", "4", "--training.patience", "none"]
     run = site.start(name, command, site.project)
     wait_for(lambda: "epoch 1/4" in site.log(name).read_text() or run.poll() is not None)
