@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from flows.own_server import SECONDS_TO_START, is_server_named, starting_server
 from flows.terminal import FAILED
 from refit.code import digest_code
-from refit.data.sources import first_line
+from refit.errors import first_line
 from refit.keys import DATA_CODE, TRAINING_CODE
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.

@@ -31,7 +31,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
-from refit.errors import RefitError, SettingsError
+from refit.errors import RefitError, SettingsError, first_line
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 PAUSED = "paused"
@@ -46,11 +46,10 @@ class ServerError(RefitError):
     @classmethod
     def of(cls, url: str, error: Exception) -> "ServerError":
         """Say which server, what it answered, and what to do."""
-        found = str(error).partition("\n")[0]
         remedy = "start it, or set the address of another"
         if _is_refusal(error):
             remedy = "check the address, and PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
-        return cls(f"PREFECT_API_URL: expected a Prefect server at {url}, found {found}; {remedy}")
+        return cls(f"PREFECT_API_URL: expected a Prefect server at {url}, found {first_line(error)}; {remedy}")
 
 
 @dataclass(frozen=True)

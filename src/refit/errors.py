@@ -23,3 +23,8 @@ class StoreError(RefitError):
 
 class ConflictError(StoreError):
     """Another process has changed the same thing in the meantime; look again and decide anew."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in a line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

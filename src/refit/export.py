@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from refit.data.dataset import Manifest
 from refit.data.preprocessing import CategoricalColumn
-from refit.data.sources import first_line
-from refit.errors import DataError, RefitError, SettingsError
+from refit.errors import DataError, RefitError, SettingsError, first_line
 from refit.inference import Model
 from refit.outputs import check_output, replacing
 from refit.randomness import putting_generators_back

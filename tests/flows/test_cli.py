@@ -227,6 +227,12 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
     assert "Traceback" not in finished.stderr
 
 
+def test_what_starts_the_server_of_a_run_imports_nothing_slow_before():
+    script = "import sys; from flows import local; print(*({'torch', 'prefect', 'polars', 'pyarrow'} & set(sys.modules)))"
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (finished.stdout, finished.stderr) == ("\n", "")
+
+
 def test_only_commands_that_compute_import_torch_and_prefect():
     """The other commands answer at once."""
     script = (

@@ -20,14 +20,13 @@ from refit.data.sources import (
     add_partitions,
     check_rows,
     find_files,
-    first_line,
     join_parts,
     list_names,
     naming_read_errors,
     open_csv,
     read_header,
 )
-from refit.errors import DataError
+from refit.errors import DataError, first_line
 
 BLOCK_BYTES = 1 << 23
 PARQUET_BUFFER_BYTES = 1 << 20

@@ -23,7 +23,7 @@ import polars as pl
 from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
-from refit.errors import DataError
+from refit.errors import DataError, first_line
 
 NOTEBOOK = "notebook"
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -338,8 +338,3 @@ def join_parts(paths: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
             if known != found and not (known.is_numeric() and found.is_numeric()) and pl.Null not in (known, found):
                 raise DataError(f"{path}, column `{name}`: expected {known} as in {paths[0]}, found {found}; convert the column")
     return pl.concat([frame.select(first.columns) for frame in frames], how="vertical_relaxed")
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, in a line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
