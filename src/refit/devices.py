@@ -62,10 +62,16 @@ def describe_device(device: torch.device) -> str:
 
 
 def describe_processor(device: torch.device) -> str:
-    """What computes, as far as the last bits depend on it: the kind, its instruction set or model, and CPU threads."""
+    """What computes, as far as the last bits depend on it: the kind, the model, and a CPU's instruction set and threads."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return f"{device.type} {_name_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _name_cpu() -> str:
+    """Such as `AMD EPYC`, as far as the processor tells."""
+    capabilities = torch.cpu.get_capabilities()
+    return str(capabilities.get("cpu_name") or capabilities["architecture"])
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
+from refit.devices import describe_processor
 from refit.errors import SettingsError
 from refit.interruption import deliver_signal
 from refit.randomness import seed_everything
@@ -91,8 +92,8 @@ def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
 
 
 def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, bool]) -> str:
-    """What a program depends on: operations, constants, shapes and types, the processor's instruction set, threads, PyTorch."""
-    here = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), options]
+    """What a program depends on: operations, constants, shapes and types, the processor, its threads, PyTorch."""
+    here = [torch.__version__, describe_processor(torch.device("cpu")), options]
     digest = hashlib.sha256(f"{here} {list_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
     for node in graph.graph.find_nodes(op="get_attr"):
         constant = getattr(graph, node.target)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from refit.devices import autocast, choose_device, describe_device, prepare_compute
+from refit.devices import autocast, choose_device, describe_device, describe_processor, prepare_compute
 from refit.errors import SettingsError
 from refit.settings import ComputeSettings
 
@@ -49,6 +49,10 @@ def test_the_precision_of_matrix_products_is_set_as_given():
     assert torch.get_float32_matmul_precision() == "medium"
     prepare_compute(ComputeSettings(device="cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_processor_is_told_from_another_of_the_same_instruction_set():
+    assert torch.cpu.get_capabilities()["cpu_name"] in describe_processor(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("engine", ["compiled", "auto"])
