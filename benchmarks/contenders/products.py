@@ -1,45 +1,53 @@
 """The machine's limit: only the matrix products of an epoch's steps, of the same shapes, by PyTorch, into buffers that are there.
 
-Small products are made one a call or many a call, whichever is faster: of the smallest, one call each would measure Python.
+Small products are made one a call or many a call, whichever is faster: of the smallest, one call each would measure Python. MKL
+makes them, or oneDNN where it may be faster and is.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 
 import torch
 from torch import Tensor
 from work import Array, Labels, Layers, Work, race
+
+from refit.devices import is_onednn_faster, multiplying_by_onednn
 
 PRODUCTS_PER_CALL = (1, 16, 64)
 LARGEST_IN_MANY = 10_000_000
 """Multiplications; larger products are made one a call."""
 CALLS_TO_CHOOSE = 5
 
-Product = tuple[Callable[[], Tensor], int]
-"""A call that multiplies, and how many products it makes."""
+Library = Callable[[], AbstractContextManager[None]]
+Product = tuple[Callable[[], Tensor], int, Library]
+"""A call that multiplies, how many products it makes, and what makes them."""
 
 
 def build_product(m: int, k: int, n: int) -> Product:
     """The fastest call for products of `(m, k)` and `(k, n)`."""
     counts = PRODUCTS_PER_CALL if m * k * n <= LARGEST_IN_MANY else (1,)
-    return min((_batch_product(m, k, n, count) for count in counts), key=_measure)
+    libraries = (nullcontext, multiplying_by_onednn) if is_onednn_faster() else (nullcontext,)
+    return min(((_batch_product(m, k, n, count), count, library) for count, library in product(counts, libraries)), key=_measure)
 
 
-def _batch_product(m: int, k: int, n: int, count: int) -> Product:
+def _batch_product(m: int, k: int, n: int, count: int) -> Callable[[], Tensor]:
     a, b, out = torch.randn(count, m, k), torch.randn(count, k, n), torch.empty(count, m, n)
     if count == 1:
-        return lambda: torch.mm(a[0], b[0], out=out[0]), 1
-    return lambda: torch.bmm(a, b, out=out), count
+        return lambda: torch.mm(a[0], b[0], out=out[0])
+    return lambda: torch.bmm(a, b, out=out)
 
 
 def _measure(product: Product) -> float:
     """Seconds of one product, at best."""
-    multiply, count = product
+    multiply, count, library = product
     times = []
-    for _ in range(CALLS_TO_CHOOSE):
-        started = time.perf_counter()
-        multiply()
-        times.append((time.perf_counter() - started) / count)
+    with library():
+        for _ in range(CALLS_TO_CHOOSE):
+            started = time.perf_counter()
+            multiply()
+            times.append((time.perf_counter() - started) / count)
     return min(times)
 
 
@@ -48,9 +56,10 @@ def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Call
     products = [build_product(*shape) for shape in work.products]
     lap()
     for _ in range(num_epochs):
-        for multiply, count in products:
-            for _ in range(-(-work.num_steps // count)):
-                multiply()
+        for multiply, count, library in products:
+            with library():
+                for _ in range(-(-work.num_steps // count)):
+                    multiply()
         lap()
     return []
 

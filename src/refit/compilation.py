@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from refit.devices import is_onednn_faster
 from refit.errors import SettingsError
 from refit.programs import compile_for_gpu, list_shapes, load_program, refusal
 from refit.randomness import putting_generators_back, seed_everything
@@ -33,6 +34,8 @@ AUTO_COMPILES_FROM_STEP = 50_000
 STEPS_A_CALL = 4
 SMALL_STEP = 1_000_000
 """Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
+LARGE_STEP = 10_000_000
+"""Rows times parameters. From here on it pays to multiply by oneDNN where it is faster: each product takes it 10 µs to begin."""
 TRIAL_LR = 0.01
 """Learning rate of the steps by which machine code is compared with PyTorch's operations."""
 TRIES = 5
@@ -56,8 +59,12 @@ def should_compile(engine: str, step: int, model: nn.Module, optimizer: torch.op
 
 def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int) -> int:
     """How many steps of so many rows one call of a compiled program takes: 4 small ones on the CPU, else 1."""
-    is_small = num_rows * sum(parameter.numel() for parameter in parameters) < SMALL_STEP
-    return STEPS_A_CALL if is_small and parameters[0].is_cpu else 1
+    return STEPS_A_CALL if _measure(parameters, num_rows) < SMALL_STEP and parameters[0].is_cpu else 1
+
+
+def _measure(parameters: Sequence[Tensor], num_rows: int) -> int:
+    """How large a step is: rows times parameters."""
+    return num_rows * sum(parameter.numel() for parameter in parameters)
 
 
 def compile_steps(
@@ -110,7 +117,9 @@ def compile_steps(
         with putting_generators_back():
             graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
             if device.type == "cpu":
-                program = load_program(graph, _make_trial(fixed, rows), plans_memory=num_steps > 1)
+                is_large = _measure(group["params"], len(rows[1]) // num_steps) >= LARGE_STEP
+                uses_onednn = is_large and is_onednn_faster()
+                program = load_program(graph, _make_trial(fixed, rows), plans_memory=num_steps > 1, uses_onednn=uses_onednn)
             else:
                 program = compile_for_gpu(graph, (*fixed, *rows))
     except SettingsError as error:

@@ -80,8 +80,13 @@ def assert_close(found: TrainingState, expected: TrainingState) -> None:
             torch.testing.assert_close(states[0][number][name], value, rtol=1e-3, atol=1e-6)
 
 
-def test_compiled_epochs_are_eager_ones_up_to_rounding():
-    """With dropout, normalization, decay, clipping, groups, a schedule, a short last batch and a parameter without gradient."""
+@pytest.mark.parametrize("large_step", [compilation.LARGE_STEP, 0])
+def test_compiled_epochs_are_eager_ones_up_to_rounding(large_step, monkeypatch):
+    """With dropout, normalization, decay, clipping, groups, a schedule, a short last batch and a parameter without gradient.
+
+    Large steps multiply by oneDNN where that is faster.
+    """
+    monkeypatch.setattr(compilation, "LARGE_STEP", large_step)
     states, lines = {engine: build_state() for engine in ("eager", "compiled")}, []
     for _ in range(NUM_EPOCHS):
         logs = [train(state, engine, report=lines.append) for engine, state in states.items()]
