@@ -5,6 +5,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -18,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from refit.devices import is_onednn_faster
+from refit.devices import computing_on_one_thread, is_onednn_faster, multiplying_by_onednn
 from refit.errors import SettingsError
 from refit.programs import compile_for_gpu, list_shapes, load_program, refusal
 from refit.randomness import putting_generators_back, seed_everything
@@ -67,6 +68,14 @@ def _measure(parameters: Sequence[Tensor], num_rows: int) -> int:
     return num_rows * sum(parameter.numel() for parameter in parameters)
 
 
+def _choose_context(parameters: Sequence[Tensor], num_rows: int) -> Callable[[], AbstractContextManager[None]]:
+    """What a step on so many rows runs in; threads of a small one would wait for one another longer than they compute."""
+    size = _measure(parameters, num_rows)
+    if parameters[0].is_cpu and size >= LARGE_STEP and is_onednn_faster():
+        return multiplying_by_onednn
+    return computing_on_one_thread if parameters[0].is_cpu and size < SMALL_STEP else nullcontext
+
+
 def compile_steps(
     engine: str,
     model: nn.Module,
@@ -110,16 +119,15 @@ def compile_steps(
     programs = _steps.setdefault(model, {})
     if key in programs:
         return programs[key]
+    running = _choose_context(group["params"], len(rows[1]) // num_steps)
     started = time.perf_counter()
     rates = [torch.tensor(0.0, device=device, requires_grad=True) for _ in range(num_steps)]
     fixed = tree_map(Tensor.detach, (*tensors, rates))
     try:
-        with putting_generators_back():
+        with putting_generators_back(), running():
             graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
             if device.type == "cpu":
-                is_large = _measure(group["params"], len(rows[1]) // num_steps) >= LARGE_STEP
-                uses_onednn = is_large and is_onednn_faster()
-                program = load_program(graph, _make_trial(fixed, rows), plans_memory=num_steps > 1, uses_onednn=uses_onednn)
+                program = load_program(graph, _make_trial(fixed, rows), plans_memory=num_steps > 1)
             else:
                 program = compile_for_gpu(graph, (*fixed, *rows))
     except SettingsError as error:
@@ -138,7 +146,8 @@ def compile_steps(
                 rate.fill_(lr)
             rates_before = [*lrs]
         group["lr"] = lrs[-1]
-        return program([*inputs, *rows])
+        with running():
+            return program([*inputs, *rows])
 
     programs[key] = take_steps
     return take_steps

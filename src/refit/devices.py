@@ -95,6 +95,17 @@ def multiplying_by_onednn() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+@contextmanager
+def computing_on_one_thread() -> Iterator[None]:
+    """Let other CPU threads rest."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context of a forward pass: nothing for `fp32`, automatic mixed precision for `bf16`."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

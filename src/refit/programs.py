@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from refit.devices import describe_processor, multiplying_by_onednn
+from refit.devices import describe_processor
 from refit.errors import SettingsError
 from refit.interruption import deliver_signal
 from refit.randomness import seed_everything
@@ -24,14 +24,13 @@ Program = Callable[[list[Tensor]], Sequence[Tensor]]
 OPTIONS = {"pattern_matcher": False, "fallback_random": True}
 
 
-def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory: bool, uses_onednn: bool) -> Program:
+def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory: bool) -> Program:
     """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first.
 
     Args:
         graph: What it computes.
         arguments: Of the graph, the parameters first; left as they are.
         plans_memory: Whether all that it computes lies in one place: small steps take 2 µs less, large ones up to a fifth longer.
-        uses_onednn: Whether matrix products are oneDNN's.
 
     Raises:
         SettingsError: The graph cannot be compiled, or computes something else when it is.
@@ -52,8 +51,6 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory
             unfinished.replace(path)
         # The package itself would flatten its arguments anew in every call.
         program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
-        if uses_onednn:
-            program = multiplying_by_onednn()(program)
         is_right = _is_right(program, graph, arguments)
     except Exception as error:
         deliver_signal()  # Ctrl-C ends the C++ compiler too

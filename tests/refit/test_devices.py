@@ -4,6 +4,7 @@ import torch
 from refit.devices import (
     autocast,
     choose_device,
+    computing_on_one_thread,
     describe_device,
     describe_processor,
     is_onednn_faster,
@@ -49,6 +50,13 @@ def test_threads_are_set_as_given_and_left_where_none_are():
     prepare_compute(ComputeSettings(device="cpu", num_threads=2))
     assert torch.get_num_threads() == 2
     assert prepare_compute(ComputeSettings(device="cpu")) == torch.device("cpu")
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_rest_and_come_back():
+    prepare_compute(ComputeSettings(device="cpu", num_threads=2))
+    with computing_on_one_thread():
+        assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 
 
