@@ -1,26 +1,25 @@
 """The machine's limit: only the matrix products of an epoch's steps, of the same shapes, by PyTorch, into buffers that are there.
 
-Small products are made one a call or many a call, whichever is faster: of the smallest, one call each would measure Python. MKL
-makes them, or oneDNN where it may be faster and is.
+Small products are made one a call or many a call, on one thread or all, by MKL or oneDNN, whichever is fastest: of the smallest,
+one call each would measure Python.
 """
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 
 import torch
+from limits import Library, find_libraries
 from torch import Tensor
 from work import Array, Labels, Layers, Work, race
 
-from refit.devices import is_onednn_faster, multiplying_by_onednn
+from refit.devices import computing_on_one_thread
 
 PRODUCTS_PER_CALL = (1, 16, 64)
 LARGEST_IN_MANY = 10_000_000
 """Multiplications; larger products are made one a call."""
 CALLS_TO_CHOOSE = 5
 
-Library = Callable[[], AbstractContextManager[None]]
 Product = tuple[Callable[[], Tensor], int, Library]
 """A call that multiplies, how many products it makes, and what makes them."""
 
@@ -28,7 +27,7 @@ Product = tuple[Callable[[], Tensor], int, Library]
 def build_product(m: int, k: int, n: int) -> Product:
     """The fastest call for products of `(m, k)` and `(k, n)`."""
     counts = PRODUCTS_PER_CALL if m * k * n <= LARGEST_IN_MANY else (1,)
-    libraries = (nullcontext, multiplying_by_onednn) if is_onednn_faster() else (nullcontext,)
+    libraries = [*find_libraries(), computing_on_one_thread]
     return min(((_batch_product(m, k, n, count), count, library) for count, library in product(counts, libraries)), key=_measure)
 
 

@@ -19,8 +19,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from refit.devices import computing_on_one_thread, is_onednn_faster, multiplying_by_onednn
+from refit.devices import computing_on_one_thread
 from refit.errors import SettingsError
+from refit.operations import LIGHTER
 from refit.programs import compile_for_gpu, list_shapes, load_program, refusal
 from refit.randomness import putting_generators_back, seed_everything
 from refit.steps import Batch
@@ -32,11 +33,9 @@ Steps = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
 """Trains on the rows of several steps, each at its learning rate, and returns one vector, the mean loss of each batch."""
 
 AUTO_COMPILES_FROM_STEP = 50_000
-STEPS_A_CALL = 4
-SMALL_STEP = 1_000_000
+SMALL_STEP = 2_000_000
 """Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
-LARGE_STEP = 10_000_000
-"""Rows times parameters. From here on it pays to multiply by oneDNN where it is faster: each product takes it 10 µs to begin."""
+MEDIUM_STEP = 8_000_000
 TRIAL_LR = 0.01
 """Learning rate of the steps by which machine code is compared with PyTorch's operations."""
 TRIES = 5
@@ -59,8 +58,14 @@ def should_compile(engine: str, step: int, model: nn.Module, optimizer: torch.op
 
 
 def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int) -> int:
-    """How many steps of so many rows one call of a compiled program takes: 4 small ones on the CPU, else 1."""
-    return STEPS_A_CALL if _measure(parameters, num_rows) < SMALL_STEP and parameters[0].is_cpu else 1
+    """How many steps of so many rows one call of a compiled program takes: on the CPU 4 small ones or 2 medium ones, else 1.
+
+    As an epoch's last steps that fill no call are eager, more a call may take longer.
+    """
+    size = _measure(parameters, num_rows)
+    if not parameters[0].is_cpu or size >= MEDIUM_STEP:
+        return 1
+    return 4 if size < SMALL_STEP else 2
 
 
 def _measure(parameters: Sequence[Tensor], num_rows: int) -> int:
@@ -70,10 +75,8 @@ def _measure(parameters: Sequence[Tensor], num_rows: int) -> int:
 
 def _choose_context(parameters: Sequence[Tensor], num_rows: int) -> Callable[[], AbstractContextManager[None]]:
     """What a step on so many rows runs in; threads of a small one would wait for one another longer than they compute."""
-    size = _measure(parameters, num_rows)
-    if parameters[0].is_cpu and size >= LARGE_STEP and is_onednn_faster():
-        return multiplying_by_onednn
-    return computing_on_one_thread if parameters[0].is_cpu and size < SMALL_STEP else nullcontext
+    is_small = parameters[0].is_cpu and _measure(parameters, num_rows) < SMALL_STEP
+    return computing_on_one_thread if is_small else nullcontext
 
 
 def compile_steps(
@@ -185,38 +188,6 @@ def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
     trial_states = [{name: torch.full_like(it, steady.get(name, 0.0)) for name, it in state.items()} for state in states]
     trial_rates = [torch.full_like(rate, TRIAL_LR) for rate in rates]
     return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), torch.arange(len(y)) % 2
-
-
-def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """A linear layer whose bias goes into the loop of what follows; PyTorch's own copies it first, which costs small ones 1 µs."""
-    is_plain = beta == alpha == 1 and x.is_cpu and x.dtype == torch.float32
-    return x.mm(weight) + bias if is_plain else NotImplemented
-
-
-def _average_loss(log_shares: Tensor, y: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    """The loss of a batch and its rows, without the classes to ignore that PyTorch looks for: there are none."""
-    return -log_shares.gather(1, y.unsqueeze(1)).mean(), log_shares.new_full((), len(y))
-
-
-def _spread_gradient(gradient: Tensor, log_shares: Tensor, y: Tensor, *_: object) -> Tensor:
-    """The gradient of `_average_loss` in one loop; PyTorch's own first fills zeros, then writes to places among them."""
-    is_class = torch.arange(log_shares.shape[1], device=y.device) == y.unsqueeze(1)
-    return torch.where(is_class, -gradient / len(y), 0.0)
-
-
-def _draw_mask(x: Tensor, p: float = 0.5, **_: object) -> Tensor:
-    """The draws of dropout, by an operation that writes to no input; those that do, Inductor may move behind their readers."""
-    is_plain = x.is_cpu and p < 1  # others are not drawn
-    return x.copy_(torch.ops.aten.native_dropout.default(x, 1 - p, True)[1]) if is_plain else NotImplemented
-
-
-LIGHTER: dict[OpOverload, Callable[..., object]] = {
-    torch.ops.aten.addmm.default: _add_product,
-    torch.ops.aten.nll_loss_forward.default: _average_loss,
-    torch.ops.aten.nll_loss_backward.default: _spread_gradient,
-    torch.ops.aten.bernoulli_.float: _draw_mask,
-}
-"""What is compiled in place of PyTorch's operations: `compute_gradients` takes means, and classes are never left out."""
 
 
 def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:

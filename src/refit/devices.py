@@ -75,26 +75,6 @@ def _name_cpu() -> str:
     return str(capabilities.get("cpu_name") or capabilities["architecture"])
 
 
-def is_onednn_faster() -> bool:
-    """Whether oneDNN takes about half of MKL's time for large fp32 products: with AVX-512, which MKL leaves to Intel's processors.
-
-    Not where it may round to bf16 in what PyTorch lets it do, which takes matrix units.
-    """
-    is_left_out = torch.backends.cpu.get_cpu_capability() == "AVX512" and "Intel" not in _name_cpu()
-    return is_left_out and not torch.cpu.get_capabilities()["amx_tile"]
-
-
-@contextmanager
-def multiplying_by_onednn() -> Iterator[None]:
-    """Let oneDNN compute fp32 products, and not MKL, whose last bits are others."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
 @contextmanager
 def computing_on_one_thread() -> Iterator[None]:
     """Let other CPU threads rest."""

@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from refit.devices import describe_processor
 from refit.errors import SettingsError
 from refit.interruption import deliver_signal
+from refit.operations import MULTIPLY, multiplies_blocks
 from refit.randomness import seed_everything
 
 Program = Callable[[list[Tensor]], Sequence[Tensor]]
 """Takes all tensors of its steps, changes parameters, buffers and optimizer state in place, and returns the losses."""
 
 # Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
-OPTIONS = {"pattern_matcher": False, "fallback_random": True}
+OPTIONS: dict[str, Any] = {"pattern_matcher": False, "fallback_random": True}
 
 
 def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory: bool) -> Program:
@@ -38,7 +39,8 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
 
-    options = {**OPTIONS, "memory_planning": plans_memory}
+    functions = {torch.ops.aten.mm.default: [MULTIPLY]} if multiplies_blocks() else {}
+    options = {**OPTIONS, "memory_planning": plans_memory, "aot_inductor.custom_ops_to_c_shims": functions}
     folder = Path(cache_dir()) / "refit"
     path = folder / f"{_digest(graph, arguments, options)}.pt2"
     try:
@@ -91,7 +93,7 @@ def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     return program
 
 
-def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, bool]) -> str:
+def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
     """What a program depends on: operations, constants, shapes and types, the processor, its threads, PyTorch."""
     here = [torch.__version__, describe_processor(torch.device("cpu")), options]
     digest = hashlib.sha256(f"{here} {list_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())

@@ -6,6 +6,7 @@ import random
 import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from threading import Thread
 
@@ -18,6 +19,7 @@ from refit import compilation, programs
 from refit.checkpoints import digest_weights, dump_state, find_partial, load_state, save_partial, save_state
 from refit.errors import SettingsError
 from refit.loaders import build_train_loader
+from refit.operations import multiplies_blocks
 from refit.optimizers import build_optimizer
 from refit.settings import OptimizerSettings
 from refit.training import TrainingState, train_epoch
@@ -57,11 +59,11 @@ def build_state(model: type[nn.Module] = Network, **optimizer) -> TrainingState:
     return TrainingState(module, build_optimizer(OptimizerSettings(**given), module.parameters()))
 
 
-def make_loader(num_rows: int = 70):
+def make_loader(num_rows: int = 70, batch_size: int = 8):
     """Eight batches of 8 rows and one of 6: in groups of two, a call of four steps, and one with the short batch alone."""
     generator = torch.Generator().manual_seed(11)
     y = torch.randint(3, (num_rows,), generator=generator)
-    return build_train_loader(torch.randn(num_rows, 5, generator=generator) + y[:, None], y, 8, False)
+    return build_train_loader(torch.randn(num_rows, 5, generator=generator) + y[:, None], y, batch_size, False)
 
 
 def train(state: TrainingState, engine: str = "compiled", **options):
@@ -80,13 +82,8 @@ def assert_close(found: TrainingState, expected: TrainingState) -> None:
             torch.testing.assert_close(states[0][number][name], value, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("large_step", [compilation.LARGE_STEP, 0])
-def test_compiled_epochs_are_eager_ones_up_to_rounding(large_step, monkeypatch):
-    """With dropout, normalization, decay, clipping, groups, a schedule, a short last batch and a parameter without gradient.
-
-    Large steps multiply by oneDNN where that is faster.
-    """
-    monkeypatch.setattr(compilation, "LARGE_STEP", large_step)
+def test_compiled_epochs_are_eager_ones_up_to_rounding():
+    """With dropout, normalization, decay, clipping, groups, a schedule, a short last batch and a parameter without gradient."""
     states, lines = {engine: build_state() for engine in ("eager", "compiled")}, []
     for _ in range(NUM_EPOCHS):
         logs = [train(state, engine, report=lines.append) for engine, state in states.items()]
@@ -257,10 +254,41 @@ class Recurrent(nn.Module):
 def test_sgd_decays_as_pytorch_does_and_a_constant_of_the_model_is_part_of_its_program(model, monkeypatch):
     """PyTorch 2.13's own patterns would compile the gradient's sum with the decay wrongly. One step a call, as for large ones."""
     monkeypatch.setattr(compilation, "SMALL_STEP", 0)
+    monkeypatch.setattr(compilation, "MEDIUM_STEP", 0)
     states = {engine: build_state(model, name="sgd", lr=0.1, weight_decay=0.3) for engine in ("eager", "compiled")}
     for engine, state in states.items():
         train(state, engine, accumulate_batches=1, max_grad_norm=None)
     assert_close(states["compiled"], states["eager"])
+
+
+class Broad(nn.Sequential):
+    """Its products are larger than a block in each direction, and no multiple of one."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 300), nn.ReLU(), nn.Linear(300, 140), nn.ReLU(), nn.Linear(140, 3))
+
+
+@pytest.fixture
+def _two_threads():
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_products_of_many_blocks_on_two_threads_are_right(folder):
+    before, loader = set(folder.glob("*")), make_loader(700, 300)
+    states = {engine: build_state(Broad, name="sgd", lr=0.1) for engine in ("eager", "compiled")}
+    for engine, state in states.items():
+        train_epoch(state, loader, lambda _: 0.1, device=CPU, engine=engine)
+    assert_close(states["compiled"], states["eager"])
+    assert digest_weights(states["compiled"].model.state_dict()) != digest_weights(states["eager"].model.state_dict())
+
+    (path,) = set(folder.glob("*")) - before
+    with zipfile.ZipFile(path) as package:
+        code = b"".join(package.read(name) for name in package.namelist() if name.endswith(".so"))
+    assert (b"brgemm" in code) == multiplies_blocks()
 
 
 class Normalized(nn.Module):

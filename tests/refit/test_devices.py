@@ -7,8 +7,6 @@ from refit.devices import (
     computing_on_one_thread,
     describe_device,
     describe_processor,
-    is_onednn_faster,
-    multiplying_by_onednn,
     prepare_compute,
 )
 from refit.errors import SettingsError
@@ -65,23 +63,6 @@ def test_the_precision_of_matrix_products_is_set_as_given():
     assert torch.get_float32_matmul_precision() == "medium"
     prepare_compute(ComputeSettings(device="cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_onednn_multiplies_as_long_as_it_is_let():
-    with multiplying_by_onednn():
-        assert torch.get_float32_matmul_precision() == "medium"
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-@pytest.mark.skipif(not is_onednn_faster(), reason="MKL is as fast here")
-def test_where_onednn_is_faster_its_products_are_as_exact_as_single_precision_allows():
-    torch.manual_seed(0)
-    x, weight = torch.randn(512, 512), torch.randn(512, 512)
-    with multiplying_by_onednn():
-        product = x @ weight
-    assert not torch.equal(product, x @ weight), "it was oneDNN"
-    exact = x.double() @ weight.double()
-    assert (product - exact).norm() < 1e-6 * exact.norm()
 
 
 def test_a_processor_is_told_from_another_of_the_same_instruction_set():

@@ -578,7 +578,7 @@ def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, 
     monkeypatch.syspath_prepend(tmp_path)
     body = "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
     monkeypatch.setattr("refit.compilation.AUTO_COMPILES_FROM_STEP", 3)
-    monkeypatch.setattr("refit.compilation.STEPS_A_CALL", 1)
+    monkeypatch.setattr("refit.compilation.MEDIUM_STEP", 0)
     settings = changed(with_own_forward(settings, tmp_path / "deciding.py", body), "compute", engine="auto")
 
     losses, digest = train_plainly(settings, 1)
