@@ -36,6 +36,7 @@ AUTO_COMPILES_FROM_STEP = 50_000
 SMALL_STEP = 2_000_000
 """Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
 MEDIUM_STEP = 8_000_000
+"""From here on, calling a program is next to nothing of a step."""
 TRIAL_LR = 0.01
 """Learning rate of the steps by which machine code is compared with PyTorch's operations."""
 TRIES = 5
