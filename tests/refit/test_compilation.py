@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from refit import compilation, programs
 from refit.checkpoints import digest_weights, dump_state, find_partial, load_state, save_partial, save_state
 from refit.errors import SettingsError
 from refit.loaders import build_train_loader
-from refit.operations import multiplies_blocks
+from refit.operations import LIGHTER, multiplies_blocks
 from refit.optimizers import build_optimizer
 from refit.settings import OptimizerSettings
 from refit.training import TrainingState, train_epoch
@@ -268,16 +269,8 @@ class Broad(nn.Sequential):
         super().__init__(nn.Linear(5, 300), nn.ReLU(), nn.Linear(300, 140), nn.ReLU(), nn.Linear(140, 3))
 
 
-@pytest.fixture
-def _two_threads():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.mark.usefixtures("_two_threads")
 def test_products_of_many_blocks_on_two_threads_are_right(folder):
+    torch.set_num_threads(2)
     before, loader = set(folder.glob("*")), make_loader(700, 300)
     states = {engine: build_state(Broad, name="sgd", lr=0.1) for engine in ("eager", "compiled")}
     for engine, state in states.items():
@@ -289,6 +282,15 @@ def test_products_of_many_blocks_on_two_threads_are_right(folder):
     with zipfile.ZipFile(path) as package:
         code = b"".join(package.read(name) for name in package.namelist() if name.endswith(".so"))
     assert (b"brgemm" in code) == multiplies_blocks()
+
+
+def test_products_are_as_exact_as_single_precision_allows():
+    torch.manual_seed(0)
+    x, weight = torch.randn(512, 512), torch.randn(512, 512)
+    graph = make_fx(lambda x, weight: (x.mm(weight.t()),), LIGHTER)(x, weight)
+    (product,) = programs.load_program(graph, (x, weight), plans_memory=False)([x, weight])
+    exact = x.double() @ weight.double().t()
+    assert (product - exact).norm() < 1e-6 * exact.norm()
 
 
 class Normalized(nn.Module):
