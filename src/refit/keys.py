@@ -29,6 +29,7 @@ MODEL_CODE = ("refit.models", "refit.models.mlp", "refit.devices")
 TRAINING_CODE = (
     *MODEL_CODE,
     "refit.training",
+    "refit.engines",
     "refit.evaluation",
     "refit.loaders",
     "refit.optimizers",

@@ -3,16 +3,16 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refit.compilation import Steps, compile_steps, count_steps_a_call, should_compile
+from refit.engines import EpochSteps
 from refit.errors import TrainingError
 from refit.evaluation import compute_logits, refuse_non_finite_logits
 from refit.loaders import Batches, ShuffledLoader
@@ -20,12 +20,9 @@ from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
 from refit.randomness import capture_random_state, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
-from refit.steps import Batch, compute_gradients
-from refit.updates import build_update
+from refit.steps import compute_gradients
 
 LOSSES_BETWEEN_CHECKS = 200
-CALLS_A_GATHER = 8
-"""Calls of several compiled steps whose rows are gathered at once: small gathers take 60 ns a row, where large ones take 20."""
 
 
 class EpochLog(BaseModel):
@@ -135,72 +132,47 @@ def train_epoch(
         TrainingError: A loss or a weight is not finite, or the model cannot train on a last batch of one row.
         SettingsError: The model cannot be compiled.
     """
-    model, optimizer, epoch = state.model, state.optimizer, state.epoch + 1
+    model, epoch = state.model, state.epoch + 1
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
-    batch_size, num_done = cast(int, loader.batch_size), len(partial.batch_losses)
     order = _draw_order(loader, state, partial)
-    num_rows = len(order)
-    sizes = [min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size)]
-    num_batches = len(sizes)
+    steps = EpochSteps(
+        model=model,
+        optimizer=state.optimizer,
+        learning_rate=learning_rate,
+        loader=loader,
+        order=order,
+        epoch=epoch,
+        compute=functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm),
+        engine=engine,
+        accumulate_batches=accumulate_batches,
+        report=report,
+    )
     losses: list[Tensor] = []
-    compute = functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm)
-    update = build_update(optimizer, may_rearrange=engine == "eager")
-    parameters, norm = list(model.parameters()), None
-    steps_a_call = count_steps_a_call(parameters, accumulate_batches * batch_size)
-    batches_a_call = steps_a_call * accumulate_batches
-    rows_a_call = batches_a_call * batch_size
-    calls_a_gather = CALLS_A_GATHER if steps_a_call > 1 else 1
-    rows_of_calls: Iterator[Batch] | None = None
-    take_steps: Steps | None = None
+    num_done = len(partial.batch_losses)
 
     model.train()
-    while num_done < num_batches:
-        # The last batch may be short, and the last gradient is looked at. Where calls begin must not depend on pauses.
-        is_call = num_done % batches_a_call == 0 and num_done + batches_a_call < num_batches
-        if is_call and should_compile(engine, state.step, model, optimizer):
-            num_steps, next_batch = steps_a_call, num_done + batches_a_call
-            lrs = [learning_rate(state.step + number) for number in range(num_steps)]
-            rows_of_calls = rows_of_calls or loader.gather_groups(order[num_done * batch_size :], rows_a_call, calls_a_gather)
-            rows = next(rows_of_calls)
-            if take_steps is None:
-                compiling_since = time.perf_counter()
-                take_steps = compile_steps(engine, model, optimizer, rows, num_steps, batch_size, compute, report)
-                update = build_update(optimizer, may_rearrange=False)  # its state may lie elsewhere now
-                started += time.perf_counter() - compiling_since
-                if take_steps is None:
-                    continue
-            losses += take_steps(rows, lrs)
-        else:
-            num_steps, next_batch, lrs = 1, min(num_done + accumulate_batches, num_batches), [learning_rate(state.step)]
-            firsts = range(num_done * batch_size, next_batch * batch_size, batch_size)
-            batches = [loader.gather(order[first : first + batch_size]) for first in firsts]
-            try:
-                step_losses, norm = compute(model, parameters, batches)
-            except ValueError as error:
-                if sizes[next_batch - 1] > 1:
-                    raise
-                raise TrainingError(
-                    f"epoch {epoch}, batch {next_batch}: expected a model that trains on one row, as this batch has no more, "
-                    f"found {error}; leave a last, shorter batch out by loader.drop_last, or change loader.batch_size"
-                ) from error
-            update(lrs[0])
-            losses += step_losses
-        num_done = next_batch
-        state.step += num_steps
+    while num_done < steps.num_batches:
+        taken = steps.take(num_done, state.step)
+        losses += taken.losses
+        num_done += taken.num_batches
+        state.step += taken.num_steps
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
             _move_losses(losses, partial, epoch)
-        if num_done < num_batches and should_pause():
+        if num_done < steps.num_batches and should_pause():
             _move_losses(losses, partial, epoch)
             state.random_state = capture_random_state()
-            partial.seconds += time.perf_counter() - started
+            partial.seconds += time.perf_counter() - started - steps.compile_seconds
             return None
-    grad_norm = _gradient_norm(model) if norm is None else norm.item()
+    grad_norm = _gradient_norm(model) if steps.norm is None else steps.norm.item()
     _move_losses(losses, partial, epoch)
     _refuse_non_finite_weights(model, epoch)
     state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
+    started += steps.compile_seconds
     train_seconds = partial.seconds + time.perf_counter() - started
     val_loss, val_score = (None, None) if val_loader is None else _validate(model, val_loader, device, precision)
+    batch_size, num_rows = steps.batch_size, len(order)
+    sizes = (min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size))
     weighted = (loss * size for loss, size in zip(partial.batch_losses, sizes, strict=True))
     return EpochLog(
         epoch=epoch,
@@ -208,7 +180,7 @@ def train_epoch(
         train_loss=math.fsum(weighted) / num_rows,
         val_loss=val_loss,
         val_score=val_score,
-        lr=lrs[-1],
+        lr=steps.lr,
         grad_norm=grad_norm,
         rows_per_second=num_rows / train_seconds,
         seconds=partial.seconds + time.perf_counter() - started,
