@@ -13,18 +13,28 @@ from pathlib import Path
 
 from refit.store import Store
 
-# Without garbage collection, which goes over all that was imported again and again and finds nothing.
+# Garbage is collected by a thread of its own. A cursor among it may have to wait for SQLite, and SQLite for a transaction of the
+# thread that serves: where that one collects, Prefect stands still until SQLite gives up, after 60 seconds.
 SERVE = """
 import gc
 import sys
+import threading
+import time
 
 gc.disable()
 import uvicorn
 from prefect.server.api.server import create_app
 
+
+def collect():
+    while True:
+        time.sleep(5)
+        gc.collect()
+
+
 app = create_app()
-gc.freeze()
-gc.enable()
+gc.freeze()  # what was imported stays
+threading.Thread(target=collect, daemon=True).start()
 uvicorn.run(app, port=int(sys.argv[1]), lifespan="on", log_level="error")
 """
 SECONDS_TO_START = 60

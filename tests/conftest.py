@@ -39,19 +39,24 @@ def prefect_database(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server, and a folder for what Prefect keeps of tasks that a test calls outside of `results_in`."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-    from prefect.testing import utilities
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
+    from flows import own_server
+    from flows.server import await_own_server
     from tasks.training import set_threads_aside
 
     set_threads_aside()  # before tests that do not train in a flow, too
     home = tmp_path_factory.mktemp("prefect")
-    shutil.copy(prefect_database, home / "prefect-test.db")
-    changes = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("storage")}
+    shutil.copy(prefect_database, home / "prefect.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utilities, "mkdtemp", lambda: str(home))  # where the server's database is looked for
-        with utilities.prefect_test_harness(server_startup_timeout=90), temporary_settings(changes):
-            yield
+        patch.setenv("PREFECT_HOME", str(home))
+        patch.setattr(own_server, "HOME", home)
+        with own_server.starting_server() as (url, server):
+            await_own_server(url, own_server.SECONDS_TO_START, server)
+    storage = tmp_path_factory.mktemp("storage")
+    changes = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: storage}
+    with temporary_settings(changes):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def answering(monkeypatch) -> Iterator[Callable[..., threading.Thread]]:
     threads = []
 
     def answer(**answers: str) -> None:
-        threads.append(threading.Thread(target=resume, args=(answers,)))
+        threads.append(threading.Thread(target=copy_context().run, args=(resume, answers)))
         threads[-1].start()
 
     def resume(answers: dict[str, str]) -> None:
