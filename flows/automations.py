@@ -14,8 +14,11 @@ from prefect.exceptions import ObjectNotFound
 from flows.server import HEARTBEAT
 from refit.errors import SettingsError
 
+Labels = Mapping[str, str | list[str]]
+"""What events must say of themselves: a text, or one of several."""
 CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
+SCORE_AGAIN = "refit: reschedule crashed scoring"
 NOTIFY = "refit: tell of failed retraining"
 CRASHED = "prefect.flow-run.Crashed"
 BETWEEN_REPORTS = timedelta(seconds=60)
@@ -36,7 +39,7 @@ def update_automations(client: SyncPrefectClient, block: str | None) -> list[str
     Raises:
         SettingsError: There is no such block.
     """
-    wanted = [_crash_silent_runs(), _reschedule_crashed_runs()]
+    wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _reschedule_crashed_scoring()]
     if block is not None:
         wanted.append(_tell_of_failed_retraining(client, block))
     for automation in wanted:
@@ -74,6 +77,16 @@ def _reschedule_crashed_runs() -> AutomationCore:
     )
 
 
+def _reschedule_crashed_scoring() -> AutomationCore:
+    """It keeps no count of its attempts that came no further, so the server counts all."""
+    return AutomationCore(
+        name=SCORE_AGAIN,
+        description="Scoring whose process died begins anew, twice.",
+        trigger=_watch_last(CRASHED, ["predict"], BETWEEN_REPORTS, match={"prefect.run-count": ["1", "2"]}),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
+    )
+
+
 def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> AutomationCore:
     kind, _, name = block.partition("/")
     try:
@@ -97,7 +110,7 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
     )
 
 
-def _watch_last(event: str, flows: Sequence[str], within: timedelta, match: Mapping[str, str] | None = None) -> EventTrigger:
+def _watch_last(event: str, flows: Sequence[str], within: timedelta, match: Labels | None = None) -> EventTrigger:
     """Watch for an event of a run that none of its kind follows in time.
 
     Of one kind alone: were another expected too, such as the run's end, the server would read before it writes, which its SQLite
@@ -106,9 +119,7 @@ def _watch_last(event: str, flows: Sequence[str], within: timedelta, match: Mapp
     return _watch(flows, Posture.Proactive, match, after={event}, expect={event}, within=within)
 
 
-def _watch(
-    flows: Sequence[str], posture: Posture = Posture.Reactive, match: Mapping[str, str] | None = None, **fields: Any
-) -> EventTrigger:
+def _watch(flows: Sequence[str], posture: Posture = Posture.Reactive, match: Labels | None = None, **fields: Any) -> EventTrigger:
     """Watch each run that a deployment of these flows has started; what runs from a terminal is its user's own."""
     return EventTrigger(
         for_each={"prefect.resource.id"},

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import polars as pl
 import pytest
 from kill_campaign import SETTINGS, comparable, run_once
 from servers import find_processes, wait_for
@@ -13,6 +14,8 @@ from servers import find_processes, wait_for
 pytestmark = pytest.mark.slow
 
 RUN = "PREFECT__FLOW_RUN_ID"
+NUM_COPIES = 100
+"""Of the table, so that scoring takes seconds."""
 SUICIDAL = """
 import os
 import signal
@@ -43,16 +46,31 @@ def find_training(run: str) -> int | None:
 
 
 @pytest.fixture(scope="module")
+def killed_scoring(site, worker) -> str:  # noqa: ARG001
+    """A run that was killed while it scored; its id."""
+    quickly = ("--name", "scorer", "--training.num_epochs", "1")
+    assert site.refit("train", *quickly, cwd=site.project).returncode == 0
+    rows = pl.read_parquet(site.project / "digits.parquet")
+    pl.concat([rows] * NUM_COPIES).write_parquet(site.project / "large.parquet")
+    parameters = {"model": "scorer@v1", "source": "large.parquet", "output": "scores.parquet"}
+    run = site.start_run("predict/predict", parameters).json()["id"]
+    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] == "RUNNING")
+    os.kill(wait_for(lambda: find_training(run)), signal.SIGKILL)
+    return run
+
+
+@pytest.fixture(scope="module")
 def doomed_run(site, worker) -> str:  # noqa: ARG001
     """One that kills itself whenever it is started, beside the other; its id."""
     return site.start_run("train/train", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
 
 
-def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker, doomed_run):  # noqa: ARG001
+def test_a_killed_run_is_started_again_and_ends_with_the_same_bits(site, worker, killed_scoring, doomed_run):  # noqa: ARG001
     """Killed by itself, as the doomed run beside it is thrice, and then together with its worker, so that nobody reports it."""
+    num_before = len(site.store.names("results"))
     run = site.start_run("train/train", {"settings": {}}).json()["id"]
     for num_results in (4, 12):
-        wait_for(lambda n=num_results: len(site.store.names("results")) >= n and find_training(run))
+        wait_for(lambda n=num_before + num_results: len(site.store.names("results")) >= n and find_training(run))
         if num_results == 12:
             processes = [worker.pid, *find_processes(RUN, run)]
             for signum in (signal.SIGSTOP, signal.SIGKILL):  # so that none of them sees another die
@@ -80,3 +98,11 @@ def test_a_run_that_dies_at_the_same_place_again_and_again_gives_up(site, doomed
     state = site.read(f"/flow_runs/{doomed_run}")["state"]
     assert state["type"] == "FAILED"
     assert "3 of them died after" in state["message"]
+
+
+def test_scoring_that_was_killed_is_done_again(site, killed_scoring):
+    wait_for(lambda: site.read(f"/flow_runs/{killed_scoring}")["state_type"] in {"COMPLETED", "FAILED"})
+    run = site.read(f"/flow_runs/{killed_scoring}")
+    assert (run["state_type"], run["run_count"]) == ("COMPLETED", 2)
+    num_rows = pl.scan_parquet(site.project / "scores.parquet").select(pl.len()).collect().item()
+    assert num_rows == pl.scan_parquet(site.project / "large.parquet").select(pl.len()).collect().item()

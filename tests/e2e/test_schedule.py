@@ -70,7 +70,11 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
     assert len(site.ask("/deployments/filter").json()) == 3
     assert len(site.ask("/work_pools/filter").json()) == 1
     automations = site.ask("/automations/filter").json()
-    assert [automation["name"] for automation in automations] == ["refit: crash silent runs", "refit: reschedule crashed runs"]
+    assert [automation["name"] for automation in automations] == [
+        "refit: crash silent runs",
+        "refit: reschedule crashed runs",
+        "refit: reschedule crashed scoring",
+    ]
     (plan,) = site.read("/deployments/name/retrain/retrain")["schedules"]
     assert (plan["schedule"]["cron"], plan["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
 
