@@ -26,9 +26,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 from prefect import flow
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.own_server import SECONDS_TO_START, starting_server
+from flows.server import await_own_server
 from flows.training import train
 from refit.data.dataset import Manifest, build_dataset, load_manifest, load_split
 from refit.devices import prepare_compute
@@ -195,11 +196,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rows each, to see whether everything works")
     given = parser.parse_args()
     console = Console(width=132)
-    with (
-        tempfile.TemporaryDirectory() as name,
-        prefect_test_harness(server_startup_timeout=90),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
+    with starting_server() as (url, server):
+        await_own_server(url, SECONDS_TO_START, server)
+    settings = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with tempfile.TemporaryDirectory() as name, temporary_settings(settings):
         measure_done(Path(name), console)
         console.print(*build_tables(Path(name), given.quick))
 
