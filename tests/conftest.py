@@ -50,6 +50,7 @@ def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFact
     shutil.copy(prefect_database, home / "prefect.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
+        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home / 'prefect.db'}")  # not the developer's
         patch.setattr(own_server, "HOME", home)
         with own_server.starting_server() as (url, server):
             await_own_server(url, own_server.SECONDS_TO_START, server)
