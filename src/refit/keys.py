@@ -37,6 +37,7 @@ TRAINING_CODE = (
     "refit.updates",
     "refit.compilation",
     "refit.programs",
+    "refit.operations",
     "refit.randomness",
 )
 EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders")

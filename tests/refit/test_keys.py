@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 from refit import keys
@@ -12,6 +13,8 @@ from refit.settings import resolve_settings, walk_settings
 BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val_fraction": 0.2}}
 SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
+WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "refs", "settings", "store")}
+"""Modules that results do not depend on, or by settings and bytes that are ingredients themselves."""
 
 
 def write(*changes: dict, source: str = SOURCE, test_source: str | None = None, processor: str = PROCESSOR) -> Recipe:
@@ -190,6 +193,11 @@ def test_another_process_makes_the_same_keys():
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     finished = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(finished.stdout) == expected
+
+
+def test_all_code_that_computes_is_an_ingredient():
+    imports, counted = grimp.build_graph("refit"), {*keys.DATA_CODE, *keys.TRAINING_CODE}
+    assert set().union(*map(imports.find_upstream_modules, counted)) - counted == WITHOUT_A_SAY
 
 
 def test_a_users_module_is_an_ingredient_of_training(tmp_path, monkeypatch):
