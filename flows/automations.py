@@ -65,24 +65,27 @@ def _crash_silent_runs() -> AutomationCore:
 
 
 def _reschedule_crashed_runs() -> AutomationCore:
-    """Runs start again under their own id and give up by themselves after a few attempts that came no further."""
-    return AutomationCore(
-        name=RESCHEDULE,
-        description="A run whose process died goes on from its last checkpoint.",
-        # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
-        # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
-        # Not of runs that never began, as on a worker without Refit: they cannot give up by themselves.
-        trigger=_watch_last(CRASHED, ["train", "retrain"], BETWEEN_REPORTS, match={"prefect.run-count": "!0"}),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
-    )
+    """Training gives up by itself after a few attempts that came no further."""
+    description = "A run whose process died goes on from its last checkpoint."
+    return _reschedule(RESCHEDULE, description, ["train", "retrain"], run_count="!0")
 
 
 def _reschedule_crashed_scoring() -> AutomationCore:
-    """It keeps no count of its attempts that came no further, so the server counts all."""
+    """Scoring keeps no count of its attempts, so the server does."""
+    return _reschedule(SCORE_AGAIN, "Scoring whose process died begins anew, twice.", ["predict"], run_count=["1", "2"])
+
+
+def _reschedule(name: str, description: str, flows: Sequence[str], run_count: str | list[str]) -> AutomationCore:
+    """Have crashed runs that were begun so often start again, under their own id.
+
+    Not those that never began, as on a worker without Refit: they cannot give up by themselves.
+    """
     return AutomationCore(
-        name=SCORE_AGAIN,
-        description="Scoring whose process died begins anew, twice.",
-        trigger=_watch_last(CRASHED, ["predict"], BETWEEN_REPORTS, match={"prefect.run-count": ["1", "2"]}),
+        name=name,
+        description=description,
+        # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
+        # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
+        trigger=_watch_last(CRASHED, flows, BETWEEN_REPORTS, match={"prefect.run-count": run_count}),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
     )
 
