@@ -57,7 +57,7 @@ class EpochSteps:
 
     def __post_init__(self) -> None:
         self.batch_size = cast(int, self.loader.batch_size)
-        self.num_batches = -(-len(self.order) // self.batch_size)
+        self.num_batches = len(self.loader)
         self._parameters = list(self.model.parameters())
         self._num_steps_a_call = count_steps_a_call(self._parameters, self.accumulate_batches * self.batch_size)
         self._num_batches_a_call = self._num_steps_a_call * self.accumulate_batches
