@@ -131,7 +131,7 @@ def compile_steps(
         with putting_generators_back(), running():
             graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
             if device.type == "cpu":
-                program = load_program(graph, _make_trial(fixed, rows), plans_memory=num_steps > 1)
+                program = load_program(graph, _make_trial(fixed, rows))
             else:
                 program = compile_for_gpu(graph, (*fixed, *rows))
     except SettingsError as error:

@@ -18,6 +18,11 @@ def multiplies_blocks() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def list_functions() -> list[str]:
+    """The C++ that a program on this processor has in place of PyTorch's functions, as Inductor takes it."""
+    return [KEEP, MULTIPLY] if multiplies_blocks() else [KEEP]
+
+
 def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """A linear layer whose bias goes into the loop of what follows; PyTorch's own copies it first, which costs small ones 1 µs."""
     is_plain = beta == alpha == 1 and x.is_cpu and x.dtype == torch.float32
@@ -56,6 +61,30 @@ LIGHTER: dict[OpOverload, Callable[..., object]] = {
     torch.ops.aten.bernoulli_.float: _draw_mask,
 }
 """What is compiled in place of PyTorch's operations: `compute_gradients` takes means, and classes are never left out."""
+
+KEEP = r"""
+"C++" {
+#include <ATen/core/TensorBase.h>
+
+static AOTITorchError keep(
+    at::TensorBase& kept, int64_t ndim, const int64_t* sizes, const int64_t* strides,
+    int32_t type, int32_t device_type, int32_t device, AtenTensorHandle* out) {
+  const bool is_free = kept.defined() && kept.use_count() == 1 && kept.storage().use_count() == 1;  // nobody has it, nor a view
+  if (is_free) {
+    return aoti_torch_new_tensor_handle(reinterpret_cast<AtenTensorHandle>(&kept), out);
+  }
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, type, device_type, device, out));
+  kept = *reinterpret_cast<at::TensorBase*>(*out);
+  return AOTI_TORCH_SUCCESS;
+}
+#define aoti_torch_empty_strided(...) [&] { static at::TensorBase kept; return keep(kept, __VA_ARGS__); }()
+}
+"""
+"""C++ that a program calls instead of PyTorch's `empty_strided`: each place in it keeps its tensor from call to call.
+
+Small steps take a sixth less time. A program runs in one thread at a time, and `static` has it keep its own when another is loaded.
+Inductor puts the text between `extern` and `;` before a program: hence how it begins and ends.
+"""
 
 MULTIPLY = r"""
 "C++" {
@@ -104,5 +133,5 @@ inline AOTITorchError multiply(AtenTensorHandle out, AtenTensorHandle left, Aten
 """C++ that a program calls instead of PyTorch's `mm`, by oneDNN's kernels for blocks of matrices.
 
 Its kernels take 0.1 µs to begin; PyTorch's `mm` by MKL takes 0.5, and by oneDNN as a whole 10. MKL, PyTorch's choice, also leaves
-AVX-512 to Intel's processors. Inductor puts the text between `extern` and `;` before a program: hence how it begins and ends.
+AVX-512 to Intel's processors.
 """

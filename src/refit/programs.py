@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from refit.devices import describe_processor
 from refit.errors import SettingsError
 from refit.interruption import deliver_signal
-from refit.operations import MULTIPLY, multiplies_blocks
+from refit.operations import list_functions
 from refit.randomness import seed_everything
 
 Program = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -25,13 +25,12 @@ Program = Callable[[list[Tensor]], Sequence[Tensor]]
 OPTIONS: dict[str, Any] = {"pattern_matcher": False, "fallback_random": True}
 
 
-def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory: bool) -> Program:
+def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first.
 
     Args:
         graph: What it computes.
         arguments: Of the graph, the parameters first; left as they are.
-        plans_memory: Whether all that it computes lies in one place: small steps take 2 µs less, large ones up to a fifth longer.
 
     Raises:
         SettingsError: The graph cannot be compiled, or computes something else when it is.
@@ -39,8 +38,7 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], *, plans_memory
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
 
-    functions = {torch.ops.aten.mm.default: [MULTIPLY]} if multiplies_blocks() else {}
-    options = {**OPTIONS, "memory_planning": plans_memory, "aot_inductor.custom_ops_to_c_shims": functions}
+    options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": {torch.ops.aten.mm.default: list_functions()}}
     folder = Path(cache_dir()) / "refit"
     path = folder / f"{_digest(graph, arguments, options)}.pt2"
     try:

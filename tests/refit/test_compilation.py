@@ -288,9 +288,25 @@ def test_products_are_as_exact_as_single_precision_allows():
     torch.manual_seed(0)
     x, weight = torch.randn(512, 512), torch.randn(512, 512)
     graph = make_fx(lambda x, weight: (x.mm(weight.t()),), LIGHTER)(x, weight)
-    (product,) = programs.load_program(graph, (x, weight), plans_memory=False)([x, weight])
+    (product,) = programs.load_program(graph, (x, weight))([x, weight])
     exact = x.double() @ weight.double().t()
     assert (product - exact).norm() < 1e-6 * exact.norm()
+
+
+def test_programs_keep_their_own_memory_and_leave_what_they_returned():
+    torch.manual_seed(0)
+    x, weight = torch.randn(6, 6), torch.randn(6, 6)
+    view = programs.load_program(make_fx(lambda x, weight: (x.mm(weight)[:3].t(),), LIGHTER)(x, weight), (x, weight))
+    product = programs.load_program(make_fx(lambda x, weight: (x.mm(weight),), LIGHTER)(x[:4], weight), (x[:4], weight))
+    factors = [torch.randn(6, 6) for _ in range(4)]
+    results = [(*view([x, factor]), *product([x[:4], factor])) for factor in factors]
+    for factor, (columns, rows) in zip(factors, results, strict=True):
+        assert torch.allclose(columns, x.mm(factor)[:3].t(), atol=1e-5)
+        assert torch.allclose(rows, x[:4].mm(factor), atol=1e-5)
+    del results, columns, rows  # from here on, memory is free when a program runs again
+    for factor in factors:
+        assert torch.allclose(view([x, factor])[0], x.mm(factor)[:3].t(), atol=1e-5)
+        assert torch.allclose(product([x[:4], factor])[0], x[:4].mm(factor), atol=1e-5)
 
 
 class Normalized(nn.Module):
