@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from refit.errors import StoreError
 from refit.store import Store
 
 # Garbage is collected by a thread of its own. A cursor among it may have to wait for SQLite, and SQLite for a transaction of the
@@ -64,8 +65,18 @@ def starting_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a server; give its API and its process, and let other processes start theirs only after the block.
 
     Two that make Prefect's database at once break one another.
+
+    Raises:
+        StoreError: There is no place for the database.
     """
-    with Store(str(HOME)).lock("refit server", lambda: None):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(Store(str(HOME)).lock("refit server", lambda: None))
+        except StoreError as error:
+            raise StoreError(
+                f"PREFECT_HOME: expected a folder where a Prefect server can keep its database, found: {error.__cause__};"
+                " set PREFECT_HOME to another, or permit writing and free space there"
+            ) from error
         yield _start_server()
 
 

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from flows import own_server
+from refit.errors import StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -10,7 +11,7 @@ def home(tmp_path, monkeypatch):
     """A folder without anything of Prefect, in a process that has not imported it."""
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delitem(sys.modules, "prefect")
+    monkeypatch.delitem(sys.modules, "prefect", raising=False)
     monkeypatch.setattr(own_server, "HOME", tmp_path / "home")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
@@ -45,3 +46,10 @@ def test_so_has_the_environment(monkeypatch, name):
 def test_so_has_a_process_that_knows_prefect_already(monkeypatch):
     monkeypatch.setitem(sys.modules, "prefect", own_server)
     assert own_server.is_server_named()
+
+
+def test_a_place_where_prefect_cannot_keep_its_database_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(own_server, "HOME", tmp_path / "file")
+    with pytest.raises(StoreError, match=r"^PREFECT_HOME: .*/file"), own_server.starting_server():
+        pass
