@@ -23,9 +23,10 @@ train: .venv/train.stamp
 test: .venv/test.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
 
-# Those of one file share a server; the order that files come in, not that of their number of tests, starts the longest first.
+# Three at a time, as one waits most of the time. Those of one file share a server; the order that files come in, not that of their
+# number of tests, starts the longest first.
 e2e: .venv/test.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check

@@ -49,6 +49,7 @@ class Site:
             "PREFECT_API_URL": self.url,
             "PREFECT_HOME": make_home(folder, database),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P1D",  # as README says
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
         self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": f"{clone / 'src'}:{clone}"}
@@ -86,6 +87,15 @@ class Site:
         for run in find_processes("PREFECT_HOME", self.environment["PREFECT_HOME"]):  # which outlives its worker
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run, signal.SIGKILL)
+
+    def cut_power(self) -> None:
+        """Kill server, worker and runs so that none of them sees another die."""
+        for signum in (signal.SIGSTOP, signal.SIGKILL):
+            for process in find_processes("PREFECT_HOME", self.environment["PREFECT_HOME"]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signum)
+        for process in self.processes:
+            process.wait()
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """With all that it started."""
