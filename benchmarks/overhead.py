@@ -28,7 +28,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows.own_server import SECONDS_TO_START, starting_server
+from flows.own_server import starting_server
 from flows.server import await_own_server
 from flows.training import train
 from refit.data.dataset import Manifest, build_dataset, load_manifest, load_split
@@ -197,7 +197,7 @@ def main() -> None:
     given = parser.parse_args()
     console = Console(width=132)
     with starting_server() as (url, server):
-        await_own_server(url, SECONDS_TO_START, server)
+        await_own_server(url, server)
     settings = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     with tempfile.TemporaryDirectory() as name, temporary_settings(settings):
         measure_done(Path(name), console)

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from flows.own_server import SECONDS_TO_START, is_server_named, starting_server
+from flows.own_server import is_server_named, starting_server
 from flows.terminal import FAILED
 from refit.code import digest_code
 from refit.errors import first_line
@@ -105,7 +105,7 @@ def _awaiting_server() -> Iterator[str]:
         for module in NEEDED_LATER:
             importlib.import_module(module)
         digest_code([*DATA_CODE, *TRAINING_CODE])  # kept for the run
-        await_own_server(url, SECONDS_TO_START, server)
+        await_own_server(url, server)
 
 
 def _leave_soon() -> None:

@@ -38,7 +38,6 @@ gc.freeze()  # what was imported stays
 threading.Thread(target=collect, daemon=True).start()
 uvicorn.run(app, port=int(sys.argv[1]), lifespan="on", log_level="error")
 """
-SECONDS_TO_START = 60
 SECONDS_TO_STOP = 4
 HOME = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
 

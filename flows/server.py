@@ -38,6 +38,8 @@ PAUSED = "paused"
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
 """A server that was just started takes a few."""
+SECONDS_TO_START = 60
+"""Of a server that a local run starts for itself."""
 
 
 class ServerError(RefitError):
@@ -97,13 +99,13 @@ def await_server(seconds: float) -> None:
             time.sleep(0.05)
 
 
-def await_own_server(url: str, seconds: float, process: subprocess.Popen[bytes]) -> None:
+def await_own_server(url: str, process: subprocess.Popen[bytes]) -> None:
     """Return once the server of this process answers.
 
     Raises:
-        ServerError: It does not, for so long, or its `process` has ended.
+        ServerError: It does not in time, or its `process` has ended.
     """
-    give_up_at = time.monotonic() + seconds
+    give_up_at = time.monotonic() + SECONDS_TO_START
     while True:
         try:
             httpx.get(f"{url}/health").raise_for_status()

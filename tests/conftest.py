@@ -53,7 +53,7 @@ def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFact
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home / 'prefect.db'}")  # not the developer's
         patch.setattr(own_server, "HOME", home)
         with own_server.starting_server() as (url, server):
-            await_own_server(url, own_server.SECONDS_TO_START, server)
+            await_own_server(url, server)
     storage = tmp_path_factory.mktemp("storage")
     changes = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: storage}
     with temporary_settings(changes):
