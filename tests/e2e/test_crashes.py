@@ -18,7 +18,7 @@ RUN = "PREFECT__FLOW_RUN_ID"
 NUM_COPIES = 100
 """Of the table, so that scoring takes seconds."""
 SECONDS_OUT = 310
-"""Of the power cut. A server handles crashes in the first five minutes of a run, whose begin it has not seen, only after 15."""
+"""Of the power cut. A crash in a run's first five minutes, by a server that has not seen it begin, Prefect puts off for 15."""
 SUICIDAL = """
 import os
 import signal
@@ -49,7 +49,7 @@ def runs(site) -> dict[str, str]:
     }
     runs = {name: site.start_run(*given).json()["id"] for name, given in parameters.items()}
     wait_for(lambda: site.read(f"/flow_runs/{runs['scoring']}")["state_type"] == "RUNNING")
-    os.kill(find_training(runs["scoring"]), signal.SIGKILL)
+    os.kill(wait_for(lambda: find_training(runs["scoring"])), signal.SIGKILL)
     wait_for(lambda: len(site.store.names("results")) >= num_before + 4)
     assert find_training(runs["training"])
     site.cut_power()
