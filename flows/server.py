@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import httpx
@@ -30,11 +30,14 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
+from pydantic import TypeAdapter
 
 from refit.errors import RefitError, SettingsError, first_line
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 PAUSED = "paused"
+REMEMBERING = "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER=P1D"
+"""Has a server remember for a day what it was watching when it went away; else it is a minute."""
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
 """A server that was just started takes a few."""
@@ -141,6 +144,16 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
             yield client
     except (PrefectHTTPStatusError, httpx.TransportError) as error:
         raise ServerError.of(url, error) from error
+
+
+def forgets_soon(client: SyncPrefectClient) -> bool:
+    """Whether the server was started without `REMEMBERING`, or the like; Prefect Cloud does not tell, and does not go away."""
+    try:
+        settings = client.request("GET", "/admin/settings").json()
+    except PrefectHTTPStatusError:
+        return False
+    remembers_for = TypeAdapter(timedelta).validate_python(settings["server"]["events"]["expired_bucket_buffer"])
+    return remembers_for < timedelta(hours=1)
 
 
 def read_deployed(client: SyncPrefectClient, flow: str, name: str | None = None) -> list[Deployed]:

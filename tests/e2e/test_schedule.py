@@ -48,6 +48,7 @@ def first_champion(site) -> dict[str, float]:
     settings = ("--training.num_epochs", "2", "--model.factory", "network:build")
     deployed = site.refit("deploy", "--cron", EVERY_THIRTY_SECONDS, "--timezone", "Europe/Berlin", *settings)
     assert deployed.returncode == 0, deployed.stderr
+    assert "power cut" not in deployed.stdout
     wait_for(lambda: read_alias(site.store, "digits"))
     seconds = {"to the first champion": time.monotonic() - started}
     wait_for(lambda: [run for run in site.list_runs("retrain/retrain") if "nothing new" in (run["state"]["message"] or "")])

@@ -12,7 +12,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.server import ServerError, await_server
+from flows.server import ServerError, await_server, connected, forgets_soon
 
 
 class Gate(BaseHTTPRequestHandler):
@@ -59,3 +59,9 @@ def test_a_server_of_pages_is_none_of_prefects(url):
         pytest.raises(ServerError, match=rf"expected a Prefect server at {url}/page, found Expecting value"),
     ):
         await_server(0)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_server_as_prefect_starts_it_forgets_soon():
+    with connected() as client:
+        assert forgets_soon(client)
