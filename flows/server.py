@@ -149,11 +149,10 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
 def forgets_soon(client: SyncPrefectClient) -> bool:
     """Whether the server was started without `REMEMBERING`, or the like; Prefect Cloud does not tell, and does not go away."""
     try:
-        settings = client.request("GET", "/admin/settings").json()
-    except PrefectHTTPStatusError:
+        remembers_for = client.request("GET", "/admin/settings").json()["server"]["events"]["expired_bucket_buffer"]
+    except (PrefectHTTPStatusError, KeyError):  # or it is of a version that calls it something else
         return False
-    remembers_for = TypeAdapter(timedelta).validate_python(settings["server"]["events"]["expired_bucket_buffer"])
-    return remembers_for < timedelta(hours=1)
+    return TypeAdapter(timedelta).validate_python(remembers_for) < timedelta(hours=1)
 
 
 def read_deployed(client: SyncPrefectClient, flow: str, name: str | None = None) -> list[Deployed]:
