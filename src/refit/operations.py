@@ -69,21 +69,25 @@ KEEP = r"""
 static AOTITorchError keep(
     at::TensorBase& kept, int64_t ndim, const int64_t* sizes, const int64_t* strides,
     int32_t type, int32_t device_type, int32_t device, AtenTensorHandle* out) {
-  const bool is_free = kept.defined() && kept.use_count() == 1 && kept.storage().use_count() == 1;  // nobody has it, nor a view
-  if (is_free) {
+  constexpr size_t LARGEST = 65536;  // bytes; larger ones take longer to fill than to make
+  if (kept.defined() && kept.use_count() == 1 && kept.storage().use_count() == 1) {  // nobody has it, nor a view
     return aoti_torch_new_tensor_handle(reinterpret_cast<AtenTensorHandle>(&kept), out);
   }
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, type, device_type, device, out));
-  kept = *reinterpret_cast<at::TensorBase*>(*out);
+  const at::TensorBase& made = *reinterpret_cast<at::TensorBase*>(*out);
+  if (made.nbytes() <= LARGEST) {
+    kept = made;
+  }
   return AOTI_TORCH_SUCCESS;
 }
 #define aoti_torch_empty_strided(...) [&] { static at::TensorBase kept; return keep(kept, __VA_ARGS__); }()
 }
 """
-"""C++ that a program calls instead of PyTorch's `empty_strided`: each place in it keeps its tensor from call to call.
+"""C++ that a program calls instead of PyTorch's `empty_strided`: each place in it keeps its tensor, if small, from call to call.
 
 Small steps take a sixth less time. A program runs in one thread at a time, and `static` has it keep its own when another is loaded.
-Inductor puts the text between `extern` and `;` before a program: hence how it begins and ends.
+The system unloads none, so that what it keeps stays as long as the process. Inductor puts the text between `extern` and `;` before
+a program: hence how it begins and ends.
 """
 
 MULTIPLY = r"""
