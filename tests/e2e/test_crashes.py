@@ -39,24 +39,23 @@ def runs(site) -> dict[str, str]:
     assert site.refit("train", "--name", "scorer", "--training.num_epochs", "1", cwd=site.project).returncode == 0
     rows = pl.read_parquet(site.project / "digits.parquet")
     pl.concat([rows] * NUM_COPIES).write_parquet(site.project / "large.parquet")
-    num_before = len(site.store.names("results"))
-
     site.start_worker()
-    parameters = {
-        "doomed": ("train/train", {"settings": {"model": {"factory": "suicidal:build"}}}),
-        "scoring": ("predict/predict", {"model": "scorer@v1", "source": "large.parquet", "output": "scores.parquet"}),
-        "training": ("train/train", {"settings": {}}),
-    }
-    runs = {name: site.start_run(*given).json()["id"] for name, given in parameters.items()}
-    wait_for(lambda: site.read(f"/flow_runs/{runs['scoring']}")["state_type"] == "RUNNING")
-    os.kill(wait_for(lambda: find_training(runs["scoring"])), signal.SIGKILL)
+    given = {"model": "scorer@v1", "source": "large.parquet", "output": "scores.parquet"}
+    scoring = site.start_run("predict/predict", given).json()["id"]
+    await_state(site, scoring, "RUNNING")
+    os.kill(wait_for(lambda: find_training(scoring)), signal.SIGKILL)
+    await_state(site, scoring, "CRASHED")
+    num_before = len(site.store.names("results"))
+    doomed = site.start_run("train/train", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
+    training = site.start_run("train/train", {"settings": {}}).json()["id"]
+    await_state(site, doomed, "CRASHED")
     wait_for(lambda: len(site.store.names("results")) >= num_before + 4)
-    assert find_training(runs["training"])
+    assert find_training(training)
     site.cut_power()
     time.sleep(SECONDS_OUT)
     site.server = site.start_server()
     site.start_worker()
-    return runs
+    return {"scoring": scoring, "doomed": doomed, "training": training}
 
 
 def find_training(run: str) -> int | None:
@@ -68,9 +67,13 @@ def find_training(run: str) -> int | None:
     return None
 
 
-def await_end(site, run: str) -> dict:
-    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in {"COMPLETED", "FAILED"})
+def await_state(site, run: str, *types: str) -> dict:
+    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in types)
     return site.read(f"/flow_runs/{run}")
+
+
+def await_end(site, run: str) -> dict:
+    return await_state(site, run, "COMPLETED", "FAILED")
 
 
 def test_training_goes_on_after_a_power_cut_and_a_kill_and_ends_with_the_same_bits(site, runs):
