@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 from flows.automations import update_automations
-from flows.server import PAUSED, SECONDS_TO_ANSWER, Deployed, ServerError, connected, read_deployed
+from flows.server import PAUSED, SECONDS_TO_ANSWER, Deployed, ServerError, connected, forgets_soon, read_deployed
 from refit.errors import SettingsError
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
@@ -27,7 +27,7 @@ SECONDS_TO_SCHEDULE = 30
 
 def deploy(
     settings: Mapping[str, Any], cron: str | None = None, timezone: str | None = None, block: str | None = None
-) -> tuple[list[Deployed], list[str]]:
+) -> tuple[list[Deployed], list[str], bool]:
     """Make the work pool if it is missing, register the deployments, and have the server look after their runs.
 
     What an earlier call said is replaced; nothing is made twice.
@@ -40,7 +40,7 @@ def deploy(
         block: `TYPE/NAME` of the Prefect block that is told of failed retraining.
 
     Returns:
-        The deployments as the server has them, and the names of the automations.
+        The deployments as the server has them, the names of the automations, and whether the server forgets soon.
 
     Raises:
         SettingsError: No server is set, the schedule is none, or there is no such block.
@@ -52,7 +52,8 @@ def deploy(
             _make_pool(client, pool)
         automations = update_automations(client, block)
         _run_prefect_deploy(document)
-        return [_await_schedule(client, entry) for entry in document["deployments"]], automations
+        deployed = [_await_schedule(client, entry) for entry in document["deployments"]]
+        return deployed, automations, forgets_soon(client)
 
 
 def _read_prefect_file(settings: Mapping[str, Any], cron: str | None, timezone: str | None) -> dict[str, Any]:

@@ -36,9 +36,9 @@ def deploy(
         json: Print one JSON object instead of text.
     """
     from flows import deploying, project
-    from flows.server import REMEMBERING, connected, forgets_soon
+    from flows.server import REMEMBERING
 
-    deployed, automations = deploying.deploy(as_given(given), cron, timezone, notify)
+    deployed, automations, forgets_soon = deploying.deploy(as_given(given), cron, timezone, notify)
     if json:
         shown = {"deployments": [asdict(entry) for entry in deployed], "automations": automations}
         print(jsonlib.dumps(shown, default=datetime.isoformat))
@@ -47,9 +47,8 @@ def deploy(
     _print_block("the server will", {name.removeprefix("refit: "): "" for name in automations})
     if not all(entry.num_workers for entry in deployed):
         _print_block("no worker is online", {"start one in the project's folder": project.START_WORKER})
-    with connected() as client:
-        if forgets_soon(client):
-            _print_block("the server forgets runs that a power cut ends", {"start it with": REMEMBERING})
+    if forgets_soon:
+        _print_block("the server forgets runs that a power cut ends", {"start it with": REMEMBERING})
     return COMPLETED
 
 
