@@ -13,7 +13,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> It
     try:
         yield site
     finally:
-        site.stop()
+        site.cut_power()
         for name in ("server", "worker"):  # shown where a test failed
             print(name, site.log(name).read_text(errors="replace")[-8000:] if site.log(name).exists() else "")
 

@@ -81,15 +81,8 @@ class Site:
         self.processes.append(process)
         return process
 
-    def stop(self) -> None:
-        for process in self.processes:
-            self.kill(process)
-        for run in find_processes("PREFECT_HOME", self.environment["PREFECT_HOME"]):  # which outlives its worker
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(run, signal.SIGKILL)
-
     def cut_power(self) -> None:
-        """Kill server, worker and runs so that none of them sees another die."""
+        """Kill server, workers and runs, which outlive them, so that none sees another die."""
         for signum in (signal.SIGSTOP, signal.SIGKILL):
             for process in find_processes("PREFECT_HOME", self.environment["PREFECT_HOME"]):
                 with contextlib.suppress(ProcessLookupError):
