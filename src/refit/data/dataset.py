@@ -349,7 +349,7 @@ def _split(
         times = _read_times(settings, table, is_labelled)
         parts = split_by_time(times, labels, classes, val_fraction, test_fraction, where)
     else:
-        parts = split_randomly(frame.filter(is_labelled), labels, classes, val_fraction, test_fraction, seed, where)
+        parts = split_randomly(hash_rows(frame, seed)[rows], labels, classes, val_fraction, test_fraction, where)
     return {split: rows[positions] for split, positions in parts.items()}
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from refit.data import splits
 from refit.data.splits import hash_rows, split_by_time, split_randomly
 from refit.errors import DataError
 
@@ -11,7 +12,7 @@ HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
 
 
 def split(frame: pl.DataFrame, seed: int = 0, val: float = 0.15, test: float = 0.15) -> dict[str, np.ndarray]:
-    return split_randomly(frame, frame["y"].to_numpy(), ["a", "b"], val, test, seed, "rows.csv")
+    return split_randomly(hash_rows(frame, seed), frame["y"].to_numpy(), ["a", "b"], val, test, "rows.csv")
 
 
 @pytest.fixture
@@ -78,12 +79,14 @@ def test_a_class_that_is_only_new_cannot_be_learned() -> None:
         split_by_time(pl.Series([1, 2, 3, 4]), np.array([0, 0, 0, 1]), ["a", "b"], 0, 0.25, "rows.csv")
 
 
-def test_hashes_of_rows_are_the_same_wherever_they_are_computed() -> None:
+def test_hashes_of_rows_are_the_same_wherever_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pl.DataFrame({"x": [1.5, None, -0.0], "k": ["a", "ä", None], "y": [0, 1, 1]})
     assert hash_rows(rows).tolist() == HASHES
     assert hash_rows(rows[::-1].select("y", "x", "k")).tolist() == HASHES[::-1]
     assert hash_rows(rows.with_columns(pl.col("x").fill_null(float("nan")), pl.col("y").cast(pl.Float64))).tolist() == HASHES
     assert hash_rows(rows.with_columns(pl.col("x").replace(-0.0, 0.0))).tolist() == HASHES
+    monkeypatch.setattr(splits, "ROWS_A_BLOCK", 2)
+    assert hash_rows(rows).tolist() == HASHES
 
 
 def test_any_change_of_a_row_its_column_names_or_the_seed_gives_another_hash() -> None:
