@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from refit.backpropagation import build_backpropagation
 from refit.compilation import GradientComputation, Steps, compile_steps, count_steps_a_call, should_compile
 from refit.errors import TrainingError
 from refit.loaders import ShuffledLoader
@@ -62,6 +63,10 @@ class EpochSteps:
         self._num_steps_a_call = count_steps_a_call(self._parameters, self.accumulate_batches * self.batch_size)
         self._num_batches_a_call = self._num_steps_a_call * self.accumulate_batches
         self._update = build_update(self.optimizer, may_rearrange=self.engine == "eager")
+        device, precision = (self.compute.keywords[name] for name in ("device", "precision"))
+        num_rows = len(self.order)
+        sizes = {min(self.batch_size, num_rows), num_rows % self.batch_size or self.batch_size}
+        self._backpropagate = build_backpropagation(self.model, sizes, device, precision)
         self._rows: Iterator[Batch] | None = None
         self._program: Steps | None = None
 
@@ -89,7 +94,7 @@ class EpochSteps:
         firsts = range(num_done * self.batch_size, end * self.batch_size, self.batch_size)
         batches = [self.loader.gather(self.order[first : first + self.batch_size]) for first in firsts]
         try:
-            losses, self.norm = self.compute(self.model, self._parameters, batches)
+            losses, self.norm = self.compute(self.model, self._parameters, batches, backpropagate=self._backpropagate)
         except ValueError as error:
             if len(batches[-1][1]) > 1:
                 raise

@@ -34,6 +34,7 @@ TRAINING_CODE = (
     "refit.loaders",
     "refit.optimizers",
     "refit.steps",
+    "refit.backpropagation",
     "refit.updates",
     "refit.compilation",
     "refit.programs",

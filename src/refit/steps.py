@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from refit.backpropagation import Backpropagation
 from refit.devices import autocast
 
 Batch = tuple[Tensor, Tensor]
@@ -20,8 +21,9 @@ def compute_gradients(
     device: torch.device,
     precision: str,
     max_grad_norm: float | None,
+    backpropagate: Backpropagation | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Give each parameter the gradient of the mean loss over the rows of all batches, clipped.
+    """Give each parameter the gradient of the mean loss over the rows of all batches, clipped; by autograd, if by nothing else.
 
     Returns:
         The mean loss of each batch, and the gradient's 2-norm before clipping, or None if it is not clipped.
@@ -31,8 +33,12 @@ def compute_gradients(
     num_rows = sum(len(y) for _, y in batches) if len(batches) > 1 else None
     losses = []
     for x, y in batches:
+        weight = len(y) / num_rows if num_rows else 1.0
+        if backpropagate is not None:
+            losses.append(backpropagate(x, y, weight))
+            continue
         with autocast(device, precision):
             loss = functional.cross_entropy(forward(x), y)
-        (loss * (len(y) / num_rows) if num_rows else loss).backward()
+        (loss * weight if num_rows else loss).backward()
         losses.append(loss.detach())
     return losses, None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)

@@ -196,12 +196,23 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(bad):
 
 def test_a_last_batch_of_one_row_that_the_model_cannot_take_names_the_setting():
     state = build_state()
-    state.model.insert(1, nn.BatchNorm1d(8))
+    state.model = nn.Sequential(*state.model).insert(1, nn.BatchNorm1d(8))
     message = (
         r"^epoch 1, batch 3: expected a model that trains on one row, .+ found Expected more than 1 value .+ loader\.drop_last"
     )
     with pytest.raises(TrainingError, match=message):
         train_epoch(state, build_train_loader(*make_rows(9), 4, False), constant(0.1), device=CPU)
+
+
+def test_the_steps_of_an_mlp_need_no_autograd():
+    state, loader = build_state(), build_train_loader(*make_rows(10), 4, False)
+    train_epoch(state, loader, constant(0.1), device=CPU)  # which has tried whether they may do without
+    with torch.no_grad():
+        train_epoch(state, loader, constant(0.1), device=CPU)
+    other = build_state()
+    other.model = nn.Sequential(*other.model)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        train_epoch(other, loader, constant(0.1), device=CPU)
 
 
 def test_a_long_epoch_stops_before_its_end_once_a_loss_is_not_finite():

@@ -16,15 +16,19 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_mlp(num_inputs: int, num_outputs: int, hidden_sizes: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
-    """Build linear layers with `activation`, then dropout, after each hidden one.
+class MLP(nn.Sequential):
+    """Linear layers, with an activation, then perhaps dropout, after each hidden one.
 
     Shape: `(B, num_inputs)` to logits `(B, num_outputs)`.
     """
+
+
+def build_mlp(num_inputs: int, num_outputs: int, hidden_sizes: Sequence[int], activation: str, dropout: float) -> MLP:
+    """Build the network, its weights drawn from the global generator."""
     layers: list[nn.Module] = []
     for width in hidden_sizes:
         layers += [nn.Linear(num_inputs, width), ACTIVATIONS[activation]()]
         if dropout:
             layers.append(nn.Dropout(dropout))
         num_inputs = width
-    return nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs))
+    return MLP(*layers, nn.Linear(num_inputs, num_outputs))
