@@ -83,7 +83,8 @@ class EpochSteps:
         """
         # Where calls begin must not depend on pauses. The last batch, which may be short, is in none.
         is_call = num_done % self._num_batches_a_call == 0 and num_done + self._num_batches_a_call < self.num_batches
-        if is_call and should_compile(self.engine, step, self.model, self.optimizer):
+        num_rows = self.accumulate_batches * self.batch_size
+        if is_call and should_compile(self.engine, step, self.model, self.optimizer, num_rows):
             taken = self._take_compiled(num_done, step)
             if taken is not None:
                 return taken

@@ -210,7 +210,7 @@ class ComputeSettings(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     engine: Literal["eager", "compiled", "auto"] = "eager"
-    """How steps run: with the bits of plain PyTorch, compiled (faster, other last bits), or compiled from step 50,000 on."""
+    """How steps run: with the bits of plain PyTorch, compiled (faster, other last bits), or compiled once that pays."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: `fp32`, or `bf16` by automatic mixed precision."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from refit import compilation, programs
 from refit.checkpoints import digest_weights, dump_state, find_partial, load_state, save_partial, save_state
+from refit.compilation import should_compile
 from refit.errors import SettingsError
 from refit.loaders import build_train_loader
 from refit.operations import LIGHTER, multiplies_blocks
@@ -142,8 +143,16 @@ def test_an_eager_run_goes_on_from_a_compiled_checkpoint(store):
     assert save_state(state, store) == save_state(compiled, store)
 
 
+@pytest.mark.parametrize(("num_inputs", "num_rows", "first"), [(4, 2, 199_898), (100, 256, 86_065), (784, 1024, 4_745)])
+def test_auto_compiles_larger_steps_earlier(num_inputs, num_rows, first):
+    model = nn.Linear(num_inputs, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.0)
+    found = [should_compile("auto", step, model, optimizer, num_rows) for step in (first - 1, first)]
+    assert found == [False, True]
+
+
 def test_auto_compiles_the_first_whole_call_from_its_step_on_whether_or_not_the_epoch_was_paused(monkeypatch, store):
-    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 2)
+    monkeypatch.setattr(compilation, "LONGEST_WAIT", 2)
     state, paused, eager = build_state(), build_state(), build_state()
     steps: dict[str, list[int]] = {"at once": [], "paused": []}
     for _ in range(2):
@@ -191,7 +200,7 @@ def test_a_model_that_would_be_another_when_compiled_is_refused_and_left_as_it_i
     with pytest.raises(SettingsError, match=message):
         train(build_state(model), accumulate_batches=1)
 
-    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 1)
+    monkeypatch.setattr(compilation, "LONGEST_WAIT", 1)
     digests, lines = [], []
     for engine in ("auto", "eager"):
         random.seed(0)
@@ -224,7 +233,7 @@ def test_a_full_disk_is_no_reason_to_go_on_without_compiling(monkeypatch):
     def fill_disk(*_, **__) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 1)
+    monkeypatch.setattr(compilation, "LONGEST_WAIT", 1)
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fill_disk)
     with pytest.raises(OSError, match="No space left"):
         train(build_state(lambda: nn.Linear(5, 3)), "auto", accumulate_batches=1)
@@ -321,7 +330,7 @@ class Normalized(nn.Module):
 
 
 def test_dropout_is_drawn_before_it_is_used_and_a_program_that_computes_something_else_is_not(folder, monkeypatch):
-    monkeypatch.setattr(compilation, "AUTO_COMPILES_FROM_STEP", 1)
+    monkeypatch.setattr(compilation, "LONGEST_WAIT", 1)
     states = {engine: build_state(Normalized, name="sgd", lr=0.1) for engine in ("eager", "compiled")}
     before = set(folder.glob("*"))
     for engine, state in states.items():

@@ -577,7 +577,7 @@ def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, 
     """With a model that the engine cannot trace, so that nothing is compiled."""
     monkeypatch.syspath_prepend(tmp_path)
     body = "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
-    monkeypatch.setattr("refit.compilation.AUTO_COMPILES_FROM_STEP", 3)
+    monkeypatch.setattr("refit.compilation.LONGEST_WAIT", 3)
     monkeypatch.setattr("refit.compilation.MEDIUM_STEP", 0)
     settings = changed(with_own_forward(settings, tmp_path / "deciding.py", body), "compute", engine="auto")
 
