@@ -153,11 +153,14 @@ def race(contenders: Sequence[Contender], work: Work, num_samples: int) -> list[
         contender.ask(json.dumps({**asdict(work), "num_samples": num_samples}))
     for contender in contenders:
         contender.answer()  # ready
+    entries: dict[str, Entry] = {}
     for turn in range(num_samples):
         for contender in chance.sample(contenders, len(contenders)):
             seconds[contender.name].append(contender.train_sample())
+            if turn == num_samples - 1:  # wait until its loss is computed, too, so that this takes no time of the next
+                entries[contender.name] = contender.finish(work, seconds[contender.name])
         print(f"{work.name}, threads {contenders[0].threads}: {turn + 1} of {num_samples} samples", file=sys.stderr, flush=True)
-    return [contender.finish(work, seconds[contender.name]) for contender in contenders]
+    return [entries[contender.name] for contender in contenders]
 
 
 def measure_limits(threads: int) -> dict[str, float]:
