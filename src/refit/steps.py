@@ -23,7 +23,7 @@ def compute_gradients(
     max_grad_norm: float | None,
     backpropagate: Backpropagation | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Give each parameter the gradient of the mean loss over the rows of all batches, clipped; by autograd if by no other way.
+    """Give each parameter the gradient of the mean loss over the rows of all batches, clipped; by `backpropagate`, or by autograd.
 
     Returns:
         The mean loss of each batch, and the gradient's 2-norm before clipping, or None if it is not clipped.
