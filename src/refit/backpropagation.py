@@ -54,9 +54,9 @@ def build_backpropagation(
     """
     if not isinstance(model, MLP) or device.type != "cpu" or precision != "fp32":
         return None
-    threads = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    network = repr(model), torch.get_num_threads(), torch.get_float32_matmul_precision()
     for batch_size in batch_sizes:
-        key = (repr(model), batch_size, *threads)
+        key = (*network, batch_size)
         if key not in _tried:
             _tried[key] = _has_bits_of_autograd(model, batch_size)
         if not _tried[key]:

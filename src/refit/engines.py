@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from refit.backpropagation import build_backpropagation
-from refit.compilation import GradientComputation, Steps, compile_steps, count_steps_a_call, should_compile
+from refit.compilation import GradientComputation, Steps, can_compile, compile_steps, count_steps_a_call, count_steps_before
 from refit.errors import TrainingError
 from refit.loaders import ShuffledLoader
 from refit.optimizers import LearningRate
@@ -60,7 +60,9 @@ class EpochSteps:
         self.batch_size = cast(int, self.loader.batch_size)
         self.num_batches = len(self.loader)
         self._parameters = list(self.model.parameters())
-        self._num_steps_a_call = count_steps_a_call(self._parameters, self.accumulate_batches * self.batch_size)
+        rows_a_step = self.accumulate_batches * self.batch_size
+        self._num_steps_before = count_steps_before(self.engine, self._parameters, rows_a_step)
+        self._num_steps_a_call = count_steps_a_call(self._parameters, rows_a_step)
         self._num_batches_a_call = self._num_steps_a_call * self.accumulate_batches
         self._update = build_update(self.optimizer, may_rearrange=self.engine == "eager")
         device, precision = (self.compute.keywords[name] for name in ("device", "precision"))
@@ -83,8 +85,7 @@ class EpochSteps:
         """
         # Where calls begin must not depend on pauses. The last batch, which may be short, is in none.
         is_call = num_done % self._num_batches_a_call == 0 and num_done + self._num_batches_a_call < self.num_batches
-        num_rows = self.accumulate_batches * self.batch_size
-        if is_call and should_compile(self.engine, step, self.model, self.optimizer, num_rows):
+        if is_call and step >= self._num_steps_before and can_compile(self.engine, self.model, self.optimizer):
             taken = self._take_compiled(num_done, step)
             if taken is not None:
                 return taken

@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,14 +10,6 @@ from refit.models.mlp import ACTIVATIONS, build_mlp
 from refit.steps import compute_gradients
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("batch_sizes", [(32, 5), (1,), (2, 1, 3)], ids=str)
@@ -49,8 +40,8 @@ def test_gradients_losses_and_draws_are_those_of_autograd(activation, dropout, h
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_on_two_threads_they_are_those_of_autograd_on_two_threads():
+    torch.set_num_threads(2)
     test_gradients_losses_and_draws_are_those_of_autograd("relu", 0.0, [300, 7, 64], (32, 5))
 
 
