@@ -1,0 +1,87 @@
+"""Says how many rows have an equal among others, and how many would by chance; does not divide rows."""
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from refit.data.hashes import hash_rows
+from refit.data.schema import Rows
+
+Numbers = NDArray[np.float64]
+
+DEVIATIONS = 3.0
+MIN_SHARE = 0.01
+"""So few copies in a large table matter little."""
+
+
+class Copies(BaseModel):
+    """How many test rows have the features of a train row, and how many would by chance."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    by_chance: float
+    is_more_than_chance: bool
+
+
+def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
+    """Count the rows `test` of a table that equal one of its rows `train`, and how many would if all were drawn independently.
+
+    By chance, each of the other rows with a row's rarest value has its other values as often as these occur, and is a train row as
+    often as any row; so the number of train rows that equal it is binomial.
+    """
+    hashes = hash_rows(features)
+    num_rows = int(np.isin(hashes[test], hashes[train]).sum())
+    likelihoods, fewest = _estimate_likelihoods(features, test)
+    with np.errstate(invalid="ignore"):
+        chances = 1 - (1 - np.nan_to_num(len(train) * likelihoods / fewest)) ** fewest
+    return Copies(
+        rows=num_rows,
+        by_chance=round(float(chances.sum()), 2),  # the last bits depend on the processor
+        is_more_than_chance=is_more_than_chance(num_rows, chances),
+    )
+
+
+def estimate_chances(frame: pl.DataFrame, numbers: Rows, num_others: int) -> Numbers:
+    """Estimate how likely each of N rows has equal ones among other rows, if rows and columns are independent.
+
+    The number of others that equal it is taken as Poisson.
+
+    Args:
+        frame: The rows, and none of the others; a missing value is a value.
+        numbers: How many equal ones do not suffice, N: 0 asks for one or more.
+        num_others: How many others there are.
+
+    Shape:
+        Returns (N,).
+    """
+    likelihoods, _ = _estimate_likelihoods(frame, np.arange(frame.height))
+    chances: Numbers = torch.special.gammainc(torch.from_numpy(numbers + 1.0), torch.from_numpy(num_others * likelihoods)).numpy()
+    return chances
+
+
+def is_more_than_chance(num_observed: int, chances: Numbers) -> bool:
+    """Whether more rows have an equal one than `chances` explain: by 3 standard deviations and by a share of the rows.
+
+    Source: Cornish and Fisher, Moments and Cumulants in the Specification of Distributions (1938), for the skewness of counts.
+    """
+    variances = chances * (1 - chances)
+    variance, third = variances.sum(), (variances * (1 - 2 * chances)).sum()
+    skewed = (DEVIATIONS**2 - 1) / 6 * third / variance if variance else 0.0
+    excess = num_observed - chances.sum()
+    return bool(excess > DEVIATIONS * np.sqrt(variance) + skewed and excess > MIN_SHARE * len(chances))
+
+
+def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Rows]:
+    """How likely another row is to equal each of `rows`; how many others have the one of its values that is rarest."""
+    likelihoods, fewest = np.ones(len(rows)), np.full(len(rows), frame.height - 1)
+    for name in frame.columns:
+        if not likelihoods.any():
+            break
+        values = frame[name].fill_nan(None) if frame[name].dtype.is_float() else frame[name]
+        others = values.to_frame().select(pl.len().over(name)).to_series()[rows].to_numpy().astype(np.int64) - 1
+        likelihoods *= others / max(1, frame.height - 1)
+        fewest = np.minimum(fewest, others)
+    return likelihoods, fewest
