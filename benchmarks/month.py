@@ -43,8 +43,8 @@ source = "flights"
 target = "is_late"
 split = "time"
 time_column = "time_hour"
-test_fraction = 0.1
-val_fraction = 0.1
+test = 0.1
+val = 0.1
 [loader]
 batch_size = 256
 [model]

@@ -76,7 +76,7 @@ def describe_works(folder: Path, is_quick: bool) -> dict[str, dict[str, Any]]:
     return {
         "notebook": {"training": {"num_epochs": 20 if is_quick else 1000}},
         "10 MB model": {
-            "data": {"source": small, "val_fraction": 0},
+            "data": {"source": small, "val": 0},
             "model": {"hidden_sizes": [1500, 1500]},
             "loader": {"batch_size": 64},
             "optimizer": {"lr": 0.01},

@@ -112,7 +112,7 @@ def _train_epochs(
     logger = get_run_logger()
     patience, timeout, keep = settings.training.patience, settings.training.timeout_seconds, settings.checkpoint.keep
     if patience is not None and "val" not in snapshot.splits:
-        raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val_fraction")
+        raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
     deadline = None if timeout is None else started + timeout
     loaders = build_loaders(recipe.loaders.key, snapshot, settings)
     last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, logger.warning)

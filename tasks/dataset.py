@@ -18,5 +18,7 @@ def build_dataset(key: str, settings: SettingsTree, source_digests: list[str | N
     dataset.check_sources(manifest, source_digests)
     for line in manifest.describe():
         get_run_logger().info(line)
+    for line in manifest.list_warnings():
+        get_run_logger().warning(line)
     splits = {split: info.ref for split, info in manifest.splits.items()}
     return DatasetRef(**ref.model_dump(), splits=splits, test_rows=manifest.test_rows)

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refit.data.dataset import Manifest, convert_rows, load_hashes, load_test_rows
+from refit.data.dataset import Manifest, convert_rows, load_identities, load_test_rows
+from refit.data.hashes import Hashes
 from refit.data.profiles import Drift, compare_profiles
 from refit.data.schema import check_columns
 from refit.data.sources import read_names
-from refit.data.splits import Hashes
 from refit.errors import DataError, RefitError
 from refit.evaluation import Metrics, compute_metrics, refuse_non_finite_logits
 from refit.inference import Model, load_model
@@ -95,7 +95,7 @@ class ScoredRows:
     def find_learned(self, store: Store) -> Mask:
         """Find the rows that the model has learned from; raises StoreError if what it has learned from is gone."""
         manifest = self.model.manifest
-        hashes = [load_hashes(manifest, split, store) for split in LEARNED_FROM if split in manifest.splits]
+        hashes = [load_identities(manifest, split, store).hashes for split in LEARNED_FROM if split in manifest.splits]
         return np.isin(self.hashes, np.concatenate(hashes))
 
 
@@ -155,7 +155,7 @@ def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
     Raises:
         RefitError: A row cannot be scored.
     """
-    truth, hashes = convert_rows(model.manifest, rows)
+    truth, hashes, _ = convert_rows(model.manifest, rows)
     logits = model.predict_logits(rows)
     refuse_non_finite_logits(logits, "test")
     known = pl.Series(model.manifest.classes).cast(pl.String).to_list()

@@ -20,7 +20,10 @@ from refit.settings import Settings, walk_settings
 DATA_CODE = (
     "refit.data.sources",
     "refit.data.schema",
+    "refit.data.hashes",
     "refit.data.splits",
+    "refit.data.sides",
+    "refit.data.copies",
     "refit.data.preprocessing",
     "refit.data.profiles",
     "refit.data.dataset",

@@ -99,7 +99,7 @@ def decide(
         Koehn, Statistical Significance Tests for Machine Translation Evaluation (2004): rows are resampled with the scores of both.
     """
     if not len(classes):
-        raise DataError("expected test rows to compare models on, found none; raise data.test_fraction")
+        raise DataError("expected test rows to compare models on, found none; raise data.test")
     candidate, champion = (np.fmax(scores, MIN_LOG_LIKELIHOOD) for scores in (candidate, champion))  # for NaN, too
     difference, bound = float((candidate - champion).mean()), _find_bound(candidate - champion, score, confidence)
     has_gain, gain = _describe_gain(difference, bound, confidence, min_effect)

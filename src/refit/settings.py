@@ -42,6 +42,8 @@ SETTINGS_FILE = Path("refit.toml")
 ENV_PREFIX = "REFIT_"
 SECRET = r"://[^/@]*:(?!\d+(/|$))[^@]*@|[?&](sig|token|X-Amz-Signature|api_key|password|secret)=[^&]*"
 """What a URL says of a user and its password, or of a signature; a port is none."""
+SPAN = r"[1-9]\d{0,5}(s|min|h|d|w)"
+"""A span of time: seconds, minutes, hours, days or weeks."""
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -52,6 +54,20 @@ def _read_list(value: Any) -> Any:
             return json.loads(value)
     is_nested = isinstance(value, list) and len(value) == 1 and isinstance(value[0], list)
     return value[0] if is_nested else value
+
+
+def _read_size(value: Any) -> Any:
+    """A share as float, a number of rows as int, a span as text; the environment and the command line write all as text."""
+    if isinstance(value, str) and re.fullmatch(SPAN, value):
+        return value
+    size = value
+    for kind in (float, int):  # a text that is a whole number is both, and ends as int
+        with contextlib.suppress(ValueError):
+            size = kind(value) if isinstance(value, str) else value
+    is_share = isinstance(size, int | float) and not isinstance(size, bool) and 0 <= size < 1
+    if not is_share and (type(size) is not int or size < 1):
+        raise ValueError(f"expected a share in [0, 1), a number of rows, or a span of time such as `14d`, found {value!r}")
+    return float(size) if is_share else size
 
 
 def _refuse_secret(url: str) -> str:
@@ -65,6 +81,11 @@ def _refuse_secret(url: str) -> str:
 
 Url = Annotated[str, AfterValidator(_refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[
+    Annotated[str, Field(pattern=f"^{SPAN}$")] | Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, lt=1)],
+    BeforeValidator(_read_size),
+]
+"""Some of the rows: a share of all of them, a number, or those of a span of time."""
 TextList = Annotated[list[str], BeforeValidator(_read_list)]
 
 
@@ -127,14 +148,22 @@ class DataSettings(Section):
     """Texts that mean a missing value."""
     test_source: Url | None = None
     """Where the test rows are, if in files of their own; None takes them from `source`."""
-    val_fraction: Fraction | None = None
-    """Share of rows for validation, in [0, 1); None means 0.15, and 0 for the built-in notebook table."""
-    test_fraction: Fraction | None = None
-    """Share of rows for the test, in [0, 1); None means 0.15, and 0 where the test rows come on their own."""
+    val: Size | None = None
+    """Rows for validation: a share in [0, 1), a number, or a span such as `14d`; None means 0.15, and 0 for the notebook table."""
+    test: Size | None = None
+    """Rows for the test: a share in [0, 1), a number, or a span; None means 0.15, and 0 where the test rows come on their own."""
     split: Literal["random", "time"] = "random"
     """`random`: seeded and stratified by class; `time`: the newest rows are test, those before them validation."""
     time_column: str | None = None
-    """The date-time or number that orders the rows of a `time` split."""
+    """The date-time or number that orders the rows of a `time` split; spans (`90min`, `12h`, `14d`, `8w`) need date-times."""
+    window: Size | None = None
+    """The newest train rows, all that a `time` split learns from: a share in [0, 1), a number, or a span; None takes all."""
+    gap: Size | None = None
+    """Rows left out before validation and before the test of a `time` split: a share in [0, 1), a number, or a span."""
+    split_by: Literal["rows", "features"] = "rows"
+    """What stays on one side: each row for itself (`rows`), or all rows with equal features (`features`)."""
+    group_column: str | None = None
+    """A column such as a customer's number: all rows with the same value stay on one side; it is not learned from."""
 
 
 class LoaderSettings(Section):
@@ -304,10 +333,19 @@ class Settings(SettingsTree, BaseSettings):
         data, optimizer = self.data, self.optimizer
         if data.split == "time" and data.time_column is None:
             raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`; name one")
-        if data.test_source is not None and data.test_fraction:
-            raise ValueError("data.test_fraction: expected none, as data.test_source gives the test rows; drop one of them")
-        if (data.val_fraction or 0) + (data.test_fraction or 0) >= 1:
-            raise ValueError("data.val_fraction + data.test_fraction: expected less than 1, so that rows to train on are left")
+        if data.test_source is not None and data.test:
+            raise ValueError("data.test: expected none, as data.test_source gives the test rows; drop one of them")
+        shares = [size for size in (data.val, data.test) if isinstance(size, float)]
+        if sum(shares) >= 1:
+            raise ValueError("data.val + data.test: expected less than 1, so that rows to train on are left; lower one")
+        for name in ("val", "test", "window", "gap") if data.split == "random" else ():
+            size = getattr(data, name)
+            if isinstance(size, str) or (name in ("window", "gap") and size is not None):
+                raise ValueError(f"data.{name}: only a `time` split knows what is old, found {size}; set data.split to `time`")
+        if data.window == 0:
+            raise ValueError("data.window: expected rows to train on, found 0; none takes all")
+        if data.split_by == "features" and data.group_column is not None:
+            raise ValueError("data.split_by: expected `rows`, as data.group_column says what stays on one side; drop one of them")
         if optimizer.momentum and optimizer.name != "sgd":
             raise ValueError(f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0")
         return self

@@ -70,7 +70,7 @@ def test_a_flow_run_gives_the_bits_of_a_plain_loop_with_dropout_and_a_last_short
     settings = {
         "name": "oracle",
         "seed": 7,
-        "data": {**table, "val_fraction": 0.1},
+        "data": {**table, "val": 0.1},
         "loader": {"batch_size": 33, "drop_last": False},
         "model": {"hidden_sizes": [30, 20], "activation": "sigmoid", "dropout": 0.25},
         "optimizer": optimizer,

@@ -57,7 +57,7 @@ def write_table(path: Path, num_rows: int = 60, noise: float = 1.0, changed: dic
 def by_time(source: str, **training) -> dict:
     """The 60 rows of `write_table`: 0 to 35 for training, 36 to 47 for validation, 48 to 59 for the test."""
     return {
-        "data": {"source": source, "split": "time", "time_column": "time", "val_fraction": 0.2, "test_fraction": 0.2},
+        "data": {"source": source, "split": "time", "time_column": "time", "val": 0.2, "test": 0.2},
         "loader": {"batch_size": 8, "drop_last": False},
         "model": {"hidden_sizes": [16], "dropout": 0.2},
         "optimizer": {"lr": 0.1, "momentum": 0.9},
@@ -307,9 +307,7 @@ def test_settings_that_contradict_one_another_stop_the_flow_before_anything_is_s
 
 
 def test_patience_without_validation_rows_is_refused():
-    with pytest.raises(
-        SettingsError, match=r"training\.patience: expected validation rows to watch, found none; set data\.val_fraction"
-    ):
+    with pytest.raises(SettingsError, match=r"training\.patience: expected validation rows to watch, found none; set data\.val"):
         run({"training": {"patience": 2}})
 
 

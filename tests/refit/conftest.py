@@ -30,7 +30,7 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         settings = SettingsTree.model_validate(
             {
                 "seed": seed,
-                "data": {"source": "rows.parquet", "test_fraction": 0.3, "features": list(features), **data},
+                "data": {"source": "rows.parquet", "test": 0.3, "features": list(features), **data},
                 "model": {"hidden_sizes": list(hidden_sizes)},
                 "loader": {"batch_size": 10},
             }

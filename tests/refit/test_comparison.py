@@ -77,7 +77,7 @@ def test_a_row_that_both_have_learned_from_counts(save_version, store):
     """Rows come twice, in order of time: the second time they are test rows of both."""
     rows = make_rows(50).with_columns(time=pl.lit(0))
     twice = pl.concat([rows, rows.with_columns(time=pl.lit(1))])
-    by_time = {"split": "time", "time_column": "time", "test_fraction": 0.5, "val_fraction": 0.0}
+    by_time = {"split": "time", "time_column": "time", "test": 0.5, "val": 0.0}
     champion, candidate = (save_version(twice, num_epochs, **by_time) for num_epochs in (1, 5))
     verdict = judge(store, candidate, champion)
     assert (verdict.decision.num_rows, verdict.num_left_out) == (50, 0)
@@ -147,9 +147,9 @@ def test_a_champion_that_needs_a_column_which_is_gone_is_no_match_but_its_drift_
 
 def test_rows_that_only_the_champion_has_learned_from_leave_none_to_compare_on(save_version, store):
     rows = make_rows(60).with_columns(time=pl.col("id"))
-    by_time = {"split": "time", "time_column": "time", "val_fraction": 0.0}
-    champion = save_version(rows, test_fraction=0.1, **by_time)
-    candidate = save_version(rows[:50], test_fraction=0.2, **by_time)
+    by_time = {"split": "time", "time_column": "time", "val": 0.0}
+    champion = save_version(rows, test=0.1, **by_time)
+    candidate = save_version(rows[:50], test=0.2, **by_time)
     message = r"expected test rows that the champion has not learned from, found none among 10; add rows, or divide them as before"
     with pytest.raises(DataError, match=message):
         judge(store, candidate, champion)

@@ -60,7 +60,7 @@ def make_table(path: Path, labels: list) -> dict:
     )
     frame.write_parquet(path)
     return {
-        "data": {"source": str(path), "target": "label", "val_fraction": 0, "test_fraction": 0},
+        "data": {"source": str(path), "target": "label", "val": 0, "test": 0},
         "loader": {"batch_size": 5},
         "optimizer": {"lr": 0.3},
         "training": {"num_epochs": 20},

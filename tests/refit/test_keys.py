@@ -10,7 +10,7 @@ from refit import keys
 from refit.keys import Recipe, write_recipe
 from refit.settings import resolve_settings, walk_settings
 
-BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val_fraction": 0.2}}
+BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val": 0.2}}
 SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
 WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "refs", "settings", "store")}
@@ -62,10 +62,14 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.categorical": (["x1"], DATASET),
     "data.null_values": (["", "-"], DATASET),
     "data.test_source": ("elsewhere.csv", set()),
-    "data.val_fraction": (0.3, DATASET),
-    "data.test_fraction": (0.3, DATASET),
+    "data.val": (0.3, DATASET),
+    "data.test": (0.3, DATASET),
     "data.split": ("time", DATASET),
     "data.time_column": ("x1", DATASET),
+    "data.window": (50, DATASET),
+    "data.gap": ("7d", DATASET),
+    "data.split_by": ("features", DATASET),
+    "data.group_column": ("x1", DATASET),
     "loader.batch_size": (3, LOADERS),
     "loader.drop_last": (False, LOADERS),
     "model.hidden_sizes": ([16], START),
@@ -114,7 +118,8 @@ def test_every_setting_has_its_place_in_the_keys():
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
     value, steps = CHANGES[name]
-    needed = {"data.split": {"data.time_column": "x1"}}.get(name, {})
+    by_time = {"data.split": "time", "data.time_column": "x1"}
+    needed = {"data.split": {"data.time_column": "x1"}, "data.window": by_time, "data.gap": by_time}.get(name, {})
     assert changed_keys(write(needed), write(needed, {name: value})) == steps
 
 
@@ -171,7 +176,7 @@ def test_no_two_steps_have_one_key():
 
 def test_ingredients_are_named_so_that_a_change_can_be_told():
     recipe = write()
-    for name in ("data.source", "data.val_fraction", "seed", "polars", "code.refit.data.splits"):
+    for name in ("data.source", "data.val", "seed", "polars", "code.refit.data.splits"):
         assert name in recipe.dataset.ingredients
     for name in ("data set", "optimizer.lr", "model.hidden_sizes", "processor", "torch", "code.refit.training"):
         assert name in recipe.start.ingredients

@@ -324,5 +324,5 @@ def test_classes_may_be_a_list_or_an_array_or_come_from_polars():
 
 
 def test_no_rows_are_refused():
-    with pytest.raises(DataError, match=r"expected test rows to compare models on, found none; raise data\.test_fraction"):
+    with pytest.raises(DataError, match=r"expected test rows to compare models on, found none; raise data\.test"):
         compare(np.array([]), np.array([]))

@@ -180,8 +180,8 @@ def test_of_runs_as_near_the_newest_is_compared_with(source, store):
 
 def test_a_changed_split_is_told_of_the_data_set_and_training_gets_another(source, store):
     run(resolve(source), store)
-    found = forecast(resolve(source, data__val_fraction=0.3), store)
-    assert reasons(found, "build data set") == ["data.val_fraction: None -> 0.3"]
+    found = forecast(resolve(source, data__val=0.3), store)
+    assert reasons(found, "build data set") == ["data.val: None -> 0.3"]
     assert reasons(found, "train epochs 1 to 3") == ["the data set will be another"]
 
 

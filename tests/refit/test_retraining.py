@@ -20,7 +20,7 @@ def key_of(given: dict, source: str = SOURCE, test_source: str | None = None) ->
     "given",
     [
         {"optimizer": {"lr": 0.5}},
-        {"data": {"val_fraction": 0.3}},
+        {"data": {"val": 0.3}},
         {"training": {"num_epochs": 9}},
         {"training": {"patience": 2}},
         {"training": {"warm_start": True}},

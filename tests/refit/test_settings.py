@@ -50,9 +50,9 @@ def test_a_source_that_gives_one_setting_of_a_section_leaves_the_others_to_weake
 
 def test_what_is_given_is_not_changed_by_what_is_merged():
     write("refit.toml", "[training]\nnum_epochs = 7\n")
-    given = {"training": {"patience": 2}, "data": {"val_fraction": 0.2}}
+    given = {"training": {"patience": 2}, "data": {"val": 0.2}}
     resolve_settings(given)
-    assert given == {"training": {"patience": 2}, "data": {"val_fraction": 0.2}}
+    assert given == {"training": {"patience": 2}, "data": {"val": 0.2}}
 
 
 def test_a_named_settings_file_is_read_instead_of_refit_toml():
@@ -145,9 +145,17 @@ def test_every_setting_can_be_given_by_its_environment_variable(monkeypatch):
         ("seed", -1),
         ("seed", 2**63),
         ("seed", 1.5),
-        ("data.val_fraction", 1),
-        ("data.val_fraction", -0.1),
-        ("data.test_fraction", 1.0),
+        ("data.val", 1.0),
+        ("data.val", "1.0"),
+        ("data.val", -0.1),
+        ("data.val", True),
+        ("data.test", -1),
+        ("data.test", 1.5),
+        ("data.test", float("nan")),
+        ("data.test", "14 d"),
+        ("data.window", "0d"),
+        ("data.gap", "1y"),
+        ("data.split_by", "groups"),
         ("data.split", "stratified"),
         ("loader.batch_size", 0),
         ("loader.drop_last", "perhaps"),
@@ -221,8 +229,13 @@ def test_all_mistakes_are_named_at_once_one_a_line(monkeypatch):
     ("given", "message"),
     [
         ({"data": {"split": "time"}}, "data.time_column: expected a column to order rows by"),
-        ({"data": {"test_source": "a.csv", "test_fraction": 0.1}}, "data.test_fraction: expected none"),
-        ({"data": {"val_fraction": 0.5, "test_fraction": 0.5}}, "data.val_fraction + data.test_fraction: expected less than 1"),
+        ({"data": {"test_source": "a.csv", "test": 0.1}}, "data.test: expected none"),
+        ({"data": {"val": 0.5, "test": 0.5}}, "data.val + data.test: expected less than 1"),
+        ({"data": {"test": "14d"}}, "data.test: only a `time` split knows what is old, found 14d; set data.split to `time`"),
+        ({"data": {"gap": 10}}, "data.gap: only a `time` split"),
+        ({"data": {"window": 0.5}}, "data.window: only a `time` split"),
+        ({"data": {"split": "time", "time_column": "t", "window": 0}}, "data.window: expected rows to train on, found 0"),
+        ({"data": {"split_by": "features", "group_column": "k"}}, "data.split_by: expected `rows`, as data.group_column"),
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer.momentum: only sgd has it, found adam; leave it 0"),
     ],
 )
@@ -246,6 +259,20 @@ def test_none_is_written_as_a_word_and_beats_a_weaker_source(monkeypatch):
 
 def test_none_stays_a_word_where_the_setting_cannot_be_none():
     assert resolve_settings({"data": {"target": "none"}})[0].data.target == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0.2", 0.2), ("0", 0.0), ("0.0", 0.0), ("500", 500), ("1", 1), ("90min", "90min"), ("14d", "14d"), ("none", None)],
+)
+def test_a_size_is_a_share_a_number_or_a_span_wherever_it_is_given(monkeypatch, text, size):
+    by_time = {"split": "time", "time_column": "t"}
+    monkeypatch.setenv("REFIT_DATA__TEST", text)
+    write("refit.toml", f"[data]\ngap = {text if isinstance(size, float | int) else repr(text)}\n")
+    data = resolve_settings({"data": {**by_time, "val": text}})[0].data
+    assert (data.val, data.test, data.gap) == (size, size, size)
+    assert {type(data.val), type(data.test), type(data.gap)} == {type(size)}, "as keys tell 0 from 0.0"
+    assert SettingsTree.model_validate_json(SettingsTree(data=data).model_dump_json()).data == data
 
 
 @pytest.mark.parametrize(("text", "sizes"), [("[64, 32]", [64, 32]), ("[]", []), ("[8]", [8])])

@@ -46,7 +46,7 @@ def settings(tmp_path) -> SettingsTree:
     pl.DataFrame({**{f"x{i}": x[:, i].tolist() for i in range(4)}, "y": y.tolist()}).write_csv(tmp_path / "table.csv")
     return SettingsTree.model_validate(
         {
-            "data": {"source": str(tmp_path / "table.csv"), "val_fraction": 0.2, "test_fraction": 0.2},
+            "data": {"source": str(tmp_path / "table.csv"), "val": 0.2, "test": 0.2},
             "loader": {"batch_size": 8, "drop_last": False},
             "model": {"hidden_sizes": [8], "dropout": 0.3},
             "optimizer": {"lr": 0.05, "momentum": 0.9},

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,17 +12,18 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
+from refit.data.copies import Copies, count_copies
+from refit.data.hashes import Hashes, Identities, hash_rows, number_copies
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.data.profiles import Profile, profile_columns
 from refit.data.schema import Kind, Rows, check_columns, convert_column, convert_target, find_kind
+from refit.data.sides import TypedTable, choose_sides, read_groups
 from refit.data.sources import Table, list_names, read_files, read_table
-from refit.data.splits import Hashes, hash_rows, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
 
-DEFAULT_FRACTION = 0.15
 MAX_CLASSES_SHOWN = 10
 ROWS_A_BLOCK = 65_536
 """Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""
@@ -52,7 +52,8 @@ class Manifest(BaseModel):
     Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
     source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
     rows as they were read; `time_column` is that of a `time` split. The profiles are of the train rows, and cover the target too,
-    as categories.
+    as categories. `rows_left_out` are in no split though they have a target: by data.gap, data.window, or, as `units`, because
+    they belong together with rows of a later split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,11 +63,14 @@ class Manifest(BaseModel):
     columns: list[AnyColumn]
     profiles: list[Profile]
     time_column: str | None
+    group_column: str | None
     splits: dict[str, SplitInfo]
     test_rows: Ref | None
     rows: int
     rows_without_target: int
+    rows_left_out: dict[str, int]
     source_rows: int
+    test_copies: Copies | None
     dropped_columns: dict[str, str]
     source_digest: str
     test_source_digest: str | None
@@ -92,7 +96,30 @@ class Manifest(BaseModel):
         ]
         if self.rows_without_target:
             lines.append(f"dropped: {self.rows_without_target} rows without a value of {self.target}")
+        together = "features are those" if self.group_column is None else f"{self.group_column} is that"
+        reasons = {
+            "gap": "in the gaps before validation and test",
+            "window": "older than the window",
+            "units": f"whose {together} of a row in a later split",
+        }
+        lines += [f"left out: {number} rows {reasons[name]}" for name, number in self.rows_left_out.items()]
+        if self.test_copies is not None:
+            lines.append(f"copies: {self._count_copies(self.test_copies)}")
         return lines + [f"dropped: column {name}, {reason}" for name, reason in self.dropped_columns.items()]
+
+    def list_warnings(self) -> list[str]:
+        """Say what makes the test score doubtful."""
+        if self.test_copies is None or not self.test_copies.is_more_than_chance:
+            return []
+        return [
+            f"expected test rows that are new to the model, found {self._count_copies(self.test_copies)}; the test score may be too"
+            ' good: if rows are copies, set data.split_by = "features"; if a customer, patient or device has several rows, name its'
+            " column in data.group_column"
+        ]
+
+    def _count_copies(self, copies: Copies) -> str:
+        by_chance = f"by chance it would be about {copies.by_chance:.0f}"
+        return f"{copies.rows} of {self.splits['test'].rows} test rows with the features of a train row ({by_chance})"
 
 
 def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
@@ -120,8 +147,10 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         raise DataError(
             f"{table.name}, column `{target.name}`: expected two classes or more, found {classes.to_list()}; add others"
         )
-    y = _index_classes(target, classes, table)
-    parts = _split(settings, seed, table, frame.with_columns(target), y, classes.to_list(), has_test=test_table is not None)
+    groups = read_groups(settings, table, target)
+    source = TypedTable(table, frame, target, _index_classes(target, classes, table), groups)
+    test = None if test_table is None else _convert_test_rows(settings, test_table, kinds, target_kind, classes)
+    parts, left_out = choose_sides(settings, seed, source, test, classes.to_list())
     try:
         columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"])
     except DataError as error:
@@ -131,19 +160,18 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
 
     profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"])
     time_column = settings.time_column if settings.split == "time" else None
-    hashes = _identify(frame, columns, target, table.frame, time_column)
-    num_unlabelled, raw, test_rows = y.null_count(), table.frame, parts.get("test", np.array([], np.int64))
-    freeze = {split: partial(_freeze, columns, frame, rows, y, hashes, len(classes), table) for split, rows in parts.items()}
-    if test_table is not None:
-        frame, target, y = _convert_test_rows(settings, test_table, kinds, target_kind, classes)
-        hashes = _identify(frame, columns, target, test_table.frame, time_column)
-        num_unlabelled += y.null_count()
-        raw, test_rows = test_table.frame, np.flatnonzero(y.is_not_null().to_numpy())
-        freeze["test"] = partial(_freeze, columns, frame, test_rows, y, hashes, len(classes), test_table)
+    sides = {split: (source, rows) for split, rows in parts.items()}
+    if test is not None:
+        sides["test"] = test, test.labelled
+    identities = {id(typed): _identify(typed, columns, time_column) for typed, _ in sides.values()}
     with store.temporary_folder() as folder:
-        counts = {split: write(folder / split) for split, write in freeze.items()}
-        if len(test_rows):
-            _freeze_rows(raw[test_rows], folder / TEST_ROWS)
+        counts = {
+            split: _freeze(columns, typed, rows, identities[id(typed)], len(classes), folder / split)
+            for split, (typed, rows) in sides.items()
+        }
+        if "test" in sides:
+            typed, rows = sides["test"]
+            _freeze_rows(typed.table.frame[rows], folder / TEST_ROWS)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         digests = {name: store.put_file(folder / name) for name in sizes}
 
@@ -154,14 +182,17 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         columns=columns,
         profiles=profiles,
         time_column=time_column,
+        group_column=settings.group_column,
         splits={
             split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=digests[split], size=sizes[split])
             for split in counts
         },
         test_rows=Ref(kind="rows", digest=digests[TEST_ROWS], size=sizes[TEST_ROWS]) if TEST_ROWS in digests else None,
         rows=sum(map(sum, counts.values())),
-        rows_without_target=num_unlabelled,
+        rows_without_target=source.y.null_count() + (0 if test is None else test.y.null_count()),
+        rows_left_out=left_out,
         source_rows=table.frame.height,
+        test_copies=_count_copies(columns, source, parts["train"], *sides["test"]) if "test" in sides else None,
         dropped_columns={name: "no value in the train rows" for name in kinds if name not in fitted},
         source_digest=table.digest,
         test_source_digest=test_table.digest if test_table else None,
@@ -200,9 +231,11 @@ def load_split(manifest: Manifest, split: str, store: Store) -> tuple[Tensor, Te
     return tensors["x"], tensors["y"]
 
 
-def load_hashes(manifest: Manifest, split: str, store: Store) -> Hashes:
-    """Load what identifies the rows of a split, `(N,)`: a hash of their columns, target and time; raises as `load_split` does."""
-    return _load_arrays(manifest, split, store)["hashes"].numpy().view(np.uint64)
+def load_identities(manifest: Manifest, split: str, store: Store) -> Identities:
+    """Load what tells the rows of a split apart; raises as `load_split` does."""
+    arrays = _load_arrays(manifest, split, store)
+    groups = arrays["groups"].numpy().view(np.uint64) if "groups" in arrays else None
+    return Identities(arrays["hashes"].numpy().view(np.uint64), arrays["numbers"].numpy(), groups)
 
 
 def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:
@@ -213,8 +246,12 @@ def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:
         return pl.read_parquet(path, glob=False, hive_partitioning=False)
 
 
-def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Hashes]:
-    """Return the true classes of raw rows as text, and what identifies the rows in the eyes of this data set, each `(N,)`.
+def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Hashes, pl.DataFrame]:
+    """Convert raw rows as those of this data set were.
+
+    Returns:
+        The true classes as text, what identifies each row in the eyes of this data set, and the columns that it is told by: those
+        that are learned from, the class, the time. Of each N.
 
     Raises:
         DataError: A column is missing, or a value cannot be converted.
@@ -227,7 +264,8 @@ def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Has
     kinds: dict[type, Kind] = {bool: "boolean", int: "numeric", str: "categorical"}
     null_values = manifest.columns[0].null_values
     _, target = convert_target(rows[manifest.target], kinds[type(manifest.classes[0])], null_values, _count_rows)
-    return target.cast(pl.String), _identify(frame, manifest.columns, target, rows, manifest.time_column)
+    known = _gather(frame, manifest.columns, target, rows, manifest.time_column)
+    return target.cast(pl.String), hash_rows(known), known
 
 
 def _count_rows(index: int) -> str:
@@ -242,9 +280,7 @@ def _load_arrays(manifest: Manifest, split: str, store: Store) -> dict[str, Tens
 
 
 def _lacking(split: str, manifest: Manifest) -> DataError:
-    return DataError(
-        f"expected a split of the data set, found no `{split}` among {list_names(manifest.splits)}; check its fraction"
-    )
+    return DataError(f"expected a split of the data set, found no `{split}` among {list_names(manifest.splits)}; set data.{split}")
 
 
 def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
@@ -260,10 +296,8 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
             raise DataError(
                 f"{test.name}: expected test rows of their own, found the same bytes as in {table.name}; name other files"
             )
-    if test is not None and settings.test_fraction:
-        raise DataError(
-            f"data.test_fraction: expected none, as test rows come on their own, found {settings.test_fraction}; drop it"
-        )
+    if test is not None and settings.test:
+        raise DataError(f"data.test: expected none, as test rows come on their own, found {settings.test}; drop it")
     return test
 
 
@@ -275,12 +309,17 @@ def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Kind
     check_columns("data.features", features or [], present, table.name)
     check_columns("data.categorical", settings.categorical, present, table.name)
     if features is None:
-        apart = [settings.target, settings.time_column if settings.split == "time" else None]
+        apart = [settings.target, settings.group_column, settings.time_column if settings.split == "time" else None]
         features = [name for name in present if name not in apart]
     if not features:
         raise DataError(f"{table.name}: expected a column to learn from, found {list_names(present)}; name some in data.features")
     if settings.target in features:
         raise DataError(f"data.features: expected columns to learn from, found the target `{settings.target}`; take it out")
+    if settings.group_column in [*features, settings.target]:
+        raise DataError(
+            f"data.group_column: expected a column that is neither learned from nor the target, found `{settings.group_column}`;"
+            " take it out of data.features, or name another"
+        )
     kinds: dict[str, Kind] = {}
     converted = []
     for name in dict.fromkeys(features):
@@ -301,8 +340,8 @@ def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]
 
 def _convert_test_rows(
     settings: DataSettings, table: Table, kinds: dict[str, Kind], target_kind: Kind, classes: pl.Series
-) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
-    """The features, classes and class indices of rows from `test_source`, converted as those of `source` were."""
+) -> TypedTable:
+    """The rows of `test_source`, converted as those of `source` were."""
     check_columns("data.test_source", [*kinds, settings.target], table.frame.columns, table.name)
     frame = pl.DataFrame(
         [convert_column(table.frame[name], kind, settings.null_values, table.locate) for name, kind in kinds.items()]
@@ -310,7 +349,8 @@ def _convert_test_rows(
     _, target = convert_target(table.frame[settings.target], target_kind, settings.null_values, table.locate)
     if target.null_count() == len(target):
         raise DataError(f"{table.name}, column `{target.name}`: expected a class in some row, found none; add the classes")
-    return frame, target, _index_classes(target, classes, table)
+    y = _index_classes(target, classes, table)
+    return TypedTable(table, frame, target, y, read_groups(settings, table, target))
 
 
 def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
@@ -325,69 +365,22 @@ def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Se
     return y
 
 
-def _split(
-    settings: DataSettings, seed: int, table: Table, frame: pl.DataFrame, y: pl.Series, classes: Sequence[Any], has_test: bool
-) -> dict[str, Rows]:
-    """Row numbers of `table` in each split; rows without a target are in none."""
-    val_fraction, test_fraction = (
-        DEFAULT_FRACTION if share is None else share for share in (settings.val_fraction, settings.test_fraction)
-    )
-    if has_test:
-        test_fraction = 0
-    if table.is_raw and settings.val_fraction is None:
-        val_fraction = 0
-    if val_fraction + test_fraction >= 1:
-        raise DataError(
-            "data.val_fraction + data.test_fraction: expected less than 1, so that rows to train on are left,"
-            f" found {val_fraction} + {test_fraction}; lower one"
-        )
-    is_labelled = y.is_not_null()
-    rows = np.flatnonzero(is_labelled.to_numpy())
-    labels = y.drop_nulls().to_numpy()
-    where = f"{table.name}, column `{settings.target}`"
-    if settings.split == "time":
-        times = _read_times(settings, table, is_labelled)
-        parts = split_by_time(times, labels, classes, val_fraction, test_fraction, where)
-    else:
-        parts = split_randomly(hash_rows(frame, seed)[rows], labels, classes, val_fraction, test_fraction, where)
-    return {split: rows[positions] for split, positions in parts.items()}
-
-
-def _read_times(settings: DataSettings, table: Table, is_labelled: pl.Series) -> pl.Series:
-    """The column that orders the rows with a target."""
-    name = settings.time_column or ""
-    check_columns("data.time_column", [name], table.frame.columns, table.name)
-    kind, times = find_kind(table.frame[name], settings.null_values, table.locate)
-    if kind not in ("numeric", "datetime"):
-        raise DataError(f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text; name another")
-    missing = (times.is_null() & is_labelled).arg_true()
-    if len(missing):
-        raise DataError(f"{table.locate(missing[0])}, column `{name}`: expected a time, found none; fill it in or drop the row")
-    return times.filter(is_labelled)
-
-
 def _freeze(
-    columns: Sequence[AnyColumn],
-    frame: pl.DataFrame,
-    rows: Rows,
-    y: pl.Series,
-    hashes: Hashes,
-    num_classes: int,
-    table: Table,
-    path: Path,
+    columns: Sequence[AnyColumn], typed: TypedTable, rows: Rows, identities: Identities, num_classes: int, path: Path
 ) -> list[int]:
     """Write the tensors of a split's rows to `path`, inputs a block of rows at a time; count each class.
 
     Source: the safetensors format, whose own writer takes whole tensors.
     """
-    labels = y[rows].to_numpy()
-    lengths, num_inputs = [len(rows)], len(name_inputs(columns))
+    labels = typed.y[rows].to_numpy()
+    arrays = {name: array[rows] for name, array in sorted(vars(identities).items()) if array is not None} | {"y": labels}
+    described = {name: ("I64", [len(rows)]) for name in arrays} | {"x": ("F32", [len(rows), len(name_inputs(columns))])}
     with path.open("wb") as file:
-        file.write(_describe_arrays({"hashes": ("I64", lengths), "y": ("I64", lengths), "x": ("F32", [*lengths, num_inputs])}))
-        file.write(hashes[rows].data)
-        file.write(labels.data)
+        file.write(_describe_arrays(described))
+        for array in arrays.values():
+            file.write(array.data)
         for block in np.split(rows, range(ROWS_A_BLOCK, len(rows), ROWS_A_BLOCK)):
-            file.write(apply_columns(columns, frame, partial(_locate_among, block, table), block).numpy().data)
+            file.write(apply_columns(columns, typed.frame, partial(_locate_among, block, typed.table), block).numpy().data)
     counts: list[int] = np.bincount(labels, minlength=num_classes).tolist()
     return counts
 
@@ -414,9 +407,25 @@ def _freeze_rows(rows: pl.DataFrame, path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _identify(
+def _gather(
     frame: pl.DataFrame, columns: Sequence[AnyColumn], target: pl.Series, raw: pl.DataFrame, time_column: str | None
-) -> Hashes:
-    """A hash of each row's columns that are learned from, its class and its time."""
+) -> pl.DataFrame:
+    """What tells rows apart: the columns that are learned from, the class, and the time of a `time` split."""
     known = frame.select(column.name for column in columns).with_columns(target)
-    return hash_rows(known if time_column is None else known.with_columns(raw[time_column].alias(f"time {time_column}")))
+    return known if time_column is None else known.with_columns(raw[time_column].alias(f"time {time_column}"))
+
+
+def _identify(typed: TypedTable, columns: Sequence[AnyColumn], time_column: str | None) -> Identities:
+    hashes = hash_rows(_gather(typed.frame, columns, typed.target, typed.table.frame, time_column))
+    numbers, labelled = np.zeros(len(hashes), np.int64), typed.labelled
+    numbers[labelled] = number_copies(hashes[labelled])
+    return Identities(hashes, numbers, typed.groups)
+
+
+def _count_copies(columns: Sequence[AnyColumn], source: TypedTable, train: Rows, typed: TypedTable, test: Rows) -> Copies:
+    """Count the test rows of `typed` whose features are those of a train row of `source`."""
+    features = source.frame.select(column.name for column in columns)
+    if typed is not source:
+        test = test + features.height
+        features = pl.concat([features, typed.frame.select(features.columns)], how="vertical_relaxed")
+    return count_copies(features, train, test)

@@ -1,125 +1,239 @@
 """Divides rows into train, val and test, before anything is learned from them. Rows keep their source order in every split."""
 
-import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from refit.data.hashes import Hashes, find_changes
 from refit.data.schema import Rows
 from refit.errors import DataError
 
-Hashes = NDArray[np.uint64]
+Size = float | int | str
+"""Some of the rows: a share of all (float), a number (int), or those of a span of time such as `14d`; 0.0 for none."""
 
-MISSING = np.uint64(0x9E3779B97F4A7C15)
-"""The hash of no value."""
-ROWS_A_BLOCK = 262_144
-"""Hashed at once: what is computed in between stays in the processor's cache, and takes little memory."""
-
-
-def hash_rows(frame: pl.DataFrame, seed: int = 0) -> Hashes:
-    """Hash what each row holds: names and values, in any order of columns, whatever computes it.
-
-    Numbers are hashed as floats and all else but date-times as text, so that the type found for a column does not matter.
-
-    Source: the mixer is `splitmix64` (Steele, Lea and Flood, 2014, figure 16).
-
-    Shape:
-        frame: N rows; returns (N,).
-    """
-    hashes = np.full(frame.height, seed, np.uint64)
-    for start in range(0, frame.height, ROWS_A_BLOCK):
-        rows = slice(start, start + ROWS_A_BLOCK)
-        for name in sorted(frame.columns):
-            hashes[rows] = _mix(hashes[rows] ^ _mix(_hash_values(frame[name][rows]) + _hash_text(name)))
-    return hashes
+MICROSECONDS = {unit: seconds * 10**6 for unit, seconds in (("s", 1), ("min", 60), ("h", 3600), ("d", 86_400), ("w", 604_800))}
+UNASSIGNED, TRAIN, VAL, TEST = -1, 0, 1, 2
 
 
-def split_randomly(
-    hashes: Hashes, y: Rows, classes: Sequence[Any], val_fraction: float, test_fraction: float, where: str
-) -> dict[str, Rows]:
-    """Divide each class by the rows' hashes, so that a row stays where it is when others come or move.
+@dataclass(frozen=True)
+class Sizes:
+    """How large splits are. Only a split by time knows spans, a window of train rows, and gaps before val and test."""
+
+    val: Size
+    test: Size
+    window: Size | None = None
+    gap: Size = 0.0
+
+    @property
+    def splits(self) -> list[str]:
+        """Those that are to have rows, oldest first."""
+        return ["train", *(name for name, size in (("val", self.val), ("test", self.test)) if size)]
+
+
+def split_randomly(units: Hashes, y: Rows, classes: Sequence[Any], sizes: Sizes, where: str) -> dict[str, Rows]:
+    """Divide the units of each class by their hashes, so that a unit stays where it is when others come or move.
+
+    Classes take turns, from the rarest to the most frequent. In the order of hashes, the units of a class go to the test until that
+    has enough rows of it, then to validation likewise, the rest to train; units that an earlier class has placed stay there and
+    count.
 
     Args:
-        hashes: Of what the rows hold, N of them; another seed of theirs gives another split.
+        units: Hash of what stays together with each of N rows: the row alone, its features or its group.
         y: Index of each row's class.
         classes: The classes, for messages.
-        val_fraction: Share for validation; where above 0, each class gives a row or more.
-        test_fraction: Share for the test, likewise.
+        sizes: Of val and test, by rows; from each class come one row or more.
         where: Source and target column, for messages.
 
     Returns:
         Indices of the rows of each split that has any.
 
     Raises:
-        DataError: A class has too few rows to be in every split.
+        DataError: A class has too few rows or units to be in every split.
     """
-    order = np.lexsort((hashes, y))
-    sizes = np.bincount(y, minlength=len(classes))
-    for index, size in enumerate(sizes.tolist()):
-        if sum(_held_out(size, val_fraction, test_fraction)) >= size:
-            needed = next(more for more in count(size + 1) if sum(_held_out(more, val_fraction, test_fraction)) < more)
-            raise DataError(
-                f"{where}: expected {needed} rows or more of every class, to have it in every split, found {size} of class"
-                f" {classes[index]!r}; add rows of it, leave its rows out, or lower data.val_fraction and data.test_fraction"
-            )
-    parts: dict[str, list[Rows]] = {"train": [], "val": [], "test": []}
-    for rows in np.split(order, np.cumsum(sizes)[:-1]):
-        num_val, num_test = _held_out(len(rows), val_fraction, test_fraction)
-        parts["test"].append(rows[:num_test])
-        parts["val"].append(rows[num_test : num_test + num_val])
-        parts["train"].append(rows[num_test + num_val :])
-    joined = {split: np.sort(np.concatenate(rows)) for split, rows in parts.items()}
-    return {split: rows for split, rows in joined.items() if len(rows)}
+    hashes, unit = np.unique(units, return_inverse=True)  # (U,), (N,): a unit is known by its place in the order of hashes
+    class_sizes = np.bincount(y, minlength=len(classes))
+    if len(hashes) == len(y):
+        _check_classes(class_sizes, classes, sizes, where)
+    wanted = np.stack([_allot(size, class_sizes) for size in (0.0, sizes.val, sizes.test)])  # (side, class)
+    members = np.split(unit[np.argsort(y, kind="stable")], np.cumsum(class_sizes)[:-1])
+    sides = np.full(len(hashes), UNASSIGNED)
+    for index in np.argsort(class_sizes, kind="stable"):
+        _assign(sides, members[index], wanted[:, index])
+    parts = {name: np.flatnonzero(sides[unit] == side) for side, name in enumerate(("train", "val", "test"))}
+    _check_units(parts, members, y, classes, sizes, where)
+    return {name: parts[name] for name in sizes.splits}
 
 
 def split_by_time(
-    times: pl.Series, y: Rows, classes: Sequence[Any], val_fraction: float, test_fraction: float, where: str
-) -> dict[str, Rows]:
-    """Take the newest rows for the test and those before them for validation; arguments and result as `split_randomly`.
+    times: NDArray[Any], y: Rows, classes: Sequence[Any], sizes: Sizes, where: str, units: Hashes | None = None
+) -> tuple[dict[str, Rows], dict[str, int]]:
+    """Take the newest rows for the test and those before them for validation; rows of one time are never divided.
+
+    A span counts back from the newest row that is left. A gap counts back from the first row of the split after it: if labels are
+    known a gap later, all that is learned from was known by then.
+
+    Args:
+        times: When each of N rows was: microseconds where sizes are spans, else any numbers.
+        y: As for `split_randomly`.
+        classes: Likewise.
+        sizes: Of all splits. By rows, a split begins at the time that comes nearest, and a gap has as many or more.
+        where: As for `split_randomly`.
+        units: Likewise; rows of a unit that is in a later split too are left out. None keeps all.
+
+    Returns:
+        Indices of the rows of each split that has any, and how many rows `gap`, `window` and `units` left out, where they did.
 
     Raises:
-        DataError: A class has no row to train on.
+        DataError: There are too few times, no rows are left for a split, or none of a class to train on.
     """
-    order = np.argsort(times.to_physical().to_numpy(), kind="stable")
-    num_val, num_test = _held_out(len(order), val_fraction, test_fraction)
-    num_train = max(0, len(order) - num_val - num_test)
-    bounds = {"train": (0, num_train), "val": (num_train, num_train + num_val), "test": (len(order) - num_test, len(order))}
-    absent = np.flatnonzero(np.bincount(y[order[:num_train]], minlength=len(classes)) == 0)
+    order = np.argsort(times, kind="stable")
+    ordered = times[order]
+    starts = np.flatnonzero(find_changes(ordered))  # (T,): the first row of each time
+    if len(starts) < len(sizes.splits):
+        raise DataError(
+            f"{where}: expected {len(sizes.splits)} different times or more, as rows of one time stay together, found"
+            f" {len(starts)}; add rows of other times, or set data.split to `random`"
+        )
+    parts, end = dict[str, Rows](), len(order)
+    left_out = dict.fromkeys(("gap", "window", "units"), 0)
+    for num_before, name in reversed([*enumerate(sizes.splits)][1:]):
+        start = _find_start(ordered, starts, end, getattr(sizes, name), num_before)
+        parts[name] = order[start:end]
+        end = _go_back(ordered, starts, start, sizes.gap)
+        left_out["gap"] += start - end
+    start = 0 if sizes.window is None else _find_start(ordered, starts, end, sizes.window, 0)
+    parts["train"], left_out["window"] = order[start:end], start
+    if units is not None:
+        parts, left_out["units"] = _keep_apart(parts, units)
+    _check_parts(parts, y, classes, sizes, where)
+    return {name: np.sort(parts[name]) for name in sizes.splits}, {name: number for name, number in left_out.items() if number}
+
+
+def _check_classes(class_sizes: Rows, classes: Sequence[Any], sizes: Sizes, where: str) -> None:
+    """Raise DataError for the first class with too few rows to be in every split, if each row is a unit."""
+    shares = [size / class_sizes.sum() if isinstance(size, int) else float(size) for size in (sizes.val, sizes.test)]
+    for index, size in enumerate(class_sizes.tolist()):
+        if _hold_out(shares, size) >= size:
+            needed = next(more for more in count(size + 1) if _hold_out(shares, more) < more)
+            raise DataError(
+                f"{where}: expected {needed} rows or more of every class, to have it in every split, found {size} of class"
+                f" {classes[index]!r}; add rows of it, leave its rows out, or lower data.val and data.test"
+            )
+
+
+def _check_units(
+    parts: dict[str, Rows], members: Sequence[Rows], y: Rows, classes: Sequence[Any], sizes: Sizes, where: str
+) -> None:
+    """Raise DataError for the first class whose units did not suffice for every split."""
+    for name in sizes.splits:
+        absent = np.flatnonzero(np.bincount(y[parts[name]], minlength=len(classes)) == 0)
+        if len(absent):
+            num_units = len(np.unique(members[absent[0]]))
+            raise DataError(
+                f"{where}: expected every class in every split, found none of class {classes[absent[0]]!r} for `{name}`, as its"
+                f" rows are in only {num_units} groups that stay together; add groups of it, leave its rows out, or lower"
+                " data.val and data.test"
+            )
+
+
+def _hold_out(shares: Sequence[float], num_rows: int) -> int:
+    """Rows of a class for val and test together: at least 1 for each that is to have some."""
+    return sum(max(1, round(share * num_rows)) if share else 0 for share in shares)
+
+
+def _allot(size: Size, class_sizes: Rows) -> Rows:
+    """Rows of each class for a split, `(C,)`: at least 1 where there is to be one; they add up to a `size` that is a number."""
+    if not size:
+        return np.zeros_like(class_sizes)
+    if isinstance(size, int):
+        rows = np.diff(np.rint(np.cumsum(class_sizes) * (size / class_sizes.sum())), prepend=0)
+    else:
+        rows = np.rint(float(size) * class_sizes)
+    allotted: Rows = np.maximum(1, rows).astype(np.int64)
+    return allotted
+
+
+def _assign(sides: Rows, members: Rows, wanted: Rows) -> None:
+    """Give sides to the units of one class that have none yet.
+
+    A unit is left for each later split that the class would not reach otherwise.
+
+    Args:
+        sides: Of all units, changed in place.
+        members: The unit of each row of the class.
+        wanted: Rows of the class for each side.
+    """
+    units, num_rows = np.unique(members, return_counts=True)
+    held = np.bincount(sides[units] + 1, weights=num_rows, minlength=4)[1:]
+    is_free = sides[units] == UNASSIGNED
+    units, num_rows = units[is_free], num_rows[is_free]
+    needs_unit = held == 0
+    needs_unit[VAL] &= bool(wanted[VAL])
+    start = 0
+    for side in (TEST, VAL):
+        before = np.cumsum(num_rows[start:]) - num_rows[start:]  # rows of the units before each
+        enough = int(np.searchsorted(before, wanted[side] - held[side]))
+        end = start + max(0, min(enough, len(units) - start - int(needs_unit[:side].sum())))
+        sides[units[start:end]] = side
+        start = end
+    sides[units[start:]] = TRAIN
+
+
+def _find_start(ordered: NDArray[Any], starts: Rows, end: int, size: Size, num_before: int) -> int:
+    """Find where a split that ends before row `end` begins, with `num_before` times or more before it."""
+    if isinstance(size, str):
+        return int(np.searchsorted(ordered[:end], ordered[end - 1] - read_span(size), side="right")) if end else 0
+    target = end - _count_rows(size, len(ordered))
+    candidates = starts[num_before : np.searchsorted(starts, end)]
+    if target <= 0 or not len(candidates):
+        return 0
+    return int(candidates[np.argmin(np.abs(candidates - target))])  # the earlier one, if two are as near
+
+
+def _go_back(ordered: NDArray[Any], starts: Rows, start: int, gap: Size) -> int:
+    """Find the end of what comes before a gap that ends before row `start`."""
+    if not gap or not start:
+        return start
+    if isinstance(gap, str):
+        return int(np.searchsorted(ordered[:start], ordered[start] - read_span(gap), side="right"))
+    target = max(0, start - _count_rows(gap, len(ordered)))
+    return int(starts[np.searchsorted(starts, target, side="right") - 1])
+
+
+def _count_rows(size: float | int, num_rows: int) -> int:
+    return size if isinstance(size, int) else max(1, round(size * num_rows))
+
+
+def read_span(text: str) -> int:
+    """Microseconds of a span such as `14d`."""
+    unit = text.lstrip("0123456789")
+    return int(text.removesuffix(unit)) * MICROSECONDS[unit]
+
+
+def _keep_apart(parts: dict[str, Rows], units: Hashes) -> tuple[dict[str, Rows], int]:
+    """Leave out the rows whose unit is in a later split; count them."""
+    kept, taken, num_left_out = dict[str, Rows](), units[:0], 0
+    for name, rows in parts.items():  # newest first
+        is_apart = ~np.isin(units[rows], taken)
+        kept[name], num_left_out = rows[is_apart], num_left_out + int((~is_apart).sum())
+        taken = np.concatenate([taken, units[rows]])
+    return kept, num_left_out
+
+
+def _check_parts(parts: dict[str, Rows], y: Rows, classes: Sequence[Any], sizes: Sizes, where: str) -> None:
+    for name in sizes.splits:
+        if not len(parts[name]):
+            raise DataError(
+                f"{where}: expected rows for every split, found none left for `{name}` among {len(y)}; add rows, or lower data.val,"
+                " data.test and data.gap"
+            )
+    absent = np.flatnonzero(np.bincount(y[parts["train"]], minlength=len(classes)) == 0)
     if len(absent):
         raise DataError(
-            f"{where}: expected every class among the {num_train} oldest rows, to train on, found none of class"
-            f" {classes[absent[0]]!r}; add older rows of it, leave its rows out, or split by `random`"
+            f"{where}: expected every class among the {len(parts['train'])} train rows, older than the others, found none of class"
+            f" {classes[absent[0]]!r}; add older rows of it, leave its rows out, or set data.split to `random`"
         )
-    return {split: np.sort(order[start:end]) for split, (start, end) in bounds.items() if end > start}
-
-
-def _held_out(num_rows: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Rows for val and test: at least 1 where there is to be one."""
-    num_val, num_test = (max(1, round(share * num_rows)) if share else 0 for share in (val_fraction, test_fraction))
-    return num_val, num_test
-
-
-def _hash_values(values: pl.Series) -> Hashes:
-    if values.dtype.is_numeric() or values.dtype.is_temporal():
-        physical = values.to_physical() if values.dtype.is_temporal() else values
-        numbers = physical.cast(pl.Float64).fill_null(np.nan).to_numpy() + 0.0  # so that -0.0 is 0.0
-        return np.where(np.isnan(numbers), MISSING, numbers.view(np.uint64))
-    texts = values.cast(pl.String)
-    unique = texts.drop_nulls().unique()
-    known = pl.Series([int(_hash_text(text)) for text in unique], dtype=pl.UInt64)
-    hashes: Hashes = texts.replace_strict(unique, known, default=int(MISSING), return_dtype=pl.UInt64).to_numpy()
-    return hashes
-
-
-def _hash_text(text: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
-
-
-def _mix(x: Hashes) -> Hashes:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from refit.data.dataset import (
     Manifest,
     build_dataset,
     convert_rows,
-    load_hashes,
+    load_identities,
     load_manifest,
     load_split,
     load_test_rows,
@@ -71,7 +72,7 @@ def test_all_is_fitted_on_train_rows_only(store: Store, tmp_path: Path) -> None:
     values[160:] = 1e6  # the newest rows, so val and test
     kinds = ["a"] * 160 + ["new"] * 40
     pl.DataFrame({"x": values, "k": kinds, "t": range(200), "y": [0, 1] * 100}).write_csv(tmp_path / "rows.csv")
-    manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column="t", val_fraction=0.1, test_fraction=0.1)
+    manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column="t", val=0.1, test=0.1)
     assert manifest.input_names == ["x", "k=a", "k is other"]
     oracle = StandardScaler().fit(values[:160, None])
     for split, rows in {"train": slice(0, 160), "val": slice(160, 180), "test": slice(180, 200)}.items():
@@ -132,7 +133,7 @@ def test_classes_keep_their_type_through_the_store(store: Store, tmp_path: Path,
 def test_test_rows_may_come_from_files_of_their_own(store: Store, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{row},{row % 2}\n" for row in range(20)))
     (tmp_path / "test.csv").write_text("y,x,more\n1,3,a\n,4,a\n0,5,a\n")
-    manifest = build(store, source=f"{tmp_path}/rows.csv", test_source=f"{tmp_path}/test.csv", val_fraction=0)
+    manifest = build(store, source=f"{tmp_path}/rows.csv", test_source=f"{tmp_path}/test.csv", val=0.0)
     assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 20, "test": 2}
     assert (manifest.rows, manifest.rows_without_target) == (22, 1)
     assert load_split(manifest, "test", store)[1].tolist() == [1, 0]
@@ -259,10 +260,10 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     ),
     "text in target": ({CSV: rows("x,y", "1,?")}, {}, r"row 21 of .* column `y`: expected a number, found '\?'"),
     "no values": ({CSV: b"x,y\n" + b",0\n,1\n" * 9}, {}, r"expected a column to learn from, found no value in any"),
-    "fractions": (
+    "sizes": (
         {CSV: rows()},
-        {"test_fraction": 0.9},
-        r"data\.val_fraction \+ data\.test_fraction: expected less than 1, .* found 0\.15 \+ 0\.9",
+        {"test": 0.9},
+        r"data\.val \+ data\.test: expected less than all 20 rows, .* found 0\.15 \+ 0\.9; lower one",
     ),
     "no time column": ({CSV: rows()}, {"split": "time", "time_column": "t"}, r"data\.time_column: .* found no `t` among"),
     "text as time": (
@@ -278,7 +279,30 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "no old row of a class": (
         {CSV: rows("t,x,y", "30,2,2")},
         {"split": "time", "time_column": "t"},
-        r"expected every class among the 15 oldest rows.* found none of class 2",
+        r"expected every class among the 15 train rows.* found none of class 2",
+    ),
+    "spans of numbers": (
+        {CSV: rows("t,x,y")},
+        {"split": "time", "time_column": "t", "test": "14d"},
+        r"data\.test: expected a share or a number of rows, as column `t` holds no date-times, found 14d; give one of them",
+    ),
+    "spans without times": ({CSV: rows()}, {"val": "14d"}, r"data\.val: .* as a `random` split knows no times, found 14d"),
+    "no group column": ({CSV: rows()}, {"group_column": "g"}, r"data\.group_column: .* found no `g` among `x`, `y`"),
+    "group column as feature": (
+        {CSV: rows("g,x,y")},
+        {"group_column": "g", "features": ["g", "x"]},
+        r"data\.group_column: expected a column that is neither learned from nor the target, found `g`; take it out",
+    ),
+    "target as group column": ({CSV: rows()}, {"group_column": "y"}, r"data\.group_column: .* nor the target, found `y`"),
+    "missing group": (
+        {CSV: rows("g,x,y", "7,2,", ",2,1")},
+        {"group_column": "g"},
+        r"row 22 of .*rows\.csv, column `g`: expected the row's group, found none; fill it in, .* or drop the row",
+    ),
+    "test group column": (
+        {CSV: rows("g,x,y"), "test.csv": b"x,y\n1,1\n"},
+        {**BOTH, "group_column": "g"},
+        r"data\.group_column: expected a column of .*test\.csv, found no `g` among `x`, `y`",
     ),
     "test class": (
         {CSV: rows(), "test.csv": b"x,y\n1,1\n2,5\n"},
@@ -303,8 +327,8 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     ),
     "both test rows": (
         {CSV: rows(), "test.csv": b"x,y\n1,1\n"},
-        {**BOTH, "test_fraction": 0.2},
-        r"data\.test_fraction: expected none, .* found 0\.2",
+        {**BOTH, "test": 0.2},
+        r"data\.test: expected none, .* found 0\.2",
     ),
     "notebook target": (
         {},
@@ -313,8 +337,8 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     ),
     "notebook test": (
         {},
-        {"source": "notebook", "test_fraction": 0.2},
-        r"data\.test_fraction: expected none, as test rows come on their own",
+        {"source": "notebook", "test": 0.2},
+        r"data\.test: expected none, as test rows come on their own",
     ),
     "notebook test source": (
         {},
@@ -440,7 +464,7 @@ def test_the_test_rows_are_kept_with_all_their_cells_as_they_were_read(store: St
     manifest = build(store, source=str(tmp_path / "rows.csv"), split=split, time_column="t", features=["when", "x", "k"])
     kept = load_test_rows(manifest, store)
     assert kept.columns == rows.columns
-    assert kept.height == manifest.splits["test"].rows == 18
+    assert kept.height == manifest.splits["test"].rows == (20 if split == "time" else 18), "no day is divided"
     assert set(kept.rows()) <= set(rows.rows())
     x, y = load_split(manifest, "test", store)
     assert torch.equal(apply_columns(manifest.columns, kept), x)
@@ -454,15 +478,111 @@ def test_a_row_is_known_again_by_another_data_set(store: Store, tmp_path: Path, 
     rows.select(pl.lit("column").alias("new"), *reversed(rows.columns)).write_csv(tmp_path / "more.csv")
     before = build(store, source=str(tmp_path / "rows.csv"), split=split, time_column="t")
     raw = load_test_rows(build(store, source=str(tmp_path / "more.csv"), split=split, time_column="t"), store)
-    truth, hashes = convert_rows(before, raw)
+    truth, hashes, known_by = convert_rows(before, raw)
     assert truth.to_list() == raw["y"].to_list()
+    assert set(known_by.columns) == {"when", "x", "k", "y", "time t"} if split == "time" else {"when", "x", "k", "t", "y"}
     is_old = raw["when"].is_in(rows["when"][:120].to_list()).to_list()
     assert 0 < sum(is_old) < len(is_old) or split == "time"
-    known = {name: np.isin(hashes, load_hashes(before, name, store)) for name in before.splits}
+    known = {name: np.isin(hashes, load_identities(before, name, store).hashes) for name in before.splits}
     assert (known["train"] | known["val"] | known["test"]).tolist() == is_old
     assert sum(map(sum, known.values())) == sum(is_old)
     if split == "time":
         assert not known["train"].any(), "the newest rows were never among the oldest"
+
+
+def write_visits(path: Path, num_rows: int = 400) -> pl.DataFrame:
+    """Rows of 40 customers, of whom each looks the same every day."""
+    generator = np.random.default_rng(0)
+    customer = generator.integers(0, 40, num_rows)
+    looks = generator.normal(size=(40, 3))[customer]
+    day = [datetime(2024, 1, 1) + timedelta(days=int(n) // 4) for n in range(num_rows)]
+    rows = pl.DataFrame(
+        {"customer": customer, **{f"x{i}": looks[:, i] for i in range(3)}, "day": day, "y": [0, 1] * (num_rows // 2)}
+    )
+    rows.write_csv(path)
+    return rows
+
+
+@pytest.mark.parametrize("split", ["random", "time"])
+def test_rows_of_a_customer_stay_on_one_side_and_that_column_is_not_learned_from(store: Store, tmp_path: Path, split: str) -> None:
+    visits = write_visits(tmp_path / "visits.csv")
+    settings = {"source": str(tmp_path / "visits.csv"), "split": split, "time_column": "day", "features": ["x0", "x1", "x2"]}
+    apart = build(store, **settings)
+    manifest = build(store, **settings, group_column="customer")
+    assert [column.name for column in manifest.columns] == ["x0", "x1", "x2"]
+    assert (apart.group_column, manifest.group_column) == (None, "customer")
+    groups = {name: load_identities(manifest, name, store).groups for name in manifest.splits}
+    assert all(not set(one) & set(other) for one, other in combinations(groups.values(), 2))
+    kept = load_test_rows(manifest, store)["customer"].to_list()
+    assert len({*zip(kept, groups["test"], strict=True)}) == len({*kept}) == len({*groups["test"]})
+    assert manifest.rows == visits.height - sum(manifest.rows_left_out.values())
+    assert load_identities(apart, "test", store).groups is None
+
+
+def test_a_group_column_is_no_feature_by_default(store: Store, tmp_path: Path) -> None:
+    write_visits(tmp_path / "visits.csv")
+    manifest = build(store, source=str(tmp_path / "visits.csv"), group_column="customer")
+    assert [column.name for column in manifest.columns] == ["x0", "x1", "x2", "day"]
+
+
+def test_a_row_is_told_from_its_copies_by_its_number(store: Store, tmp_path: Path) -> None:
+    once = pl.DataFrame({"x": range(40), "y": [0, 1, 1, 0] * 10})
+    pl.concat([once, once[:20], once[:10], once[30:].with_columns(y=None)]).write_parquet(tmp_path / "rows.parquet")
+    once[:5].write_parquet(tmp_path / "test.parquet")
+    manifest = build(store, source=str(tmp_path / "rows.parquet"))
+    splits = [load_identities(manifest, name, store) for name in manifest.splits]
+    numbers = np.concatenate([identities.numbers for identities in splits])
+    assert np.bincount(numbers).tolist() == [40, 20, 10]
+    assert len(set(np.concatenate([identities.keys for identities in splits]))) == 70
+    assert len(set(np.concatenate([identities.hashes for identities in splits]))) == 40
+    alone = build(store, source=str(tmp_path / "rows.parquet"), test_source=str(tmp_path / "test.parquet"))
+    found = load_identities(alone, "test", store)
+    assert found.numbers.tolist() == [0] * 5, "in its own table"
+    learned = np.concatenate([load_identities(alone, name, store).keys for name in ("train", "val")])
+    assert np.isin(found.keys, learned).all()
+
+
+def test_rows_that_are_left_out_are_counted_and_said(store: Store, tmp_path: Path) -> None:
+    write_visits(tmp_path / "visits.csv")
+    by_time = {"source": str(tmp_path / "visits.csv"), "split": "time", "time_column": "day", "group_column": "customer"}
+    manifest = build(store, **by_time, test="7d", val="7d", gap="3d", window=200)
+    left_out = manifest.rows_left_out
+    assert (left_out["gap"], left_out["window"]) == (16, 400 - 28 - 28 - 16 - 200)
+    assert manifest.splits["test"].rows == 28
+    assert manifest.rows + sum(left_out.values()) == 400
+    told = manifest.describe()
+    assert "left out: 16 rows in the gaps before validation and test" in told
+    assert "left out: 128 rows older than the window" in told
+    assert f"left out: {left_out['units']} rows whose customer is that of a row in a later split" in told
+
+
+def test_test_rows_that_look_like_train_rows_are_counted_and_more_than_chance_is_a_warning(store: Store, tmp_path: Path) -> None:
+    visits = write_visits(tmp_path / "visits.csv")
+    settings: dict[str, Any] = {"source": str(tmp_path / "visits.csv"), "features": ["x0", "x1", "x2"]}
+    manifest = build(store, **settings)
+    count = "59 of 60 test rows with the features of a train row (by chance it would be about 0)"
+    assert f"copies: {count}" in manifest.describe()
+    (warning,) = manifest.list_warnings()
+    assert count in warning
+    assert 'data.split_by = "features"' in warning
+    assert "data.group_column" in warning
+    for remedy in ({"split_by": "features"}, {"group_column": "customer"}):
+        mended = build(store, **settings, **remedy)
+        assert mended.list_warnings() == []
+        assert mended.describe()[3].startswith(f"copies: 0 of {mended.splits['test'].rows} test rows")
+    pl.concat([visits[:50], visits[:10].with_columns(pl.col("x0") + 1)]).write_csv(tmp_path / "test.csv")
+    apart = build(store, **settings, test_source=str(tmp_path / "test.csv"))
+    assert (apart.test_copies.rows, apart.test_copies.is_more_than_chance) == (50, True)
+    for remedy in ({"split_by": "features"}, {"group_column": "customer"}):
+        mended = build(store, **settings, **remedy, test_source=str(tmp_path / "test.csv"))
+        assert mended.list_warnings() == []
+        assert mended.rows_left_out["units"] > 100
+
+
+def test_a_table_of_few_values_has_as_many_copies_as_by_chance(store: Store) -> None:
+    manifest = build(store, source=str(PENGUINS), target="sex", features=["island", "species"])
+    assert manifest.test_copies.model_dump() == {"rows": 50, "by_chance": 50.0, "is_more_than_chance": False}
+    assert manifest.list_warnings() == []
 
 
 def test_a_column_that_is_gone_is_named_when_rows_are_to_be_known_again(store: Store, tmp_path: Path) -> None:
@@ -483,5 +603,5 @@ def test_the_profiles_are_those_of_the_train_rows_and_the_target(store: Store, t
     numbers = train["x"].cast(pl.Float64, strict=False).drop_nulls()
     assert (profiles["x"].quantiles[0], profiles["x"].quantiles[-1]) == (numbers.min(), numbers.max())
     assert profiles["x"].missing == pytest.approx(1 - numbers.len() / train.height)
-    assert profiles["y"].shares == {"yes": pytest.approx(2 / 3), "no": pytest.approx(1 / 3)}
-    assert {profile.num_rows for profile in manifest.profiles} == {84} == {train.height}
+    assert profiles["y"].shares == {"yes": pytest.approx(53 / 80), "no": pytest.approx(27 / 80)}
+    assert {profile.num_rows for profile in manifest.profiles} == {80} == {train.height}
