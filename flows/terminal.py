@@ -1,5 +1,6 @@
 """What all commands of `refit` share: the app, options, exit codes, standard output and errors."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from refit.errors import DataError, RefitError, SettingsError
 from refit.settings import Section, SettingsTree, StoreSettings, resolve_settings
 from refit.store import Store
 
-COMPLETED, FAILED, REFUSED = 0, 1, 2
+COMPLETED, FAILED, REFUSED, ALARMED = 0, 1, 2, 3
 
 
 class StoreTree(Section):
@@ -57,5 +58,5 @@ def complain(error: BaseException) -> int:
 
 
 def open_console() -> Console:
-    """Standard output; as wide as its content where it is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    """Standard output; as wide as COLUMNS says, or as its content where it is no terminal."""
+    return Console() if sys.stdout.isatty() or os.environ.get("COLUMNS") else Console(width=200)

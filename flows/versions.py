@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.markdown import Markdown
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.terminal import COMPLETED, FAILED, SettingsFile, StoreGiven, app, complain, open_console, open_store
 from refit import registry
@@ -26,7 +26,7 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
         settings_file: A TOML file to read instead of `refit.toml`.
     """
     store = open_store(given, settings_file)
-    table = Table("version", "alias", "created", "judged on", "accuracy", "loss", "weights")
+    table = Table(Column("version", no_wrap=True, overflow="fold"), "alias", "created (UTC)", "judged on", "accuracy", "loss")
     damages: list[StoreError] = []
     for name in registry.list_models(store):
         try:
@@ -68,10 +68,7 @@ def show(model: str, /, *, given: StoreGiven = None, settings_file: SettingsFile
         if entry.after == number:
             print(f"{alias} since {entry.at}, by {entry.who}: {entry.why}")
     print()
-    if sys.stdout.isatty():
-        open_console().print(Markdown(card))
-    else:
-        print(card)
+    open_console().print(Markdown(card))
     return COMPLETED
 
 
@@ -190,7 +187,8 @@ def export(
 def _describe_version(store: Store, name: str, number: int) -> list[str]:
     record, metrics = (registry.load_part(store, name, number, part) for part in ("version", "metrics"))
     split, scores = list(metrics.items())[-1]
-    return [record["created"], split, f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}", record["weights_digest"][:12]]
+    created = record["created"][:16].replace("T", " ")
+    return [created, f"{scores['num_rows']} {split} rows", f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}"]
 
 
 def _print_pairs(kind: str, names: list[str], pairs: Mapping[str, tuple[Any, Any]]) -> None:

@@ -26,6 +26,8 @@ NUM_ROWS = 60
 def refit(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run `refit ARGUMENTS` in this process: exit code, standard output, standard error."""
 
+    monkeypatch.delenv("COLUMNS", raising=False)
+
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["refit", *arguments])
         with pytest.raises(SystemExit) as exited:
