@@ -3,7 +3,7 @@
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.runs import DEFAULTS, resolve_given
+from flows.runs import DEFAULTS, resolve_given, show_settings
 from refit import registry
 from refit.refs import Prediction
 from refit.settings import SettingsTree
@@ -28,5 +28,6 @@ def predict(model: str, source: str, output: str, keep: tuple[str, ...] = (), se
             runs the flow.
     """
     resolved = resolve_given(settings)
+    show_settings(settings)
     name, version = registry.resolve_reference(Store(resolved.store.url), model, registry.CHAMPION)
     return score_files(name, version, source, output, keep, resolved.store.url)

@@ -37,24 +37,27 @@ def name_run() -> str:
 
 
 def resolve_given(settings: SettingsTree) -> Settings:
-    """Fill in what a run was not given, from the environment of this machine, and show on its page what came of that.
+    """Fill in what a run was not given, from the environment of this machine.
 
     Raises:
         SettingsError: As `resolve_settings`, or the worker does not name the project's folder.
     """
     check_project()
+    return resolve_settings(settings.model_dump(exclude_unset=True))[0]
+
+
+def show_settings(settings: SettingsTree) -> None:
+    """Show on the page of a deployment's run where its settings come from; `refit settings` does it at a terminal."""
+    if not _find_deployment():
+        return
     resolved, origins = resolve_settings(settings.model_dump(exclude_unset=True))
-    if _find_deployment():  # a run from a terminal has `refit settings`
-        origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
-        rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
-        try:
-            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # no run waits long for its server to be shown this
-                create_table_artifact(
-                    rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins"
-                )
-        except httpx.HTTPError as error:
-            get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
-    return resolved
+    origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
+    rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # no run waits long for its server to be shown this
+            create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins")
+    except httpx.HTTPError as error:
+        get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
 
 
 def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
