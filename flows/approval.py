@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Running
 
 from refit.errors import SettingsError
+from refit.settings import PromotionSettings
 
 SECONDS_BETWEEN_LOOKS = 5
 
@@ -25,13 +26,14 @@ class Answer(RunInput):
     comment: str = ""
 
 
-def check_server(mode: str) -> None:
-    """Raise SettingsError if `promotion.mode` is `ask` and there is no server whose pages could ask."""
-    if mode == "ask" and not PREFECT_API_URL.value():
-        raise SettingsError(
-            "promotion.mode: expected a Prefect server whose pages can ask, as it is `ask`, found none;"
-            " start one and set PREFECT_API_URL, or take `auto` or `never`"
-        )
+def check_server(promotion: PromotionSettings) -> None:
+    """Raise SettingsError if a person is to be asked and there is no server whose pages could ask."""
+    for name, other in {"mode": "`auto` or `never`", "when_incomparable": "`keep` or `promote`"}.items():
+        if getattr(promotion, name) == "ask" and not PREFECT_API_URL.value():
+            raise SettingsError(
+                f"promotion.{name}: expected a Prefect server whose pages can ask, as it is `ask`, found none;"
+                f" start one and set PREFECT_API_URL, or take {other}"
+            )
 
 
 def ask_person(question: str, key: str, timeout_seconds: float) -> Answer | None:

@@ -21,6 +21,8 @@ RESCHEDULE = "refit: reschedule crashed runs"
 SCORE_AGAIN = "refit: reschedule crashed scoring"
 NOTIFY = "refit: tell of failed retraining"
 CRASHED = "prefect.flow-run.Crashed"
+TOLD = ("Failed", "TimedOut", "Collapsed", "Incomparable", "Damaged")
+"""States of a retraining that somebody should know of."""
 BETWEEN_REPORTS = timedelta(seconds=60)
 """More than between two reports of one crash, 6 to 13 seconds (measured): meanwhile another process imports the flow, to look for
 its hooks. A second report after the rescheduling would undo it."""
@@ -101,8 +103,8 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
         ) from error
     return AutomationCore(
         name=NOTIFY,
-        description="The champion stands, and somebody should know.",
-        trigger=_watch(["retrain"], expect={"prefect.flow-run.Failed", "prefect.flow-run.TimedOut"}),
+        description="A retraining failed, or a person should look at the champion.",
+        trigger=_watch(["retrain"], expect={f"prefect.flow-run.{state}" for state in TOLD}),
         actions=[
             SendNotification(
                 block_document_id=document.id,

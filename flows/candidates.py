@@ -1,19 +1,23 @@
 """The part of a retraining that trains, compares and acts. It brings torch along; `retraining` imports it when there is news."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prefect import get_run_logger
 
 from flows.approval import ask_person
-from flows.training import train_version, training_alone
+from flows.training import build_snapshot, train_version, training_alone
 from refit import registry
 from refit.attempts import forget_attempts
 from refit.comparison import Verdict, check_slices
+from refit.errors import DataError, RefitError, SettingsError
 from refit.ledger import Entry, find_newest
 from refit.recipes import build_recipe
 from refit.refs import RetrainingResult, SavedModel
 from refit.retraining import KEY, find_champion, find_decision
-from refit.settings import Settings
+from refit.settings import PromotionSettings, Settings
 from refit.store import Store
-from tasks.promotion import compare, keep, promote
+from tasks.promotion import compare, explain_missing_rows, keep, promote
 from tasks.reporting import report, show_report
 
 
@@ -35,32 +39,57 @@ def judge_candidate(
         champion = _find_start(settings, store)
         with training_alone():
             recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
+            number = registry.read_alias(store, settings.name)
+            needed = explain_missing_rows(build_snapshot(recipe, settings), number, settings)
+            if needed is not None and keep(None, number, needed, {KEY: key}, settings) is not None:
+                return RetrainingResult(outcome="kept", reason=needed, champion=_refer(settings.name, number))
             trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
-    entry, verdict = decided, None
-    while verdict is None or entry is None:
-        # Again after another run has moved the champion meanwhile: perhaps by a decision on this very recipe.
-        entry = entry or find_decision(store, settings.name, key, since=newest)
-        if entry is None:
-            number = registry.read_alias(store, settings.name)
-        else:
-            number, candidate = entry.before, registry.read_version(store, settings.name, entry.after or 0)
-        verdict = compare(candidate, number, settings)
-        entry = entry or _act_on(verdict, candidate, number, key, settings)
+    else:
+        candidate = registry.read_version(store, settings.name, decided.after or 0)
+    with _judging(candidate):
+        verdict, entry = _judge(candidate, decided, newest, key, settings)
     get_run_logger().info("%s: %s", candidate.reference, entry.why)
     place = report(candidate, verdict, entry, settings)
     if recipe is not None:
         forget_attempts(recipe, store)
-    standing = entry.after if entry.action == "promote" else entry.before
     return RetrainingResult(
         outcome="promoted" if entry.action == "promote" else "kept",
+        alarm=verdict.alarm,
         reason=entry.why,
-        champion=None if standing is None else f"{settings.name}@v{standing}",
+        champion=_refer(settings.name, entry.after if entry.action == "promote" else entry.before),
         candidate=candidate.reference,
         scores=verdict.scores,
         report=place,
         seconds=seconds,
     )
+
+
+@contextmanager
+def _judging(candidate: SavedModel) -> Iterator[None]:
+    """Say of an error that something was trained before."""
+    try:
+        yield
+    except (DataError, SettingsError) as error:
+        raise RefitError(f"{candidate.reference} was trained and saved, but cannot be judged: {error}") from error
+
+
+def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, settings: Settings) -> tuple[Verdict, Entry]:
+    """Compare and act, again after another run has moved the champion meanwhile: perhaps by a decision on this very recipe."""
+    store = Store(settings.store.url)
+    while True:
+        entry = decided or find_decision(store, settings.name, key, since=newest)
+        number = registry.read_alias(store, settings.name) if entry is None else entry.before
+        judged = candidate if entry is None else registry.read_version(store, settings.name, entry.after or 0)
+        with training_alone():  # else the time that it takes to score a row would be longer
+            verdict = compare(judged, number, settings)
+        entry = entry or _act_on(verdict, candidate, number, key, settings)
+        if entry is not None:
+            return verdict, entry
+
+
+def _refer(name: str, number: int | None) -> str | None:
+    return None if number is None else f"{name}@v{number}"
 
 
 def _find_start(settings: Settings, store: Store) -> SavedModel | None:
@@ -74,15 +103,19 @@ def _find_start(settings: Settings, store: Store) -> SavedModel | None:
     return registry.read_version(store, settings.name, number)
 
 
+def _should_ask(verdict: Verdict, promotion: PromotionSettings) -> bool:
+    return promotion.mode == "ask" or (verdict.alarm == "incomparable" and promotion.when_incomparable == "ask")
+
+
 def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
     """Promote the candidate or write down why not; None if the champion is another by now."""
-    details = {KEY: key, **verdict.model_dump(mode="json", include={"decision", "num_left_out", "scores"})}
+    details = {KEY: key, **verdict.model_dump(mode="json", include={"alarm", "decision", "num_left_out", "scores"})}
     why, objection = verdict.reason, None
     if candidate.version == champion:  # of another retraining, whose recipe was the same
         return keep(candidate, champion, f"{candidate.reference} is the champion already", details, settings)
     if verdict.decision.is_better and settings.promotion.mode == "never":
         objection = "promotion.mode is `never`"
-    elif verdict.decision.is_better and settings.promotion.mode == "ask":
+    elif verdict.decision.is_better and _should_ask(verdict, settings.promotion):
         question = f"Shall {candidate.reference} be the champion?"
         show_report(candidate, verdict, question, settings)
         text = f"**{question}** Its {verdict.figures}. The report is among the run's artifacts."

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows import schedule, versions  # noqa: F401  # their commands
 from flows.terminal import (
+    ALARMED,
     COMPLETED,
     FAILED,
     AsJson,
@@ -36,7 +37,7 @@ MAX_LOSSES_SHOWN = 8
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data."""
+    """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data, 3 done but look at the champion."""
     try:
         sys.path.append(os.getcwd())  # where a user's own model may be
         code = app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
@@ -144,7 +145,7 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, json: As
     from flows import local
     from flows.approval import check_server
 
-    check_server(settings.promotion.mode)
+    check_server(settings.promotion)
     result = local.run_locally("flows.retraining:retrain", SettingsTree(**settings.model_dump()))
     if isinstance(result, BaseException):
         return complain(result)
@@ -152,7 +153,7 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, json: As
         print(result.model_dump_json())
     else:
         _print_decision(result)
-    return COMPLETED
+    return ALARMED if result.alarm else COMPLETED
 
 
 @app.command
@@ -236,14 +237,12 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
 
 def _print_decision(result: RetrainingResult) -> None:
     if result.scores:
-        models = list(result.scores.values())
-        table = Table("on the test rows", *result.scores, *["difference"] * (len(models) == 2))
-        for metric in models[0]:
-            figures = [scores[metric] for scores in models]
-            known = [figure for figure in figures if figure is not None]
-            difference = f"{known[0] - known[1]:+.4f}" if len(known) == 2 else "-"
+        table = Table("on the same test rows", *result.scores, "difference")
+        for metric in next(iter(result.scores.values())):
+            figures = [scores.get(metric) for scores in result.scores.values()]
             shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
-            table.add_row(metric, *shown, *[difference] * (len(models) == 2))
+            candidate, rival, *_ = figures
+            table.add_row(metric, *shown, "-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
         open_console().print(table)
     champion = f"the champion is {result.champion}" if result.champion else "there is no champion"
     print(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")

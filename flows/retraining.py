@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.approval import check_server
-from flows.runs import DEFAULTS, find_newer_run, find_run_at_work, name_run, resolve_given
+from flows.runs import DEFAULTS, find_newer_run, find_run_at_work, name_run, resolve_given, show_settings
 from refit.data.sources import digest_sources
 from refit.keys import retraining_key
 from refit.refs import RetrainingResult
@@ -24,7 +24,7 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
             the rest.
     """
     resolved = resolve_given(settings)
-    check_server(resolved.promotion.mode)
+    check_server(resolved.promotion)
     store, name = Store(resolved.store.url), resolved.name
     newer = find_newer_run(resolved.schedule.max_delay_seconds)
     if newer is not None:
@@ -38,12 +38,13 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     if decided is not None and find_champion(store, name) != read_alias(store, name):
         decided = None  # the champion is damaged: another is needed
     if decided is not None and is_reported(decided, store, name):
-        return _skip(store, name, f"nothing new since {decided.at}: {decided.why}")
+        return _skip(store, name, f"nothing new since the decision of {decided.at}")
 
+    show_settings(settings)
     from flows.candidates import judge_candidate
 
     result = judge_candidate(resolved, source_digests, key, decided)
-    return Completed(name=result.outcome.capitalize(), message=result.reason, data=result)
+    return Completed(name=(result.alarm or result.outcome).capitalize(), message=result.reason, data=result)
 
 
 def _skip(store: Store, name: str, reason: str) -> State[RetrainingResult]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows.runs import DEFAULTS, name_run, resolve_given
+from flows.runs import DEFAULTS, name_run, resolve_given, show_settings
 from refit import devices, registry
 from refit.attempts import forget_attempts, note_attempt
 from refit.checkpoints import prune_checkpoints
@@ -42,6 +42,7 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
         refresh: Do every step anew.
     """
     resolved = resolve_given(settings)
+    show_settings(settings)
     with training_alone():
         recipe = build_recipe(resolved)
         result = train_version(recipe, resolved, refresh=refresh)
@@ -59,6 +60,12 @@ def training_alone() -> Iterator[None]:
         yield
     finally:
         _is_training.release()
+
+
+def build_snapshot(recipe: Recipe, settings: Settings) -> DatasetRef:
+    """Build the data set of a recipe, if it is not there already."""
+    with results_in(Store(settings.store.url), refresh=False):
+        return build_dataset(recipe.dataset.key, settings, recipe.source_digests)
 
 
 def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | None = None, refresh: bool = False) -> TrainingResult:

@@ -6,11 +6,12 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from refit import comparison, ledger, registry
+from refit import comparison, fairness, ledger, registry
 from refit.comparison import Verdict
+from refit.data.dataset import load_manifest
 from refit.errors import ConflictError
 from refit.ledger import Entry
-from refit.refs import SavedModel
+from refit.refs import DatasetRef, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
 from tasks.caching import RETRIED
@@ -20,6 +21,13 @@ from tasks.caching import RETRIED
 def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree) -> Verdict:
     """Score candidate and champion on the same test rows, and decide."""
     return comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url))
+
+
+@task(task_run_name="look for test rows that may judge", cache_policy=NO_CACHE, **RETRIED)
+def explain_missing_rows(snapshot: DatasetRef, champion: int | None, settings: SettingsTree) -> str | None:
+    """Say what is needed if no test row could judge a candidate; None if there are some."""
+    store = Store(settings.store.url)
+    return fairness.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store)
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, **RETRIED)
@@ -36,12 +44,13 @@ def promote(
 
 
 @task(task_run_name="keep the champion", cache_policy=NO_CACHE, **RETRIED)
-def keep(candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree) -> Entry | None:
-    """Write into the ledger why the candidate was turned down; None if the champion is another than it was compared with."""
-    store, alias = Store(settings.store.url), registry.CHAMPION
-    if registry.read_alias(store, candidate.name) != champion:
-        get_run_logger().warning("%s@%s is another version since the comparison", candidate.name, alias)
+def keep(
+    candidate: SavedModel | None, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
+) -> Entry | None:
+    """Write into the ledger why no candidate replaces the champion; None if that is another than it was compared with."""
+    store, name, alias = Store(settings.store.url), settings.name, registry.CHAMPION
+    if registry.read_alias(store, name) != champion:
+        get_run_logger().warning("%s@%s is another version since the comparison", name, alias)
         return None
-    return ledger.append_entry(
-        store, candidate.name, action="keep", alias=alias, before=champion, after=candidate.version, why=why, details=details
-    )
+    version = None if candidate is None else candidate.version
+    return ledger.append_entry(store, name, action="keep", alias=alias, before=champion, after=version, why=why, details=details)

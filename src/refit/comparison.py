@@ -1,38 +1,47 @@
-"""Scores candidate and champion on the same raw rows, without those that only the champion has learned from, and decides."""
+"""Scores candidate and champion on the same raw rows, without those that either has learned from, and decides."""
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import cast
 
-import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from refit.data.dataset import Manifest, convert_rows, load_identities, load_test_rows
-from refit.data.hashes import Hashes
+from refit.data.dataset import Manifest, convert_rows, load_test_rows
 from refit.data.profiles import Drift, compare_profiles
 from refit.data.schema import check_columns
 from refit.data.sources import read_names
 from refit.errors import DataError, RefitError
 from refit.evaluation import Metrics, compute_metrics, refuse_non_finite_logits
+from refit.fairness import Rival, explain_incomparable, explain_unfair, find_clusters, find_fair_rows, find_rival, tell_left_out
 from refit.inference import Model, load_model
 from refit.ledger import record_opening
-from refit.promotion import Decision, Score, Scores, decide, score_majority
-from refit.refs import Handle, Ref, SavedModel
-from refit.registry import check_version, version_folder
+from refit.promotion import (
+    Decision,
+    Mask,
+    RowScores,
+    Score,
+    Scores,
+    decide,
+    find_collapse,
+    score_majority,
+    score_probabilities,
+)
+from refit.refs import Alarm, Handle, Ref, SavedModel
+from refit.registry import version_folder
+from refit.retraining import find_lead
 from refit.settings import DataSettings, PromotionSettings
 from refit.store import Store
 
-LEARNED_FROM = ("train", "val")
 TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
-
-Mask = NDArray[np.bool_]
+SCORES_OF_MAJORITY: dict[str, Score] = {"accuracy": "accuracy", "log likelihood": "log_likelihood"}
+MAJORITY = "majority class"
+"""Among the models of a table of scores, the one that knows only how many train rows each class has."""
 
 
 class Verdict(Handle):
@@ -41,12 +50,16 @@ class Verdict(Handle):
     decision: Decision
     reason: str
     """The decision's, and what a reader must know besides."""
+    alarm: Alarm | None
+    """Set if a person should look at the champion."""
+    judged_by: int | None
+    """The version that the candidate was compared with: the champion, or, where that is damaged, an earlier one."""
     num_left_out: int
-    """Test rows that the champion has learned from."""
+    """Test rows that the champion or the candidate has learned from."""
     earlier_looks: int
     """Versions that the same test rows had judged before."""
     scores: dict[str, dict[str, float | None]]
-    """Metrics by model, the candidate first."""
+    """Metrics by model: the candidate, the version that it was compared with, and the majority class."""
     labels: list[str]
     confusion: list[list[int]]
     """The candidate's rows by true class (first index) and predicted class (second index)."""
@@ -66,12 +79,11 @@ class Verdict(Handle):
 class ScoredRows:
     """What a model gave for N raw rows. A class that it does not know is one more of its C classes.
 
-    Shape: truth and hashes `(N,)`, logits `(N, C)`, y `(N,)`.
+    Shape: truth `(N,)`, logits `(N, C)`, y `(N,)`.
     """
 
     model: Model
     truth: pl.Series
-    hashes: Hashes
     logits: Tensor
     y: Tensor
     labels: list[str]
@@ -81,22 +93,15 @@ class ScoredRows:
         chosen = torch.from_numpy(rows)
         return compute_metrics(self.logits[chosen], self.y[chosen], self.labels)
 
-    def score(self, score: Score) -> Scores:
-        """Score each row: 1 for right and 0 for wrong, or the log probability of the true class."""
-        if score == "accuracy":
-            return (self.logits.argmax(dim=1) == self.y).double().numpy()
-        return self.logits.double().log_softmax(dim=1).gather(1, self.y[:, None])[:, 0].numpy()
+    def score(self, score: Score, rows: Mask) -> RowScores:
+        """Score some of the rows."""
+        probabilities = self.logits[torch.from_numpy(rows)].double().softmax(dim=1).numpy()
+        return score_probabilities(probabilities, self.y.numpy()[rows], score)
 
-    def score_majority(self, score: Score) -> Scores:
-        """Score each row as a model would that knows only how many train rows each class has."""
-        counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=True))
-        return score_majority(self.truth.to_numpy(), counts, score)
-
-    def find_learned(self, store: Store) -> Mask:
-        """Find the rows that the model has learned from; raises StoreError if what it has learned from is gone."""
-        manifest = self.model.manifest
-        hashes = [load_identities(manifest, split, store).hashes for split in LEARNED_FROM if split in manifest.splits]
-        return np.isin(self.hashes, np.concatenate(hashes))
+    def score_majority(self, score: Score, rows: Mask) -> Scores:
+        """Score some of the rows as a model would that knows only how many train rows each class has."""
+        counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=False))
+        return score_majority(self.truth.filter(rows).to_numpy(), counts, score)
 
 
 def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
@@ -109,7 +114,8 @@ def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
 def compare(candidate: SavedModel, champion: int | None, settings: PromotionSettings, store: Store) -> Verdict:
     """Score both on the candidate's test rows, each through its own preparation of columns, and decide.
 
-    A champion that is damaged, or cannot score these rows, is no champion: the candidate must then beat the majority class.
+    A damaged champion is judged for by the one before it that is whole. One that cannot be compared stays, unless the settings say
+    otherwise.
 
     Args:
         candidate: A version whose data set is whole.
@@ -118,34 +124,61 @@ def compare(candidate: SavedModel, champion: int | None, settings: PromotionSett
         store: Where both are.
 
     Raises:
-        DataError: There are no test rows that the champion has not learned from, or no such column as a slice names.
+        DataError: There are no test rows that neither has learned from, or no such column as a slice names.
         RefitError: The candidate cannot score its own test rows.
     """
     model = load_model(candidate.path)
-    rows = load_test_rows(model.manifest, store)
+    manifest = model.manifest
+    rows = load_test_rows(manifest, store)
     check_columns("promotion.slices", settings.slices, rows.columns, "the table")
-    test_rows = cast(Ref, model.manifest.test_rows)
-    earlier_looks = record_opening(store, candidate.name, candidate.version, test_rows.digest)
+    earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_rows).digest)
     scored = score_rows(model, rows)
-    rival, manifest, problem = _score_champion(candidate.name, champion, rows, store)
-    is_fair = np.ones(rows.height, bool) if rival is None else find_fair_rows(scored, rival, store)
-    num_left_out = int((~is_fair).sum())
-    left_out = f"without {num_left_out} row{'s' * (num_left_out > 1)} that the champion has learned from" if num_left_out else None
+    rival, rival_scored = find_rival(candidate.name, champion, manifest, rows, store), None
+    if rival.model is not None:
+        try:
+            rival_scored = score_rows(rival.model, rows)
+        except RefitError as error:
+            rival = Rival(problem=explain_incomparable(candidate.name, rival.number, error))
+    is_fair, left_out = find_fair_rows(manifest, rival, rows, store)
+    if not is_fair.any():
+        raise DataError(explain_unfair(left_out, len(is_fair)))
+    clusters = find_clusters(manifest, rows, store)
+    clusters = None if clusters is None else clusters[is_fair]
     scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
-    if rival is not None and champion is not None:
-        scores[f"{candidate.name}@v{champion}"] = _list_scores(rival, is_fair, rows, champion, store)
-    decision = _decide(scored, rival, rows, is_fair, scores[candidate.reference], settings)
+    majority, of_champion, collapse = scored.score_majority(settings.score, is_fair), None, None
+    if rival_scored is not None and rival.number is not None:
+        scores[f"{candidate.name}@v{rival.number}"] = _list_scores(rival_scored, is_fair, rows, rival.number, store)
+        of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
+        collapse = find_collapse(of_champion, majority, settings, lead_before=lead, clusters=clusters)
+    decision = decide(
+        scored.truth.filter(is_fair).to_numpy(),
+        scored.score(settings.score, is_fair),
+        of_champion,
+        majority,
+        settings,
+        clusters=clusters,
+        slices={name: mask[is_fair] for name, mask in find_slices(rows, settings.slices)},
+        latency_ms=scores[candidate.reference][LATENCY] or 0.0,
+        size_mb=scores[candidate.reference][SIZE] or 0.0,
+    )
+    scores[MAJORITY] = {name: float(scored.score_majority(score, is_fair).mean()) for name, score in SCORES_OF_MAJORITY.items()}
+    alarm, problem = _find_alarm(champion, of_champion is not None, collapse, rival.problem), rival.problem
+    if alarm == "incomparable" and decision.is_better and settings.when_incomparable == "keep":
+        decision, problem = decision.refuse(), f"{problem}; promotion.when_incomparable is `keep`"
+    fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     return Verdict(
         decision=decision,
-        reason="; ".join(filter(None, [decision.reason, left_out, problem])),
-        num_left_out=num_left_out,
+        reason="; ".join(filter(None, [decision.reason, tell_left_out(left_out), problem, fallen])),
+        alarm=alarm,
+        judged_by=rival.number,
+        num_left_out=int((~is_fair).sum()),
         earlier_looks=earlier_looks,
         scores=scores,
         labels=scored.labels,
         confusion=scored.measure(is_fair).confusion,
-        rows_before=None if manifest is None else _count_rows(manifest),
-        rows_now=_count_rows(model.manifest),
-        drifts=[] if manifest is None else compare_profiles(manifest.profiles, model.manifest.profiles),
+        rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
+        rows_now=_count_rows(manifest),
+        drifts=[] if rival.model is None else compare_profiles(rival.model.manifest.profiles, manifest.profiles),
     )
 
 
@@ -155,7 +188,7 @@ def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
     Raises:
         RefitError: A row cannot be scored.
     """
-    truth, hashes, _ = convert_rows(model.manifest, rows)
+    truth, *_ = convert_rows(model.manifest, rows)
     logits = model.predict_logits(rows)
     refuse_non_finite_logits(logits, "test")
     known = pl.Series(model.manifest.classes).cast(pl.String).to_list()
@@ -165,23 +198,7 @@ def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
         logits = torch.cat([logits, share.expand(-1, len(unknown))], dim=1)
     labels = [*known, *unknown]
     y = truth.replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
-    return ScoredRows(model, truth, hashes, logits, torch.tensor(y.to_numpy()), labels)
-
-
-def find_fair_rows(candidate: ScoredRows, champion: ScoredRows, store: Store) -> Mask:
-    """Find the rows that the champion has not learned from, or that both have, as a row can be in a table twice.
-
-    Raises:
-        DataError: There are none.
-        StoreError: What the champion has learned from is gone.
-    """
-    is_fair = ~(champion.find_learned(store) & ~candidate.find_learned(store))
-    if not is_fair.any():
-        raise DataError(
-            f"expected test rows that the champion has not learned from, found none among {len(is_fair)};"
-            " add rows, or divide them as before, by the same seed and settings of data"
-        )
-    return is_fair
+    return ScoredRows(model, truth, logits, torch.tensor(y.to_numpy()), labels)
 
 
 def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Mask]]:
@@ -203,48 +220,12 @@ def time_row(model: Model, rows: pl.DataFrame) -> float:
     return 1000 * median(seconds)
 
 
-def _score_champion(
-    name: str, number: int | None, rows: pl.DataFrame, store: Store
-) -> tuple[ScoredRows | None, Manifest | None, str | None]:
-    """What the champion gives for the rows, its data set, and what is wrong with it; None for what there is not."""
-    if number is None:
-        return None, None, None
-    manifest = None
-    try:
-        check_version(store, name, number)
-        model = load_model(store.location(version_folder(name, number)))
-        manifest = model.manifest
-        scored = score_rows(model, rows)
-        scored.find_learned(store)
-    except RefitError as error:
-        return None, manifest, f"{name}@v{number} is no match, as it cannot score these rows: {error}"
-    return scored, manifest, None
-
-
-def _decide(
-    scored: ScoredRows,
-    rival: ScoredRows | None,
-    rows: pl.DataFrame,
-    is_fair: Mask,
-    costs: Mapping[str, float | None],
-    settings: PromotionSettings,
-) -> Decision:
-    baseline = scored.score_majority(settings.score) if rival is None else rival.score(settings.score)
-    return decide(
-        scored.truth.filter(is_fair).to_numpy(),
-        scored.score(settings.score)[is_fair],
-        baseline[is_fair],
-        score=settings.score,
-        confidence=settings.confidence,
-        min_effect=settings.min_effect,
-        max_drop=settings.max_drop,
-        latency_ms=costs[LATENCY] or 0.0,
-        size_mb=costs[SIZE] or 0.0,
-        max_latency_ms=settings.max_latency_ms,
-        max_size_mb=settings.max_size_mb,
-        slices={name: mask[is_fair] for name, mask in find_slices(rows, settings.slices)},
-        is_first=rival is None,
-    )
+def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, problem: str | None) -> Alarm | None:
+    if champion is None:
+        return None
+    if not is_compared:
+        return "incomparable"
+    return "collapsed" if collapse else "damaged" if problem else None
 
 
 def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: int, store: Store) -> dict[str, float | None]:

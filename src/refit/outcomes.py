@@ -1,24 +1,29 @@
-"""The report of a retraining: what was decided and why, with its figures and pictures, in the folder of the candidate."""
+"""The report of a retraining: what was decided and why, with its figures and pictures."""
 
 import json
 
-from refit.comparison import Verdict
+from refit.comparison import MAJORITY, Verdict
 from refit.ledger import Entry
 from refit.refs import SavedModel
 from refit.registry import find_version, version_folder
 from refit.reports import DriftRow, EpochRow, RunReport, SliceRow, render_html, render_run_report
-from refit.retraining import REPORT
+from refit.retraining import report_path
 from refit.store import Store
 
 
-def render_report(candidate: SavedModel, verdict: Verdict, headline: str, reason: str, store: Store) -> str:
-    """Render the report as Markdown."""
+def render_report(
+    candidate: SavedModel, verdict: Verdict, headline: str, reason: str, store: Store, context: str | None = None
+) -> str:
+    """Render the report as Markdown; `context` says when it was decided, and by whom."""
     folder = version_folder(candidate.name, candidate.version)
     log, record = (json.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "version"))
     report = RunReport(
         headline=headline,
+        context=context,
         reason=reason,
         scores=verdict.scores,
+        num_scored=verdict.decision.num_rows,
+        not_judged=verdict.decision.not_judged,
         worse_slices=[SliceRow(part.name, part.num_rows, part.candidate, part.champion) for part in verdict.decision.worse],
         epochs=[EpochRow(**{name: epoch[name] for name in EpochRow.__dataclass_fields__}) for epoch in log],
         best_epoch=record["epoch"],
@@ -32,21 +37,23 @@ def render_report(candidate: SavedModel, verdict: Verdict, headline: str, reason
             )
             for drift in verdict.drifts
         ],
-        versions={name: store.location(find_version(store, name)) for name in verdict.scores},
+        versions={name: store.location(find_version(store, name)) for name in verdict.scores if name != MAJORITY},
         earlier_looks=verdict.earlier_looks,
     )
     return render_run_report(report)
 
 
 def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: Store) -> tuple[str, str]:
-    """Write the report as one HTML file in the candidate's folder; the other files there stay as they are.
+    """Write the report as one HTML file beside the candidate's folder.
 
     Returns:
         The report as Markdown, and where the file is.
     """
     headline = describe_outcome(candidate.name, entry)
-    markdown = render_report(candidate, verdict, headline, entry.why, store)
-    path = f"{version_folder(candidate.name, candidate.version)}/{REPORT}"
+    if verdict.alarm is not None:
+        headline += f"; the champion before was {verdict.alarm}" if entry.action == "promote" else f", but it is {verdict.alarm}"
+    markdown = render_report(candidate, verdict, headline, entry.why, store, f"Decided at {entry.at} by {entry.who}.")
+    path = report_path(candidate.name, candidate.version)
     store.write(path, render_html(markdown, headline).encode())
     return markdown, store.location(path)
 

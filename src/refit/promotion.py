@@ -1,36 +1,50 @@
-"""Whether a candidate is better than the champion by more than noise, decided from their scores on the same rows."""
+"""Whether a candidate is better than the champion by more than noise, and whether the champion still holds, from scores of rows."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import NormalDist
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refit.bounds import MIN_PROBABILITY, bound_accuracy, bound_mean, compute_sign_p_value, share_chance
 from refit.errors import DataError
 from refit.refs import Handle
+from refit.settings import PromotionSettings
 
-SEED = 0
-NUM_RESAMPLES = 9999
-MAX_ROWS_RESAMPLED = 2000
-"""For more rows the quantile of studentized means is computed, by the expansion that resampling agrees with."""
-CELLS_AT_ONCE = 2**20
-MIN_LOG_LIKELIHOOD = math.log(1e-15)
-"""What a row scores at least, so that the mean is finite where a model gives the true class no probability."""
+FEW_ROWS = 30
+"""A decision on fewer test rows says so first."""
+ROUNDING = 1e-9
+LEAD_LOST = 0.5
+"""A champion that has lost this share of what it was ahead of the majority class has collapsed."""
 
-Score = Literal["accuracy", "log_likelihood"]
+Score = Literal["accuracy", "log_likelihood", "brier"]
 Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
 Scores = NDArray[np.float64]
-Rows = NDArray[np.bool_] | NDArray[np.intp]
+Mask = NDArray[np.bool_]
+Rows = Mask | NDArray[np.intp]
+Clusters = NDArray[np.integer]
+
+SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}
+"""How far two scores of a row may be apart."""
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What a model gets for each of N rows: its score, higher being better, and whether its class is right; each `(N,)`."""
+
+    scores: Scores
+    is_right: Mask
 
 
 class WorseSlice(Handle):
-    """A class or slice on which the candidate scores lower than the champion."""
+    """A class or slice in which the candidate is right on fewer rows than the champion."""
 
     name: str
     num_rows: int
     candidate: float
+    """Share of the rows that it is right on: for a class, its recall."""
     champion: float
     is_refused: bool
     """Whether the drop is more than is allowed, and more than noise explains."""
@@ -44,106 +58,185 @@ class Decision(Handle):
     """One sentence for people, with its figures."""
     score: Score
     num_rows: int
+    num_clusters: int | None
+    """How many groups of dependent rows there are; None where all rows count as independent."""
     candidate: float
     champion: float
     """The champion's score; without one, that of the majority class."""
+    majority: float
     difference: float
     bound: float | None
     """What the difference exceeds with the stated confidence; None where too few rows differ to tell."""
+    lead: float | None
+    """What the candidate's lead over the majority class exceeds with that confidence."""
     worse: list[WorseSlice]
     """Those that are refused first, then by drop, largest first."""
+    not_judged: list[str]
+    """Classes and slices with too few rows to show any drop."""
+
+    def refuse(self) -> "Decision":
+        """The same figures, but no promotion."""
+        return self.model_copy(update={"is_better": False, "reason": f"not {self.reason}"})
 
 
 def decide(
     classes: Labels,
-    candidate: Scores,
-    champion: Scores,
+    candidate: RowScores,
+    champion: RowScores | None,
+    majority: Scores,
+    settings: PromotionSettings,
     *,
-    score: Score,
-    confidence: float,
-    min_effect: float,
-    max_drop: float,
-    latency_ms: float,
-    size_mb: float,
-    max_latency_ms: float | None = None,
-    max_size_mb: float | None = None,
-    slices: Mapping[str, NDArray[np.bool_]] | None = None,
-    is_first: bool = False,
+    clusters: Clusters | None = None,
+    slices: Mapping[str, Mask] | None = None,
+    latency_ms: float = 0.0,
+    size_mb: float = 0.0,
 ) -> Decision:
-    """Decide whether the candidate scores higher than the champion by more than noise, and nothing speaks against it.
+    """Decide whether the candidate is better than the champion and the majority class, and nothing speaks against it.
 
     Args:
         classes: True class of each row.
-        candidate: Its score of each row: 1 for right and 0 for wrong, or the log probability of the true class.
-        champion: The champion's; in a first run, what `score_majority` returns.
-        score: What the scores are.
-        confidence: How sure it must be that the difference is above 0, in (0.5, 1).
-        min_effect: The least difference that counts.
-        max_drop: The largest drop allowed on a class or slice. A larger one counts unless noise explains it; that noise alone makes
-            any of them count has a chance of at most 1 - `confidence`.
+        candidate: What it gets for each row.
+        champion: What the champion gets; None in a first run. Classes and slices are not compared then, for the majority class is
+            always right on its own rows.
+        majority: What `score_majority` returns.
+        settings: The rule and its limits.
+        clusters: Rows with the same number depend on one another; None takes all rows for independent.
+        slices: The rows of each named slice, besides the classes.
         latency_ms: Time that the candidate takes to score a row.
         size_mb: Size of its weights.
-        max_latency_ms: None sets no limit.
-        max_size_mb: None sets no limit.
-        slices: The rows of each named slice, besides the classes.
-        is_first: Whether there is no champion yet. Classes and slices are not compared then, for the majority class is always
-            right on its own rows.
 
     Raises:
         DataError: There are no rows.
 
     Shape:
-        classes, candidate, champion and each of slices: (N,).
-
-    Source:
-        Koehn, Statistical Significance Tests for Machine Translation Evaluation (2004): rows are resampled with the scores of both.
+        classes, scores, clusters and each of slices: (N,).
     """
     if not len(classes):
         raise DataError("expected test rows to compare models on, found none; raise data.test")
-    candidate, champion = (np.fmax(scores, MIN_LOG_LIKELIHOOD) for scores in (candidate, champion))  # for NaN, too
-    difference, bound = float((candidate - champion).mean()), _find_bound(candidate - champion, score, confidence)
-    has_gain, gain = _describe_gain(difference, bound, confidence, min_effect)
-    parts = [] if is_first else [*_list_classes(classes), *(slices or {}).items()]
-    worse = _find_worse(parts, candidate, champion, score, confidence, max_drop)
+    score, chance = settings.score, 1 - settings.confidence
+    rival = majority if champion is None else champion.scores
+    difference = float((candidate.scores - rival).mean())
+    bound = _bound(candidate.scores - rival, score, chance, clusters)
+    lead = bound if champion is None else _bound(candidate.scores - majority, score, chance, clusters)
+    has_gain, gain = _describe_gain(difference, bound, settings, is_first=champion is None)
+    worse, not_judged = list[WorseSlice](), list[str]()
+    if champion is not None:
+        parts = [*_list_classes(classes), *(slices or {}).items()]
+        worse, not_judged = _find_worse(parts, candidate.is_right, champion.is_right, clusters, settings)
+    mean, average = float(candidate.scores.mean()), float(majority.mean())
     objections = [
+        *(_object_to_lead(mean, average, lead) if champion is not None else ()),
+        *_object_to_score(mean, settings.min_score),
         *_object_to_drops(worse),
-        *_object_to_cost("a row takes", latency_ms, max_latency_ms, "ms"),
-        *_object_to_cost("the weights take", size_mb, max_size_mb, "MB"),
+        *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),
+        *_object_to_cost("the weights take", size_mb, settings.max_size_mb, "MB"),
     ]
     is_better = has_gain and not objections
-    rival = " of the majority class" if is_first else ""
-    rows = f"{len(classes):,} row{'s' if len(classes) > 1 else ''}"
-    figures = f"{score.replace('_', ' ')} {candidate.mean():.4f} against {champion.mean():.4f}{rival} on {rows}, {gain}"
+    against = f"{rival.mean():.4f}{' of the majority class' * (champion is None)}"
+    figures = f"{_describe_scores(score, f'{mean:.4f} against {against}', len(classes), clusters)}, {gain}"
     return Decision(
         is_better=is_better,
         reason="; ".join([f"{'promoted' if is_better else 'not promoted'}: {figures}", *objections]),
         score=score,
         num_rows=len(classes),
-        candidate=float(candidate.mean()),
-        champion=float(champion.mean()),
+        num_clusters=None if clusters is None else len(np.unique(clusters)),
+        candidate=mean,
+        champion=float(rival.mean()),
+        majority=average,
         difference=difference,
         bound=bound,
+        lead=lead,
         worse=worse,
+        not_judged=not_judged,
     )
+
+
+def find_collapse(
+    champion: RowScores,
+    majority: Scores,
+    settings: PromotionSettings,
+    *,
+    lead_before: float | None = None,
+    clusters: Clusters | None = None,
+) -> str | None:
+    """Say how the champion has collapsed: by more than noise it is worse than the majority class, or half of its lead is gone.
+
+    Args:
+        champion: What it gets for each row that it has not learned from.
+        majority: What `score_majority` returns.
+        settings: Score, confidence, and the least score.
+        lead_before: The least lead over the majority class that it had when it was promoted; None where that is not known.
+        clusters: As `decide` takes them.
+
+    Returns:
+        A clause with its figures; None if it holds.
+    """
+    score, chance = settings.score, 1 - settings.confidence
+    most = _bound(majority - champion.scores, score, chance, clusters)
+    least = max(lead_before or 0.0, 0.0)
+    figures = _describe_scores(score, f"{champion.scores.mean():.4f}", len(majority), clusters)
+    if most is not None and -most < (LEAD_LOST * least if least else 0):
+        before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
+        return f"{figures}, where the majority class has {majority.mean():.4f}{before}"
+    if settings.min_score is not None:
+        missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
+        if missing is not None and missing > 0:
+            return f"{figures}, less than the promotion.min_score of {settings.min_score:g}"
+    return None
+
+
+def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:
+    """Score rows by the probabilities of their classes.
+
+    `accuracy` gives 1 where the likeliest class is right and else 0; `log_likelihood` the log probability of the true class, which
+    is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between probabilities and truth, in [0, 1].
+
+    Shape:
+        probabilities (N, C), y (N,).
+
+    Source:
+        Brier, Verification of forecasts expressed in terms of probability (1950).
+    """
+    is_right = probabilities.argmax(axis=1) == y
+    of_truth = np.take_along_axis(probabilities, y[:, None], axis=1)[:, 0]
+    if score == "accuracy":
+        return RowScores(is_right.astype(float), is_right)
+    if score == "log_likelihood":
+        return RowScores(np.log(np.fmax(of_truth, MIN_PROBABILITY)), is_right)
+    return RowScores(1 - ((probabilities**2).sum(axis=1) - of_truth**2 + (1 - of_truth) ** 2) / 2, is_right)
 
 
 def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Score) -> Scores:
     """Score each row as a model would that knows nothing but how many train rows each class has.
 
-    For accuracy it gives all rows the largest class; for log likelihood it takes the classes' shares, with one row more of each.
+    For accuracy it gives all rows the largest class; else it takes the classes' shares, with one row more of each.
 
     Shape:
         classes: (N,); returns (N,).
     """
     names, indices = np.unique(classes, return_inverse=True)
+    known = [*class_counts, *(str(name) for name in names if str(name) not in class_counts)]
+    counts = np.array([class_counts.get(name, 0) + 1 for name in known], float)
+    shares = counts / counts.sum()
     if score == "accuracy":
-        largest = max(class_counts, key=lambda name: class_counts[name])
-        values = (names == largest).astype(float)
-    else:
-        counts = np.array([class_counts.get(str(name), 0) + 1 for name in names])
-        values = np.log(counts / (sum(class_counts.values()) + len(class_counts)))
-    scores: Scores = values[indices]
-    return scores
+        shares = (np.arange(len(known)) == counts.argmax()).astype(float)
+    y = np.array([known.index(str(name)) for name in names])
+    return score_probabilities(np.tile(shares, (len(names), 1)), y, score).scores[indices]
+
+
+def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float | None:
+    """What the mean difference of two models' scores (N,) exceeds, but for this chance; None where that cannot be told."""
+    if score == "accuracy" and clusters is None:
+        return bound_accuracy(differences, chance)
+    return _bound_mean(differences, score, chance, clusters)
+
+
+def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters | None) -> float | None:
+    if clusters is None:
+        return bound_mean(values, np.ones(len(values)), SPANS[score], chance)
+    _, indices = np.unique(clusters, return_inverse=True)
+    sums, sizes = np.bincount(indices, values), np.bincount(indices).astype(np.float64)
+    return bound_mean(sums.astype(np.float64), sizes, SPANS[score], chance)
 
 
 def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
@@ -153,41 +246,65 @@ def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
 
 
 def _find_worse(
-    parts: Sequence[tuple[str, Rows]], candidate: Scores, champion: Scores, score: Score, confidence: float, max_drop: float
-) -> list[WorseSlice]:
-    """The slices with a lower score; the chance of noise is shared among all that are compared (Bonferroni)."""
+    parts: Sequence[tuple[str, Rows]], candidate: Mask, champion: Mask, clusters: Clusters | None, settings: PromotionSettings
+) -> tuple[list[WorseSlice], list[str]]:
+    """The parts in which the candidate is right less often, and those with too few rows to show it.
+
+    An exact sign test tells a drop from noise. The chance of error is shared among the parts in which enough rows differ to show a
+    drop at all (Tarone, A modified Bonferroni method for discrete data, 1990).
+    """
+    counts = [_count_signs(champion[rows], candidate[rows], None if clusters is None else clusters[rows]) for _, rows in parts]
+    chance = share_chance([0.5 ** (losses + wins) for losses, wins, _ in counts], 1 - settings.confidence)
     worse = []
-    for name, rows in parts:
-        drops = champion[rows] - candidate[rows]
-        if not len(drops) or drops.mean() <= 0:
-            continue
-        is_large = drops.mean() > max_drop
-        bound = _find_bound(drops, score, 1 - (1 - confidence) / len(parts)) if is_large else None
-        worse.append(
-            WorseSlice(
-                name=name,
-                num_rows=len(drops),
-                candidate=float(candidate[rows].mean()),
-                champion=float(champion[rows].mean()),
-                is_refused=bound is not None and bound > 0,
-            )
-        )
-    return sorted(worse, key=lambda entry: (not entry.is_refused, entry.candidate - entry.champion))
+    for (name, rows), (losses, wins, _) in zip(parts, counts, strict=True):
+        shares = [float(is_right[rows].mean()) if is_right[rows].size else 0.0 for is_right in (candidate, champion)]
+        if shares[0] < shares[1]:
+            is_large = shares[1] - shares[0] > settings.max_drop + ROUNDING
+            is_refused = is_large and compute_sign_p_value(losses, wins) <= chance
+            num_rows = int(candidate[rows].size)
+            worse.append(WorseSlice(name=name, num_rows=num_rows, candidate=shares[0], champion=shares[1], is_refused=is_refused))
+    not_judged = [name for (name, _), (_, _, num_units) in zip(parts, counts, strict=True) if 0.5**num_units > chance]
+    return sorted(worse, key=lambda entry: (not entry.is_refused, entry.candidate - entry.champion)), not_judged
 
 
-def _describe_gain(difference: float, bound: float | None, confidence: float, min_effect: float) -> tuple[bool, str]:
+def _count_signs(champion: Mask, candidate: Mask, clusters: Clusters | None) -> tuple[int, int, int]:
+    """In how many rows or clusters the champion is right more often, in how many the candidate, and how many there are."""
+    drops = champion.astype(float) - candidate
+    if clusters is not None:
+        _, indices = np.unique(clusters, return_inverse=True)
+        drops = np.bincount(indices, drops)
+    return int((drops > 0).sum()), int((drops < 0).sum()), len(drops)
+
+
+def _describe_gain(difference: float, bound: float | None, settings: PromotionSettings, is_first: bool) -> tuple[bool, str]:
     """Whether the difference counts, and what it is in words."""
+    gain = f"better by {_show(difference)}" if difference > 0 else f"worse by {_show(-difference)}" if difference else "no better"
+    sure = "" if bound is None else f" ({100 * settings.confidence:g} % sure of at least {_show(bound)})"
+    if settings.rule == "not_worse" and not is_first:
+        margin = f"worse by more than the {_show(settings.margin)} allowed"
+        if bound is not None and bound > -settings.margin:
+            return True, f"{gain}{sure}, surely not {margin}"
+        return False, f"{gain}{sure}, and may be {margin}"
     if difference <= 0:
-        return False, f"worse by {_show(-difference)}" if difference else "no better"
-    gain = f"better by {_show(difference)}"
+        return False, gain
     if bound is None:
         return False, f"{gain}, which so few rows cannot prove"
-    sure = f"({100 * confidence:g} % sure of at least {_show(bound)})"
     if bound <= 0:
-        return False, f"{gain}, which noise can explain {sure}"
-    if difference < min_effect:
-        return False, f"{gain} {sure}, less than the {_show(min_effect)} asked for"
-    return True, f"{gain} {sure}"
+        return False, f"{gain}, which noise can explain{sure}"
+    if bound < settings.min_effect:
+        return False, f"{gain}{sure}, less than the {_show(settings.min_effect)} asked for"
+    return True, f"{gain}{sure}"
+
+
+def _object_to_lead(score: float, majority: float, lead: float | None) -> Iterator[str]:
+    if lead is None or lead <= 0:
+        is_above = "by more than noise " if score > majority else ""
+        yield f"it does not beat the majority class {is_above}({majority:.4f})"
+
+
+def _object_to_score(score: float, min_score: float | None) -> Iterator[str]:
+    if min_score is not None and score < min_score:
+        yield f"its score is less than the promotion.min_score of {min_score:g}"
 
 
 def _object_to_drops(worse: Sequence[WorseSlice]) -> Iterator[str]:
@@ -195,7 +312,8 @@ def _object_to_drops(worse: Sequence[WorseSlice]) -> Iterator[str]:
     if refused:
         first = refused[0]
         more = f", and {len(refused) - 1} more" if refused[1:] else ""
-        yield f"{first.name!r} drops from {first.champion:.4f} to {first.candidate:.4f} on {first.num_rows:,} rows{more}"
+        shares = f"from {first.champion:.4f} to {first.candidate:.4f}"
+        yield f"the share of right rows in {first.name!r} drops {shares} on {first.num_rows:,} rows{more}"
 
 
 def _object_to_cost(what: str, found: float, limit: float | None, unit: str) -> Iterator[str]:
@@ -203,87 +321,14 @@ def _object_to_cost(what: str, found: float, limit: float | None, unit: str) -> 
         yield f"{what} {found:.4g} {unit}, more than the {limit:.4g} {unit} allowed"
 
 
+def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Clusters | None) -> str:
+    """Figures of a score, and on how many rows; if those are few, they come first."""
+    groups = "" if clusters is None else f" in {len(np.unique(clusters)):,} groups"
+    rows = f"{num_rows:,} row{'s' * (num_rows != 1)}{groups}"
+    name = score.replace("_", " ")
+    return f"on only {rows}: {name} {figures}" if num_rows < FEW_ROWS else f"{name} {figures} on {rows}"
+
+
 def _show(figure: float) -> str:
     """Four decimals, or two digits where those would be zeros."""
     return f"{figure:.4f}" if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"
-
-
-def _find_bound(differences: Scores, score: Score, confidence: float) -> float | None:
-    """What the mean of `differences` (N,) exceeds with this confidence; None where too few differ from 0 to tell."""
-    return (_bound_shares if score == "accuracy" else _bound_means)(differences, 1 - confidence)
-
-
-def _bound_shares(differences: Scores, chance: float) -> float:
-    """The lower of two bounds on the mean of differences that are -1, 0 or 1.
-
-    The percentile bootstrap (Efron and Tibshirani 1993, chapter 13) errs where few rows differ. So there is the exact bound for the
-    share of wins among these (Clopper and Pearson 1934), which is above 0 just where the exact sign test rejects (McNemar 1947).
-    """
-    num_rows, wins, losses = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
-    shares = np.array([wins, losses, num_rows - wins - losses]) / num_rows
-    resampled = np.random.default_rng(SEED).multinomial(num_rows, shares, NUM_RESAMPLES)
-    percentile = np.quantile((resampled[:, 0] - resampled[:, 1]) / num_rows, chance, method="lower")
-    exact = (2 * _bound_wins(wins, wins + losses, chance) - 1) * (wins + losses) / num_rows
-    return float(min(percentile, exact))
-
-
-def _bound_wins(wins: int, trials: int, chance: float) -> float:
-    """The share at which so many wins or more have this chance."""
-    if wins == 0:
-        return 0.0
-    log_factorials = np.append(0.0, np.log(np.arange(1, trials + 1)).cumsum())
-    k = np.arange(wins, trials + 1)
-    log_ways = log_factorials[trials] - log_factorials[k] - log_factorials[trials - k]
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        share = (low + high) / 2
-        tail = np.exp(log_ways + k * math.log(share) + (trials - k) * math.log1p(-share)).sum()
-        low, high = (share, high) if tail <= chance else (low, share)
-    return low
-
-
-def _bound_means(differences: Scores, chance: float) -> float | None:
-    """The lower of Student's bound and that of the studentized bootstrap, which knows about skewness; None for very few rows.
-
-    Source:
-        Efron and Tibshirani (1993), section 12.5, for the bootstrap; Hall, The Bootstrap and Edgeworth Expansion (1992), for the
-        expansion of the same quantile that stands in for it when there are many rows.
-    """
-    num_rows = len(differences)
-    if 0.5 ** np.count_nonzero(differences) > chance:  # a fair coin could do that
-        return None
-    mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(num_rows)
-    if error <= 1e-12 * abs(mean):
-        return float(mean)
-    z = NormalDist().inv_cdf(1 - chance)
-    if num_rows > MAX_ROWS_RESAMPLED:
-        skewness = ((differences - mean) ** 3).mean() / differences.std() ** 3
-        quantile = z - skewness * (2 * z**2 + 1) / (6 * math.sqrt(num_rows))
-    else:
-        quantile = np.quantile(_resample_t(differences), 1 - chance, method="higher")
-    bound = float(mean - max(quantile, _find_student_quantile(z, num_rows - 1)) * error)
-    return bound if math.isfinite(bound) else None
-
-
-def _resample_t(differences: Scores) -> Scores:
-    """Student's t of each resample against the mean of all `differences`."""
-    generator, num_rows, mean = np.random.default_rng(SEED), len(differences), differences.mean()
-    ts = []
-    for start in range(0, NUM_RESAMPLES, step := max(1, CELLS_AT_ONCE // num_rows)):
-        num_resamples = min(step, NUM_RESAMPLES - start)
-        resampled = differences[generator.integers(num_rows, size=(num_resamples, num_rows), dtype=np.int32)]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = (resampled.mean(1) - mean) / resampled.std(1, ddof=1) * math.sqrt(num_rows)
-        ts.append(np.nan_to_num(t, nan=0.0, posinf=np.inf, neginf=-np.inf))
-    return np.concatenate(ts)
-
-
-def _find_student_quantile(z: float, degrees: int) -> float:
-    """Student's quantile from the normal one (Abramowitz and Stegun 1964, 26.7.5)."""
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))

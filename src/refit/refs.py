@@ -96,10 +96,15 @@ class Prediction(Handle):
     seconds: float
 
 
+Alarm = Literal["collapsed", "incomparable", "damaged"]
+
+
 class RetrainingResult(Handle):
     """What a retraining came to."""
 
     outcome: Literal["promoted", "kept", "skipped"]
+    alarm: Alarm | None = None
+    """Set if a person should look at the champion that was: `reason` says why."""
     reason: str
     """One sentence for people, with its figures."""
     champion: str | None

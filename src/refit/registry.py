@@ -178,6 +178,12 @@ def read_alias(store: Store, name: str, alias: str = CHAMPION) -> int | None:
     return present.after if present else None
 
 
+def list_earlier(store: Store, name: str, alias: str = CHAMPION) -> Iterator[int]:
+    """Yield the versions that rollbacks of the alias would go back to, in turn; raises as `read_alias` does."""
+    present, _ = _find_present(store, name, alias)
+    return filter(None, _list_before(read_back(store, name, present.number if present else 0), alias))
+
+
 def move_alias(
     store: Store,
     name: str,
@@ -215,7 +221,7 @@ def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
         StoreError: There is nothing to go back to, or it is damaged.
     """
     present, newest = _find_present(store, name, alias)
-    target = _find_target(read_back(store, name, present.number if present else 0), alias)
+    target = next(_list_before(read_back(store, name, present.number if present else 0), alias), None)
     if target is None:
         found = f"only v{present.after}" if present else "that it was never set"
         raise StoreError(f"{name}@{alias}: expected a version before the present one, found {found}; promote another version")
@@ -254,15 +260,17 @@ def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, in
     return present, newest
 
 
-def _find_target(entries: Iterator[Entry], alias: str) -> int | None:
-    """What the alias named before the promotion that made it what it is; `entries` come newest first."""
-    num_promotions = 1
+def _list_before(entries: Iterator[Entry], alias: str) -> Iterator[int | None]:
+    """What the alias named before each promotion that no rollback has undone; `entries` and promotions come newest first."""
+    num_undone = 0
     for entry in entries:
         if _moves(entry, alias) and entry.before != entry.after:
-            num_promotions += 1 if entry.action == "rollback" else -1
-            if num_promotions == 0:
-                return entry.before
-    return None
+            if entry.action == "rollback":
+                num_undone += 1
+            elif num_undone:
+                num_undone -= 1
+            else:
+                yield entry.before
 
 
 def _moves(entry: Entry, alias: str) -> bool:

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
@@ -39,6 +40,7 @@ table {{ display: block; overflow-x: auto; width: max-content; max-width: 100%; 
 th, td {{ padding: .3rem .8rem; border: 1px solid var(--line); text-align: left; font-variant-numeric: tabular-nums }}
 th {{ background: var(--shade); white-space: nowrap }}
 code {{ padding: .1rem .3rem; border-radius: 4px; background: var(--shade); font-size: 90%; overflow-wrap: break-word }}
+@media (max-width: 30rem) {{ th, td {{ padding: .2rem .35rem; font-size: 80% }} }}
 img {{ max-width: 100%; border-radius: 6px; background: white }}
 </style>
 </head>
@@ -74,7 +76,7 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """A class or slice, its number of rows, and the scores of two models on them."""
+    """A class or slice, its number of rows, and the share of them on which each of two models is right."""
 
     name: str
     num_rows: int
@@ -87,13 +89,19 @@ class RunReport:
     """What a run has to tell; what is None or empty is left out. Texts may have code spans, and no other Markdown."""
 
     headline: str
+    context: str | None = None
+    """When it was, and which run."""
     reason: str | None = None
     scores: Mapping[str, Mapping[str, float | None]] | None = None
-    """Metrics by model, the candidate first, then the champion: `{"penguins@v8": {"accuracy": 0.97}}`."""
+    """Metrics by model, the candidate first, then what it was compared with: `{"penguins@v8": {"accuracy": 0.97}}`."""
+    num_scored: int | None = None
+    """Rows that the scores are of."""
     scored_on: str = "test"
     """Split that the scores, the slices and the confusion matrix are of."""
     worse_slices: Sequence[SliceRow] = ()
-    """Where the candidate scores lower than the champion."""
+    """Where the candidate is right on fewer rows than the champion."""
+    not_judged: Sequence[str] = ()
+    """Classes and slices with too few rows to show a drop."""
     epochs: Sequence[EpochRow] = ()
     best_epoch: int | None = None
     """Epoch whose weights were kept, counted from 1."""
@@ -116,9 +124,11 @@ def render_run_report(report: RunReport) -> str:
     """Render the report of a run as one Markdown text, its pictures inside."""
     sections = [
         f"# {_render_text(report.headline)}",
+        _render_text(report.context or ""),
         _render_text(report.reason or ""),
         _render_scores(report),
         _render_slices(report.worse_slices),
+        _render_not_judged(report.not_judged),
         _render_confusion(report),
         _render_data(report),
         _render_versions(report.versions),
@@ -193,16 +203,19 @@ def _render_scores(report: RunReport) -> str:
     if not report.scores:
         return ""
     models = list(report.scores.values())
-    header = ["metric", *map(render_name, report.scores)] + ["difference"] * (len(models) == 2)
+    names = [*map(render_name, report.scores)]
+    header = ["metric", *names[:2], *["difference"] * (len(models) > 1), *names[2:]]
     metrics = dict.fromkeys(metric for scores in models for metric in scores)
     rows = [[metric, *_with_difference([scores.get(metric) for scores in models])] for metric in metrics]
-    return f"## Scores\n\nOn the same rows of {_render_text(report.scored_on)}:\n\n{render_table(header, rows)}"
+    what = "" if report.num_scored is None else f"{report.num_scored:,} "
+    both = f" The difference is that of {' and '.join(map(render_name, list(report.scores)[:2]))}." if len(models) > 1 else ""
+    return f"## Scores\n\nOn the same {what}rows of {_render_text(report.scored_on)}.{both}\n\n{render_table(header, rows)}"
 
 
 def _render_slices(slices: Sequence[SliceRow]) -> str:
     if not slices:
         return ""
-    header = ["class or slice", "rows", "candidate", "champion", "difference"]
+    header = ["class or slice", "rows", "candidate right", "champion right", "difference"]
     rows = [
         [render_name(entry.name), entry.num_rows, *_with_difference([entry.candidate, entry.champion])]
         for entry in slices[:MAX_SLICES_SHOWN]
@@ -210,11 +223,20 @@ def _render_slices(slices: Sequence[SliceRow]) -> str:
     return f"## Worse than the champion\n\n{render_table(header, rows)}{_render_rest(len(slices) - len(rows), 'slices')}"
 
 
+def _render_not_judged(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(map(render_name, names[:MAX_SLICES_SHOWN]))
+    rest = f" and {len(names) - MAX_SLICES_SHOWN} more" if len(names) > MAX_SLICES_SHOWN else ""
+    return f"Too few rows to tell whether it is worse: {shown}{rest}."
+
+
 def _render_confusion(report: RunReport) -> str:
     if report.confusion is None:
         return ""
     png = draw_confusion(report.confusion, report.labels, report.scored_on)
-    return f"## Confusion matrix\n\n{embed_png(png, 'confusion matrix')}"
+    of = f"Of {next(map(render_name, report.scores))}.\n\n" if report.scores else ""
+    return f"## Confusion matrix\n\n{of}{embed_png(png, 'confusion matrix')}"
 
 
 def _render_data(report: RunReport) -> str:
@@ -222,7 +244,7 @@ def _render_data(report: RunReport) -> str:
     if report.rows_now is not None:
         before = report.rows_before or {}
         rows = [(split, before.get(split), report.rows_now.get(split)) for split in {**before, **report.rows_now}]
-        parts.append(render_table(["rows of", "before", "now"], rows))
+        parts.append(_render_filled(["rows of", "before", "now"], rows))
     if report.drifts:
         header = ["column", "PSI", "by chance", "change", "missing", "new categories"]
         parts.append(
@@ -230,7 +252,7 @@ def _render_data(report: RunReport) -> str:
             " Of columns that have not changed, 19 in 20 stay below `by chance`."
         )
         drifts = [_list_drift(drift) for drift in report.drifts[:MAX_COLUMNS_SHOWN]]
-        parts.append(render_table(header, drifts) + _render_rest(len(report.drifts) - len(drifts), "columns"))
+        parts.append(_render_filled(header, drifts) + _render_rest(len(report.drifts) - len(drifts), "columns"))
     return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
@@ -264,14 +286,15 @@ def _render_versions(versions: Mapping[str, str] | None) -> str:
 def _render_epochs(epochs: Sequence[EpochRow], best_epoch: int | None) -> str:
     if not epochs:
         return ""
-    last, num_even = len(epochs) - 1, MAX_EPOCHS_SHOWN - 1  # one more place for the best
-    shown = {round(i * last / (num_even - 1)) for i in range(num_even)} if last >= MAX_EPOCHS_SHOWN else range(last + 1)
+    # Two places are left for the best and the last.
+    step = 1 if len(epochs) <= MAX_EPOCHS_SHOWN else -(-len(epochs) // (MAX_EPOCHS_SHOWN - 2))
+    shown = {*range(0, len(epochs), step), len(epochs) - 1}
     rows = [
-        (f"{log.epoch}, kept" if is_best else log.epoch, log.train_loss, log.val_loss, log.val_score, f"{log.seconds:.1f}")
+        (f"{log.epoch}, kept" if is_best else log.epoch, log.train_loss, log.val_loss, log.val_score, f"{log.seconds:.2g}")
         for i, log in enumerate(epochs)
         if (is_best := log.epoch == best_epoch) or i in shown
     ]
-    table = render_table(["epoch", "train loss", "val loss", "val score", "seconds"], rows)
+    table = _render_filled(["epoch", "train loss", "val loss", "val score", "seconds"], rows)
     png = draw_losses([log.train_loss for log in epochs], [log.val_loss for log in epochs], best_epoch)
     some = f"{len(rows)} of {len(epochs)} epochs:\n\n" if len(rows) < len(epochs) else ""
     return f"## Epochs\n\n{embed_png(png, 'loss by epoch')}\n\n{some}{table}"
@@ -285,16 +308,22 @@ def _render_looks(earlier_looks: int | None) -> str:
     return f"## Earlier looks at the test rows\n\nThese test rows have judged {times} before.{advice}"
 
 
+def _render_filled(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table without the columns that are empty."""
+    is_filled = [any(cell is not None for cell in column) for column in zip(*rows, strict=True)]
+    return render_table([*compress(header, is_filled)], [[*compress(row, is_filled)] for row in rows])
+
+
 def _render_rest(num_more: int, what: str) -> str:
     return f"\n\nAnd {num_more} more {what}." if num_more else ""
 
 
 def _with_difference(values: Sequence[float | None]) -> list[object]:
-    """Scores, and where they are those of two models, how much higher the first is."""
-    if len(values) != 2:
+    """Scores, and behind the second how much higher the first is."""
+    if len(values) < 2:
         return list(values)
-    candidate, champion = values
-    return [*values, None if candidate is None or champion is None else f"{candidate - champion:+.4f}"]
+    candidate, champion, *others = values
+    return [candidate, champion, None if candidate is None or champion is None else f"{candidate - champion:+.4f}", *others]
 
 
 def _render_text(text: str) -> str:

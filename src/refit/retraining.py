@@ -5,12 +5,15 @@ import contextlib
 from refit.errors import StoreError
 from refit.ledger import Entry, find_newest, read_back
 from refit.registry import CHAMPION, check_version, read_alias, version_folder
-from refit.store import Store
+from refit.store import MODELS, Store
 
 KEY = "retraining"
 """Of an entry's details, the one that holds the retraining's key."""
-REPORT = "report.html"
-"""The file in the folder of a version that tells of its retraining."""
+
+
+def report_path(name: str, version: int) -> str:
+    """Where the report of a version's retraining is, relative to the store: beside the version, which never changes."""
+    return f"{MODELS}/{name}/reports/v{version}.html"
 
 
 def find_decision(store: Store, name: str, key: str, since: int = 0) -> Entry | None:
@@ -26,10 +29,21 @@ def find_decision(store: Store, name: str, key: str, since: int = 0) -> Entry | 
     return last if last is not None and last.number > since and last.details[KEY] == key else None
 
 
+def find_lead(store: Store, name: str, version: int) -> float | None:
+    """Find by how much at least a version beat the majority class when a retraining promoted it last; None where none did.
+
+    Raises:
+        StoreError: The ledger is damaged.
+    """
+    entries = read_back(store, name, find_newest(store, name))
+    decisions = (entry.details.get("decision") for entry in entries if entry.action == "promote" and entry.after == version)
+    return next((decision["lead"] for decision in decisions if decision), None)
+
+
 def is_reported(entry: Entry, store: Store, name: str) -> bool:
     """Whether the report of a decision is where it belongs, or that version is gone."""
-    folder = version_folder(name, entry.after or 0)
-    return store.exists(f"{folder}/{REPORT}") or not store.is_published(folder)
+    version = entry.after or 0
+    return store.exists(report_path(name, version)) or not store.is_published(version_folder(name, version))
 
 
 def find_champion(store: Store, name: str) -> int | None:

@@ -253,14 +253,22 @@ class PromotionSettings(Section):
 
     mode: Literal["auto", "ask", "never"] = "auto"
     """`auto` promotes what is better; `ask` waits for a person's word in the Prefect UI first; `never` only reports."""
-    score: Literal["accuracy", "log_likelihood"] = "accuracy"
-    """What is compared on the test rows: the share of rows that are right, or the mean log probability of the true class."""
+    when_incomparable: Literal["keep", "ask", "promote"] = "keep"
+    """If the champion needs a column or class that is gone: `keep` it, `ask` a person, or let a good candidate be promoted."""
+    score: Literal["accuracy", "log_likelihood", "brier"] = "accuracy"
+    """Compared on the test rows: the share that is right, the log probability of the true class, or 1 less half the Brier score."""
+    rule: Literal["better", "not_worse"] = "better"
+    """What the candidate must be: `better` than the champion, or, for a fresher model, `not_worse` by `margin` or more."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """How sure it must be that the candidate scores higher than the champion, in (0.5, 1)."""
+    """How sure it must be that the candidate keeps the rule, and that it beats the majority class, in (0.5, 1)."""
     min_effect: float = Field(0.0, ge=0)
-    """How much higher than the champion's its score must be at least."""
+    """By how much the candidate must be better, with `confidence`."""
+    margin: float = Field(0.01, ge=0)
+    """By how much the candidate may be worse under the rule `not_worse`."""
+    min_score: float | None = None
+    """The least score of a candidate, besides that of the majority class. A champion that falls below it has collapsed."""
     max_drop: float = Field(0.05, ge=0)
-    """How much lower the score of one class or slice may be; a drop that noise explains does not count."""
+    """How much lower the share of right rows may be in one class or slice; a drop that noise explains does not count."""
     slices: TextList = []
     """Columns of the table; the rows of each of their values are a slice of their own."""
     max_latency_ms: float | None = Field(None, gt=0)
@@ -348,6 +356,8 @@ class Settings(SettingsTree, BaseSettings):
             raise ValueError("data.split_by: expected `rows`, as data.group_column says what stays on one side; drop one of them")
         if optimizer.momentum and optimizer.name != "sgd":
             raise ValueError(f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0")
+        if self.promotion.min_effect and self.promotion.rule == "not_worse":
+            raise ValueError("promotion.min_effect: expected 0, as promotion.rule is `not_worse`; leave it 0, or take `better`")
         return self
 
 

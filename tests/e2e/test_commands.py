@@ -141,7 +141,7 @@ def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(ref
     first = refit(*arguments, "--optimizer.lr", "0.1")
     assert first.returncode == 0, first.stderr
     assert_quiet(first.stderr)
-    report = Path("refit-store/models/penguins/v1/report.html").resolve()
+    report = Path("refit-store/models/penguins/reports/v1.html").resolve()
     *_, reason, champion, last = first.stdout.splitlines()
     assert reason.startswith("promoted: accuracy 0.")
     assert [champion, last] == ["the champion is penguins@v1", f"report: {report}"]

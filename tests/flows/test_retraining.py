@@ -103,13 +103,13 @@ def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that
     (promoted,) = read_ledger()
     assert (promoted.action, promoted.before, promoted.after, promoted.why) == ("promote", None, 1, result.reason)
     page = Path(result.report).read_text()
-    assert Path(result.report).name == "report.html"
+    assert Path(result.report) == Path("refit-store/models/model/reports/v1.html").resolve()
     assert "model@v1 is the champion now" in page
 
     trained.clear()
     second = run()
     assert (second.name, second.type, trained) == ("Skipped", StateType.COMPLETED, [])
-    assert second.message.startswith(f"model@v1 stays the champion; nothing new since {promoted.at}: promoted: accuracy")
+    assert second.message == f"model@v1 stays the champion; nothing new since the decision of {promoted.at}"
     assert (second.result().outcome, second.result().champion) == ("skipped", "model@v1")
     assert read_ledger() == [promoted]
 
@@ -162,21 +162,63 @@ def damage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("happens", "reason"),
+    ("happens", "reason", "next_night"),
     [
-        (damage, "model@v1 is no match, as it cannot score these rows: "),
-        (lambda: write_table(200, without="x1"), "expected a column of the table, found no `x1`"),
-        (lambda: write_table(400, num_classes=4), "better by"),
+        (damage, "model@v1 is damaged: ", "Incomparable"),
+        (lambda: write_table(200, without="x1"), "expected a column of the table, found no `x1`", "Skipped"),
+        (lambda: write_table(200, num_classes=2), "expected rows of every class that it knows, found none of `c2`", "Skipped"),
     ],
-    ids=["damaged champion", "lost column", "new class"],
+    ids=["damaged champion", "lost column", "lost class"],
 )
-def test_a_champion_that_cannot_score_todays_table_is_replaced_even_if_no_row_is_new(happens, reason):
-    run(training={"num_epochs": 8})
+def test_a_champion_that_cannot_be_compared_stays_and_the_runs_state_says_so(happens, reason, next_night):
+    longer = {"num_epochs": 8}
+    run(training=longer)
     happens()
+    state = run(training=longer)
+    assert (state.name, state.type, champion()) == ("Incomparable", StateType.COMPLETED, 1)
+    assert state.result().alarm == "incomparable"
+    assert reason in state.message
+    assert "promotion.when_incomparable is `keep`" in state.message
+    assert "stays the champion, but it is incomparable" in Path(state.result().report).read_text()
+    assert (run(training=longer).name, champion()) == (next_night, 1)
+    assert run(training=longer, promotion={"when_incomparable": "promote"}).name == "Incomparable"
+    assert champion() == 2
+
+
+def test_a_champion_that_does_not_know_a_new_class_is_compared():
+    run(training={"num_epochs": 8})
+    write_table(400, num_classes=4)
     state = run(training={"num_epochs": 8})
     assert (state.name, champion()) == ("Promoted", 2)
-    assert reason in state.message
-    assert run(training={"num_epochs": 8}).name == "Skipped"
+    assert "of the majority class" not in state.message
+
+
+def test_a_collapsed_champion_is_told_even_where_the_candidate_is_no_better():
+    assert run().name == "Promoted"
+    rows = pl.read_csv("rows.csv")
+    names = pl.col("y").replace({"c0": "c1", "c1": "c2", "c2": "c0"})
+    rows.with_columns(y=names).write_csv("rows.csv")
+    state = run(BAD)
+    assert (state.name, state.type, champion()) == ("Collapsed", StateType.COMPLETED, 1)
+    assert (state.result().outcome, state.result().alarm) == ("kept", "collapsed")
+    assert "; model@v1 has collapsed: " in state.message
+    assert "model@v1 stays the champion, but it is collapsed" in Path(state.result().report).read_text()
+    assert read_ledger()[-1].details["alarm"] == "collapsed"
+    assert (run(GOOD).name, champion()) == ("Collapsed", 3), "the new champion takes over, and the old one is told of"
+
+
+def test_without_a_row_that_may_judge_nothing_is_trained_and_the_champion_stays(trained):
+    pl.read_csv("rows.csv")[:60].write_csv("test.csv")
+    pl.read_csv("rows.csv")[60:].write_csv("rows.csv")
+    data = {"source": "rows.csv", "test_source": "test.csv"}
+    assert run(data=data).name == "Promoted"
+    pl.concat([pl.read_csv("rows.csv"), pl.read_csv("test.csv")]).write_csv("rows.csv")
+    trained.clear()
+    state = run(data={**data, "val": 0})
+    assert (state.name, trained, champion()) == ("Kept", [], 1)
+    assert state.message.startswith("expected test rows that neither the candidate nor the champion has learned from, found none")
+    assert (state.result().candidate, list_versions(Store("refit-store"), "model")) == (None, [1])
+    assert run(data={**data, "val": 0}).name == "Skipped"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,13 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     monkeypatch.setattr(reports, "draw_confusion", lambda *_: b"")
 
     def save(
-        rows: pl.DataFrame, num_epochs: int = 3, features=("x0", "x1", "x2"), hidden_sizes=(), seed: int = 0, **data
+        rows: pl.DataFrame,
+        num_epochs: int = 3,
+        features=("x0", "x1", "x2"),
+        hidden_sizes=(),
+        seed: int = 0,
+        lr: float = 0.1,
+        **data,
     ) -> SavedModel:
         rows.write_parquet("rows.parquet")
         settings = SettingsTree.model_validate(
@@ -39,7 +45,7 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         widths, device = (len(manifest.input_names), len(manifest.classes)), torch.device("cpu")
         state = build_training_state(settings.model, settings.optimizer, *widths, seed=0, device=device)
         loader = build_train_loader(*load_split(manifest, "train", store), 10, False)
-        logs = [train_epoch(state, loader, lambda _: 0.1, device=device) for _ in range(num_epochs)]
+        logs = [train_epoch(state, loader, lambda _: lr, device=device) for _ in range(num_epochs)]
         labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*load_split(manifest, "test", store))
         metrics = {"test": evaluate(state.model, loader, labels, device, "fp32")}
         return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store)

@@ -8,8 +8,10 @@ import pytest
 from refit.comparison import Verdict, check_slices, compare, find_slices
 from refit.data.dataset import load_test_rows
 from refit.errors import DataError
+from refit.fairness import explain_missing_rows
 from refit.inference import Model, load_model
 from refit.refs import SavedModel
+from refit.registry import move_alias
 from refit.settings import DataSettings, PromotionSettings
 from refit.store import Store
 
@@ -34,8 +36,8 @@ def find_test_rows(version: SavedModel, store: Store) -> pl.DataFrame:
 def score_plainly(model: Model, rows: pl.DataFrame) -> dict[str, float]:
     probabilities = model.predict_proba(rows)
     truth = [model.classes.tolist().index(label) for label in rows["y"]]
-    likelihoods = np.log(probabilities[np.arange(rows.height), truth])
-    return {"accuracy": (probabilities.argmax(1) == truth).mean(), "log likelihood": likelihoods.mean()}
+    likelihoods = np.log(np.maximum(probabilities[np.arange(rows.height), truth], 0.01))
+    return {"accuracy": (probabilities.argmax(1) == truth).mean(), "floored log likelihood": likelihoods.mean()}
 
 
 def test_both_are_scored_on_the_test_rows_that_the_champion_has_not_learned_from(save_version, store):
@@ -48,12 +50,12 @@ def test_both_are_scored_on_the_test_rows_that_the_champion_has_not_learned_from
 
     verdict = judge(store, candidate, champion)
     assert (verdict.decision.num_rows, verdict.num_left_out) == (fair.height, tested.height - fair.height)
-    assert verdict.reason.endswith(f"; without {verdict.num_left_out} rows that the champion has learned from")
-    assert list(verdict.scores) == ["model@v2", "model@v1"]
+    assert verdict.reason.endswith(f"; without rows that were learned from ({verdict.num_left_out} by the champion)")
+    assert list(verdict.scores)[:-1] == ["model@v2", "model@v1"]
     for version in (candidate, champion):
         expected = score_plainly(load_model(version.path), fair)
         found = verdict.scores[version.reference]
-        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+        assert found["accuracy"] == pytest.approx(expected["accuracy"])
     figures = verdict.decision.candidate, verdict.decision.champion
     assert figures == pytest.approx([verdict.scores[name]["accuracy"] for name in ("model@v2", "model@v1")])
     assert sum(map(sum, verdict.confusion)) == fair.height
@@ -63,24 +65,79 @@ def test_both_are_scored_on_the_test_rows_that_the_champion_has_not_learned_from
 
 
 def test_by_log_likelihood_that_is_what_decides(save_version, store):
-    rows = make_rows(200)
-    champion, candidate = save_version(rows, num_epochs=1), save_version(rows, num_epochs=15)
+    rows = make_rows(1000)
+    champion, candidate = save_version(rows, num_epochs=1, lr=0.0), save_version(rows, num_epochs=15)
     verdict = judge(store, candidate, champion, score="log_likelihood")
     for version, figure in ((candidate, verdict.decision.candidate), (champion, verdict.decision.champion)):
         expected = score_plainly(load_model(version.path), find_test_rows(version, store))
-        assert figure == pytest.approx(expected["log likelihood"], abs=1e-6)
+        assert figure == pytest.approx(expected["floored log likelihood"], abs=1e-6)
     assert verdict.decision.is_better
     assert verdict.num_left_out == 0
 
 
-def test_a_row_that_both_have_learned_from_counts(save_version, store):
-    """Rows come twice, in order of time: the second time they are test rows of both."""
+def test_test_rows_that_the_candidate_has_learned_from_are_left_out_before_and_after_training(save_version, store):
+    """Last night's test rows were added to the source; the champion has not seen them, the candidate has."""
+    old, new = make_rows(200), make_rows(60, seed=1)
+    test_rows = make_rows(40, seed=2)
+    test_rows.write_parquet("test.parquet")
+    apart = {"test_source": "test.parquet", "test": None}
+    champion = save_version(old, **apart)
+    candidate = save_version(pl.concat([old, test_rows[:30]]), num_epochs=10, **apart)
+    verdict = judge(store, candidate, champion)
+    learned_from = load_model(candidate.path).manifest.splits
+    assert verdict.num_left_out == verdict.rows_now["train"] + learned_from["val"].rows - 200 == 30
+    assert verdict.decision.num_rows == 10
+    assert verdict.reason.startswith("not promoted: on only 10 rows: accuracy")
+    assert verdict.reason.endswith("; without rows that were learned from (30 by the candidate)")
+
+    manifest = load_model(candidate.path).manifest
+    assert explain_missing_rows(manifest, "model", champion.version, store) is None
+    candidate = save_version(pl.concat([old, test_rows, new]), **apart)
+    needed = (
+        "expected test rows that neither the candidate nor the champion has learned from, found none among 40"
+        " (40 by the candidate); add rows that are new, or divide them as before, by the same seed and settings of data"
+    )
+    assert explain_missing_rows(load_model(candidate.path).manifest, "model", champion.version, store) == needed
+    with pytest.raises(DataError, match="found none among 40"):
+        judge(store, candidate, champion)
+
+
+def make_few_values(num_rows: int, seed: int) -> pl.DataFrame:
+    """Rows of eight kinds, which cannot be told apart."""
+    generator = np.random.default_rng(seed)
+    columns = {f"x{i}": generator.integers(2, size=num_rows) for i in range(3)}
+    flips = generator.random(num_rows) < 0.2
+    return pl.DataFrame({**columns, "y": ["ab"[value] for value in columns["x0"] ^ flips]})
+
+
+def test_rows_of_few_values_are_equal_by_chance_and_all_may_judge(save_version, store):
+    make_few_values(100, seed=9).write_parquet("test.parquet")
+    apart = {"test_source": "test.parquet", "test": None}
+    champion, candidate = (save_version(make_few_values(400, seed), **apart) for seed in (1, 2))
+    verdict = judge(store, candidate, champion)
+    assert (verdict.decision.num_rows, verdict.num_left_out, verdict.decision.num_clusters) == (100, 0, None)
+
+
+def test_the_same_values_at_another_time_are_another_row(save_version, store):
     rows = make_rows(50).with_columns(time=pl.lit(0))
     twice = pl.concat([rows, rows.with_columns(time=pl.lit(1))])
     by_time = {"split": "time", "time_column": "time", "test": 0.5, "val": 0.0}
     champion, candidate = (save_version(twice, num_epochs, **by_time) for num_epochs in (1, 5))
     verdict = judge(store, candidate, champion)
     assert (verdict.decision.num_rows, verdict.num_left_out) == (50, 0)
+
+
+def test_copies_of_rows_and_rows_of_a_group_count_together(save_version, store):
+    copies = pl.concat([make_rows(40)] * 10)
+    verdict = judge(store, save_version(copies, num_epochs=10), None)
+    assert verdict.decision.num_rows == 120
+    assert 30 < verdict.decision.num_clusters <= 40
+    assert f"on 120 rows in {verdict.decision.num_clusters} groups" in verdict.reason
+
+    daily = make_rows(600).with_columns(customer=pl.arange(600, eager=True) // 4)
+    verdict = judge(store, save_version(daily, group_column="customer"), None)
+    tested = find_test_rows(save_version(daily, group_column="customer"), store)
+    assert verdict.decision.num_clusters == tested["customer"].n_unique() == verdict.decision.num_rows / 4
 
 
 def test_without_a_champion_the_majority_class_is_to_be_beaten(save_version, store):
@@ -90,11 +147,12 @@ def test_without_a_champion_the_majority_class_is_to_be_beaten(save_version, sto
     verdict = judge(store, candidate, None)
     assert verdict.decision.champion == pytest.approx((tested["y"] == "a").mean())
     assert "of the majority class on" in verdict.reason
-    assert list(verdict.scores) == ["model@v1"]
+    assert list(verdict.scores)[:-1] == ["model@v1"]
     assert (verdict.drifts, verdict.rows_before) == ([], None)
 
     shares = load_model(candidate.path).manifest.splits["train"].class_counts
     expected = np.log([(shares["ab".index(label)] + 1) / (sum(shares) + 2) for label in tested["y"]]).mean()
+    assert verdict.decision.majority == verdict.decision.champion
     assert judge(store, candidate, None, score="log_likelihood").decision.champion == pytest.approx(expected)
 
 
@@ -112,7 +170,7 @@ def test_a_class_that_the_champion_does_not_know_is_one_more_row_to_it_and_wrong
 
     verdict = judge(store, candidate, champion, score="log_likelihood")
     scale = math.log(num_train / (num_train + 1))
-    expected = (1 - share) * (known["log likelihood"] + scale) + share * math.log(1 / (num_train + 1))
+    expected = (1 - share) * (known["floored log likelihood"] + scale) + share * math.log(1 / (num_train + 1))
     assert verdict.decision.champion == pytest.approx(expected, abs=1e-6)
     assert judge(store, candidate, champion).decision.champion == pytest.approx((1 - share) * known["accuracy"])
     assert [drift.new_categories for drift in verdict.drifts if drift.column == "y"] == [["c"]]
@@ -123,36 +181,82 @@ def damage(version: SavedModel) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
-@pytest.mark.parametrize("break_it", [damage, lambda version: Path(version.path, "model.pt").unlink()], ids=["damaged", "gone"])
-def test_a_champion_whose_files_are_damaged_or_gone_is_no_match_and_the_reason_says_so(save_version, store, break_it):
+def lose(version: SavedModel) -> None:
+    Path(version.path, "model.pt").unlink()
+
+
+@pytest.mark.parametrize("break_it", [damage, lose], ids=["damaged", "gone"])
+def test_the_champion_before_stands_in_for_one_whose_files_are_damaged_or_gone(save_version, store, break_it):
     rows = make_rows(200)
-    champion, candidate = save_version(rows[:150]), save_version(rows, num_epochs=10)
-    break_it(champion)
-    verdict = judge(store, candidate, champion)
-    assert verdict.decision.is_better
-    assert "of the majority class" in verdict.reason
-    assert "model@v1 is no match, as it cannot score these rows: " in verdict.reason
+    versions = [save_version(rows, num_epochs) for num_epochs in (1, 2, 20, 3)]
+    for before, version in zip([None, 1], versions, strict=False):
+        move_alias(store, "model", version.version, expected=before, why="better")
+    move_alias(store, "model", 3, expected=2, why="best")
+    break_it(versions[2])
+    verdict = judge(store, versions[3], versions[2])
+    assert (verdict.alarm, verdict.judged_by, list(verdict.scores)[:-1]) == ("damaged", 2, ["model@v4", "model@v2"])
+    assert "model@v3 is damaged: " in verdict.reason
     assert "model.pt: expected" in verdict.reason
-    assert list(verdict.scores) == ["model@v2"]
+    assert verdict.reason.endswith("; model@v2, the champion before, stands in for it")
+
+    for version in versions[:2]:
+        break_it(version)
+    verdict = judge(store, versions[3], versions[2])
+    assert (verdict.alarm, verdict.judged_by) == ("incomparable", None)
+    assert all(f"model@v{number} is damaged: " in verdict.reason for number in (1, 2, 3))
 
 
-def test_a_champion_that_needs_a_column_which_is_gone_is_no_match_but_its_drift_is_told(save_version, store):
-    rows = make_rows(200)
-    champion = save_version(rows[:150])
-    candidate = save_version(rows.drop("x2"), num_epochs=10, features=("x0", "x1"))
+@pytest.mark.parametrize(
+    ("change", "features", "message"),
+    [
+        (
+            lambda rows: rows.drop("x2"),
+            ("x0", "x1"),
+            "model@v1 cannot be compared: data.source: expected a column of the table, found no `x2`",
+        ),
+        (lambda rows: rows.rename({"x2": "z"}), ("x0", "x1", "z"), "found no `x2`"),
+        (lambda rows: rows.with_columns(x2=pl.col("x2").round(1).cast(pl.String) + " g"), ("x0", "x1"), "column `x2`: expected"),
+        (
+            lambda rows: rows.filter(pl.col("y") != "c"),
+            ("x0", "x1", "x2"),
+            "model@v1 cannot be compared: column `y`: expected rows of every class that it knows, found none of `c`; add such rows",
+        ),
+    ],
+    ids=["column gone", "column renamed", "column of text", "class gone"],
+)
+def test_a_champion_that_cannot_be_compared_stays_unless_the_settings_say_otherwise(save_version, store, change, features, message):
+    rows = make_rows(300, classes="abc")
+    champion = save_version(rows, num_epochs=1)
+    candidate = save_version(change(rows), num_epochs=20, features=features)
     verdict = judge(store, candidate, champion)
-    assert "model@v1 is no match, as it cannot score these rows: data.source: expected a column" in verdict.reason
-    assert {drift.column: drift.extent for drift in verdict.drifts}["x2"] == "gone"
+    assert verdict.reason.startswith("not promoted: accuracy")
+    assert verdict.reason.endswith("; promotion.when_incomparable is `keep`")
+    assert message in verdict.reason
+    assert (verdict.alarm, verdict.decision.is_better, list(verdict.scores)[:-1]) == ("incomparable", False, ["model@v2"])
+    for choice in ("ask", "promote"):
+        verdict = judge(store, candidate, champion, when_incomparable=choice)
+        assert (verdict.alarm, verdict.decision.is_better) == ("incomparable", True)
+        assert "of the majority class" in verdict.reason
 
 
-def test_rows_that_only_the_champion_has_learned_from_leave_none_to_compare_on(save_version, store):
-    rows = make_rows(60).with_columns(time=pl.col("id"))
-    by_time = {"split": "time", "time_column": "time", "val": 0.0}
-    champion = save_version(rows, test=0.1, **by_time)
-    candidate = save_version(rows[:50], test=0.2, **by_time)
-    message = r"expected test rows that the champion has not learned from, found none among 10; add rows, or divide them as before"
-    with pytest.raises(DataError, match=message):
-        judge(store, candidate, champion)
+def test_a_champion_that_no_longer_beats_the_majority_class_has_collapsed_whatever_becomes_of_the_candidate(save_version, store):
+    rows = make_rows(400)
+    turned = rows.with_columns(y=pl.col("y").replace({"a": "b", "b": "a"}))
+    champion = save_version(rows, num_epochs=10, seed=1)
+    first = judge(store, champion, None)
+    assert (first.alarm, first.decision.is_better) == (None, True)
+    details = {"decision": first.decision.model_dump(mode="json")}
+    move_alias(store, "model", 1, expected=None, why="better", details=details)
+    assert judge(store, save_version(rows, num_epochs=12, seed=1), champion).alarm is None
+
+    good = judge(store, save_version(turned, num_epochs=20), champion)
+    assert (good.alarm, good.decision.is_better) == ("collapsed", True)
+    bad = judge(store, save_version(turned, num_epochs=1, hidden_sizes=(1,), lr=0.0), champion)
+    assert (bad.alarm, bad.decision.is_better) == ("collapsed", False)
+    assert "; it does not beat the majority class" in bad.reason
+    for verdict in (good, bad):
+        assert "; model@v1 has collapsed: accuracy 0." in verdict.reason
+        assert verdict.reason.endswith(f"it was ahead by at least {first.decision.lead:.4f} when it was promoted")
 
 
 def test_slices_are_the_rows_of_each_value_of_a_column(save_version, store):
@@ -192,6 +296,34 @@ def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, stor
         refused = judge(store, candidate, None, **budget)
         assert not refused.decision.is_better
         assert what in refused.reason
+
+
+def test_limits_of_time_and_size_hold_for_the_candidate_alone(save_version, store):
+    rows = make_rows(200)
+    champion, candidate = save_version(rows, hidden_sizes=(64, 64), seed=1), save_version(rows, seed=1)
+    sizes = [Path(version.path, "model.pt").stat().st_size / 1e6 for version in (candidate, champion)]
+    assert sizes[0] < sizes[1]
+    assert "megabytes" not in judge(store, candidate, champion, max_size_mb=sum(sizes) / 2).reason
+    assert "the weights take" not in judge(store, candidate, champion, max_size_mb=sum(sizes) / 2).reason
+    assert "the weights take" in judge(store, champion, candidate, max_size_mb=sum(sizes) / 2).reason
+
+
+def test_slices_are_judged_on_their_own_rows_among_those_that_are_left(save_version, store):
+    """The candidate knows nothing of the shops in the north; the champion has learned from other rows, which are left out."""
+    generator = np.random.default_rng(3)
+    shop, x = generator.choice(["north", "south"], 600), generator.normal(size=600)
+    y = np.where((x > 0) ^ (shop == "north"), "a", "b")
+    rows = pl.DataFrame({"shop": shop, "x0": x, "x1": x * (shop == "north"), "x2": x * (shop == "south"), "y": y})
+    champion = save_version(rows[:400], num_epochs=10, seed=1)
+    candidate = save_version(rows, num_epochs=10, features=("x2",))
+    verdict = judge(store, candidate, champion, slices=["shop"])
+    assert verdict.num_left_out > 20
+    worse = {part.name: part for part in verdict.decision.worse}
+    assert worse["shop = north"].is_refused
+    assert (worse["shop = north"].candidate < 0.7, worse["shop = north"].champion > 0.9) == (True, True)
+    assert "shop = south" not in worse
+    fair = verdict.decision.num_rows
+    assert 0.3 * fair < worse["shop = north"].num_rows < 0.7 * fair
 
 
 def test_how_often_the_same_test_rows_have_judged_before_is_counted(save_version, store):

@@ -19,7 +19,7 @@ def digest_files(folder: str) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()}
 
 
-def test_the_report_lies_by_the_candidate_and_leaves_its_other_files_as_they_are(save_version, store):
+def test_the_report_lies_beside_the_candidate_whose_files_stay_as_they_are(save_version, store):
     champion = save_version(ROWS[:120], features=("x0", "x1", "kind"))
     rows = ROWS.with_columns(kind=pl.Series(["k", "new"] * 100))
     candidate = save_version(rows, num_epochs=12, features=("x0", "x1", "kind"))
@@ -29,11 +29,11 @@ def test_the_report_lies_by_the_candidate_and_leaves_its_other_files_as_they_are
     entry = move_alias(store, "model", 2, expected=1, why=verdict.reason)
 
     markdown, place = write_report(candidate, verdict, entry, store)
-    assert place == f"{candidate.path}/report.html"
+    assert place == str(Path(candidate.path).parent / "reports/v2.html")
     page = Path(place).read_text()
     assert page.startswith("<!doctype html>")
     assert "<title>model@v2 is the champion now</title>" in page
-    assert {name: digest for name, digest in digest_files(candidate.path).items() if name != "report.html"} == files
+    assert digest_files(candidate.path) == files
     check_version(store, "model", 2)
     before, now = verdict.rows_before["train"], verdict.rows_now["train"]
     accuracy = verdict.scores["model@v2"]["accuracy"]

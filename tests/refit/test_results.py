@@ -92,7 +92,6 @@ def test_a_version_is_usable_if_all_its_files_are_whole(store):
     number = add_version(store, "a", {**files, "version.json": json.dumps(record).encode()})
     content = {"name": "a", "version": number, "path": "", "weights_digest": ""}
     keep(store, KEYS[0], content)
-    store.write("models/a/v1/report.html", b"<html>")
     assert load_usable_result(KEYS[0], store) == content
     store.write("models/a/v1/card.md", b"cards")
     assert load_usable_result(KEYS[0], store) is None

@@ -6,7 +6,7 @@ import pytest
 from refit.keys import retraining_key
 from refit.ledger import append_entry
 from refit.registry import add_version, move_alias
-from refit.retraining import KEY, REPORT, find_champion, find_decision, is_reported
+from refit.retraining import KEY, find_champion, find_decision, is_reported, report_path
 from refit.settings import resolve_settings
 
 SOURCE = "1" * 64
@@ -71,7 +71,7 @@ def test_a_decision_is_reported_once_its_report_is_there_or_its_version_is_gone(
     number = add_version(store, "a", {"version.json": b'{"files": {}}'})
     entry = append_entry(store, "a", action="keep", why="no better", after=number)
     assert not is_reported(entry, store, "a")
-    store.write(f"models/a/v{number}/{REPORT}", b"<html>")
+    store.write(report_path("a", number), b"<html>")
     assert is_reported(entry, store, "a")
     assert is_reported(entry.model_copy(update={"after": 7}), store, "a")
 

@@ -14,7 +14,7 @@ from tasks.promotion import keep, promote
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-SETTINGS = SettingsTree()
+SETTINGS = SettingsTree(name="a")
 SECOND = SavedModel(name="a", version=2, path="", weights_digest="")
 
 

@@ -11,7 +11,7 @@ from refit.data.schema import Rows
 
 Numbers = NDArray[np.float64]
 
-DEVIATIONS = 3.0
+RARE = 0.001
 MIN_SHARE = 0.01
 """So few copies in a large table matter little."""
 
@@ -62,16 +62,15 @@ def estimate_chances(frame: pl.DataFrame, numbers: Rows, num_others: int) -> Num
     return chances
 
 
-def is_more_than_chance(num_observed: int, chances: Numbers) -> bool:
-    """Whether more rows have an equal one than `chances` explain: by 3 standard deviations and by a share of the rows.
+def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = MIN_SHARE) -> bool:
+    """Whether more rows have an equal one than `chances` explain, by a share of the rows.
 
-    Source: Cornish and Fisher, Moments and Cumulants in the Specification of Distributions (1938), for the skewness of counts.
+    It is wrong about rows that are equal by chance alone once in 1,000 times.
+    A sum of independent events varies less than the Poisson distribution of the same mean, which stands in for it.
     """
-    variances = chances * (1 - chances)
-    variance, third = variances.sum(), (variances * (1 - 2 * chances)).sum()
-    skewed = (DEVIATIONS**2 - 1) / 6 * third / variance if variance else 0.0
-    excess = num_observed - chances.sum()
-    return bool(excess > DEVIATIONS * np.sqrt(variance) + skewed and excess > MIN_SHARE * len(chances))
+    expected = torch.tensor(float(chances.sum()), dtype=torch.float64)
+    chance = torch.special.gammainc(torch.tensor(float(num_observed), dtype=torch.float64), expected) if num_observed else 1.0
+    return bool(chance < RARE and num_observed - chances.sum() > min_share * len(chances))
 
 
 def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Rows]:

@@ -45,11 +45,12 @@ def test_copies_are_more_than_chance() -> None:
     assert twice.by_chance < 3
 
 
-def test_more_than_chance_is_beyond_three_deviations_and_the_skewness_of_few() -> None:
-    chances, exact = np.full(100, 0.05), stats.binom(100, 0.05)
-    bound = next(number for number in range(100) if is_more_than_chance(number, chances)) - 1
-    assert exact.sf(bound) < 0.002 < exact.sf(bound - 1), "3 deviations are 0.00135"
+def test_more_than_chance_is_what_would_happen_once_in_a_thousand() -> None:
+    bound = next(number for number in range(100) if is_more_than_chance(number, np.full(100, 0.05)))
+    assert stats.poisson(5).sf(bound - 1) < 0.001 <= stats.poisson(5).sf(bound - 2)
     assert not is_more_than_chance(2000, np.ones(2000))
+    assert is_more_than_chance(1, np.full(40, 1e-6))
+    assert not is_more_than_chance(0, np.zeros(40))
 
 
 def test_few_copies_among_many_rows_are_not_told() -> None:
