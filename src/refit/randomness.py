@@ -29,7 +29,7 @@ def seed_everything(seed: int) -> None:
 def capture_random_state() -> dict[str, Any]:
     """The state of every generator, as tensors and primitives that `torch.load(weights_only=True)` takes."""
     numpy_state = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].copy())
+    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"])
     version, python_words, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -1,14 +1,16 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from refit.errors import ConflictError, StoreError
-from refit.ledger import append_entry, entry_path, find_newest, load_ledger, read_back, record_opening
+from refit.ledger import append_entry, entry_path, find_highest, find_newest, load_ledger, read_back, record_opening
 from refit.store import Store
 
 
@@ -42,9 +44,26 @@ def test_an_entry_says_who_decided_what_when_and_on_what_grounds(any_store, monk
     (entry,) = load_ledger(any_store, "a")
     assert entry == moved
     assert entry.who.startswith("ann@")
-    assert entry.at.endswith("+00:00")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", entry.at)
+    assert abs(datetime.fromisoformat(entry.at) - datetime.now(UTC)) < timedelta(minutes=1)
     assert (entry.action, entry.alias, entry.before, entry.after, entry.why) == ("promote", "champion", 1, 2, "it is better")
     assert entry.details == details
+
+
+def test_entries_are_files_that_people_can_find_and_read(store):
+    append_entry(store, "a", action="keep", why="no better")
+    lines = Path(store.root, "models/a/ledger/000001.json").read_text().splitlines()
+    assert ' "why": "no better",' in lines
+
+
+def test_the_highest_version_that_was_spoken_of_is_never_forgotten(any_store):
+    """By number, whichever way an entry speaks of it, and whatever comes later."""
+    assert find_highest(any_store, "a") == 0
+    spoken_of = [(None, None, 0), (None, 2, 2), (5, None, 5), (None, None, 5), (3, 4, 5), (6, 1, 6)]
+    for before, after, highest in spoken_of:
+        append_entry(any_store, "a", action="keep", why="no better", before=before, after=after)
+        assert find_highest(any_store, "a") == highest
+    assert [entry.highest for entry in load_ledger(any_store, "a")] == [0, 2, 5, 5, 5, 6]
 
 
 def test_each_entry_has_the_digest_of_the_one_before(any_store):

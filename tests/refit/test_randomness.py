@@ -19,12 +19,13 @@ def draw() -> tuple[list[float], ...]:
     )
 
 
-def test_the_seed_is_that_of_plain_torch_numpy_and_python():
-    seed_everything(7)
+@pytest.mark.parametrize("seed", [7, 2**32 - 1])
+def test_the_seed_is_that_of_plain_torch_numpy_and_python(seed):
+    seed_everything(seed)
     found = draw()
-    torch.manual_seed(7)
-    np.random.seed(7)
-    random.seed(7)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     assert found == draw()
 
 

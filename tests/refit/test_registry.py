@@ -12,14 +12,20 @@ import pytest
 
 from refit.errors import ConflictError, SettingsError, StoreError
 from refit.ledger import append_entry, entry_path, load_ledger
+from refit.refs import SavedModel
 from refit.registry import (
     add_version,
     check_version,
+    find_saved,
     find_version,
+    list_aliases,
     list_models,
     list_versions,
+    load_part,
+    locate,
     move_alias,
     read_alias,
+    read_version,
     resolve_reference,
     rollback,
     version_folder,
@@ -221,6 +227,29 @@ def test_aliases_move_apart_from_one_another(any_store):
     assert [read_alias(any_store, "a", alias) for alias in ("champion", "shadow")] == [1, 3]
 
 
+def test_aliases_are_listed_with_the_moves_that_set_them_the_champion_first(any_store):
+    add_versions(any_store, 2)
+    assert list_aliases(any_store, "a") == {}
+    for version, alias in [(1, "shadow"), (1, "before"), (2, "before"), (2, "champion")]:
+        promote(any_store, version, alias)
+    found = list_aliases(any_store, "a")
+    assert [(alias, entry.after, entry.number) for alias, entry in found.items()] == [
+        ("champion", 2, 4),
+        ("before", 2, 3),
+        ("shadow", 1, 1),
+    ]
+
+
+def test_other_files_beside_the_aliases_are_none(store):
+    add_versions(store, 1)
+    promote(store, 1)
+    for name in ("notes.txt", "v2.json", "Shadow.json"):
+        (alias_file(store).parent / name).write_text("not mine")
+    assert list(list_aliases(store, "a")) == ["champion"]
+    with pytest.raises(StoreError, match=r"; aliases there: champion$"):
+        find_version(store, "a@other")
+
+
 def test_a_champion_whose_folder_is_gone_is_not_found(store):
     add_versions(store, 2)
     promote(store, 2)
@@ -239,6 +268,71 @@ def test_what_is_saved_after_a_champion_was_deleted_is_not_taken_for_it(store):
     assert read_alias(store, "a") == 2
     with pytest.raises(StoreError, match=r"a@champion: expected a version of 'a' in .*, found no v2; versions there: v3"):
         find_version(store, "a@champion")
+
+
+def test_the_number_of_a_version_that_was_turned_down_and_deleted_is_not_given_again(store):
+    add_versions(store, 1)
+    promote(store, 1)
+    add_versions(store, 1)
+    append_entry(store, "a", action="keep", why="no better", before=1, after=2)
+    (Path(store.root) / "models/a/v2").rename(Path(store.root) / "gone")
+    assert add_version(store, "a", {"x": b"other"}) == 3
+
+
+def test_nothing_is_saved_under_a_ledger_that_cannot_be_read(store):
+    add_versions(store, 1)
+    promote(store, 1)
+    store.write(entry_path("a", 1), b"{")
+    with pytest.raises(StoreError, match=r"000001\.json: expected entry 1 of the ledger"):
+        add_version(store, "a", {"x": b""})
+    assert list_versions(store, "a") == [1]
+
+
+def save_under(store: Store, key: str | None) -> int:
+    record = {"key": key, "files": {"x": hashlib.sha256(b"1").hexdigest()}}
+    return add_version(store, "a", {"x": b"1", "version.json": json.dumps(record).encode()})
+
+
+def test_what_was_saved_under_a_key_is_found_only_as_long_as_it_is_the_newest(any_store):
+    assert find_saved(any_store, "a", "key") is None
+    save_under(any_store, None)
+    assert find_saved(any_store, "a", "key") is None
+    number = save_under(any_store, "key")
+    assert [find_saved(any_store, "a", key) for key in ("key", "other")] == [number, None]
+    save_under(any_store, "other")
+    assert find_saved(any_store, "a", "key") is None
+
+
+@pytest.mark.parametrize("file", ["x", "version.json"])
+def test_what_was_saved_under_a_key_is_not_found_where_it_is_damaged(store, file):
+    store.write(f"{version_folder('a', save_under(store, 'key'))}/{file}", b"{")
+    assert find_saved(store, "a", "key") is None
+
+
+def test_a_part_of_a_version_is_its_json(any_store):
+    add_version(any_store, "a", {"metrics.json": b'{"test": [0.5]}', "log.json": b"{"})
+    assert load_part(any_store, "a", 1, "metrics") == {"test": [0.5]}
+    with pytest.raises(StoreError, match=r"a/v1/log\.json: expected JSON, found a damaged file: .*; put it back from a backup"):
+        load_part(any_store, "a", 1, "log")
+    with pytest.raises(StoreError, match=r"models/a/v1/settings\.json: expected a store that can be read"):
+        load_part(any_store, "a", 1, "settings")
+
+
+def test_a_version_s_handle_says_where_it_is_in_this_store_and_what_its_weights_are(any_store):
+    for digest in ("1" * 64, "2" * 64):
+        add_version(any_store, "a", {"version.json": json.dumps({"weights_digest": digest}).encode()})
+    model = read_version(any_store, "a", 1)
+    assert model == SavedModel(name="a", version=1, path=any_store.location("models/a/v1"), weights_digest="1" * 64)
+    assert locate(model.model_copy(update={"path": "/elsewhere"}), any_store) == model
+    with pytest.raises(StoreError, match=r"a@v3: expected a version of 'a' in .*, found no v3; versions there: v1, v2"):
+        read_version(any_store, "a", 3)
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]"])
+def test_a_version_whose_record_is_damaged_has_no_handle(any_store, content):
+    add_version(any_store, "a", {"version.json": content})
+    with pytest.raises(StoreError, match=r"v1/version\.json: expected `weights_digest`, found none; put it back from a backup"):
+        read_version(any_store, "a", 1)
 
 
 @pytest.mark.parametrize("alias", ["v3", "3", "ledger", "A", "", "a/b", "../x", "-a", "a.json"])
@@ -447,6 +541,14 @@ def test_a_ledger_that_has_lost_the_newest_move_is_not_believed(store):
             act(store, "a")
     alias_file(store).unlink()
     assert read_alias(store, "a") == 1
+
+
+def test_an_alias_file_without_any_ledger_is_not_believed(store):
+    add_versions(store, 1)
+    promote(store, 1)
+    (lost := Path(store.root) / entry_path("a", 1)).unlink()
+    with pytest.raises(StoreError, match=rf"{lost}: expected the entry that set a@champion to v1, found none"):
+        read_alias(store, "a")
 
 
 def test_what_was_decided_without_a_move_leaves_the_champion(any_store):

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -293,6 +295,21 @@ def test_the_lock_of_a_killed_process_is_free_at_once(store, start):
     assert waits == []
 
 
+def test_the_lock_is_asked_for_until_it_is_free_and_not_taken_before(store, monkeypatch):
+    holder, sleeps = contextlib.ExitStack(), []
+    holder.enter_context(store.lock("a", lambda: None))
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 3:
+            holder.close()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with store.lock("a", lambda: None):
+        assert sleeps == [0.2] * 3
+        assert store.is_locked("a")
+
+
 def test_locks_of_other_names_do_not_wait_for_one_another(any_store):
     waits = []
     with any_store.lock("a", lambda: waits.append("a")), any_store.lock("b", lambda: waits.append("b")):
@@ -337,6 +354,69 @@ def test_a_disk_that_takes_no_more_is_an_error_that_names_the_path_and_nothing_i
     assert store.read("results/a.json") == b"before"
     assert [file for file in Path(store.root).rglob("*") if file.is_file()] == [Path(store.root) / "results/a.json"]
     assert not store.is_published("models/m/v1")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, str, object]]:
+    """What is asked of the disk, in order: syncs (path, and size of a file), and files and folders put in place (path, from)."""
+    told: list[tuple[str, str, object]] = []
+    sync = os.fsync
+
+    def tell_sync(descriptor: int) -> None:
+        path, size = os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor).st_size
+        told.append(("sync", path, None if os.path.isdir(path) else size))
+        sync(descriptor)
+
+    def tell_placing(place: Callable[..., None]) -> Callable[..., None]:
+        def told_place(source: str, target: str) -> None:
+            told.append(("place", str(target), str(source)))
+            place(source, target)
+
+        return told_place
+
+    monkeypatch.setattr(os, "fsync", tell_sync)
+    for name in ("replace", "link", "rename"):
+        monkeypatch.setattr(os, name, tell_placing(getattr(os, name)))
+    return told
+
+
+def put_file(store: Store, _: str) -> None:
+    with store.temporary_folder() as folder:
+        (folder / "a").write_bytes(b"abc")
+        store.put_file(folder / "a")
+
+
+ABC = hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("act", "path"),
+    [
+        (lambda store, _: store.put(b"abc"), f"objects/{ABC[:2]}/{ABC[2:]}"),
+        (put_file, f"objects/{ABC[:2]}/{ABC[2:]}"),
+        (lambda store, path: store.write(path, b"abc"), "results/a.json"),
+        (lambda store, path: store.create(path, b"abc"), "ledger/1.json"),
+    ],
+    ids=["put", "put_file", "write", "create"],
+)
+def test_a_file_is_whole_on_the_disk_before_it_has_its_name_and_the_name_is_on_the_disk_before_it_counts(store, calls, act, path):
+    """So that after a power cut the name stands for all bytes or is not there."""
+    act(store, path)
+    target = Path(store.root, path)
+    (_, temporary, _), *_ = calls
+    assert calls == [("sync", temporary, 3), ("place", str(target), temporary), ("sync", str(target.parent), None)]
+
+
+def test_a_folder_is_whole_on_the_disk_before_it_has_its_name_and_the_name_is_on_the_disk_before_it_counts(store, calls):
+    store.publish("models/m/v1", {"a": b"abc", "b": b"abcd"})
+    target, temporary = Path(store.root, "models/m/v1"), os.path.dirname(calls[0][1])
+    assert calls == [
+        ("sync", f"{temporary}/a", 3),
+        ("sync", f"{temporary}/b", 4),
+        ("sync", temporary, None),
+        ("place", str(target), temporary),
+        ("sync", str(target.parent), None),
+    ]
 
 
 def test_of_processes_that_publish_one_name_at_once_one_wins_wholly(store, start):
