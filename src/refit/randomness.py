@@ -42,12 +42,12 @@ def capture_random_state() -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Put every generator back to where `capture_random_state` found it; generators of devices that are not here are left."""
-    torch.set_rng_state(state["torch"].cpu())
+    torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([words.cpu() for words in state["cuda"][: torch.cuda.device_count()]])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     if state["mps"] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"].cpu())
-    mersenne_twister = {**state["numpy"]["state"], "key": state["numpy"]["state"]["key"].cpu().numpy()}
+        torch.mps.set_rng_state(state["mps"])
+    mersenne_twister = {**state["numpy"]["state"], "key": state["numpy"]["state"]["key"].numpy()}
     np.random.set_state({**state["numpy"], "state": mersenne_twister})
     version, python_words, gauss_next = state["python"]
     random.setstate((version, tuple(python_words), gauss_next))

@@ -1,17 +1,38 @@
+import hashlib
 import json
 import math
+import os
+import pickle
+import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from refit.checkpoints import digest_weights, load_report, load_state, load_weights, save_checkpoint, save_report, save_state
+from refit import checkpoints, reports
+from refit.checkpoints import (
+    digest_weights,
+    drop_partial,
+    find_partial,
+    load_report,
+    load_state,
+    load_weights,
+    prune_checkpoints,
+    save_checkpoint,
+    save_partial,
+    save_report,
+    save_state,
+    saving_partials,
+)
 from refit.data.dataset import build_dataset, load_manifest, load_split
 from refit.errors import StoreError
 from refit.evaluation import Metrics, evaluate
+from refit.ledger import load_ledger
 from refit.loaders import build_evaluation_loader, build_train_loader
-from refit.refs import Ref
+from refit.models import probe
+from refit.refs import EpochResult, Ref
 from refit.registry import list_versions
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree
 from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
@@ -202,6 +223,119 @@ def test_the_digest_of_weights_sees_values_and_not_their_layout():
     assert digest_weights({"a": nn.Parameter(tensor)}) == digest_weights({"a": tensor})
 
 
+PARTIAL_FILE = "partial/key.json"
+
+
+def test_a_checkpoint_inside_an_epoch_holds_how_far_the_epoch_has_come(store):
+    state, loaded = build_state(), build_state()
+    loader = build_train_loader(torch.randn(50, 4), torch.arange(50) % 3, 8, False)
+    assert train_epoch(state, loader, lambda _: 0.05, device=CPU, should_pause=lambda: True) is None
+    load_state(save_state(state, store), loaded, store)
+    assert loaded.num_batches == 1
+    assert_equal(vars(loaded.partial), vars(state.partial))
+    load_state(save_state(build_state(), store), loaded, store)
+    assert loaded.partial is None, "of the checkpoint that it was loaded from last"
+
+
+def test_a_partial_checkpoint_replaces_the_one_before_and_is_gone_with_the_epoch(store):
+    assert find_partial("key", store) is None
+    for data in (b"first", b"second", b"second"):
+        save_partial("key", data, store)
+        ref = find_partial("key", store)
+        assert (ref.kind, ref.size, store.get(ref.digest)) == ("checkpoint", len(data), data)
+        assert store.list_files(["objects", "partial"]).keys() == {store.object_path(ref.digest), PARTIAL_FILE}
+    assert find_partial("other", store) is None
+    for _ in range(2):
+        drop_partial("key", store)
+        assert store.list_files(["objects", "partial"]) == {}
+
+
+def test_a_partial_checkpoint_that_is_damaged_or_gone_is_none_and_can_be_kept_again(store):
+    save_partial("key", b"abc", store)
+    ref = find_partial("key", store)
+    store.write(store.object_path(ref.digest), b"abd")
+    assert find_partial("key", store) is None
+    save_partial("key", b"abc", store)
+    assert find_partial("key", store) == ref
+    store.remove(store.object_path(ref.digest))
+    assert find_partial("key", store) is None
+    store.write(PARTIAL_FILE, b"{")
+    assert find_partial("key", store) is None
+    drop_partial("key", store)
+    assert not store.exists(PARTIAL_FILE)
+
+
+def test_partial_checkpoints_are_kept_as_they_were_while_training_goes_on(store):
+    state = build_state()
+    with saving_partials("key", store) as save:
+        for epoch in (1, 2):
+            state.epoch = epoch
+            save(state)
+            state.epoch = 99
+    loaded = build_state()
+    load_state(find_partial("key", store), loaded, store)
+    assert loaded.epoch == 2
+    assert len(store.list_files(["objects"])) == 1
+
+
+@pytest.mark.parametrize("num_saves", [1, 2])
+def test_a_partial_checkpoint_that_could_not_be_kept_is_an_error_at_the_next_one_or_at_the_end(store, monkeypatch, num_saves):
+    monkeypatch.setattr(store, "put", lambda _: 1 / 0)
+    saved = []
+
+    def save_all() -> None:
+        with saving_partials("key", store) as save:
+            for number in range(num_saves):
+                save(build_state())
+                saved.append(number)
+
+    with pytest.raises(ZeroDivisionError):
+        save_all()
+    assert saved == [0]
+
+
+def test_a_state_is_kept_before_the_next_is_copied(store, monkeypatch):
+    """So that there is one copy at a time, and the newest is the one that stays."""
+    done = []
+    monkeypatch.setattr(checkpoints, "save_partial", lambda *_: time.sleep(0.05) or done.append(1))
+    with saving_partials("key", store) as save:
+        for number in range(3):
+            save(build_state())
+            assert len(done) >= number
+
+
+def make_result(store, epoch: int) -> EpochResult:
+    log = make_log()
+    ref = Ref(kind="checkpoint", digest=store.put(f"{epoch}".encode()), size=1)
+    figures = {"train_loss": 0.5, "val_loss": None, "val_score": None}
+    return EpochResult(epoch=epoch, checkpoint=ref, log=save_report("log", log, store), **figures)
+
+
+def test_stale_checkpoints_go_and_those_that_are_still_needed_stay(store):
+    epochs = [make_result(store, epoch) for epoch in (1, 2, 3)]
+    prune_checkpoints(epochs[:2], epochs[1:], store)
+    assert [store.is_whole(epoch.checkpoint.digest) for epoch in epochs] == [False, True, True]
+    assert [store.is_whole(epoch.log.digest) for epoch in epochs] == [True] * 3
+
+
+def test_no_code_of_a_checkpoint_is_run(store, tmp_path):
+    torch.save({"model": Trap(tmp_path / "sprung")}, tmp_path / "checkpoint")
+    data = (tmp_path / "checkpoint").read_bytes()
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_weights(Ref(kind="checkpoint", digest=store.put(data), size=len(data)), build_state().model, store)
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """What makes a folder when it is loaded as a pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
 def make_log(**changes) -> EpochLog:
     known = {"epoch": 1, "batch_losses": [0.1 + 0.2, 1e-45, 0.3], "train_loss": 1 / 3, "val_loss": None, "val_score": None}
     return EpochLog(**{**known, "lr": 0.1, "grad_norm": 2.0, "rows_per_second": 3.0, "seconds": 4.0, **changes})
@@ -210,7 +344,7 @@ def make_log(**changes) -> EpochLog:
 def test_a_report_comes_back_to_the_bit(store):
     log = make_log(val_loss=math.pi, val_score=0.1)
     ref = save_report("log", log, store)
-    assert ref.kind == "log"
+    assert (ref.kind, ref.size) == ("log", object_file(store, ref).stat().st_size)
     assert load_report(ref, EpochLog, store) == log
 
 
@@ -256,22 +390,69 @@ def test_a_saved_version_holds_all_that_it_needs(saved, store):
     record = json.loads((folder / "version.json").read_text())
     assert (record["epoch"], record["checkpoint"]) == (1, ref.digest)
     assert (record["weights_digest"], record["torch"]) == (model.weights_digest, torch.__version__)
+    assert record["probe"] == probe(state.model.eval(), 2)
+    assert (record["code"], record["key"]) == ({}, None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["created"])
+    assert record["files"] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "version.json"
+    }
     for picture in ("loss.png", "confusion.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_card_says_what_the_model_is_and_how_good(saved):
     model, _, _, _, metrics, _, _ = saved
-    card = (Path(model.path) / "card.md").read_text()
-    assert card.startswith("# toy\n")
-    assert "`y`, one of 2 classes" in card
-    assert "2 numeric columns" in card
-    assert "`notebook`, 5 rows" in card
-    assert model.weights_digest in card
-    for split in ("train", "test"):
-        assert f"| {split} | {metrics[split].num_rows} | {metrics[split].loss:.4f} | {metrics[split].accuracy:.4f} |" in card
-    for picture in ("loss.png", "confusion.png"):
-        assert f"]({picture})" in card
+    lines = (Path(model.path) / "card.md").read_text().splitlines()
+    created = json.loads((Path(model.path) / "version.json").read_text())["created"]
+    assert lines[:9] == [
+        "# toy",
+        "",
+        "- **predicts**: `y`, one of 2 classes",
+        "- **from**: 2 numeric columns",
+        "- **learned from**: `notebook`, 5 rows",
+        "- **model**: MLP [16, 16], relu",
+        "- **trained**: 1 epochs, seed 0; the weights are those after epoch 1",
+        f"- **created**: {created}",
+        f"- **weights**: SHA-256 `{model.weights_digest}`",
+    ]
+    assert "| split | rows | loss | accuracy | ROC AUC | calibration error |" in lines
+    for split, found in metrics.items():
+        figures = f"{found.loss:.4f} | {found.accuracy:.4f} | {found.roc_auc:.4f} | {found.calibration_error:.4f}"
+        assert f"| {split} | {found.num_rows} | {figures} |" in lines
+    assert lines[lines.index("By class, on the rows of test:") :][2:] == [
+        "| class | precision | recall | F1 | rows |",
+        "| --- | --- | --- | --- | --- |",
+        "| 0 | 1.0000 | 1.0000 | 1.0000 | 1 |",
+        "| 1 | 1.0000 | 1.0000 | 1.0000 | 1 |",
+        "",
+        "![confusion matrix](confusion.png)",
+        "",
+        "![loss by epoch](loss.png)",
+    ]
+
+
+def test_pictures_are_of_the_losses_and_of_the_last_split_s_confusion(saved, store, monkeypatch):
+    _, _, manifest, log, metrics, ref, settings = saved
+    drawn = []
+    monkeypatch.setattr(reports, "draw_losses", lambda *given: drawn.append(given) or b"losses")
+    monkeypatch.setattr(reports, "draw_confusion", lambda *given: drawn.append(given) or b"confusion")
+    folder = Path(save_checkpoint(ref, settings, manifest, [log], metrics, store).path)
+    assert [(folder / name).read_bytes() for name in ("loss.png", "confusion.png")] == [b"losses", b"confusion"]
+    assert drawn == [([log.train_loss], [None]), (metrics["test"].confusion, ["0", "1"], "test")]
+
+
+def test_saving_records_that_the_test_rows_have_judged_the_version(saved, store):
+    model, _, manifest, log, metrics, ref, settings = saved
+    (entry,) = load_ledger(store, "toy")
+    assert (entry.action, entry.after, entry.details) == ("open", model.version, {"test_rows": manifest.test_rows.digest})
+    without = manifest.model_copy(update={"test_rows": None})
+    assert save_checkpoint(ref, settings, without, [log], metrics, store).version == 2
+    assert load_ledger(store, "toy") == [entry]
+
+
+def test_the_files_of_a_version_can_be_read_by_people(saved):
+    for name in ("settings", "manifest", "metrics", "log", "version"):
+        assert len((Path(saved[0].path) / f"{name}.json").read_text().splitlines()) > 10
 
 
 def test_what_is_saved_again_is_the_next_version(saved, store):

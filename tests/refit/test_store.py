@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from refit.errors import StoreError
-from refit.store import Store
+from refit.store import Store, is_alive
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -41,6 +42,22 @@ def test_a_file_goes_in_and_comes_out_as_its_bytes_would(any_store):
     with any_store.local_file(*digests) as path:
         assert path.read_bytes() == b"abc"
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("error", "found"), [(OSError("no space"), StoreError), (ValueError("halfway"), ValueError)])
+def test_a_temporary_folder_is_removed_when_its_block_fails(any_store, error, found):
+    folders = []
+
+    def fail() -> None:
+        with any_store.temporary_folder() as folder:
+            folders.append(folder)
+            (folder / "a").write_bytes(b"abc")
+            raise error
+
+    with pytest.raises(found, match=str(error)) as raised:
+        fail()
+    assert not folders[0].exists()
+    assert isinstance(error, ValueError) or str(raised.value).startswith(f"{folders[0]}: expected a store that can be")
 
 
 def test_the_store_has_what_was_put_in_its_size(any_store):
@@ -115,6 +132,32 @@ def test_a_file_is_written_replaced_and_removed_by_its_path(any_store):
     any_store.remove("results/a.json")
 
 
+def test_files_are_listed_by_folder_with_size_and_time_of_change(any_store):
+    before = time.time()
+    for path, data in [("runs/a.json", b"1"), ("objects/ab/c", b"abc"), ("objects/d", b""), ("models/m", b"1")]:
+        any_store.write(path, data)
+    found = any_store.list_files(["none", "objects", "runs"])
+    assert {path: size for path, (size, _) in found.items()} == {"objects/ab/c": 3, "objects/d": 0, "runs/a.json": 1}
+    assert all(before - 1 <= changed_at <= time.time() + 1 for _, changed_at in found.values())
+
+
+def test_the_time_of_change_is_the_file_s(store):
+    store.write("runs/a.json", b"1")
+    os.utime(Path(store.root, "runs/a.json"), (5, 1000))
+    assert store.list_files(["runs"]) == {"runs/a.json": (1, 1000)}
+
+
+def test_a_file_that_an_object_store_does_not_take_is_an_error_that_names_it(monkeypatch):
+    store = Store(f"memory://{uuid.uuid4().hex}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(store.files, "pipe_file", refuse)
+    with pytest.raises(StoreError, match=r"ledger/1\.json: expected a store that can be read and written, found: not yours; free"):
+        store.create("ledger/1.json", b"first")
+
+
 def test_a_file_is_created_only_where_there_is_none(any_store):
     assert any_store.create("ledger/1.json", b"first")
     assert not any_store.create("ledger/1.json", b"second")
@@ -157,6 +200,24 @@ def test_a_folder_that_is_there_is_left_as_it_is(any_store):
 FAILS_HALFWAY = {"a.txt": b"1", "b.txt": "text where bytes belong", "c.txt": b"3"}
 
 
+def test_a_name_that_a_file_has_is_an_error_and_nothing_is_left(store):
+    store.write("models/m/v1", b"a file")
+    with pytest.raises(StoreError, match=r"models/m/v1: expected a store that can be read and written, found: Not a directory"):
+        store.publish("models/m/v1", {"a": b""})
+    assert store.names("tmp") == []
+    assert store.read("models/m/v1") == b"a file"
+
+
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.ENOTEMPTY])
+def test_either_way_in_which_a_system_says_that_a_folder_is_there_is_understood(store, monkeypatch, code):
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    assert store.publish("models/m/v1", {"a": b""}) is False
+    assert store.names("tmp") == []
+
+
 def test_a_publication_that_fails_halfway_is_not_there(any_store):
     with pytest.raises(TypeError):
         any_store.publish("models/m/v1", FAILS_HALFWAY)
@@ -176,6 +237,16 @@ def test_without_the_last_file_a_folder_of_an_object_store_is_not_published():
     store.files.pipe_file(f"{store.root}/models/m/v1/model.pt", b"1")
     assert not store.is_published("models/m/v1")
     assert not store.publish("models/m/v1", {"model.pt": b"2"})
+
+
+def test_an_object_store_s_folder_is_claimed_first_and_complete_last(monkeypatch):
+    store, written = Store(f"memory://{uuid.uuid4().hex}"), []
+    pipe_file = store.files.pipe_file
+    monkeypatch.setattr(
+        store.files, "pipe_file", lambda path, *given, **options: written.append(path) or pipe_file(path, *given, **options)
+    )
+    store.publish("models/m/v1", {"model.pt": b"1", "card.md": b"2"})
+    assert [path.rsplit("/", 1)[1] for path in written] == [".claim", "model.pt", "card.md", ".complete"]
 
 
 def test_temporaries_that_a_killed_writer_left_are_not_listed(store, start):
@@ -258,6 +329,19 @@ def test_leftovers_of_a_host_whose_name_begins_as_this_ones_stay(store, start, m
     assert others.exists()
 
 
+def test_a_process_is_alive_until_it_is_gone_and_if_another_user_s(start, monkeypatch):
+    assert is_alive(os.getpid())
+    gone = start("")
+    gone.communicate(timeout=30)
+    assert not is_alive(gone.pid)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_alive(1)
+
+
 def test_a_store_that_is_not_there_has_no_leftovers(any_store):
     any_store.remove_leftovers()
 
@@ -315,6 +399,12 @@ def test_locks_of_other_names_do_not_wait_for_one_another(any_store):
     with any_store.lock("a", lambda: waits.append("a")), any_store.lock("b", lambda: waits.append("b")):
         assert not any_store.is_locked("c")
     assert waits == []
+
+
+def test_a_lock_is_a_file_of_its_name(store):
+    with store.lock("a", lambda: None):
+        assert store.names("locks") == ["a"]
+    assert not store.is_locked("b")
 
 
 def test_the_lock_is_let_go_when_what_it_guards_fails(store):
@@ -509,9 +599,31 @@ def test_the_store_is_made_when_it_is_first_written_to(tmp_path):
     assert (tmp_path / "new" / "store").is_dir()
 
 
-def test_an_unknown_protocol_is_refused():
-    with pytest.raises(StoreError, match=r"store\.url: expected a folder or an fsspec URL, found 'nosuch://x'"):
-        Store("nosuch://x")
+@pytest.mark.parametrize("url", ["nosuch://x", "dropbox://x"], ids=["unknown", "not installed"])
+def test_a_protocol_that_is_unknown_or_whose_package_is_not_installed_is_refused(url):
+    with pytest.raises(StoreError, match=rf"store\.url: expected a folder or an fsspec URL, found '{url}': "):
+        Store(url)
+
+
+@pytest.mark.parametrize("protocol", ["", "memory://"])
+def test_a_slash_at_the_end_of_the_url_means_nothing(tmp_path, protocol):
+    one, other = (Store(f"{protocol}{tmp_path}/store{end}") for end in ("", "/"))
+    one.write("runs/a.json", b"1")
+    assert other.list_files(["runs"]).keys() == {"runs/a.json"}
+    assert other.location("runs") == one.location("runs")
+
+
+def test_what_other_processes_write_is_seen_as_no_listing_is_kept(any_store):
+    assert any_store.files.storage_options["use_listings_cache"] is False
+
+
+def test_writing_leaves_no_file_open(store):
+    store.put(b"first")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(5):
+        store.put(f"{number}".encode())
+        store.publish(f"models/m/v{number}", {"a": b""})
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_relative_store_stays_where_it_was_opened(tmp_path, monkeypatch):

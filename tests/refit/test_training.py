@@ -506,38 +506,6 @@ def test_a_loss_that_is_not_finite_is_named_by_its_batch_in_the_epoch_after_a_pa
         train_all()
 
 
-def test_a_partial_checkpoint_replaces_the_one_before_and_is_gone_with_the_epoch(store):
-    x, y = make_rows(20)
-    state = build_state()
-    assert find_partial("key", store) is None
-    kept = []
-    while train_epoch(state, build_train_loader(x, y, 4, False), constant(0.1), device=CPU, should_pause=lambda: True) is None:
-        save_partial("key", dump_state(state), store)
-        kept.append(find_partial("key", store))
-        assert [store.has(ref.digest, ref.size) for ref in kept] == [False] * (len(kept) - 1) + [True]
-    assert len(kept) == 4
-    assert find_partial("other", store) is None
-    drop_partial("key", store)
-    assert find_partial("key", store) is None
-    assert store.list_files(["objects", "partial"]) == {}
-    drop_partial("key", store)
-
-
-def test_a_partial_checkpoint_that_is_damaged_or_gone_is_none(store):
-    state = build_state()
-    state.partial = None
-    save_partial("key", dump_state(state), store)
-    ref = find_partial("key", store)
-    store.write(store.object_path(ref.digest), b"x" * ref.size)
-    assert find_partial("key", store) is None
-    save_partial("key", dump_state(state), store)
-    assert find_partial("key", store) == ref
-    store.remove(store.object_path(ref.digest))
-    assert find_partial("key", store) is None
-    store.write("partial/key.json", b"{")
-    assert find_partial("key", store) is None
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test sets."""
