@@ -585,6 +585,30 @@ def test_a_table_of_few_values_has_as_many_copies_as_by_chance(store: Store) -> 
     assert manifest.list_warnings() == []
 
 
+@pytest.mark.parametrize(
+    ("split", "changed", "is_known"),
+    [
+        ("random", "nothing", True),
+        ("random", "x", False),
+        ("random", "y", False),
+        ("random", "t", True),
+        ("time", "t", False),
+        ("random", "unused", True),
+    ],
+)
+def test_a_row_is_the_same_if_features_class_and_the_time_of_a_split_are(
+    store: Store, tmp_path: Path, split: str, changed: str, is_known: bool
+) -> None:
+    numbers = range(40)
+    rows = pl.DataFrame({"x": numbers, "t": numbers, "unused": numbers, "y": [number % 2 for number in numbers]})
+    rows.write_csv(tmp_path / "rows.csv")
+    settings = {"source": str(tmp_path / "rows.csv"), "features": ["x"], "split": split, "time_column": "t"}
+    manifest = build(store, **settings)
+    others = rows if changed == "nothing" else rows.with_columns(((1 if changed == "y" else 100) - pl.col(changed)).alias(changed))
+    known = np.concatenate([load_identities(manifest, name, store).hashes for name in manifest.splits])
+    assert set(np.isin(convert_rows(manifest, others)[1], known)) == {is_known}
+
+
 def test_a_column_that_is_gone_is_named_when_rows_are_to_be_known_again(store: Store, tmp_path: Path) -> None:
     rows = write_dated(tmp_path / "rows.csv")
     manifest = build(store, source=str(tmp_path / "rows.csv"))
