@@ -41,7 +41,7 @@ TESTS = {
     "registry": ["test_registry"],
     "garbage": ["test_garbage"],
     "checkpoints": ["test_checkpoints"],
-    "keys": ["test_keys"],
+    "keys": ["test_keys", "test_retraining"],
     "randomness": ["test_randomness"],
     "store": ["test_store"],
     "results": ["test_results"],

@@ -5,9 +5,10 @@ import sys
 
 import grimp
 import pytest
+from pydantic import ValidationError
 
 from refit import keys
-from refit.keys import Recipe, write_recipe
+from refit.keys import Recipe, digest_json, write_recipe
 from refit.settings import resolve_settings, walk_settings
 
 BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val": 0.2}}
@@ -176,12 +177,41 @@ def test_no_two_steps_have_one_key():
 
 def test_ingredients_are_named_so_that_a_change_can_be_told():
     recipe = write()
-    for name in ("data.source", "data.val", "seed", "polars", "code.refit.data.splits"):
-        assert name in recipe.dataset.ingredients
-    for name in ("data set", "optimizer.lr", "model.hidden_sizes", "processor", "torch", "code.refit.training"):
-        assert name in recipe.start.ingredients
-    assert {"loader.batch_size", "training.max_grad_norm"} <= recipe.epoch.ingredients.keys()
+    settings = {section: names_of(section) for section in ("data", "loader", "model", "optimizer")}
+    compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
+    loop = {"training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
+    names = {
+        "dataset": {*settings["data"], "seed", "polars", "numpy"},
+        "loaders": {"data set", *settings["loader"]},
+        "start": {"data set", "seed", *settings["model"], *settings["optimizer"], *compute, "processor", "torch", "first weights"},
+        "epoch": {*settings["loader"], *loop},
+        "evaluate val": {"weights", "split", "processor", "torch", "torchmetrics"},
+        "save": {"name", "weights", "epochs", "metrics"},
+    }
+    steps = [recipe.dataset, recipe.loaders, recipe.start, recipe.epoch, recipe.evaluation("val", 1), recipe.saving("a", 1, 1, [])]
+    assert {step.name: {name for name in step.ingredients if not name.startswith("code.")} for step in steps} == names
     assert Recipe.model_validate_json(recipe.model_dump_json()).epoch_keys == recipe.epoch_keys
+
+
+def names_of(section: str) -> set[str]:
+    return {name for name, _ in walk_settings(resolve_settings({})[0]) if name.startswith(f"{section}.")}
+
+
+def test_the_order_of_ingredients_is_none():
+    assert digest_json({"a": 1, "b": {"c": 2, "d": 3}}) == digest_json({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+def test_a_recipe_says_which_bytes_it_was_written_for():
+    assert write().source_digests == [SOURCE, None]
+    assert write(test_source=OTHER_SOURCE).source_digests == [SOURCE, OTHER_SOURCE]
+
+
+@pytest.mark.parametrize(("record", "field"), [(write(), "processor"), (write().start, "name")], ids=["recipe", "step"])
+def test_a_recipe_and_its_steps_cannot_be_changed_and_take_no_other_fields(record, field):
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(record, field, "other")
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        type(record).model_validate({**record.model_dump(), "other": 1})
 
 
 def test_another_process_makes_the_same_keys():
@@ -200,9 +230,29 @@ def test_another_process_makes_the_same_keys():
     assert json.loads(finished.stdout) == expected
 
 
-def test_all_code_that_computes_is_an_ingredient():
-    imports, counted = grimp.build_graph("refit"), {*keys.DATA_CODE, *keys.TRAINING_CODE}
-    assert set().union(*map(imports.find_upstream_modules, counted)) - counted == WITHOUT_A_SAY
+@pytest.mark.parametrize(
+    ("roots", "without_a_say", "counted"),
+    [
+        (["refit.data.dataset"], WITHOUT_A_SAY, keys.DATA_CODE),
+        (["refit.training"], WITHOUT_A_SAY, keys.TRAINING_CODE),
+        (["refit.evaluation", "refit.models"], {*WITHOUT_A_SAY, "refit.randomness"}, keys.EVALUATION_CODE),
+    ],
+    ids=["data set", "training", "evaluation"],
+)
+def test_all_code_that_computes_is_an_ingredient(roots, without_a_say, counted):
+    """Evaluation draws nothing at random."""
+    imports = grimp.build_graph("refit")
+    assert set(roots).union(*map(imports.find_upstream_modules, roots)) - without_a_say == set(counted)
+
+
+def test_the_code_that_computes_a_step_is_an_ingredient_of_it():
+    recipe = write()
+    for step, modules in [
+        (recipe.dataset, keys.DATA_CODE),
+        (recipe.start, keys.TRAINING_CODE),
+        (recipe.evaluation("val", 1), keys.EVALUATION_CODE),
+    ]:
+        assert {name for name in step.ingredients if name.startswith("code.")} == {f"code.{module}" for module in modules}
 
 
 def test_a_users_module_is_an_ingredient_of_training(tmp_path, monkeypatch):

@@ -97,6 +97,18 @@ def test_a_version_is_usable_if_all_its_files_are_whole(store):
     assert load_usable_result(KEYS[0], store) is None
 
 
+@pytest.mark.parametrize(
+    ("content", "is_usable"), [({"name": "a", "version": 1}, False), ({"name": "a"}, True), ({"version": 1}, True)]
+)
+def test_a_name_with_a_version_is_that_of_a_version_that_must_be_there(store, content, is_usable):
+    keep(store, KEYS[0], content)
+    assert (load_usable_result(KEYS[0], store) == content) == is_usable
+
+
+def test_results_are_where_prefect_is_told_to_keep_them():
+    assert result_path("key") == "results/key.json"
+
+
 def test_an_epochs_result_is_usable_without_its_checkpoint_but_not_without_its_log(store, epochs):
     remove(store, epochs[0].checkpoint)
     assert load_usable_result(KEYS[0], store) == epochs[0].model_dump()
