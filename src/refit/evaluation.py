@@ -11,6 +11,7 @@ from torch.nn import functional
 from refit.devices import autocast
 from refit.errors import TrainingError
 from refit.loaders import Batches
+from refit.randomness import give_way
 
 CALIBRATION_BINS = 15
 
@@ -62,6 +63,7 @@ def compute_logits(model: nn.Module, loader: Batches, device: torch.device, prec
         start, end = end, end + len(y)
         logits[start:end] = batch_logits
         classes[start:end] = y
+        give_way()
     model.train(was_training)
     return logits, classes
 

@@ -44,7 +44,7 @@ TRAINING_CODE = (
     "refit.operations",
     "refit.randomness",
 )
-EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders")
+EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders", "refit.randomness")
 
 
 class Step(BaseModel):

@@ -1,22 +1,71 @@
-"""Random number generators: seeded, captured and restored, so that an epoch needs no history."""
+"""Random number generators: seeded, captured and restored, so that an epoch needs no history; one thread at a time has them."""
 
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-_held = threading.RLock()
+
+class _Turns:
+    """A lock for one thread at a time, which may take it again; its holder can see whether another thread waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entrance = threading.Lock()  # whoever waits for the lock stands here, so that nobody overtakes
+        self._holder: int | None = None
+
+    @property
+    def are_mine(self) -> bool:
+        return self._holder == threading.get_ident()
+
+    def is_anyone_waiting(self) -> bool:
+        return self._entrance.locked()
+
+    def take(self) -> None:
+        with self._entrance:
+            self._lock.acquire()
+        self._holder = threading.get_ident()
+
+    def let_go(self) -> None:
+        if self.are_mine:  # not if an exception came while others had their turn
+            self._holder = None
+            self._lock.release()
+
+
+_turns = _Turns()
+_epochs = threading.Lock()
 
 
 @contextmanager
-def holding_generators() -> Iterator[None]:
-    """Let no other thread of this process draw from the generators, or put them back, that holds them too; it waits."""
-    with _held:
+def holding_generators(for_an_epoch: bool = False) -> Iterator[None]:
+    """Wait until no other thread of this process holds the generators, and hold them; a thread may do so inside another block.
+
+    Args:
+        for_an_epoch: Whether the block is long, and calls `give_way` in between. Such blocks of two threads come one after the
+            other.
+    """
+    if _turns.are_mine:
         yield
+        return
+    with _epochs if for_an_epoch else nullcontext():
+        _turns.take()
+        try:
+            yield
+        finally:
+            _turns.let_go()
+
+
+def give_way() -> None:
+    """Let a thread that waits for the generators have its turn, and take them back as they were; 0.1 µs if none waits."""
+    if _turns.is_anyone_waiting() and _turns.are_mine:
+        state = capture_random_state()
+        _turns.let_go()
+        _turns.take()
+        restore_random_state(state)
 
 
 def seed_everything(seed: int) -> None:
@@ -56,7 +105,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 @contextmanager
 def putting_generators_back() -> Iterator[None]:
     """Hold every generator, and leave it as the block found it."""
-    with _held:
+    with holding_generators():
         state = capture_random_state()
         try:
             yield

@@ -18,7 +18,7 @@ from refit.evaluation import compute_logits, refuse_non_finite_logits
 from refit.loaders import Batches, ShuffledLoader
 from refit.models import build_model
 from refit.optimizers import LearningRate, build_optimizer
-from refit.randomness import capture_random_state, holding_generators, restore_random_state, seed_everything
+from refit.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.steps import compute_gradients
 
@@ -94,7 +94,7 @@ def build_training_state(
     return TrainingState(module, build_optimizer(optimizer, module.parameters()))
 
 
-@holding_generators()
+@holding_generators(for_an_epoch=True)
 def train_epoch(
     state: TrainingState,
     loader: ShuffledLoader,
@@ -159,6 +159,7 @@ def train_epoch(
         state.step += taken.num_steps
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
             _move_losses(losses, partial, epoch)
+        give_way()
         if num_done < steps.num_batches and should_pause():
             _move_losses(losses, partial, epoch)
             state.random_state = capture_random_state()

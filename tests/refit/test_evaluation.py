@@ -1,4 +1,6 @@
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ from sklearn import metrics as sklearn_metrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from refit import randomness
 from refit.errors import TrainingError
 from refit.evaluation import CALIBRATION_BINS, compute_logits, evaluate
 from refit.loaders import build_evaluation_loader
+from refit.randomness import holding_generators
 
 CPU = torch.device("cpu")
 
@@ -139,6 +143,18 @@ def test_scoring_is_in_evaluation_mode_draws_nothing_and_leaves_the_mode():
         assert torch.equal(classes, y)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_thread_that_waits_for_the_generators_has_them_after_a_batch_at_the_latest():
+    has_had_them = threading.Event()
+    thread = threading.Thread(target=holding_generators()(has_had_them.set), daemon=True)
+    with holding_generators():
+        thread.start()
+        while not randomness._turns.is_anyone_waiting():
+            time.sleep(1e-4)
+        score(*make_logits(20, 2))
+        assert has_had_them.is_set()
+    thread.join()
 
 
 def test_logits_do_not_depend_on_where_the_rows_lie_in_memory():

@@ -1,11 +1,23 @@
 import io
 import random
+import time
+from collections.abc import Callable
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 import torch
 
-from refit.randomness import capture_random_state, restore_random_state, seed_everything
+from refit import randomness
+from refit.models import probe
+from refit.randomness import (
+    capture_random_state,
+    give_way,
+    holding_generators,
+    putting_generators_back,
+    restore_random_state,
+    seed_everything,
+)
 
 
 def draw() -> tuple[list[float], ...]:
@@ -151,3 +163,130 @@ def test_no_accelerator_is_woken_to_capture_its_generator(put_back, monkeypatch)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     restore_random_state(state)
     assert put_back == []
+
+
+def start_thread(do: Callable[[], object]) -> Thread:
+    """Start a thread, and go on once it waits for the generators or is over."""
+    thread = Thread(target=do, daemon=True)
+    thread.start()
+    while thread.is_alive() and not randomness._turns.is_anyone_waiting():
+        time.sleep(1e-4)
+    return thread
+
+
+@holding_generators()
+def seed_in_turn() -> None:
+    seed_everything(9)
+
+
+def test_who_holds_the_generators_has_them_alone():
+    seed_everything(3)
+    expected = draw()
+    with holding_generators():
+        seed_everything(3)
+        start_thread(seed_in_turn)
+        assert draw() == expected
+
+
+def test_who_gives_way_lets_a_waiting_thread_in_and_has_the_generators_as_before():
+    seed_everything(3)
+    expected = draw()
+    with holding_generators():
+        seed_everything(3)
+        thread = start_thread(seed_in_turn)
+        give_way()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert draw() == expected
+
+
+def test_who_does_not_hold_the_generators_lets_nobody_in():
+    with holding_generators():
+        waiting, other = start_thread(seed_in_turn), start_thread(give_way)
+        other.join(20)
+        assert [waiting.is_alive(), other.is_alive()] == [True, False]
+
+
+def test_the_end_of_an_inner_block_lets_nobody_in():
+    with holding_generators():
+        with holding_generators(for_an_epoch=True), putting_generators_back():
+            pass
+        thread = start_thread(seed_in_turn)
+        thread.join(0.05)
+        assert thread.is_alive()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_epoch_gives_way_to_no_other_epoch():
+    """They would change places at every step."""
+    thread = Thread(target=holding_generators(for_an_epoch=True)(lambda: None), daemon=True)
+    with holding_generators(for_an_epoch=True):
+        thread.start()
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until and thread.is_alive():
+            give_way()
+        assert thread.is_alive()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_after_an_exception_the_generators_are_put_back_and_free():
+    @putting_generators_back()
+    def draw_and_fail() -> None:
+        draw()
+        raise ValueError("full")
+
+    seed_everything(3)
+    expected = draw()
+    seed_everything(3)
+    with pytest.raises(ValueError, match="full"):
+        draw_and_fail()
+    thread = start_thread(putting_generators_back()(draw))
+    thread.join(20)
+    assert not thread.is_alive()
+    assert draw() == expected
+
+
+def test_an_interruption_while_others_have_their_turn_leaves_it_to_them(monkeypatch):
+    is_inside, may_end = Event(), Event()
+
+    @holding_generators()
+    def stay() -> None:
+        is_inside.set()
+        may_end.wait(20)
+
+    def interrupt() -> None:
+        assert is_inside.wait(20)
+        raise KeyboardInterrupt
+
+    @holding_generators()
+    def give_way_and_be_interrupted() -> None:
+        threads.append(start_thread(stay))
+        monkeypatch.setattr(randomness._turns, "take", interrupt)
+        give_way()
+
+    threads: list[Thread] = []
+    with pytest.raises(KeyboardInterrupt):
+        give_way_and_be_interrupted()
+    monkeypatch.undo()
+    threads.append(start_thread(seed_in_turn))
+    threads[1].join(0.05)
+    assert threads[1].is_alive()
+    may_end.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_thread_that_waits_to_probe_a_model_leaves_the_precision_of_products_until_its_turn_and_after():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with holding_generators():
+            thread = start_thread(lambda: probe(torch.nn.Linear(2, 2), 2))
+            assert torch.get_float32_matmul_precision() == "medium"
+        thread.join(20)
+        assert not thread.is_alive()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

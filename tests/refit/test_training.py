@@ -2,14 +2,18 @@ import copy
 import math
 import threading
 import time
+from collections.abc import Callable
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from refit import randomness
 from refit.checkpoints import digest_weights, drop_partial, dump_state, find_partial, load_state, save_partial, save_state
 from refit.errors import RefitError, TrainingError
+from refit.inference import load_model
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.randomness import putting_generators_back
 from refit.settings import ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
@@ -577,24 +581,69 @@ def test_validation_rows_whose_logits_are_not_finite_are_named():
         )
 
 
-def test_what_another_thread_draws_and_puts_back_changes_no_epoch():
-    """As one does that loads a model."""
+def train_with_dropout(**options) -> list[float]:
+    """Losses of an epoch of 300 steps."""
+    state, loader = build_state({"hidden_sizes": [8], "dropout": 0.5}), build_train_loader(*make_rows(600), 2, False)
+    return train_epoch(state, loader, constant(0.1), device=CPU, **options).batch_losses
 
-    def run() -> list[float]:
-        state = build_state({"hidden_sizes": [8], "dropout": 0.5})
-        loader = build_train_loader(*make_rows(600), 2, False)
-        return [loss for _ in range(2) for loss in train_epoch(state, loader, constant(0.1), device=CPU).batch_losses]
 
-    expected, is_over = run(), threading.Event()
+def wait_until(is_true: Callable[[], bool]) -> None:
+    while not is_true():
+        time.sleep(1e-4)
 
-    def draw() -> None:
-        while not is_over.wait(1e-4):
-            with putting_generators_back():
-                torch.rand(3)
 
-    thread = threading.Thread(target=draw)
+def test_fifty_models_that_another_thread_loads_during_an_epoch_come_before_its_end_and_change_no_bit(save_version):
+    rows = pl.DataFrame({f"x{i}": [float(row % (i + 3)) for row in range(30)] for i in range(3)} | {"y": [0, 1] * 15})
+    path, loaded = save_version(rows).path, []
+    expected = train_with_dropout()
+    thread = threading.Thread(target=lambda: loaded.extend(load_model(path) for _ in range(50)), daemon=True)
+
+    def accompany() -> bool:
+        if thread.ident is None:
+            thread.start()
+        wait_until(lambda: randomness._turns.is_anyone_waiting() or not thread.is_alive())
+        return False
+
+    found = train_with_dropout(should_pause=accompany)
+    assert not thread.is_alive()
+    assert len(loaded) == 50
+    assert found == expected
+
+
+def test_no_step_is_taken_while_another_thread_is_about_to_put_the_generators_back():
+    """What the step drew would come a second time."""
+    expected, is_inside, has_stepped = train_with_dropout(), threading.Event(), threading.Event()
+
+    def hinder() -> None:
+        with putting_generators_back():
+            is_inside.set()
+            has_stepped.wait(0.2)
+
+    thread = threading.Thread(target=hinder, daemon=True)
+
+    def accompany() -> bool:
+        if thread.ident is None:
+            thread.start()
+            wait_until(lambda: randomness._turns.is_anyone_waiting() or is_inside.is_set())
+        elif thread.is_alive():
+            has_stepped.set()
+            thread.join()
+        return False
+
+    assert train_with_dropout(should_pause=accompany) == expected
+    assert not thread.is_alive()
+
+
+def test_an_epoch_that_fails_leaves_the_generators_to_others_and_the_next_one_its_bits():
+    expected = train_with_dropout()
+
+    def fail() -> bool:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train_with_dropout(should_pause=fail)
+    found: list[float] = []
+    thread = threading.Thread(target=lambda: found.extend(train_with_dropout()), daemon=True)
     thread.start()
-    found = [run() for _ in range(3)]
-    is_over.set()
-    thread.join()
-    assert found == [expected] * 3
+    thread.join(60)
+    assert found == expected

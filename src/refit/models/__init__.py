@@ -69,14 +69,14 @@ def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int
 
 def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
     """Logits of two rows by which a network is known again, whatever the precision of products is; leaves it evaluating."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with putting_generators_back(), torch.inference_mode():
+    with putting_generators_back(), torch.inference_mode():  # the precision is the process's, as the generators are
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
             seed_everything(0)  # some draw here, too
             logits: Tensor = model.eval()(_make_rows(num_inputs))
-    finally:
-        torch.set_float32_matmul_precision(precision)
+        finally:
+            torch.set_float32_matmul_precision(precision)
     return logits.float().tolist()
 
 
