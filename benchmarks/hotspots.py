@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -43,11 +42,11 @@ KINDS = {
 """PyTorch's operations by what they are for here."""
 
 
-def measure(work: Work, folder: Path) -> tuple[float, dict[str, float]]:
+def measure(work: Work, folder: Path, num_threads: int) -> tuple[float, dict[str, float]]:
     """Seconds of the fastest of some epochs, and of each kind of operation in it."""
     save_rows(work, folder)
     x, y = (np.load(folder / f"{work.name}-{name}.npy") for name in "xy")
-    _, train = build_epoch(work, x, y, seed=0, engine="eager")
+    _, train = build_epoch(work, x, y, seed=0, engine="eager", num_threads=num_threads)
     train()
     return min((profile_once(train) for _ in range(REPEATS)), key=lambda measured: measured[0])
 
@@ -74,11 +73,10 @@ def main() -> None:
     given = parser.parse_args()
     table = Table("work", "threads", "ms/step", *KINDS, "other operations", "Python and dispatch")
     for threads in given.threads:
-        torch.set_num_threads(threads)
         for name in given.works:
             work = replace(WORKS[name], num_rows=NUM_STEPS * WORKS[name].batch_size)
             with tempfile.TemporaryDirectory() as folder:
-                seconds, spent = measure(work, Path(folder))
+                seconds, spent = measure(work, Path(folder), threads)
             shares = [f"{spent.get(column.header, 0) / seconds:.1%}" for column in table.columns[3:]]
             table.add_row(name, str(threads), f"{seconds / NUM_STEPS * 1e3:.2f}", *shares)
     Console(width=150).print(table)

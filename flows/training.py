@@ -52,12 +52,16 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
 
 @contextmanager
 def training_alone() -> Iterator[None]:
-    """Wait for runs in other threads, such as a task's `map` starts: generators, precision and threads are the process's."""
+    """Wait for runs in other threads, such as a task's `map` starts: generators, precision and threads are the process's.
+
+    Precision and threads are then put back.
+    """
     if not _is_training.acquire(blocking=False):
         get_run_logger().info("another run of this process trains, by the same random generators; waiting for it to end")
         _is_training.acquire()
     try:
-        yield
+        with devices.putting_defaults_back():
+            yield
     finally:
         _is_training.release()
 

@@ -16,11 +16,14 @@ from refit.settings import ComputeSettings, ModelSettings, OptimizerSettings
 from refit.training import build_training_state, train_epoch
 
 
-def build_epoch(work: Work, x: Array, y: Labels, seed: int, engine: str) -> tuple[nn.Module, Callable[[], object]]:
+def build_epoch(
+    work: Work, x: Array, y: Labels, seed: int, engine: str, num_threads: int | None = None
+) -> tuple[nn.Module, Callable[[], object]]:
     """The network, and what trains it for an epoch."""
     weight_decay = 0.0 if work.optimizer == "sgd" else WEIGHT_DECAY
     optimizer = OptimizerSettings(name=work.optimizer, lr=work.lr, weight_decay=weight_decay)
-    model, device = ModelSettings(hidden_sizes=list(work.hidden_sizes)), prepare_compute(ComputeSettings(engine=engine))
+    model = ModelSettings(hidden_sizes=list(work.hidden_sizes))
+    device = prepare_compute(ComputeSettings(engine=engine, num_threads=num_threads))
     state = build_training_state(model, optimizer, work.num_inputs, NUM_CLASSES, seed, device)
     loader = build_train_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, drop_last=True)
     return state.model, lambda: train_epoch(state, loader, lambda _: work.lr, device=device, engine=engine)

@@ -4,15 +4,24 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 
 from refit.errors import SettingsError
 from refit.settings import ComputeSettings
 
+NUM_THREADS = torch.get_num_threads()
+"""PyTorch's choice for this process, before a run has made another."""
+DEFAULTS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_default_dtype, torch.set_default_dtype),
+)
+"""What runs and users' factories may change for the whole process: how it is read and set."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """As `malloc.h` of the GNU C library numbers them."""
 
@@ -36,8 +45,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def prepare_compute(settings: ComputeSettings) -> torch.device:
-    """Set the number of CPU threads, the precision of matrix products and what happens to freed memory; return the chosen device.
+def check_compute(settings: ComputeSettings) -> torch.device:
+    """Return the chosen device.
 
     Raises:
         SettingsError: The device is not on this machine, or there is no compiler for `compute.engine`.
@@ -47,12 +56,38 @@ def prepare_compute(settings: ComputeSettings) -> torch.device:
         raise SettingsError(
             f"compute.engine: expected a C++ compiler for {settings.engine!r}, found no {compiler}; install it, or use `eager`"
         )
+    return choose_device(settings.device)
+
+
+def prepare_compute(settings: ComputeSettings) -> torch.device:
+    """Set the number of CPU threads, the precision of matrix products and what happens to freed memory; return the chosen device.
+
+    All of it is set each time, whatever an earlier run of the process has chosen. Raises as `check_compute`.
+    """
+    device = check_compute(settings)
     if torch.get_float32_matmul_precision() != settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
-    if settings.num_threads is not None and torch.get_num_threads() != settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
+    if torch.get_num_threads() != (num_threads := choose_num_threads(settings)):
+        torch.set_num_threads(num_threads)
     _keep_freed_memory()
-    return choose_device(settings.device)
+    return device
+
+
+def choose_num_threads(settings: ComputeSettings) -> int:
+    """Return the number of CPU threads of a run."""
+    return settings.num_threads or NUM_THREADS
+
+
+@contextmanager
+def putting_defaults_back() -> Iterator[None]:
+    """Leave the threads, the precision of matrix products and the default type of this process as the block found them."""
+    before = [(get, put, get()) for get, put in DEFAULTS]
+    try:
+        yield
+    finally:
+        for get, put, value in before:
+            if get() != value:
+                put(value)
 
 
 def describe_device(device: torch.device) -> str:
@@ -62,11 +97,11 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def describe_processor(device: torch.device) -> str:
+def describe_processor(device: torch.device, num_threads: int) -> str:
     """What computes, as far as the last bits depend on it: the kind, the model, and a CPU's instruction set and threads."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {_name_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return f"{device.type} {_name_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {num_threads} threads"
 
 
 def _name_cpu() -> str:

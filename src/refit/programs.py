@@ -93,7 +93,7 @@ def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
 
 def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
     """What a program depends on: operations, constants, shapes and types, the processor, its threads, PyTorch."""
-    here = [torch.__version__, describe_processor(torch.device("cpu")), options]
+    here = [torch.__version__, describe_processor(torch.device("cpu"), torch.get_num_threads()), options]
     digest = hashlib.sha256(f"{here} {list_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
     for node in graph.graph.find_nodes(op="get_attr"):
         constant = getattr(graph, node.target)

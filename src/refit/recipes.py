@@ -61,9 +61,9 @@ def build_recipe(
 
     Raises:
         DataError: The source cannot be read.
-        SettingsError: The device is not here, or the user's factory cannot be imported.
+        SettingsError: The device or the compiler is not here, or the user's factory cannot be imported.
     """
-    processor = devices.describe_processor(devices.prepare_compute(settings.compute))
+    processor = devices.describe_processor(devices.check_compute(settings.compute), devices.choose_num_threads(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
     if settings.model.factory is not None:
         models.import_anew(settings.model.factory)

@@ -1,7 +1,9 @@
 import contextlib
 import json
 import shutil
+import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import tasks.loaders
 import tasks.training
 from flows.training import train
 from refit.checkpoints import digest_weights
+from refit.devices import NUM_THREADS
 from refit.errors import DataError, RefitError, SettingsError, StoreError, TrainingError
 from refit.inference import load_model
 from refit.optimizers import build_learning_rate
@@ -189,10 +192,45 @@ def test_another_seed_gives_other_weights():
     assert run({"seed": 1}).model.weights_digest != run({"seed": 2}).model.weights_digest
 
 
-def test_runs_in_threads_of_one_process_give_the_bits_that_each_gives_alone(tmp_path):
-    """As in a search for settings by `map`, which runs tasks in threads."""
-    base = by_time(write_table(tmp_path / "table.csv", num_rows=300), num_epochs=3) | {"loader": {"batch_size": 2}}
-    tried = [base | {"optimizer": {"lr": lr}} for lr in (0.01, 0.02, 0.03)]
+@dataclass
+class Noting:
+    """A lock that says when a thread has come to wait for it."""
+
+    lock: threading.Lock
+    note: Callable[[], object]
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking:
+            self.note()
+        return self.lock.acquire(blocking)
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def test_runs_in_threads_of_one_process_that_compute_in_other_ways_give_the_bits_that_each_gives_alone(tmp_path, monkeypatch):
+    """As in a search for settings by `map`, which runs tasks in threads; each run lets the other begin before its first step."""
+    source, own_threads = write_table(tmp_path / "table.csv", num_rows=300), torch.get_num_threads()
+    ways = [{"matmul_precision": "medium", "num_threads": 2}, {"num_threads": 1}, {"precision": "bf16"}]
+    base = by_time(source, num_epochs=2) | {"model": {"dropout": 0.2}, "loader": {"batch_size": 20}}
+    tried = [base | {"compute": way, "seed": seed} for seed, way in enumerate(ways)]
+    alone = [run(given | {"store": {"url": "alone"}}).model.weights_digest for given in tried]
+
+    began, all_began, seen, train_one = set[int](), threading.Event(), [], refit.training.train_epoch
+
+    def note() -> None:
+        began.add(threading.get_ident())
+        if len(began) == len(ways):
+            all_began.set()
+
+    def train_beside_others(*arguments, **options):
+        note()
+        assert all_began.wait(60)
+        seen.append((options["precision"], torch.get_float32_matmul_precision(), torch.get_num_threads()))
+        return train_one(*arguments, **options)
+
+    monkeypatch.setattr(flows.training, "_is_training", Noting(threading.Lock(), note))
+    monkeypatch.setattr(refit.training, "train_epoch", train_beside_others)
 
     @task
     def try_settings(given: dict) -> str:
@@ -202,7 +240,16 @@ def test_runs_in_threads_of_one_process_give_the_bits_that_each_gives_alone(tmp_
     def search() -> list[str]:
         return try_settings.map(tried).result()
 
-    assert search() == [run(given | {"store": {"url": "alone"}}).model.weights_digest for given in tried]
+    assert search() == alone
+    expected = [("fp32", "medium", 2), ("fp32", "highest", 1), ("bf16", "highest", NUM_THREADS)]
+    assert Counter(seen) == Counter(expected * 2)
+    assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == ("highest", own_threads)
+
+
+def test_after_a_run_the_process_computes_as_before():
+    torch.set_num_threads(NUM_THREADS + 2)
+    run({"compute": {"matmul_precision": "medium", "num_threads": NUM_THREADS + 1}})
+    assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == ("highest", NUM_THREADS + 2)
 
 
 def test_early_stopping_saves_the_weights_of_the_epoch_with_the_lowest_validation_loss(tmp_path):

@@ -1,6 +1,11 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
+from refit import devices
 from refit.devices import (
     autocast,
     choose_device,
@@ -8,6 +13,7 @@ from refit.devices import (
     describe_device,
     describe_processor,
     prepare_compute,
+    putting_defaults_back,
 )
 from refit.errors import SettingsError
 from refit.settings import ComputeSettings
@@ -42,13 +48,41 @@ def test_a_number_beyond_the_last_device_is_refused():
         choose_device("cuda:99")
 
 
-def test_threads_are_set_as_given_and_left_where_none_are():
-    prepare_compute(ComputeSettings(device="cpu", num_threads=1))
-    assert torch.get_num_threads() == 1
-    prepare_compute(ComputeSettings(device="cpu", num_threads=2))
-    assert torch.get_num_threads() == 2
-    assert prepare_compute(ComputeSettings(device="cpu")) == torch.device("cpu")
-    assert torch.get_num_threads() == 2
+def test_threads_are_set_as_given():
+    for num_threads in (1, 3, 2):
+        prepare_compute(ComputeSettings(device="cpu", num_threads=num_threads))
+        assert torch.get_num_threads() == num_threads
+
+
+def test_where_no_threads_are_given_pytorch_has_those_that_it_chose_itself_whatever_a_run_before_had():
+    script = (
+        "import torch; own = torch.get_num_threads()\n"
+        "from refit.devices import prepare_compute; from refit.settings import ComputeSettings\n"
+        "for given in (None, own + 1, None, own + 2, own + 1, None):\n"
+        "    prepare_compute(ComputeSettings(device='cpu', num_threads=given)); print(torch.get_num_threads() - own)\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert finished.stdout.split() == ["0", "1", "0", "2", "1", "0"]
+
+
+def test_a_thread_that_starts_while_others_rest_gets_its_own_number():
+    """PyTorch gives a new thread what any other was given last."""
+    with computing_on_one_thread(), ThreadPoolExecutor(1) as threads:
+        threads.submit(prepare_compute, ComputeSettings(device="cpu")).result()
+        assert threads.submit(torch.get_num_threads).result() == devices.NUM_THREADS
+
+
+def test_what_a_block_changes_for_the_whole_process_is_put_back_after_an_exception_too():
+    def change() -> None:
+        with putting_defaults_back():
+            prepare_compute(ComputeSettings(device="cpu", num_threads=devices.NUM_THREADS + 1, matmul_precision="medium"))
+            torch.set_default_dtype(torch.float64)
+            raise ValueError("changed")
+
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    with pytest.raises(ValueError, match="changed"):
+        change()
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()) == before
 
 
 def test_threads_rest_and_come_back():
@@ -66,7 +100,7 @@ def test_the_precision_of_matrix_products_is_set_as_given():
 
 
 def test_a_processor_is_told_from_another_of_the_same_instruction_set():
-    assert torch.cpu.get_capabilities()["cpu_name"] in describe_processor(torch.device("cpu"))
+    assert torch.cpu.get_capabilities()["cpu_name"] in describe_processor(torch.device("cpu"), 2)
 
 
 @pytest.mark.parametrize("engine", ["compiled", "auto"])

@@ -149,16 +149,31 @@ def test_a_model_that_takes_another_width_is_refused(write_factory):
     assert refused(name).startswith(f"model.factory: expected the model of {name} to take float32 rows of 3 numbers, found Runtime")
 
 
+@pytest.mark.parametrize("place", ["where it is imported", "where it builds"])
+def test_what_a_factory_sets_for_the_whole_process_is_put_back(write_factory, place):
+    """The next model of the process would be another by it."""
+    change = (
+        "torch.set_default_dtype(torch.float64), torch.set_float32_matmul_precision('medium'),"
+        " torch.set_num_threads(torch.get_num_threads() + 1)"
+    )
+    imported, built = (change, "None") if place == "where it is imported" else ("None", change)
+    name = write_factory(
+        f"import torch\n{imported}\n"
+        f"def build(num_inputs, num_outputs):\n    {built}\n"
+        "    return torch.nn.Linear(num_inputs, num_outputs, dtype=torch.float32)\n"
+    )
+    before = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()
+    build_model(ModelSettings(factory=name), 3, 2)
+    assert (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()) == before
+
+
 def test_a_model_of_another_precision_is_refused_whatever_the_default_is(write_factory):
     name = write_factory(
         "import torch\n"
         "def build(num_inputs, num_outputs):\n"
         "    torch.set_default_dtype(torch.float64)\n    return torch.nn.Linear(num_inputs, num_outputs)\n"
     )
-    try:
-        assert f"expected the model of {name} to take float32 rows of 3 numbers" in refused(name)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    assert f"expected the model of {name} to take float32 rows of 3 numbers" in refused(name)
 
 
 def test_a_model_with_sparse_gradients_is_refused(write_factory):

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
+from refit import devices
 from refit.checkpoints import save_report
 from refit.data.dataset import build_dataset, load_manifest
 from refit.recipes import Forecast, Run, build_recipe, forecast, load_runs, record_run
@@ -100,6 +102,20 @@ def test_in_an_empty_store_all_is_to_do(source, store):
         ("train epochs 1 to 3", False, ["nothing was run before"]),
         SAVING,
     ]
+
+
+def test_a_recipe_is_the_same_after_one_with_other_threads_and_sets_nothing_for_the_run_at_work(source):
+    plain = build_recipe(resolve(source))
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    changes = {"compute__num_threads": devices.NUM_THREADS + 1, "compute__matmul_precision": "medium"}
+    other = build_recipe(resolve(source, **changes))
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
+    assert other.processor.endswith(f", {devices.NUM_THREADS + 1} threads")
+    devices.prepare_compute(resolve(source, **changes).compute)
+    try:
+        assert build_recipe(resolve(source)) == plain
+    finally:
+        devices.prepare_compute(resolve(source).compute)
 
 
 def test_a_forecast_writes_nothing(source, store):

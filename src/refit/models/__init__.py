@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from refit.code import digest_user_code
+from refit.devices import putting_defaults_back
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
 from refit.randomness import putting_generators_back, seed_everything
@@ -23,6 +24,8 @@ _imported: dict[str, str] = {}
 def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
     """Build the model, its weights drawn from the global generator.
 
+    What a factory sets for the whole process, such as the default type or the number of threads, is put back.
+
     Raises:
         SettingsError: `model.factory` cannot be imported or called, or what it returns does not map `(B, num_inputs)` to
             `(B, num_outputs)`.
@@ -31,7 +34,8 @@ def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> n
         return build_mlp(num_inputs, num_outputs, settings.hidden_sizes, settings.activation, settings.dropout)
     factory = import_factory(settings.factory)
     try:
-        model = factory(num_inputs, num_outputs)
+        with putting_defaults_back():
+            model = factory(num_inputs, num_outputs)
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected {settings.factory}({num_inputs}, {num_outputs}) to return a model, "
@@ -105,7 +109,8 @@ def import_factory(name: str) -> Callable[[int, int], nn.Module]:
     """
     module_name, function_name = name.split(":")
     try:
-        factory: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module_name), function_name)
+        with putting_defaults_back():
+            factory: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
