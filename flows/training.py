@@ -12,7 +12,7 @@ from flows.runs import DEFAULTS, name_run, resolve_given, show_settings
 from refit import devices, registry
 from refit.attempts import forget_attempts, note_attempt
 from refit.checkpoints import prune_checkpoints
-from refit.errors import SettingsError
+from refit.errors import SettingsError, StoreError
 from refit.interruption import holding_signals
 from refit.keys import Recipe
 from refit.recipes import Run, build_recipe, record_run
@@ -28,6 +28,9 @@ from tasks.evaluation import evaluate
 from tasks.loaders import build_loaders
 from tasks.reporting import ProgressBar
 from tasks.training import start_training, train_epoch
+
+TRIES = 3
+"""Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
 
 _is_training = threading.Lock()
 
@@ -118,8 +121,9 @@ def _train_epochs(
     store: Store,
     started: float,
     refresh: bool,
+    tries: int = TRIES,
 ) -> tuple[list[EpochResult], EpochResult]:
-    """All epochs of the run, and the one whose weights it keeps."""
+    """All epochs of the run, and the one whose weights it keeps; raises StoreError if its checkpoint is lost time and again."""
     logger = get_run_logger()
     patience, timeout, keep = settings.training.patience, settings.training.timeout_seconds, settings.checkpoint.keep
     if patience is not None and "val" not in snapshot.splits:
@@ -152,8 +156,14 @@ def _train_epochs(
         if deadline is not None and last < epoch < recipe.num_epochs:
             check_deadline(deadline, epoch, loaders.num_batches)
     if not store.is_whole(best.checkpoint.digest):
+        if tries == 1:
+            path = store.location(store.object_path(best.checkpoint.digest))
+            raise StoreError(
+                f"checkpoint {path}: expected it whole after epoch {best.epoch}, found it damaged or gone {TRIES} times; "
+                "look at the disk and at what else removes files there, then run again"
+            )
         find_last_epoch(recipe.epoch_keys[: best.epoch], store, logger.warning)
-        return _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
+        return _train_epochs(recipe, snapshot, settings, champion, store, started, refresh, tries - 1)
     return epochs, best
 
 

@@ -555,6 +555,32 @@ def test_a_damaged_checkpoint_of_the_best_epoch_is_made_again(tmp_path, keep):
     assert_same(first, run({**given, "name": "second"}))
 
 
+def test_a_disk_that_loses_the_best_checkpoint_every_time_ends_the_run_and_a_mended_one_lets_it_end_well(
+    tmp_path, done, monkeypatch
+):
+    given, save_state = by_time(write_table(tmp_path / "table.csv"), num_epochs=2), refit.checkpoints.save_state
+    lost = []
+
+    def save_and_lose(state, store):
+        ref = save_state(state, store)
+        if state.epoch == 2:
+            lost.append(store.object_path(ref.digest))
+            store.remove(lost[-1])
+        return ref
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refit.checkpoints, "save_state", save_and_lose)
+        message = (
+            r"checkpoint \S+/(\S+): expected it whole after epoch 2, found it damaged or gone 3 times; look at the disk and at"
+        )
+        with pytest.raises(StoreError, match=message) as raised:
+            run(given)
+    assert lost[0] in str(raised.value)
+    assert trained(done) == [1, 2, 2, 2]
+    forget()
+    assert_plain(run(given), train_plainly(given, 2))
+
+
 def test_of_a_run_that_keeps_one_checkpoint_there_is_one_and_a_rerun_does_nothing(tmp_path, done):
     source = write_table(tmp_path / "table.csv")
     given = {**by_time(source, num_epochs=5), "checkpoint": {"keep": 1}}
