@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from refit.data.hashes import hash_rows
+from refit.data.hashes import find_known, hash_rows
 from refit.data.schema import Rows
 
 Numbers = NDArray[np.float64]
@@ -33,7 +33,7 @@ def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
     often as any row; so the number of train rows that equal it is binomial.
     """
     hashes = hash_rows(features)
-    num_rows = int(np.isin(hashes[test], hashes[train]).sum())
+    num_rows = int(find_known(hashes[test], hashes[train]).sum())
     likelihoods, fewest = _estimate_likelihoods(features, test)
     with np.errstate(invalid="ignore"):
         chances = 1 - (1 - np.nan_to_num(len(train) * likelihoods / fewest)) ** fewest

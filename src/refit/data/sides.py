@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from refit.data.hashes import Hashes, hash_rows, identify, number_copies
+from refit.data.hashes import Hashes, find_known, hash_rows, identify, number_copies
 from refit.data.schema import Rows, check_columns, convert_column, find_kind
 from refit.data.sources import Table
 from refit.data.splits import Sizes, split_by_time, split_randomly
@@ -83,9 +83,8 @@ def choose_sides(
     rows, units, num_apart = source.labelled, _find_units(settings, seed, source), 0
     test_units = None if test is None else _find_units(settings, seed, test)
     if units is not None and test_units is not None:
-        is_apart = ~np.isin(units[rows], test_units)
-        rows, num_apart = rows[is_apart], int((~is_apart).sum())
-    units = None if units is None else units[rows]
+        is_apart = ~find_known(units, test_units)
+        rows, units, num_apart = rows[is_apart], units[is_apart], int((~is_apart).sum())
     y, where = source.y[rows].to_numpy(), f"{source.table.name}, column `{settings.target}`"
     sizes = _find_sizes(settings, source.table, len(rows), has_test=test is not None)
     if settings.split == "time":
@@ -104,10 +103,11 @@ def choose_sides(
 
 
 def _find_units(settings: DataSettings, seed: int, typed: TypedTable) -> Hashes | None:
-    """Hash of what each row must stay together with; None where that is no other row."""
+    """Hash of what each row with a class must stay together with; None where that is no other row."""
     if typed.groups is not None:
-        return identify(typed.groups, np.full(len(typed.groups), seed))
-    return hash_rows(typed.frame, seed) if settings.split_by == "features" else None
+        groups = typed.groups[typed.labelled]
+        return identify(groups, np.full(len(groups), seed))
+    return hash_rows(typed.frame, seed)[typed.labelled] if settings.split_by == "features" else None
 
 
 def _find_sizes(settings: DataSettings, table: Table, num_rows: int, has_test: bool) -> Sizes:

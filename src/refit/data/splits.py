@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refit.data.hashes import Hashes, find_changes
+from refit.data.hashes import Hashes, find_changes, find_known
 from refit.data.schema import Rows
 from refit.errors import DataError
 
@@ -218,7 +218,7 @@ def _keep_apart(parts: dict[str, Rows], units: Hashes) -> tuple[dict[str, Rows],
     """Leave out the rows whose unit is in a later split; count them."""
     kept, taken, num_left_out = dict[str, Rows](), units[:0], 0
     for name, rows in parts.items():  # newest first
-        is_apart = ~np.isin(units[rows], taken)
+        is_apart = ~find_known(units[rows], taken)
         kept[name], num_left_out = rows[is_apart], num_left_out + int((~is_apart).sum())
         taken = np.concatenate([taken, units[rows]])
     return kept, num_left_out

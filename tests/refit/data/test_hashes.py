@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from refit.data import hashes
-from refit.data.hashes import Identities, hash_rows, identify, number_copies
+from refit.data.hashes import Identities, find_known, hash_rows, identify, number_copies
 
 HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
 
@@ -51,3 +51,11 @@ def test_the_hashes_of_copies_are_spread_evenly() -> None:
     keys = identify(np.full(100_000, HASHES[0], np.uint64), np.arange(100_000))
     counts = np.bincount((keys >> np.uint64(60)).astype(int), minlength=16)
     assert np.abs(counts - 6250).max() < 5 * np.sqrt(6250)
+
+
+@pytest.mark.parametrize("size", [0, 1, 500])
+def test_known_hashes_are_those_that_numpy_finds(size: int) -> None:
+    generator = np.random.default_rng(0)
+    some, others = generator.integers(0, 1000, 300, np.uint64), generator.integers(0, 900, size, np.uint64)
+    assert find_known(some, others).tolist() == np.isin(some, others).tolist()
+    assert find_known(others[:0], others).tolist() == []
