@@ -268,6 +268,24 @@ def test_a_split_that_is_left_without_rows_is_named(sizes: dict, split: str) -> 
         split_times(days(*range(10)), **sizes)
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_splits_by_time_follow_one_another_and_what_they_leave_out_is_counted(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    times = generator.integers(0, 40, 300) * DAY
+    val, test, window = ([0.1, 30, "5d"][index] for index in generator.integers(3, size=3))
+    gap = [0.0, 0.05, 7, "3d"][generator.integers(4)]
+    units = generator.integers(0, 100, 300, np.uint64) if seed % 2 else None
+    parts, left_out = split_by_time(times, generator.integers(0, 2, 300), "ab", Sizes(val, test, window, gap), "rows.csv", units)
+    for before, after in (("train", "val"), ("val", "test")):
+        last, first = times[parts[before]].max(), times[parts[after]].min()
+        num_between = ((times > last) & (times < first)).sum()
+        assert last < first
+        assert first - last >= (read_span(gap) if isinstance(gap, str) else 0)
+        assert units is not None or num_between >= (gap if isinstance(gap, int) else 0)
+        assert units is None or not set(units[parts[before]]) & set(units[parts[after]])
+    assert sum(map(len, parts.values())) + sum(left_out.values()) == 300
+
+
 def test_a_class_that_is_only_new_cannot_be_learned() -> None:
     message = r"expected every class among the 3 train rows, older than the others, found none of class 'b'; add older rows"
     with pytest.raises(DataError, match=message):
