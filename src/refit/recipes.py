@@ -179,5 +179,5 @@ def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[
         apart = {before.target, settings.data.time_column, settings.data.group_column} - {None}
         known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
         lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
-        lines += [f"data.source: column {name} removed" for name in sorted(filter(None, known - {*now.columns}))]
+        lines += [f"data.source: column {name} removed" for name in sorted(known - {*now.columns})]
     return lines or ["data.source: other values, as many rows"]

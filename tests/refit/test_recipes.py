@@ -1,13 +1,18 @@
 import json
+import re
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
-from refit import devices
+from refit import devices, recipes
 from refit.checkpoints import save_report
 from refit.data.dataset import build_dataset, load_manifest
+from refit.data.sources import digest_sources
+from refit.errors import StoreError
 from refit.recipes import Forecast, Run, build_recipe, forecast, load_runs, record_run
 from refit.refs import DatasetRef, EpochResult, Ref
 from refit.results import result_path
@@ -234,6 +239,26 @@ def test_a_removed_column_is_named(store, tmp_path):
     assert reasons(forecast(resolve(source), store), "build data set") == ["data.source: column x3 removed"]
 
 
+def test_columns_that_came_and_went_are_named_in_order_and_with_rows_that_did(store, tmp_path):
+    source = write_table(tmp_path / "table.csv", x4=[1.0] * 30, x3=[1.0] * 30)
+    run(resolve(source), store)
+    write_table(tmp_path / "table.csv", num_rows=31, x5=[1.0] * 31)
+    assert reasons(forecast(resolve(source), store), "build data set") == [
+        "data.source: 30 -> 31 rows (1 added)",
+        "data.source: column x5 added",
+        "data.source: column x3 removed",
+        "data.source: column x4 removed",
+    ]
+
+
+def test_columns_that_are_not_learned_from_are_not_told(store, tmp_path):
+    source = write_table(tmp_path / "table.csv", x3=[1.0] * 30)
+    run(resolve(source, data__features=["x1"]), store)
+    write_table(tmp_path / "table.csv", num_rows=29, x4=[1.0] * 29)
+    found = forecast(resolve(source, data__features=["x1"]), store)
+    assert reasons(found, "build data set") == ["data.source: 30 -> 29 rows (1 removed)"]
+
+
 def test_a_column_that_was_dropped_for_want_of_values_is_not_told_as_added(store, tmp_path):
     source = write_table(tmp_path / "table.csv", x3=[None] * 30)
     run(resolve(source), store)
@@ -255,6 +280,17 @@ def test_where_the_data_set_before_is_gone_the_bytes_are_all_that_can_be_told(so
     made = run(resolve(source), store)
     store.remove(result_path(made.recipe.dataset.key))
     write_table(tmp_path / "table.csv", num_rows=37)
+    assert reasons(forecast(resolve(source), store), "build data set") == ["data.source: other bytes"]
+
+
+def test_where_the_manifest_before_cannot_be_read_the_bytes_are_all_that_can_be_told(source, store, tmp_path, monkeypatch):
+    run(resolve(source), store)
+    write_table(tmp_path / "table.csv", num_rows=37)
+
+    def fail(*_: object) -> None:
+        raise StoreError("gone since")
+
+    monkeypatch.setattr(recipes, "load_manifest", fail)
     assert reasons(forecast(resolve(source), store), "build data set") == ["data.source: other bytes"]
 
 
@@ -367,6 +403,36 @@ def test_runs_come_back_newest_first(source, store):
     made = [run(resolve(source, optimizer__lr=lr), store, is_finished=False) for lr in (0.1, 0.2, 0.3)]
     assert [each.settings["optimizer"]["lr"] for each in load_runs(store).values()] == [0.3, 0.2, 0.1]
     assert next(iter(load_runs(store).values())) == made[-1]
+
+
+def test_a_record_is_named_for_the_time_of_its_start(source, store):
+    name = record_run(Run(settings={}, recipe=build_recipe(resolve(source))), store)
+    assert re.fullmatch(r"\d{8}T\d{6}\.\d{6}-[0-9a-f]{8}\.json", name)
+    assert store.names("runs") == [name]
+    started = datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC)
+    assert abs(datetime.now(UTC) - started) < timedelta(minutes=1)
+
+
+def test_a_run_has_the_keys_of_all_its_steps(source):
+    recipe = build_recipe(resolve(source))
+    made = Run(settings={}, recipe=recipe, later_keys=["a", "b"])
+    assert made.keys == {recipe.dataset.key, recipe.loaders.key, recipe.start.key, *recipe.epoch_keys, "a", "b"}
+
+
+def test_a_recipe_is_written_for_the_bytes_that_are_given_even_if_the_source_has_others_by_now(source):
+    recipe = build_recipe(resolve(source), ("1" * 64, "2" * 64))
+    assert recipe.source_digests == ["1" * 64, "2" * 64]
+    assert build_recipe(resolve(source)).source_digests == list(digest_sources(source, None))
+
+
+def test_the_code_that_a_recipe_names_is_imported_as_it_is_now(source, tmp_path, monkeypatch):
+    """So that a process that has imported an earlier state computes with what it writes down."""
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = resolve(source, model__factory="networks_of_now:build")
+    for width in (8, 16):
+        (tmp_path / "networks_of_now.py").write_text(f"width = {width}\n\ndef build(num_inputs, num_outputs): ...\n")
+        build_recipe(settings)
+        assert sys.modules["networks_of_now"].width == width
 
 
 def test_a_record_written_again_replaces_the_one_before(source, store):
