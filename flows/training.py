@@ -147,9 +147,9 @@ def _train_epochs(
         if is_new:
             logger.info(epochs[-1].describe(recipe.num_epochs), extra={"progress": (epoch, recipe.num_epochs)})
             bar.move(1.0 if is_last else epoch / recipe.num_epochs, epochs[-1].describe(recipe.num_epochs))
-        best = epochs[best_epoch(val_losses, patience) - 1]
+        best = epochs[best_epoch(val_losses) - 1]
         if keep is not None:
-            best_before = epochs[: best_epoch(val_losses[:-1], patience)][-1:] if epoch > 1 else []
+            best_before = epochs[: best_epoch(val_losses[:-1])][-1:] if epoch > 1 else []
             prune_checkpoints([*epochs[-keep - 1 : -keep], *best_before], [*epochs[-keep:], best], store)
         if is_last:
             break

@@ -118,7 +118,7 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
         )
         return [*forecasts, to_train, Forecast(step="evaluate and save", is_done=False, because=["the weights will be others"])]
     last = stopped_at or last
-    best = best_epoch(val_losses[:last], patience)
+    best = best_epoch(val_losses[:last])
     splits = DatasetRef.model_validate(snapshot).splits if snapshot else {}
     metrics = [recipe.evaluation(split, best).key for split in splits]
     steps = {f"evaluate {split}": key for split, key in zip(splits, metrics, strict=True)}

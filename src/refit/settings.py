@@ -209,9 +209,9 @@ class TrainingSettings(Section):
     """How long and how carefully to train."""
 
     num_epochs: int = Field(3, ge=1)
-    """Passes over the train rows, at most."""
+    """Passes over the train rows, at most. The epoch with the lowest validation loss is saved, without validation rows the last."""
     patience: int | None = Field(None, ge=1)
-    """Epochs without a lower validation loss before training stops; the best epoch is saved. None saves the last epoch."""
+    """Epochs without a lower validation loss before training stops; None never stops early."""
     accumulate_batches: int = Field(1, ge=1)
     """Batches whose gradients make one step, weighted by rows so that it equals one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)

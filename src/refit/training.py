@@ -229,9 +229,9 @@ def count_steps(num_batches: int, accumulate_batches: int, num_epochs: int) -> i
     return -(-num_batches // accumulate_batches) * num_epochs
 
 
-def best_epoch(val_losses: Sequence[float | None], patience: int | None) -> int:
-    """The epoch, counted from 1, whose weights a run keeps: the lowest validation loss with `patience`, else the last."""
-    if patience is None:
+def best_epoch(val_losses: Sequence[float | None]) -> int:
+    """The epoch, counted from 1, whose weights a run keeps: the first of the lowest validation loss, or the last without any."""
+    if None in val_losses:
         return len(val_losses)
     losses = [math.inf if loss is None or math.isnan(loss) else loss for loss in val_losses]
     return 1 + losses.index(min(losses))
@@ -239,7 +239,7 @@ def best_epoch(val_losses: Sequence[float | None], patience: int | None) -> int:
 
 def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) -> bool:
     """Whether the last `patience` epochs all failed to go below the lowest validation loss before them."""
-    return patience is not None and len(val_losses) - best_epoch(val_losses, patience) >= patience
+    return patience is not None and len(val_losses) - best_epoch(val_losses) >= patience
 
 
 def _draw_order(loader: ShuffledLoader, state: TrainingState, partial: PartialEpoch) -> Tensor:

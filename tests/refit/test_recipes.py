@@ -69,7 +69,7 @@ def run(settings: Settings, store: Store, val_losses: tuple[float, ...] = (0.9, 
         if has_lost_patience(val_losses[:last], settings.training.patience):
             break
     if is_finished:
-        best = best_epoch(val_losses[:last], settings.training.patience)
+        best = best_epoch(val_losses[:last])
         metrics = [recipe.evaluation(split, best).key for split in splits]
         for key in metrics:
             keep(store, key, put(store, "metrics", key.encode()).model_dump())

@@ -349,7 +349,7 @@ def test_a_form_of_the_tree_is_empty_and_says_default_and_bounds_of_every_settin
     loader, training = (schema["$defs"][name]["properties"] for name in ("LoaderSettings", "TrainingSettings"))
     assert loader["batch_size"]["description"] == "Rows in a training batch. At least 1. Default: 2."
     assert loader["drop_last"]["enum"] == [True, False]
-    assert training["patience"]["description"].endswith("None saves the last epoch. At least 1. Default: none.")
+    assert training["patience"]["description"].endswith("None never stops early. At least 1. Default: none.")
 
 
 def test_a_run_that_is_given_nothing_leaves_every_setting_open():

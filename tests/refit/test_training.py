@@ -299,7 +299,7 @@ def fail_after(loader, num_batches: int):
     ("val_losses", "patience", "best", "has_lost"),
     [
         ([0.5], None, 1, False),
-        ([0.5, 0.9, 0.1, 0.7], None, 4, False),
+        ([0.5, 0.9, 0.1, 0.7], None, 3, False),
         ([None, None, None], None, 3, False),
         ([0.5], 1, 1, False),
         ([0.5, 0.6], 1, 1, True),
@@ -315,8 +315,10 @@ def fail_after(loader, num_batches: int):
         ([0.4, float("nan")], 1, 1, True),
     ],
 )
-def test_the_best_epoch_is_the_first_of_the_lowest_loss_and_patience_counts_from_it(val_losses, patience, best, has_lost):
-    assert best_epoch(val_losses, patience) == best
+def test_the_best_epoch_is_the_first_of_the_lowest_loss_or_the_last_without_any_and_patience_counts_from_it(
+    val_losses, patience, best, has_lost
+):
+    assert best_epoch(val_losses) == best
     assert has_lost_patience(val_losses, patience) is has_lost
 
 
