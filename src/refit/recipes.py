@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,19 +89,19 @@ def load_runs(store: Store) -> dict[str, Run]:
 def forecast(settings: Settings, store: Store) -> list[Forecast]:
     """Say of each step whether a run would find it done, and if not, how it differs from the nearest run before.
 
+    That is one of the same model name; if there is none, one of another, which is then named.
+
     Raises:
         DataError: The source cannot be read.
         SettingsError: As `build_recipe`.
     """
-    recipe, earlier = build_recipe(settings), load_runs(store).values()
+    recipe, earlier = build_recipe(settings), list(load_runs(store).values())
     snapshot = load_usable_result(recipe.dataset.key, store)
     forecasts = [
         Forecast(
             step="build data set",
             is_done=snapshot is not None,
-            because=[]
-            if snapshot
-            else _explain(recipe.dataset, recipe.dataset.key, [run.recipe.dataset for run in earlier], settings, store),
+            because=[] if snapshot else _explain(recipe, _take_dataset, recipe.dataset.key, earlier, settings, store),
         )
     ]
     last = find_last_epoch(recipe.epoch_keys, store)
@@ -111,8 +111,7 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
     patience = settings.training.patience
     stopped_at = next((epoch for epoch in range(1, last + 1) if has_lost_patience(val_losses[:epoch], patience)), None)
     if last < recipe.num_epochs and stopped_at is None:
-        before = [_training(run.recipe) for run in earlier]
-        reasons = [] if last else _explain(_training(recipe), recipe.epoch_keys[0], before, settings, store)
+        reasons = [] if last else _explain(recipe, _take_training, recipe.epoch_keys[0], earlier, settings, store)
         to_train = Forecast(
             step=f"train epochs {last + 1} to {recipe.num_epochs}", is_done=False, because=reasons or ["not run yet"]
         )
@@ -130,20 +129,28 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
     return forecasts
 
 
-def _training(recipe: Recipe) -> Step:
+def _take_dataset(recipe: Recipe) -> Step:
+    return recipe.dataset
+
+
+def _take_training(recipe: Recipe) -> Step:
     """What the first epoch depends on, in one step."""
     return Step(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
 
 
-def _explain(step: Step, key: str, earlier: Sequence[Step], settings: Settings, store: Store) -> list[str]:
+def _explain(
+    recipe: Recipe, take: Callable[[Recipe], Step], key: str, earlier: Sequence[Run], settings: Settings, store: Store
+) -> list[str]:
     """How a step, whose result has this key, differs from the nearest earlier one: of those that differ least, the newest."""
     if not earlier:
         return ["nothing was run before"]
-    nearest = min(earlier, key=lambda other: len(_differences(step.ingredients, other.ingredients)))
+    own = [run for run in earlier if run.settings.get("name") == settings.name]
+    step, steps = take(recipe), [(run, take(run.recipe)) for run in own or earlier]
+    run, nearest = min(steps, key=lambda other: len(_differences(step.ingredients, other[1].ingredients)))
     changed = _differences(step.ingredients, nearest.ingredients)
+    lines = [] if own else [f"{settings.name} was not run before; beside the nearest run, of {run.settings.get('name')}:"]
     if not changed:
-        return ["its result is gone or damaged" if store.exists(result_path(key)) else "no result of it is kept"]
-    lines = []
+        return [*lines, "its result is gone or damaged" if store.exists(result_path(key)) else "no result of it is kept"]
     for name in changed:
         old, new = nearest.ingredients.get(name), step.ingredients.get(name)
         if name == "data set":

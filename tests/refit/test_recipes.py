@@ -199,6 +199,25 @@ def test_of_runs_as_near_the_newest_is_compared_with(source, store):
     assert reasons(forecast(resolve(source, optimizer__lr=0.25), store), "train epochs 1 to 3") == ["optimizer.lr: 0.2 -> 0.25"]
 
 
+def test_a_run_of_the_same_name_is_compared_with_though_one_of_another_is_nearer(source, store):
+    run(resolve(source, name="penguins", optimizer__lr=0.5, model__activation="tanh"), store, is_finished=False)
+    run(resolve(source, name="other", data__val_fraction=0.3), store, is_finished=False)
+    found = forecast(resolve(source, name="penguins", optimizer__lr=0.5, data__val_fraction=0.4), store)
+    assert reasons(found, "build data set") == ["data.val_fraction: None -> 0.4"]
+    assert reasons(found, "train epochs 1 to 3") == ["the data set will be another", "model.activation: 'tanh' -> 'relu'"]
+
+
+def test_where_no_run_had_the_name_the_nearest_of_another_is_compared_with_and_named(source, store):
+    run(resolve(source, name="other"), store, is_finished=False)
+    run(resolve(source, name="far", optimizer__lr=0.5, model__activation="tanh"), store, is_finished=False)
+    found = forecast(resolve(source, name="penguins", optimizer__lr=0.25), store)
+    assert found[0].is_done
+    assert reasons(found, "train epochs 1 to 3") == [
+        "penguins was not run before; beside the nearest run, of other:",
+        "optimizer.lr: 0.1 -> 0.25",
+    ]
+
+
 def test_a_changed_split_is_told_of_the_data_set_and_training_gets_another(source, store):
     run(resolve(source), store)
     found = forecast(resolve(source, data__val=0.3), store)
