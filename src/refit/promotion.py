@@ -241,7 +241,7 @@ def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters 
 
 def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
     names, indices, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    rows = np.split(np.argsort(indices, kind="stable"), counts.cumsum()[:-1])
+    rows = np.split(np.argsort(indices), counts.cumsum()[:-1])
     return zip((f"class {name}" for name in names), rows, strict=True)
 
 

@@ -25,7 +25,7 @@ from flows.training import train
 from refit.checkpoints import digest_weights
 from refit.devices import NUM_THREADS
 from refit.errors import DataError, RefitError, SettingsError, StoreError, TrainingError
-from refit.inference import load_model
+from refit.inference import Model, load_model
 from refit.optimizers import build_learning_rate
 from refit.recipes import forecast
 from refit.refs import EpochResult, TrainingResult
@@ -273,6 +273,19 @@ def test_without_patience_all_epochs_are_trained_and_the_one_with_the_lowest_val
     result = run(given)
     assert len(read(result, "log")) == 12 > result.best_epoch
     assert_plain(result, train_plainly(given, 12))
+
+
+def test_a_model_that_is_trained_in_bf16_is_scored_in_bf16(tmp_path):
+    given = {**by_time(write_table(tmp_path / "table.csv"), num_epochs=1), "compute": {"precision": "bf16"}}
+    result = run(given)
+    rows, losses = pl.read_csv(given["data"]["source"])[36:48], []
+    for precision in ("bf16", "fp32"):
+        model = load_model(result.model.path)
+        settings = SettingsTree.model_validate({"compute": {"precision": precision}})
+        logits = Model(model.module, model.manifest, settings).predict_logits(rows)
+        losses.append(torch.nn.functional.cross_entropy(logits, rows["y"].to_torch()).item())
+    assert read(result, "metrics")["val"]["loss"] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
 
 
 def test_the_rows_of_the_test_are_read_once_and_last(tmp_path, monkeypatch):

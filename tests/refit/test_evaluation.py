@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from refit import randomness
 from refit.errors import TrainingError
-from refit.evaluation import CALIBRATION_BINS, compute_logits, evaluate
+from refit.evaluation import compute_logits, evaluate
 from refit.loaders import build_evaluation_loader
 from refit.randomness import holding_generators
 
@@ -37,9 +37,9 @@ def score(logits: torch.Tensor, y: torch.Tensor):
 
 
 def calibration_error(probabilities: np.ndarray, y: np.ndarray) -> float:
-    """Guo et al., 2017, equation 3."""
+    """Guo et al., 2017, equation 3, with its 15 bins."""
     confidence, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    edges = np.linspace(0, 1, 16)
     error = 0.0
     for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
@@ -97,6 +97,14 @@ def test_a_model_that_is_sure_and_wrong_is_badly_calibrated():
     found = score(nn.functional.one_hot(1 - y, 2) * 100.0, y)
     assert (found.accuracy, found.roc_auc) == (0.0, 0.0)
     assert found.calibration_error == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("confidences", "error"), [((0.62, 0.68), (0.38 + 0.68) / 2), ((0.61, 0.66), (0.61 + 0.66 - 1) / 2)])
+def test_confidence_is_compared_with_accuracy_in_fifteenths(confidences, error):
+    """The first row is right, the second wrong; 0.667 lies between those of the first pair, and no fifteenth in the second pair."""
+    confidence = torch.tensor(confidences)
+    found = score(torch.stack([confidence, 1 - confidence], dim=1).log(), torch.tensor([0, 1]))
+    assert found.calibration_error == pytest.approx(error, abs=1e-6)
 
 
 def test_where_a_class_has_no_rows_there_is_no_area_under_the_curve():

@@ -82,6 +82,18 @@ def test_a_loaded_model_gives_the_bits_of_the_model_that_was_trained(store):
     assert torch.equal(refit.load_model(path).predict_logits(ROWS), expected)
 
 
+def test_a_model_that_was_trained_in_bf16_scores_in_bf16(store):
+    path, module = train_and_save(store, {"compute": {"precision": "bf16"}})
+    x = torch.tensor([list(row) for row in zip(*ROWS.values(), strict=True)])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = module(x)
+    with torch.no_grad():
+        exact = module(x)
+    found = refit.load_model(path).predict_logits(ROWS)
+    assert torch.equal(found, rounded.float())
+    assert not torch.equal(found, exact)
+
+
 def test_a_version_of_a_store_is_loaded_only_if_all_its_files_are_whole(store):
     train_and_save(store, {})
     assert torch.equal(

@@ -141,6 +141,20 @@ def test_the_weights_that_a_warm_start_takes_are_an_ingredient_of_training():
     assert changed_keys(cold, warm) == changed_keys(warm, other) == START
 
 
+def test_the_code_of_a_warm_start_is_an_ingredient_where_there_is_one(monkeypatch):
+    def write_both() -> list[dict[str, object]]:
+        settings = resolve_settings(BASE)[0]
+        return [keys_of(write_recipe(settings, SOURCE, None, PROCESSOR, weights)) for weights in (None, "3" * 64)]
+
+    before, digest_code = write_both(), keys.digest_code
+    monkeypatch.setattr(
+        keys,
+        "digest_code",
+        lambda modules: {name: "other" if name == "code.refit.warm_start" else it for name, it in digest_code(modules).items()},
+    )
+    assert [changed(*pair) for pair in zip(before, write_both(), strict=True)] == [set(), START]
+
+
 def test_the_processor_is_an_ingredient_of_training_and_not_of_the_data_set():
     assert changed_keys(write(), write(processor="cuda NVIDIA H100")) == START
 

@@ -102,6 +102,14 @@ def test_scores_are_those_of_predict_to_the_bit_in_the_order_of_files_and_rows(m
     assert_scores_are_those_of_predict(model, f"{tmp_path}/rows", "scored.parquet")
 
 
+def test_a_file_is_scored_in_the_precision_that_the_model_was_trained_in(model, tmp_path):
+    source = write(make_rows(200), tmp_path / "rows.parquet")
+    rounding = Model(model.module, model.manifest, SettingsTree.model_validate({"compute": {"precision": "bf16"}}))
+    score_files(rounding, source, "scored.parquet", "penguins@v3")
+    assert_scores_are_those_of_predict(rounding, source, "scored.parquet")
+    assert read_scores("scored.parquet")[1].tobytes() != model.predict_proba(read_table(source).frame).tobytes()
+
+
 def test_several_batches_of_the_size_in_use_give_the_bits_of_predict(model, tmp_path):
     source = write(make_rows(150_000, seed=1), tmp_path / "rows.parquet")
     scored_so_far = []

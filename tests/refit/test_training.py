@@ -583,6 +583,18 @@ def test_validation_rows_whose_logits_are_not_finite_are_named():
         )
 
 
+def test_validation_is_in_the_precision_of_training():
+    state, (x, y) = build_state(), make_rows(50)
+    loaders = build_train_loader(x, y, 10, False), build_evaluation_loader(x, y)
+    log = train_epoch(state, loaders[0], constant(0.1), device=CPU, precision="bf16", val_loader=loaders[1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = nn.functional.cross_entropy(state.model(x).float(), y).item()
+    with torch.no_grad():
+        exact = nn.functional.cross_entropy(state.model(x), y).item()
+    assert log.val_loss == pytest.approx(rounded, rel=1e-6)
+    assert log.val_loss != pytest.approx(exact, rel=1e-6)
+
+
 def train_with_dropout(**options) -> list[float]:
     """Losses of an epoch of 300 steps."""
     state, loader = build_state({"hidden_sizes": [8], "dropout": 0.5}), build_train_loader(*make_rows(600), 2, False)
