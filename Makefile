@@ -5,6 +5,7 @@
 #   make e2e   [ARGS="-k schedule"]
 #   make lint
 #   make bench [ARGS="--quick"]
+#   make mutants [ARGS="splits promotion"]
 #   make clean
 #
 # Needs Python 3.11 or newer; another one than `python3` is named by `make train PYTHON=python3.12`.
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WITH_PEERS := .[dev,bench]
 
-.PHONY: train test e2e lint bench clean
+.PHONY: train test e2e lint bench mutants clean
 .NOTPARALLEL:
 
 train: .venv/train.stamp
@@ -36,6 +37,10 @@ lint: .venv/test.stamp
 
 bench: .venv/bench.stamp
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+# Not part of what every change must pass: it takes long, and needs a judgement.
+mutants: .venv/test.stamp
+	@$(BIN)/python tests/mutants.py $(ARGS)
 
 clean:
 	rm -rf .venv
