@@ -14,6 +14,7 @@ import ast
 import builtins
 import copy
 import importlib
+import json
 import multiprocessing
 import os
 import random
@@ -30,6 +31,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
@@ -242,17 +245,35 @@ def _run_tests(mutant: Mutant, timeout: float) -> tuple[bool, float]:
     return process.exitcode == 0, time.monotonic() - started
 
 
+class FastestFirst:
+    """Lets tests run in the order of how long they took the first time, when nothing was changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.durations = path, Counter[str]()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if self.path.exists():
+            known = json.loads(self.path.read_text())
+            items.sort(key=lambda item: known.get(item.nodeid, 0))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.durations[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if not self.path.exists():
+            self.path.write_text(json.dumps(self.durations))
+
+
 def _run_pytest(module: str) -> None:
     os.setsid()
     with open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
-    import pytest
-
     files = [f"tests/refit/{name}.py" for name in TESTS[module]]
     folder = tempfile.mkdtemp(dir=os.environ["MUTANTS"])  # a new one, as pytest takes long to clear those of the runs before
+    plugins = [FastestFirst(Path(os.environ["MUTANTS"], module))]
     # What noticed the change before may notice this one.
-    os._exit(pytest.main(["-x", "--failed-first", "-m", "not slow", f"--basetemp={folder}", *files]))
+    os._exit(pytest.main(["-x", "--failed-first", "-m", "not slow", f"--basetemp={folder}", *files], plugins))
 
 
 def _run_module(module: str, given: argparse.Namespace, pool: ProcessPoolExecutor) -> tuple[int, int]:
@@ -292,7 +313,7 @@ def main() -> int:
         parser.error(f"expected modules of {', '.join(TESTS)}, found {', '.join(unknown)}")
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.dont_write_bytecode = True
-    for package in ("matplotlib.pyplot", "polars", "pydantic_settings", "pytest", "torch", "torchmetrics"):
+    for package in ("matplotlib.pyplot", "polars", "pydantic_settings", "torch", "torchmetrics"):
         importlib.import_module(package)  # once, for all forks
     counts = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
