@@ -38,7 +38,8 @@ def judge_candidate(
         check_slices(settings.promotion, settings.data)
         champion = _find_start(settings, store)
         with training_alone():
-            recipe = build_recipe(settings, source_digests, champion.weights_digest if champion else None)
+            first_weights = (champion.held_back_digest or champion.weights_digest) if champion else None
+            recipe = build_recipe(settings, source_digests, first_weights)
             number = registry.read_alias(store, settings.name)
             needed = explain_missing_rows(build_snapshot(recipe, settings), number, settings)
             if needed is not None and keep(None, number, needed, {KEY: key}, settings) is not None:

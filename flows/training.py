@@ -102,13 +102,18 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
         with _timed("train", seconds):
             epochs, best = _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
         with _timed("evaluate", seconds):
-            # The test rows are opened here, once, when the weights are final.
+            # The test rows are opened here, once, when the weights to judge are final.
             keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
             metrics = {split: evaluate(key, split, best.checkpoint, snapshot, settings) for split, key in keys.items()}
+        key = recipe.saving(settings.name, best.epoch, len(epochs), list(keys.values())).key
+        record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
+        refitted = None
+        if recipe.refit_on_all:
+            with _timed("refit_on_all", seconds):
+                last_fit = recipe.on_all_rows(best.epoch)
+                _, refitted = _train_epochs(last_fit, snapshot, settings, champion, store, started, refresh)
         with _timed("save_checkpoint", seconds):
-            key = recipe.saving(settings.name, best.epoch, len(epochs), list(keys.values())).key
-            record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
-            saved = save_checkpoint(key, best, epochs, metrics, snapshot, settings, return_state=True)
+            saved = save_checkpoint(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
     model = registry.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
@@ -123,16 +128,22 @@ def _train_epochs(
     refresh: bool,
     tries: int = TRIES,
 ) -> tuple[list[EpochResult], EpochResult]:
-    """All epochs of the run, and the one whose weights it keeps; raises StoreError if its checkpoint is lost time and again."""
+    """All epochs of the recipe, and the one whose weights the run keeps; raises StoreError if that is lost time and again."""
     logger = get_run_logger()
     patience, timeout, keep = settings.training.patience, settings.training.timeout_seconds, settings.checkpoint.keep
     if patience is not None and "val" not in snapshot.splits:
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
+    if recipe.refit_on_all and len(snapshot.splits) == 1:
+        raise SettingsError(
+            "training.refit_on_all: expected rows that training held back, found train rows alone;"
+            " set data.val or data.test, or drop it"
+        )
     deadline = None if timeout is None else started + timeout
-    loaders = build_loaders(recipe.loaders.key, snapshot, settings)
+    loaders = build_loaders(recipe.loaders.key, snapshot, settings, recipe.is_on_all_rows)
+    rows = "on all rows, " if recipe.is_on_all_rows else ""
     last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, logger.warning)
     if last:
-        logger.info("epochs 1 to %d of %d: done before", last, recipe.num_epochs)
+        logger.info("%sepochs 1 to %d of %d: done before", rows, last, recipe.num_epochs)
     checkpoint = start_training(recipe.start.key, snapshot, settings, champion)
     if last == 0 and not store.is_whole(checkpoint.digest):
         checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings, champion)
@@ -145,8 +156,9 @@ def _train_epochs(
         val_losses = [result.val_loss for result in epochs]
         is_last = epoch == recipe.num_epochs or has_lost_patience(val_losses, patience)
         if is_new:
-            logger.info(epochs[-1].describe(recipe.num_epochs), extra={"progress": (epoch, recipe.num_epochs)})
-            bar.move(1.0 if is_last else epoch / recipe.num_epochs, epochs[-1].describe(recipe.num_epochs))
+            description = rows + result.describe(recipe.num_epochs)
+            logger.info(description, extra={"progress": (epoch, recipe.num_epochs)})
+            bar.move(1.0 if is_last else epoch / recipe.num_epochs, description)
         best = epochs[best_epoch(val_losses) - 1]
         if keep is not None:
             best_before = epochs[: best_epoch(val_losses[:-1])][-1:] if epoch > 1 else []

@@ -21,8 +21,9 @@ def save_checkpoint(
     metrics: dict[str, Ref],
     snapshot: DatasetRef,
     settings: SettingsTree,
+    refitted: EpochResult | None = None,
 ) -> SavedModel:
-    """Keep the weights of epoch `best` as the model's next version, with its record and card."""
+    """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
     saved = checkpoints.save_checkpoint(
         best.checkpoint,
@@ -32,6 +33,7 @@ def save_checkpoint(
         {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
         store,
         key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
+        refitted=None if refitted is None else refitted.checkpoint,
     )
     get_run_logger().info("saved %s@v%d in %s", saved.name, saved.version, saved.path)
     return saved

@@ -14,12 +14,18 @@ from tasks.caching import CACHED, RETRIED
 
 
 @task(task_run_name="build loaders", **CACHED, **RETRIED)
-def build_loaders(key: str, snapshot: DatasetRef, settings: SettingsTree) -> LoadersRef:  # noqa: ARG001
-    """Make the loaders of the train and validation rows, and say what they are made of."""
-    num_rows = dataset.load_manifest(snapshot, Store(settings.store.url)).splits["train"].rows
+def build_loaders(
+    key: str,  # noqa: ARG001
+    snapshot: DatasetRef,
+    settings: SettingsTree,
+    on_all_rows: bool = False,
+) -> LoadersRef:
+    """Make the loaders of the train and validation rows, or of all rows to train on, and say what they are made of."""
+    infos = dataset.load_manifest(snapshot, Store(settings.store.url)).splits
+    splits = [*infos] if on_all_rows else ["train"]
     batch_size, drop_last = settings.loader.batch_size, settings.loader.drop_last
-    num_batches = loaders.count_batches(num_rows, batch_size, drop_last)
-    ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches)
+    num_batches = loaders.count_batches(sum(infos[split].rows for split in splits), batch_size, drop_last)
+    ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches, splits=splits)
     open_loaders(ref, settings.store.url, devices.choose_device(settings.compute.device))
     return ref
 
@@ -27,7 +33,7 @@ def build_loaders(key: str, snapshot: DatasetRef, settings: SettingsTree) -> Loa
 def open_loaders(
     ref: LoadersRef, url: str, device: torch.device = loaders.CPU
 ) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
-    """Return the loaders of the train and, where there are any, validation rows; the last ones made are kept."""
+    """Return the loaders of the rows to train on and, where others are left, of the validation rows; the last made are kept."""
     return _open_loaders(ref.model_dump_json(), url, device)
 
 
@@ -40,8 +46,9 @@ def close_loaders() -> None:
 def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)
     manifest = dataset.load_manifest(ref.dataset, store)
-    train_rows = dataset.load_split(manifest, "train", store)
-    train_loader = loaders.build_train_loader(*train_rows, ref.batch_size, ref.drop_last, device)
-    if "val" not in manifest.splits:
+    parts = [dataset.load_split(manifest, split, store) for split in ref.splits]
+    x, y = map(torch.cat, zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
+    train_loader = loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device)
+    if "val" not in manifest.splits or "val" in ref.splits:
         return train_loader, None
     return train_loader, loaders.build_evaluation_loader(*dataset.load_split(manifest, "val", store), device)

@@ -56,7 +56,8 @@ def start_training(
 
 def _name_run() -> str:
     epoch, num_before = task_run.parameters["epoch"], len(task_run.parameters["keys_before"])
-    return f"train epochs {epoch - num_before} to {epoch}" if num_before else f"train epoch {epoch}"
+    rows = " on all rows" if len(task_run.parameters["loaders"].splits) > 1 else ""
+    return (f"train epochs {epoch - num_before} to {epoch}" if num_before else f"train epoch {epoch}") + rows
 
 
 @task(task_run_name=_name_run, **CACHED, **RETRIED)

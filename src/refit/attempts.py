@@ -47,6 +47,10 @@ def forget_attempts(recipe: Recipe, store: Store) -> None:
 def _describe_progress(recipe: Recipe, store: Store) -> str:
     if load_usable_result(recipe.dataset.key, store) is None:
         return "nothing"
+    return ", then on all rows ".join(_describe_epochs(fit, store) for fit in recipe.fits)
+
+
+def _describe_epochs(recipe: Recipe, store: Store) -> str:
     last = find_last_epoch(recipe.epoch_keys, store)
     partial = find_partial(recipe.epoch_keys[last], store) if last < recipe.num_epochs else None
     return f"epoch {last}" + (f" and checkpoint {partial.digest[:12]} inside the next" if partial else "")

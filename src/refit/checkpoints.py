@@ -156,23 +156,35 @@ def save_checkpoint(
     metrics: Mapping[str, Metrics],
     store: Store,
     key: str | None = None,
+    refitted: Ref | None = None,
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
     With a `key` it is saved once: if the newest version has it, from a run that died before it could say so, that version it is.
+    With `refitted`, a checkpoint of as many epochs on all rows, its weights are served, and the others kept to judge by.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json` (digests, also of all other files and of a factory's code, versions of packages, and logits by which the network
-    is known again), and the card: `card.md` with its pictures. The ledger counts that the test rows have judged it.
+    is known again), the card: `card.md` with its pictures, and with `refitted` `held_back.pt`. The ledger counts that the test rows
+    have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
     """
-    content = _read_checkpoint(checkpoint, store)
-    record = _identify(content, settings, manifest) | {"key": key, "checkpoint": checkpoint.digest}
+    refs = {"model.pt": checkpoint} if refitted is None else {"model.pt": refitted, "held_back.pt": checkpoint}
+    contents = {name: _read_checkpoint(ref, store) for name, ref in refs.items()}
+    known = {name: _identify(contents[name], ref, settings, manifest) for name, ref in refs.items()}
+    record = known["model.pt"] | {
+        "refit_on_all": refitted is not None,
+        "held_back": known.get("held_back.pt"),
+        "torch": torch.__version__,
+        "code": digest_user_code(settings.model.factory),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "key": key,
+    }
     judged_on = list(metrics)[-1]
     files = {
-        "model.pt": _to_bytes(content["model"]),
+        **{name: _to_bytes(content["model"]) for name, content in contents.items()},
         "settings.json": _to_json(settings),
         "manifest.json": _to_json(manifest),
         "metrics.json": _to_json(metrics),
@@ -189,21 +201,25 @@ def save_checkpoint(
         number = registry.add_version(store, settings.name, {**files, "version.json": _to_json(record)})
     if manifest.test_rows is not None:
         record_opening(store, settings.name, number, manifest.test_rows.digest)
-    path = store.location(registry.version_folder(settings.name, number))
-    return SavedModel(name=settings.name, version=number, path=path, weights_digest=record["weights_digest"])
+    path, judged = store.location(registry.version_folder(settings.name, number)), record["held_back"]
+    return SavedModel(
+        name=settings.name,
+        version=number,
+        path=path,
+        weights_digest=record["weights_digest"],
+        held_back_digest=judged and judged["weights_digest"],
+    )
 
 
-def _identify(content: Mapping[str, Any], settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
+def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
     """What tells the weights of a checkpoint, and the network that they belong to, from others."""
     model = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
     model.load_state_dict(content["model"])
     return {
         "weights_digest": digest_weights(content["model"]),
         "epoch": content["epoch"],
-        "torch": torch.__version__,
-        "code": digest_user_code(settings.model.factory),
         "probe": probe(model, len(manifest.input_names)),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": ref.digest,
     }
 
 
@@ -218,6 +234,7 @@ def _render_card(
         "learned from": f"`{settings.data.source}`, {manifest.splits['train'].rows} rows",
         "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
+        **({"trained once more": _describe_refit(manifest, judged_on, record["epoch"])} if record["refit_on_all"] else {}),
         "created": record["created"],
         "weights": f"SHA-256 `{record['weights_digest']}`",
     }
@@ -242,6 +259,14 @@ By class, on the rows of {judged_on}:
 
 ![loss by epoch](loss.png)
 """
+
+
+def _describe_refit(manifest: Manifest, judged_on: str, num_epochs: int) -> str:
+    num_rows = sum(info.rows for info in manifest.splits.values())
+    return (
+        f"on all {num_rows} rows for {num_epochs} epoch{'s' * (num_epochs > 1)}, from the same start; these weights predict."
+        f" The scores are those of the weights before, which had not learned from the rows of {judged_on}"
+    )
 
 
 def _keep(data: bytes, store: Store) -> Ref:

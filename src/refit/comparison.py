@@ -127,7 +127,7 @@ def compare(candidate: SavedModel, champion: int | None, settings: PromotionSett
         DataError: There are no test rows that neither has learned from, or no such column as a slice names.
         RefitError: The candidate cannot score its own test rows.
     """
-    model = load_model(candidate.path)
+    model = load_model(candidate.path, held_back=True)
     manifest = model.manifest
     rows = load_test_rows(manifest, store)
     check_columns("promotion.slices", settings.slices, rows.columns, "the table")

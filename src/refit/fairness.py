@@ -41,7 +41,7 @@ def find_rival(name: str, champion: int | None, manifest: Manifest, rows: pl.Dat
     for number in [] if champion is None else [champion, *list_earlier(store, name)]:
         try:
             check_version(store, name, number)
-            model = load_model(store.location(version_folder(name, number)))
+            model = load_model(store.location(version_folder(name, number)), held_back=True)
         except StoreError as error:
             damages.append(f"{name}@v{number} is damaged: {error}")
             continue

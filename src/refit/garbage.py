@@ -37,12 +37,13 @@ def find_garbage(store: Store) -> dict[str, int]:
 
 
 def _digests_of_versions(store: Store) -> set[str]:
-    """Checkpoint, data set and test rows of every version."""
+    """Checkpoints, data set and test rows of every version."""
     digests = set()
     for name in registry.list_models(store):
         for number in registry.list_versions(store, name):
             folder = registry.version_folder(name, number)
-            digests.add(json.loads(store.read(f"{folder}/version.json"))["checkpoint"])
+            record = json.loads(store.read(f"{folder}/version.json"))
+            digests |= {weights["checkpoint"] for weights in (record, record.get("held_back")) if weights}
             manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))
             digests.add(hashlib.sha256(manifest.model_dump_json().encode()).hexdigest())
             digests |= {info.digest for info in manifest.splits.values()}

@@ -60,8 +60,13 @@ class Model:
         return compute_logits(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
 
 
-def load_model(path: str | PathLike[str]) -> Model:
+def load_model(path: str | PathLike[str], held_back: bool = False) -> Model:
     """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
+
+    Args:
+        path: Of the version.
+        held_back: Take the weights that its scores are of, from which the test rows were held back. They are others only where
+            `training.refit_on_all` was set.
 
     Raises:
         StoreError: There is no version at `path`, or it is damaged.
@@ -70,14 +75,16 @@ def load_model(path: str | PathLike[str]) -> Model:
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
     store = Store(folder or ".")
-    files = {name: store.read(f"{version}/{name}") for name in ("settings.json", "manifest.json", "version.json", "model.pt")}
+    files = {name: store.read(f"{version}/{name}") for name in ("settings.json", "manifest.json", "version.json")}
     try:
         settings = SettingsTree.model_validate_json(files["settings.json"])
         manifest = Manifest.model_validate_json(files["manifest.json"])
         record = json.loads(files["version.json"])
-        expected = torch.tensor(record["probe"])
-        weights = torch.load(io.BytesIO(files["model.pt"]), weights_only=True)
-        if digest_weights(weights) != record["weights_digest"]:
+        judged = record.get("held_back") if held_back else None
+        known, file = (record, "model.pt") if judged is None else (judged, "held_back.pt")
+        expected = torch.tensor(known["probe"])
+        weights = torch.load(io.BytesIO(store.read(f"{version}/{file}")), weights_only=True)
+        if digest_weights(weights) != known["weights_digest"]:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error

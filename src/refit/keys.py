@@ -45,6 +45,8 @@ TRAINING_CODE = (
     "refit.randomness",
 )
 EVALUATION_CODE = (*MODEL_CODE, "refit.evaluation", "refit.loaders", "refit.randomness")
+ROWS = "rows"
+"""The ingredient of epochs on other rows than those of train."""
 
 
 class Step(BaseModel):
@@ -77,6 +79,22 @@ class Recipe(BaseModel):
     """What every epoch depends on besides the one before it."""
     num_epochs: int
     processor: str
+    refit_on_all: bool = False
+
+    @property
+    def fits(self) -> list["Recipe"]:
+        """This recipe and, where there is a last fit on all rows, that of its epochs: as many as validation could choose."""
+        return [self, self.on_all_rows(self.num_epochs)] if self.refit_on_all else [self]
+
+    def on_all_rows(self, num_epochs: int) -> "Recipe":
+        """The recipe of so many epochs on all rows, from the same start and by the same settings."""
+        epoch = Step(name="epoch", ingredients={**self.epoch.ingredients, ROWS: "all"})
+        return Recipe(dataset=self.dataset, start=self.start, epoch=epoch, num_epochs=num_epochs, processor=self.processor)
+
+    @property
+    def is_on_all_rows(self) -> bool:
+        """Whether epochs train on all rows, not only on those of train."""
+        return ROWS in self.epoch.ingredients
 
     @property
     def source_digests(self) -> list[str | None]:
@@ -86,7 +104,7 @@ class Recipe(BaseModel):
     @property
     def loaders(self) -> Step:
         """What the loaders depend on."""
-        settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.")}
+        settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.") or name == ROWS}
         return Step(name="loaders", ingredients={"data set": self.dataset.key, **settings})
 
     @cached_property
@@ -104,8 +122,9 @@ class Recipe(BaseModel):
         return Step(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
 
     def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Step:
-        """What a saved version depends on: its name, the weights chosen, the epochs in its log, and the keys of its metrics."""
-        epochs = {"weights": self.epoch_keys[best_epoch - 1], "epochs": self.epoch_keys[num_epochs - 1]}
+        """What a version depends on: its name, the weights chosen and served, the epochs in its log, the keys of its metrics."""
+        chosen, served = (fit.epoch_keys[best_epoch - 1] for fit in (self, self.fits[-1]))
+        epochs = {"weights": chosen, "served": served, "epochs": self.epoch_keys[num_epochs - 1]}
         return Step(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
 
 
@@ -159,6 +178,7 @@ def write_recipe(
         epoch=Step(name="epoch", ingredients=loop),
         num_epochs=settings.training.num_epochs,
         processor=processor,
+        refit_on_all=settings.training.refit_on_all,
     )
 
 
@@ -168,4 +188,4 @@ def retraining_key(settings: Settings, source_digest: str, test_source_digest: s
     promotion = dict(walk_settings(settings.promotion, "promotion."))
     del promotion["promotion.timeout_seconds"]
     steps = [recipe.start.key, recipe.epoch.key, recipe.num_epochs, settings.training.patience]
-    return digest_json([*steps, settings.training.warm_start, promotion])
+    return digest_json([*steps, settings.training.warm_start, settings.training.refit_on_all, promotion])

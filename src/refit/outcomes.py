@@ -24,6 +24,7 @@ def render_report(
         scores=verdict.scores,
         num_scored=verdict.decision.num_rows,
         not_judged=verdict.decision.not_judged,
+        is_refitted=record.get("refit_on_all", False),
         worse_slices=[SliceRow(part.name, part.num_rows, part.candidate, part.champion) for part in verdict.decision.worse],
         epochs=[EpochRow(**{name: epoch[name] for name in EpochRow.__dataclass_fields__}) for epoch in log],
         best_epoch=record["epoch"],

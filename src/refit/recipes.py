@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,8 +35,8 @@ class Run(BaseModel):
     @property
     def keys(self) -> set[str]:
         """Keys of all its steps."""
-        first = (self.recipe.dataset.key, self.recipe.loaders.key, self.recipe.start.key)
-        return {*first, *self.recipe.epoch_keys, *self.later_keys}
+        fits = (key for fit in self.recipe.fits for key in (fit.loaders.key, *fit.epoch_keys))
+        return {self.recipe.dataset.key, self.recipe.start.key, *fits, *self.later_keys}
 
 
 class Forecast(BaseModel):
@@ -115,18 +115,33 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
         to_train = Forecast(
             step=f"train epochs {last + 1} to {recipe.num_epochs}", is_done=False, because=reasons or ["not run yet"]
         )
-        return [*forecasts, to_train, Forecast(step="evaluate and save", is_done=False, because=["the weights will be others"])]
-    last = stopped_at or last
-    best = best_epoch(val_losses[:last])
+        rest = "evaluate, train on all rows and save" if recipe.refit_on_all else "evaluate and save"
+        return [*forecasts, to_train, Forecast(step=rest, is_done=False, because=["the weights will be others"])]
+    return [*forecasts, *_forecast_the_rest(recipe, settings, snapshot, val_losses[: stopped_at or last], store)]
+
+
+def _forecast_the_rest(
+    recipe: Recipe, settings: Settings, snapshot: dict[str, Any] | None, val_losses: Sequence[float | None], store: Store
+) -> Iterator[Forecast]:
+    """What comes after the epochs, all of which are done."""
+    best = best_epoch(val_losses)
     splits = DatasetRef.model_validate(snapshot).splits if snapshot else {}
-    metrics = [recipe.evaluation(split, best).key for split in splits]
-    steps = {f"evaluate {split}": key for split, key in zip(splits, metrics, strict=True)}
-    steps["save"] = recipe.saving(settings.name, best, last, metrics).key
-    for step, key in steps.items():
-        is_done = load_usable_result(key, store) is not None
-        reason = "another name, another best epoch, other metrics, or its code or result has changed"
-        forecasts.append(Forecast(step=step, is_done=is_done, because=[] if is_done else [reason]))
-    return forecasts
+    metrics = {split: recipe.evaluation(split, best).key for split in splits}
+    for split, key in metrics.items():
+        yield _forecast_by_result(f"evaluate {split}", key, store)
+    if recipe.refit_on_all:
+        last = find_last_epoch(recipe.on_all_rows(best).epoch_keys, store)
+        if last:
+            yield Forecast(step=f"train epochs 1 to {last} on all rows", is_done=True, because=[])
+        if last < best:
+            yield Forecast(step=f"train epochs {last + 1} to {best} on all rows", is_done=False, because=["not run yet"])
+    yield _forecast_by_result("save", recipe.saving(settings.name, best, len(val_losses), [*metrics.values()]).key, store)
+
+
+def _forecast_by_result(step: str, key: str, store: Store) -> Forecast:
+    is_done = load_usable_result(key, store) is not None
+    reason = "another name, another best epoch, other metrics, or its code or result has changed"
+    return Forecast(step=step, is_done=is_done, because=[] if is_done else [reason])
 
 
 def _take_dataset(recipe: Recipe) -> Step:
@@ -183,7 +198,7 @@ def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[
         change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
         lines.append(f"data.source: {before.source_rows} -> {now.height} rows ({change})")
     if settings.data.features is None:
-        apart = {before.target, settings.data.time_column, settings.data.group_column} - {None}
+        apart = {*filter(None, (before.target, settings.data.time_column, settings.data.group_column))}
         known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
         lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
         lines += [f"data.source: column {name} removed" for name in sorted(known - {*now.columns})]

@@ -38,6 +38,8 @@ class LoadersRef(Handle):
     drop_last: bool
     num_batches: int
     """Training batches in an epoch."""
+    splits: list[str] = ["train"]
+    """Those whose rows are trained on, in this order."""
 
 
 class EpochResult(Handle):
@@ -67,6 +69,8 @@ class SavedModel(Handle):
     """The version's folder, or its URL."""
     weights_digest: str
     """SHA-256 over names, types, shapes and bytes of the weights."""
+    held_back_digest: str | None = None
+    """The same of the weights that it is judged by, where the others were trained on all rows."""
 
     @property
     def reference(self) -> str:

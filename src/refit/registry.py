@@ -126,9 +126,16 @@ def read_version(store: Store, name: str, number: int) -> SavedModel:
     """
     folder = find_version(store, f"{name}@v{number}")
     try:
-        digest = json.loads(store.read(f"{folder}/version.json"))["weights_digest"]
-        return SavedModel(name=name, version=number, path=store.location(folder), weights_digest=digest)
-    except (ValueError, KeyError, TypeError) as error:
+        record = json.loads(store.read(f"{folder}/version.json"))
+        held_back = record.get("held_back") or {}
+        return SavedModel(
+            name=name,
+            version=number,
+            path=store.location(folder),
+            weights_digest=record["weights_digest"],
+            held_back_digest=held_back.get("weights_digest"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{store.location(folder)}/version.json: expected `weights_digest`, found none; put it back from a backup"
         ) from error

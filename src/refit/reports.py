@@ -96,6 +96,8 @@ class RunReport:
     """Metrics by model, the candidate first, then what it was compared with: `{"penguins@v8": {"accuracy": 0.97}}`."""
     num_scored: int | None = None
     """Rows that the scores are of."""
+    is_refitted: bool = False
+    """Whether the candidate predicts with other weights than the scores are of: trained anew on all rows."""
     scored_on: str = "test"
     """Split that the scores, the slices and the confusion matrix are of."""
     worse_slices: Sequence[SliceRow] = ()
@@ -209,7 +211,9 @@ def _render_scores(report: RunReport) -> str:
     rows = [[metric, *_with_difference([scores.get(metric) for scores in models])] for metric in metrics]
     what = "" if report.num_scored is None else f"{report.num_scored:,} "
     both = f" The difference is that of {' and '.join(map(render_name, list(report.scores)[:2]))}." if len(models) > 1 else ""
-    return f"## Scores\n\nOn the same {what}rows of {_render_text(report.scored_on)}.{both}\n\n{render_table(header, rows)}"
+    table = f"## Scores\n\nOn the same {what}rows of {_render_text(report.scored_on)}.{both}\n\n{render_table(header, rows)}"
+    refitted = "\n\nThe candidate predicts with other weights than these scores are of: trained anew on all rows."
+    return table + refitted * report.is_refitted
 
 
 def _render_slices(slices: Sequence[SliceRow]) -> str:

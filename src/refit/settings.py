@@ -222,6 +222,8 @@ class TrainingSettings(Section):
     """Seconds after which the run stops with a checkpoint, for the next run to go on from; None sets no limit."""
     warm_start: bool = False
     """Whether retraining starts from the champion's weights, where they fit, instead of from new ones."""
+    refit_on_all: bool = False
+    """Whether to predict with weights trained anew on all rows, for as many epochs as validation chose; those before are judged."""
 
 
 class CheckpointSettings(Section):

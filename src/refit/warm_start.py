@@ -10,6 +10,8 @@ from refit.training import TrainingState
 def take_weights(state: TrainingState, version: SavedModel, manifest: Manifest) -> str:
     """Give a fresh state the weights of `version`, if they mean the same there: same inputs, classes, names and shapes.
 
+    Where `version` was trained on all rows at last, the weights before are taken: its test rows may be test rows here, too.
+
     Args:
         state: Left as it is where they do not fit.
         version: Whose weights to take.
@@ -19,7 +21,7 @@ def take_weights(state: TrainingState, version: SavedModel, manifest: Manifest) 
         What was done, in a line for people.
     """
     try:
-        model = load_model(version.path)
+        model = load_model(version.path, held_back=True)
     except RefitError as error:
         return f"starting from new weights, as those of {version.reference} cannot be read: {error}"
     weights, own = model.module.state_dict(), state.model.state_dict()

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def train_plainly(rows, val_rows, num_outputs, hidden_sizes, activation, dropout, make_optimizer, batch_size, seed):
-    """What a user's notebook does, with nothing of ours: all losses, and the weights with the lowest loss on validation rows."""
+    """What a user's notebook does, with nothing of ours: all losses, and after each epoch validation loss and weights."""
     (x, y), (val_x, val_y) = rows, val_rows
     torch.manual_seed(seed)
     layers, width = [], x.shape[1]
@@ -33,7 +32,7 @@ def train_plainly(rows, val_rows, num_outputs, hidden_sizes, activation, dropout
     model = nn.Sequential(*layers, nn.Linear(width, num_outputs))
     optimizer = make_optimizer(model.parameters())
     loader = DataLoader(TensorDataset(x, y), batch_size=batch_size, shuffle=True)
-    losses, lowest, kept = [], math.inf, {}
+    losses, val_losses, weights = [], [], []
     for _ in range(NUM_EPOCHS):
         model.train()
         for features, labels in loader:
@@ -44,10 +43,9 @@ def train_plainly(rows, val_rows, num_outputs, hidden_sizes, activation, dropout
             losses.append(loss.item())
         model.eval()
         with torch.no_grad():
-            val_loss = nn.functional.cross_entropy(model(val_x), val_y).item()
-        if val_loss < lowest:
-            lowest, kept = val_loss, copy.deepcopy(model.state_dict())
-    return losses, kept
+            val_losses.append(nn.functional.cross_entropy(model(val_x), val_y).item())
+        weights.append(copy.deepcopy(model.state_dict()))
+    return losses, val_losses, weights
 
 
 def load_rows(saved, store):
@@ -57,6 +55,13 @@ def load_rows(saved, store):
         arrays = load_tensors((store / "objects" / info["digest"][:2] / info["digest"][2:]).read_bytes())
         rows[split] = arrays["x"], arrays["y"]
     return rows
+
+
+def assert_weights(file, expected):
+    """Equal names and bits."""
+    found = torch.load(file, weights_only=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.fixture(params=["penguins", "digits"])
@@ -100,11 +105,37 @@ def test_a_flow_run_gives_the_bits_of_a_plain_loop_with_dropout_and_a_last_short
     manifest = json.loads((saved / "manifest.json").read_text())
     rows = load_rows(saved, tmp_path / "store")
     assert len(rows["train"][1]) % 33 != 0
-    losses, weights = train_plainly(
+    losses, val_losses, weights = train_plainly(
         rows["train"], rows["val"], len(manifest["classes"]), [30, 20], nn.Sigmoid, 0.25, make_optimizer, batch_size=33, seed=7
     )
     log = json.loads((saved / "log.json").read_text())
     assert [loss for epoch in log for loss in epoch["batch_losses"]] == losses
-    ours = torch.load(saved / "model.pt", weights_only=True)
-    assert ours.keys() == weights.keys()
-    assert all(torch.equal(ours[name], weights[name]) for name in weights)
+    assert_weights(saved / "model.pt", weights[val_losses.index(min(val_losses))])
+
+
+def test_a_last_fit_gives_the_bits_of_a_plain_loop_over_all_rows_that_ends_where_validation_chose():
+    generator, y = torch.Generator().manual_seed(5), torch.arange(200) % 2
+    x = torch.randn(200, 4, generator=generator, dtype=torch.float64) + y[:, None] / 2
+    pl.DataFrame({"time": range(200), **{f"x{i}": x[:, i].tolist() for i in range(4)}, "y": y.tolist()}).write_csv("rows.csv")
+    settings = {
+        "seed": 7,
+        "data": {"source": "rows.csv", "split": "time", "time_column": "time"},
+        "loader": {"batch_size": 33, "drop_last": False},
+        "model": {"hidden_sizes": [30, 20], "activation": "tanh", "dropout": 0.25},
+        "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.9},
+        "training": {"num_epochs": NUM_EPOCHS, "refit_on_all": True},
+    }
+
+    result = train(SettingsTree.model_validate(settings))
+
+    saved = Path(result.model.path)
+    rows = load_rows(saved, Path("refit-store"))
+    assert list(rows) == ["train", "val", "test"]
+    every_row = [torch.cat(parts) for parts in zip(*rows.values(), strict=True)]
+    network = 2, [30, 20], nn.Tanh, 0.25, lambda parameters: torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+    _, val_losses, weights = train_plainly(rows["train"], rows["val"], *network, batch_size=33, seed=7)
+    _, _, weights_on_all = train_plainly(every_row, rows["val"], *network, batch_size=33, seed=7)
+    best = val_losses.index(min(val_losses))
+    assert result.best_epoch == best + 1 < NUM_EPOCHS
+    assert_weights(saved / "held_back.pt", weights[best])
+    assert_weights(saved / "model.pt", weights_on_all[best])

@@ -29,8 +29,9 @@ import refit.training
 from flows.retraining import retrain
 from flows.server import HEARTBEAT, is_alive
 from refit.ledger import Entry, load_ledger
+from refit.recipes import load_runs
 from refit.refs import RetrainingResult
-from refit.registry import list_versions, move_alias, read_alias, rollback
+from refit.registry import list_versions, load_part, move_alias, read_alias, rollback
 from refit.settings import SettingsTree
 from refit.store import Store
 
@@ -366,6 +367,17 @@ def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_no
     ]
     assert run(training={"num_epochs": 2}).result().candidate == "model@v3", "from new weights it is another candidate"
     assert len(set(digests)) == 2
+
+
+def test_after_a_last_fit_on_all_rows_a_warm_start_takes_the_weights_before_and_the_report_says_whose_scores_it_has():
+    state = run(training={"refit_on_all": True})
+    assert (state.name, champion()) == ("Promoted", 1)
+    assert "trained anew on all rows" in Path(state.result().report).read_text()
+    write_table(300)
+    run(training={"refit_on_all": True, "warm_start": True})
+    recipe = next(iter(load_runs(Store("refit-store")).values())).recipe
+    first = load_part(Store("refit-store"), "model", 1, "version")
+    assert recipe.start.ingredients["first weights"] == first["held_back"]["weights_digest"] != first["weights_digest"]
 
 
 def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatch):

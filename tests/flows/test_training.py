@@ -89,13 +89,14 @@ class Plain:
         return 1 + losses.index(min(losses))
 
 
-def train_plainly(given: dict, num_epochs: int) -> Plain:
+def train_plainly(given: dict, num_epochs: int, trained_on: tuple[str, ...] = ("train",)) -> Plain:
     """The oracle: all epochs in one go, undisturbed, without Prefect, keys or checkpoints."""
     settings, _ = resolve_settings(given)
     store, cpu = Store("plain-store"), torch.device("cpu")
     manifest = refit.data.dataset.load_manifest(refit.data.dataset.build_dataset(settings.data, settings.seed, store), store)
-    rows = {split: refit.data.dataset.load_split(manifest, split, store) for split in ("train", "val")}
-    loader = refit.loaders.build_train_loader(*rows["train"], settings.loader.batch_size, settings.loader.drop_last)
+    rows = {split: refit.data.dataset.load_split(manifest, split, store) for split in ("train", "val", "test")}
+    x, y = map(torch.cat, zip(*(rows[split] for split in trained_on), strict=True))
+    loader = refit.loaders.build_train_loader(x, y, settings.loader.batch_size, settings.loader.drop_last)
     val_loader = refit.loaders.build_evaluation_loader(*rows["val"])
     widths = len(manifest.input_names), len(manifest.classes)
     state = refit.training.build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=cpu)
@@ -520,6 +521,10 @@ def object_file(given: dict, digest: str) -> Path:
     return Path(store.root) / store.object_path(digest)
 
 
+def is_checkpoint(path: Path) -> bool:
+    return path.read_bytes()[:2] == b"PK" and "optimizer" in torch.load(path, weights_only=True)
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -781,6 +786,89 @@ def test_a_source_that_changes_while_the_run_begins_is_not_taken_for_what_it_was
             run(given)
     write_table(path)
     assert_plain(run(given), plain)
+
+
+ALL_ROWS = ("train", "val", "test")
+
+
+def test_a_last_fit_on_all_rows_is_what_is_saved_to_predict_and_changes_no_score(tmp_path, done):
+    optimizer = {"lr": 0.1, "momentum": 0.9, "schedule": "cosine"}
+    given = by_time(write_table(tmp_path / "table.csv", noise=3.0)) | {"optimizer": optimizer}
+    on_all = train_plainly(given, 12, ALL_ROWS)
+    before = run(given | {"training": {"num_epochs": 12}})
+    best = before.best_epoch
+    assert 1 < best < 12
+    given |= {"training": {"num_epochs": 12, "refit_on_all": True}}
+    done.clear()
+    result = run(given)
+    assert done == ["build loaders", "build state", *(f"epoch {epoch}" for epoch in range(1, best + 1)), "save"]
+    assert (result.best_epoch, result.model.held_back_digest) == (best, before.model.weights_digest)
+    assert result.model.weights_digest == on_all.weights[best - 1]
+    assert (read(result, "log"), read(result, "metrics")) == (read(before, "log"), read(before, "metrics"))
+    done.clear()
+    forget()
+    assert run(given).model == result.model
+    assert done == []
+
+
+def test_without_validation_rows_a_last_fit_is_as_long_as_the_run():
+    given = SettingsTree.model_validate({"training": {"refit_on_all": True}})
+    result, notebook, again = train(given), run({}), train(given, refresh=True)
+    assert (result.best_epoch, result.model.held_back_digest) == (3, notebook.model.weights_digest)
+    assert result.model.weights_digest == again.model.weights_digest != notebook.model.weights_digest
+    assert again.is_new
+
+
+def test_what_was_done_of_a_last_fit_before_a_failure_is_not_done_again(tmp_path, monkeypatch, done):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=6, refit_on_all=True)
+    best, on_all = train_plainly(given, 6).find_best(6), train_plainly(given, 6, ALL_ROWS)
+    assert best > 2
+    with monkeypatch.context() as patched:
+        whole = refit.training.train_epoch
+
+        def fail(state, loader, *given, **named):
+            if (len(loader.y), state.epoch) == (60, 1):
+                raise ValueError("a mistake")
+            return whole(state, loader, *given, **named)
+
+        patched.setattr(refit.training, "train_epoch", fail)
+        with pytest.raises(ValueError, match="a mistake"):
+            run(given)
+    done.clear()
+    forget()
+    result = run(given)
+    assert [step for step in done if step != "build state"] == [*(f"epoch {epoch}" for epoch in range(2, best + 1)), "save"]
+    assert result.model.weights_digest == on_all.weights[best - 1]
+
+
+def test_a_last_fit_out_of_time_goes_on_inside_its_epoch(tmp_path, caplog):
+    given = by_time(write_table(tmp_path / "table.csv")) | {"loader": {"batch_size": 30}}
+    on_all = train_plainly(given, 1, ALL_ROWS)
+    run(given | {"training": {"num_epochs": 1}})
+    given |= {"training": {"num_epochs": 1, "refit_on_all": True, "timeout_seconds": 1e-6}}
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 1: training\.timeout_seconds have passed"):
+        run(given)
+    forget()
+    assert run(given).model.weights_digest == on_all.weights[0]
+    assert "epoch 1: going on after batch 1" in caplog.text
+    assert Store("refit-store").names("partial") == []
+
+
+def test_of_a_last_fit_one_checkpoint_is_kept_besides_the_one_that_is_judged(tmp_path):
+    given = by_time(write_table(tmp_path / "table.csv"), num_epochs=6, refit_on_all=True) | {"checkpoint": {"keep": 1}}
+    record = read(run(given), "version")
+    checkpoints = {record["checkpoint"], record["held_back"]["checkpoint"], epoch_results(given)[-1].checkpoint.digest}
+    start = flows.training.build_recipe(resolve_settings(given)[0]).start.key
+    checkpoints.add(load_result(start, Store("refit-store"))["digest"])
+    objects = {path.parent.name + path.name for path in Path("refit-store/objects").glob("*/*")}
+    assert {digest for digest in objects if is_checkpoint(object_file(given, digest))} == checkpoints
+
+
+def test_a_last_fit_without_rows_that_were_held_back_is_refused(tmp_path):
+    data = {"source": write_table(tmp_path / "table.csv"), "val": 0, "test": 0}
+    message = r"training\.refit_on_all: expected rows that training held back, found train rows alone; set data\.val or"
+    with pytest.raises(SettingsError, match=message):
+        run({"data": data, "training": {"refit_on_all": True}})
 
 
 def test_results_are_kept_in_an_object_store_too(tmp_path, done):

@@ -14,7 +14,7 @@ from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.refs import SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
-from refit.training import build_training_state, train_epoch
+from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         hidden_sizes=(),
         seed: int = 0,
         lr: float = 0.1,
+        num_epochs_on_all: int = 0,
         **data,
     ) -> SavedModel:
         rows.write_parquet("rows.parquet")
@@ -43,11 +44,17 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         )
         manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
         widths, device = (len(manifest.input_names), len(manifest.classes)), torch.device("cpu")
-        state = build_training_state(settings.model, settings.optimizer, *widths, seed=0, device=device)
-        loader = build_train_loader(*load_split(manifest, "train", store), 10, False)
-        logs = [train_epoch(state, loader, lambda _: lr, device=device) for _ in range(num_epochs)]
+
+        def train(num_epochs: int, *splits: str) -> tuple[TrainingState, list[EpochLog]]:
+            state = build_training_state(settings.model, settings.optimizer, *widths, seed=0, device=device)
+            parts = zip(*(load_split(manifest, split, store) for split in splits), strict=True)
+            loader = build_train_loader(*map(torch.cat, parts), 10, False)
+            return state, [train_epoch(state, loader, lambda _: lr, device=device) for _ in range(num_epochs)]
+
+        state, logs = train(num_epochs, "train")
         labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*load_split(manifest, "test", store))
         metrics = {"test": evaluate(state.model, loader, labels, device, "fp32")}
-        return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store)
+        on_all = save_state(train(num_epochs_on_all, *manifest.splits)[0], store) if num_epochs_on_all else None
+        return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store, refitted=on_all)
 
     return save

@@ -29,11 +29,12 @@ from refit.checkpoints import (
 from refit.data.dataset import build_dataset, load_manifest, load_split
 from refit.errors import StoreError
 from refit.evaluation import Metrics, evaluate
+from refit.garbage import find_garbage
 from refit.ledger import load_ledger
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.models import probe
 from refit.refs import EpochResult, Ref
-from refit.registry import list_versions
+from refit.registry import check_version, list_versions, read_version
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree
 from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
 
@@ -453,6 +454,48 @@ def test_saving_records_that_the_test_rows_have_judged_the_version(saved, store)
 def test_the_files_of_a_version_can_be_read_by_people(saved):
     for name in ("settings", "manifest", "metrics", "log", "version"):
         assert len((Path(saved[0].path) / f"{name}.json").read_text().splitlines()) > 10
+
+
+@pytest.fixture
+def refitted(saved, store):
+    """The same version with weights that were trained once more, and the two checkpoints: of those served, of those judged."""
+    _, state, manifest, log, metrics, judged, settings = saved
+    state.model.load_state_dict({name: 2 * weights for name, weights in state.model.state_dict().items()})
+    served = save_state(state, store)
+    return save_checkpoint(judged, settings, manifest, [log], metrics, store, refitted=served), served, judged
+
+
+def test_of_a_model_trained_on_all_rows_the_weights_that_its_scores_are_of_are_saved_too(saved, refitted, store):
+    first, (model, served, judged), folder = saved[0], refitted, Path(refitted[0].path)
+    assert digest_weights(torch.load(folder / "model.pt", weights_only=True)) == model.weights_digest
+    assert digest_weights(torch.load(folder / "held_back.pt", weights_only=True)) == model.held_back_digest
+    assert model.held_back_digest == first.weights_digest != model.weights_digest
+    assert (first.held_back_digest, read_version(store, "toy", 2)) == (None, model)
+    record = json.loads((folder / "version.json").read_text())
+    assert (record["refit_on_all"], record["checkpoint"], record["held_back"]["checkpoint"]) == (True, served.digest, judged.digest)
+    assert record["held_back"]["probe"] != record["probe"]
+    (folder / "held_back.pt").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"held_back\.pt: expected bytes with the digest in version\.json, found others"):
+        check_version(store, "toy", 2)
+
+
+def test_the_card_of_a_model_trained_on_all_rows_says_whose_scores_it_has(saved, refitted):
+    card = (Path(refitted[0].path) / "card.md").read_text()
+    assert (
+        "**trained once more**: on all 7 rows for 1 epoch, from the same start; these weights predict."
+        " The scores are those of the weights before, which had not learned from the rows of test\n"
+    ) in card
+    assert "trained once more" not in (Path(saved[0].path) / "card.md").read_text()
+
+
+def test_both_checkpoints_of_a_version_are_no_garbage(refitted, store):
+    _, served, judged = refitted
+    stray = store.put(b"stray")
+    for path in Path(store.root, "objects").rglob("*"):
+        os.utime(path, (0, 0))
+    garbage = find_garbage(store)
+    assert store.object_path(stray) in garbage
+    assert not {store.object_path(ref.digest) for ref in (served, judged)} & garbage.keys()
 
 
 def test_what_is_saved_again_is_the_next_version(saved, store):

@@ -64,6 +64,18 @@ def test_both_are_scored_on_the_test_rows_that_the_champion_has_not_learned_from
     assert {drift.column for drift in verdict.drifts} == {"x0", "x1", "x2", "y"}
 
 
+def test_both_are_judged_by_the_weights_that_had_not_learned_from_all_rows(save_version, store):
+    """Classes that nobody can know: the weights that are served have them by heart, of the test rows too."""
+    rows = make_rows(100).with_columns(pl.col("y").shuffle(seed=0))
+    by_heart = {"hidden_sizes": (64,), "num_epochs_on_all": 300}
+    champion, candidate = save_version(rows, num_epochs=1, **by_heart), save_version(rows, num_epochs=2, **by_heart)
+    verdict = judge(store, candidate, champion)
+    tested = find_test_rows(candidate, store)
+    for version, figure in ((candidate, verdict.decision.candidate), (champion, verdict.decision.champion)):
+        assert figure == pytest.approx(score_plainly(load_model(version.path, held_back=True), tested)["accuracy"])
+        assert figure < 0.7 < score_plainly(load_model(version.path), tested)["accuracy"]
+
+
 def test_by_log_likelihood_that_is_what_decides(save_version, store):
     rows = make_rows(1000)
     champion, candidate = save_version(rows, num_epochs=1, lr=0.0), save_version(rows, num_epochs=15)

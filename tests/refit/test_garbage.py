@@ -49,13 +49,13 @@ def test_an_empty_store_has_no_garbage(store):
     assert find_garbage(store) == {}
 
 
-@pytest.mark.parametrize("test_fraction", [0.3, 0.0])
-def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_record_of_its_run(store, test_fraction):
+@pytest.mark.parametrize("test_share", [0.3, 0.0])
+def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_record_of_its_run(store, test_share):
     pl.DataFrame({"x": [float(row % 7) for row in range(40)], "y": [0, 1] * 20}).write_parquet("rows.parquet")
-    dataset = build_dataset(DataSettings(source="rows.parquet", test_fraction=test_fraction), 0, store)
+    dataset = build_dataset(DataSettings(source="rows.parquet", test=test_share), 0, store)
     manifest, checkpoint = load_manifest(dataset, store), store.put(b"weights")
     needed = {"dataset": dataset.digest, "checkpoint": checkpoint, **{name: info.digest for name, info in manifest.splits.items()}}
-    if test_fraction:
+    if test_share:
         needed["test rows"] = manifest.test_rows.digest
     version = {"version.json": json.dumps({"checkpoint": checkpoint}), "manifest.json": manifest.model_dump_json(indent=1)}
     add_version(store, "a", {name: text.encode() for name, text in version.items()})

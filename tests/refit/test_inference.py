@@ -94,6 +94,25 @@ def test_a_model_that_was_trained_in_bf16_scores_in_bf16(store):
     assert not torch.equal(found, exact)
 
 
+def test_held_back_weights_are_loaded_where_they_are_asked_for_and_the_same_as_ever_where_there_are_no_others(save_version):
+    rows = pl.DataFrame({"x0": [float(number % 7) for number in range(40)], "y": [number % 2 for number in range(40)]})
+    plain, version = save_version(rows, features=("x0",)), save_version(rows, features=("x0",), num_epochs_on_all=5)
+    served, held_back = (refit.load_model(version.path, held_back).predict_logits(rows) for held_back in (False, True))
+    assert torch.equal(held_back, refit.load_model(plain.path).predict_logits(rows))
+    assert torch.equal(held_back, refit.load_model(plain.path, held_back=True).predict_logits(rows))
+    assert not torch.equal(held_back, served)
+
+
+@pytest.mark.parametrize(("file", "is_held_back"), [("model.pt", False), ("held_back.pt", True)])
+def test_of_two_weights_those_asked_for_must_be_whole(save_version, file, is_held_back):
+    rows = pl.DataFrame({"x0": [float(number % 7) for number in range(40)], "y": [number % 2 for number in range(40)]})
+    path = save_version(rows, features=("x0",), num_epochs_on_all=5).path
+    (Path(path) / file).write_bytes(flip((Path(path) / file).read_bytes()))
+    refit.load_model(path, not is_held_back)
+    with pytest.raises(StoreError, match=DAMAGED):
+        refit.load_model(path, is_held_back)
+
+
 def test_a_version_of_a_store_is_loaded_only_if_all_its_files_are_whole(store):
     train_and_save(store, {})
     assert torch.equal(

@@ -90,6 +90,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.epochs_per_task": (5, set()),
     "training.timeout_seconds": (60.0, set()),
     "training.warm_start": (True, set()),
+    "training.refit_on_all": (True, {"saving"}),
     "checkpoint.every_seconds": (1.0, set()),
     "checkpoint.keep": (1, set()),
     "compute.device": ("cpu", set()),
@@ -180,15 +181,24 @@ def test_another_number_of_epochs_changes_every_epochs_key_under_a_cosine():
     assert (short.dataset, short.start, short.loaders) == (long.dataset, long.start, long.loaders)
 
 
+def test_the_epochs_on_all_rows_begin_where_the_others_do_and_their_number_changes_no_key():
+    recipe = write({"training.refit_on_all": True, "training.num_epochs": 8})
+    _, on_all = recipe.fits
+    assert (on_all.dataset, on_all.start, on_all.num_epochs) == (recipe.dataset, recipe.start, 8)
+    assert recipe.on_all_rows(5).epoch_keys == on_all.epoch_keys[:5]
+    assert len(write().fits) == 1
+
+
 def test_no_two_steps_have_one_key():
     recipe = write({"training.num_epochs": 10})
+    on_all = recipe.on_all_rows(10)
     evaluations = [recipe.evaluation(split, epoch).key for split in ("train", "val", "test") for epoch in (1, 2)]
     savings = [
         recipe.saving(name, best, last, evaluations[:number]).key
         for name, best, last, number in [("a", 1, 2, 3), ("b", 1, 2, 3), ("a", 2, 2, 3), ("a", 1, 3, 3), ("a", 1, 2, 2)]
     ]
-    first = [recipe.dataset.key, recipe.loaders.key, recipe.start.key]
-    everything = [*first, *recipe.epoch_keys, *evaluations, *savings]
+    first = [recipe.dataset.key, recipe.loaders.key, recipe.start.key, on_all.loaders.key]
+    everything = [*first, *recipe.epoch_keys, *on_all.epoch_keys, *evaluations, *savings]
     assert len(set(everything)) == len(everything)
     assert all(len(key) == 64 for key in everything)
 

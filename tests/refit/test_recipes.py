@@ -201,9 +201,9 @@ def test_of_runs_as_near_the_newest_is_compared_with(source, store):
 
 def test_a_run_of_the_same_name_is_compared_with_though_one_of_another_is_nearer(source, store):
     run(resolve(source, name="penguins", optimizer__lr=0.5, model__activation="tanh"), store, is_finished=False)
-    run(resolve(source, name="other", data__val_fraction=0.3), store, is_finished=False)
-    found = forecast(resolve(source, name="penguins", optimizer__lr=0.5, data__val_fraction=0.4), store)
-    assert reasons(found, "build data set") == ["data.val_fraction: None -> 0.4"]
+    run(resolve(source, name="other", data__val=0.3), store, is_finished=False)
+    found = forecast(resolve(source, name="penguins", optimizer__lr=0.5, data__val=0.4), store)
+    assert reasons(found, "build data set") == ["data.val: None -> 0.4"]
     assert reasons(found, "train epochs 1 to 3") == ["the data set will be another", "model.activation: 'tanh' -> 'relu'"]
 
 
@@ -416,6 +416,33 @@ def test_where_a_run_without_patience_went_further_the_epochs_that_one_with_pati
     patient = resolve(source, training__num_epochs=5, training__patience=2)
     run(patient, store, val_losses=losses)
     assert all(is_done for _, is_done, _ in told(forecast(patient, store)))
+
+
+def keep_epochs_on_all_rows(made: Run, num_epochs: int, store: Store) -> None:
+    for epoch, key in enumerate(made.recipe.fits[-1].epoch_keys[:num_epochs], start=1):
+        refs = {"checkpoint": put(store, "checkpoint", key.encode()), "log": put(store, "log", key.encode())}
+        keep(store, key, EpochResult(epoch=epoch, **refs, train_loss=0.5, val_loss=None, val_score=None).model_dump())
+
+
+def test_a_last_fit_on_all_rows_is_as_long_as_validation_chose(source, store):
+    settings = resolve(source, training__refit_on_all=True)
+    run(resolve(source), store, val_losses=(0.9, 0.7, 0.8))
+    on_all = [("train epochs 1 to 2 on all rows", False, ["not run yet"])]
+    assert told(forecast(settings, store))[:-1] == [*ALL_DONE[:-1], *on_all]
+    assert reasons(forecast(settings, store), "save")
+
+    made = Run(settings={}, recipe=build_recipe(settings))
+    keep_epochs_on_all_rows(made, 1, store)
+    on_all = [("train epochs 1 to 1 on all rows", True, []), ("train epochs 2 to 2 on all rows", False, ["not run yet"])]
+    assert told(forecast(settings, store))[:-1] == [*ALL_DONE[:-1], *on_all]
+    keep_epochs_on_all_rows(made, 3, store)
+    assert told(forecast(settings, store))[:-1] == [*ALL_DONE[:-1], ("train epochs 1 to 2 on all rows", True, [])]
+    assert {made.recipe.on_all_rows(2).loaders.key, *made.recipe.on_all_rows(2).epoch_keys} < made.keys
+
+
+def test_before_its_epochs_are_chosen_a_last_fit_on_all_rows_is_to_do(source, store):
+    *_, last = forecast(resolve(source, training__refit_on_all=True), store)
+    assert told([last]) == [("evaluate, train on all rows and save", False, ["the weights will be others"])]
 
 
 def test_runs_come_back_newest_first(source, store):

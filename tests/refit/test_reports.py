@@ -161,6 +161,12 @@ class Page(HTMLParser):
         self.attributes += attrs
 
 
+def test_whose_scores_they_are_is_said_of_a_candidate_that_was_trained_on_all_rows():
+    told = "The candidate predicts with other weights than these scores are of: trained anew on all rows."
+    assert told in render_run_report(replace(REPORT, is_refitted=True))
+    assert told not in render_run_report(REPORT)
+
+
 def test_the_best_epoch_is_marked():
     plain, marked = (draw_losses([0.5, 0.4, 0.3], [0.6, 0.5, 0.7], best) for best in (None, 2))
     assert read_size(marked) == read_size(plain)

@@ -24,6 +24,7 @@ def key_of(given: dict, source: str = SOURCE, test_source: str | None = None) ->
         {"training": {"num_epochs": 9}},
         {"training": {"patience": 2}},
         {"training": {"warm_start": True}},
+        {"training": {"refit_on_all": True}},
         {"promotion": {"min_effect": 0.01}},
         {"promotion": {"mode": "never"}},
         {"promotion": {"slices": ["x1"]}},

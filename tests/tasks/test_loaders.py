@@ -1,9 +1,11 @@
 import secrets
 
+import polars as pl
 import pytest
+import torch
 from prefect import flow
 
-from refit.data.dataset import load_manifest
+from refit.data.dataset import load_manifest, load_split
 from refit.errors import SettingsError
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree
@@ -15,9 +17,9 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @flow
-def build(settings: SettingsTree) -> tuple[DatasetRef, LoadersRef]:
+def build(settings: SettingsTree, on_all_rows: bool = False) -> tuple[DatasetRef, LoadersRef]:
     snapshot = build_dataset(secrets.token_hex(32), settings, [None, None])
-    return snapshot, build_loaders(secrets.token_hex(32), snapshot, settings)
+    return snapshot, build_loaders(secrets.token_hex(32), snapshot, settings, on_all_rows)
 
 
 def test_the_handle_says_what_the_loaders_are_made_of():
@@ -34,6 +36,18 @@ def test_the_loaders_stay_in_the_process():
     assert len(train_loader) == ref.num_batches
     assert val_loader is None
     assert open_loaders(LoadersRef.model_validate_json(ref.model_dump_json()), SettingsTree().store.url)[0] is train_loader
+
+
+def test_the_loaders_of_all_rows_have_those_of_every_split_in_order_and_none_to_validate():
+    pl.DataFrame({"x": [float(number) for number in range(40)], "y": [number % 2 for number in range(40)]}).write_csv("rows.csv")
+    settings = SettingsTree.model_validate({"data": {"source": "rows.csv"}, "loader": {"batch_size": 9, "drop_last": False}})
+    store = Store(settings.store.url)
+    snapshot, ref = build(settings, on_all_rows=True)
+    assert (ref.splits, ref.num_batches) == (["train", "val", "test"], 5)
+    loader, val_loader = open_loaders(ref, store.url)
+    parts = zip(*(load_split(load_manifest(snapshot, store), split, store) for split in ref.splits), strict=True)
+    assert all(torch.equal(found, torch.cat(expected)) for found, expected in zip((loader.x, loader.y), parts, strict=True))
+    assert val_loader is None
 
 
 def test_a_batch_larger_than_the_train_rows_is_refused():

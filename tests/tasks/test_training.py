@@ -353,6 +353,7 @@ def test_task_runs_are_named_for_what_they_do(settings):
         made = prepare(settings)
         result = train_epoch(1, new_key(), made.checkpoint, made.loaders, settings)
         metrics = {split: evaluate(new_key(), split, result.checkpoint, made.snapshot, settings) for split in made.snapshot.splits}
+        train_epoch(1, new_key(), made.checkpoint, build_loaders(new_key(), made.snapshot, settings, on_all_rows=True), settings)
         save_checkpoint(new_key(), result, [result], metrics, made.snapshot, settings)
 
     run()
@@ -364,6 +365,8 @@ def test_task_runs_are_named_for_what_they_do(settings):
         "evaluate train",
         "evaluate val",
         "evaluate test",
+        "build loaders",
+        "train epoch 1 on all rows",
         "save checkpoint",
     ]
     deadline = time.monotonic() + 30
