@@ -30,6 +30,7 @@ NUM_COPIES = 8
 """Of the digits, with noise, so that an epoch lasts long enough to be hit inside."""
 DISTURBANCES_PER_RUN = 5
 SECONDS_TO_EXIT = 10
+EPOCH = r"(on all rows, )?epoch \d+/"
 SETTINGS = """
 name = "digits"
 seed = 3
@@ -159,12 +160,13 @@ def comparable(output: str) -> dict[str, Any]:
     result = json.loads(output)
     for entry in result["epochs"]:
         del entry["seconds"], entry["rows_per_second"]
-    return {name: result[name] for name in ("weights_digest", "best_epoch", "epochs", "metrics")}
+    return {name: result[name] for name in ("weights_digest", "held_back_digest", "best_epoch", "epochs", "metrics")}
 
 
 def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tally:
     """Disturb runs until that many signals have been sent, and let each run end after a few of them."""
     write_work(folder)
+    (folder / "refit.toml").write_text(SETTINGS.replace("[training]", "[training]\nrefit_on_all = true"))
     chance, tally = random.Random(seed), Tally()
     signals = [signal.SIGKILL] * num_kills + [signal.SIGTERM] * num_terms
     chance.shuffle(signals)
@@ -173,23 +175,25 @@ def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tal
         if straight.code:
             raise RuntimeError("\n".join(line for _, line in straight.lines))
         expected = comparable(straight.output)
-        last = len(expected["epochs"])
+        last, best = len(expected["epochs"]), expected["best_epoch"]
         built = next(at for at, line in straight.lines if line.startswith("device"))
         begun = next(at for at, line in straight.lines if line.startswith("classes"))
         ended = next(at for at, line in straight.lines if line.startswith(f"epoch {last}/"))
+        refitted = next(at for at, line in straight.lines if line.startswith(f"on all rows, epoch {best}/"))
         saved = next(at for at, line in straight.lines if line.startswith("saved"))
         phases = {
             "building": (r"device", begun - built),
             "training": (r"classes|epochs 1", ended - begun),
-            "saving": (rf"epoch {last}/|epochs 1 to {last} ", saved - ended),
+            "refitting": (rf"epoch {last}/|epochs 1 to {last} ", refitted - ended),
+            "saving": (rf"on all rows, epochs? (1 to )?{best}\b", saved - refitted),
         }
         while signals:
             store, seen = folder / f"store-{tally.runs}", Counter()
             for _ in range(DISTURBANCES_PER_RUN):
-                phase = chance.choice(["building", "training", "training", "saving"])
+                phase = chance.choice(["building", "training", "training", "refitting", "saving"])
                 trigger, duration = phases[phase]
                 attempt = run_once(folder, store, url, trigger, chance.uniform(0, duration), signals[-1] if signals else 0)
-                seen.update(line.partition(":")[0] for _, line in attempt.lines if re.match(r"epoch \d+/", line))
+                seen.update(line.partition(":")[0] for _, line in attempt.lines if re.match(EPOCH, line))
                 if attempt.signal_name is None:
                     break
                 signals.pop()
@@ -199,7 +203,7 @@ def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tal
                 if not signals:
                     break
             final = run_once(folder, store, url)
-            seen.update(line.partition(":")[0] for _, line in final.lines if re.match(r"epoch \d+/", line))
+            seen.update(line.partition(":")[0] for _, line in final.lines if re.match(EPOCH, line))
             tally.runs += 1
             tally.equal += final.code == 0 and comparable(final.output) == expected
             tally.epochs_repeated += sum(seen.values()) - len(seen)
