@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -488,8 +489,9 @@ def test_the_card_of_a_model_trained_on_all_rows_says_whose_scores_it_has(saved,
     assert "trained once more" not in (Path(saved[0].path) / "card.md").read_text()
 
 
-def test_both_checkpoints_of_a_version_are_no_garbage(refitted, store):
+def test_both_checkpoints_of_a_version_are_no_garbage(saved, refitted, store):
     _, served, judged = refitted
+    shutil.rmtree(saved[0].path)  # which has one of them, too
     stray = store.put(b"stray")
     for path in Path(store.root, "objects").rglob("*"):
         os.utime(path, (0, 0))
