@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refit.data.dataset import Manifest, convert_rows, load_test_rows
-from refit.data.profiles import Drift, compare_profiles
+from refit.data.drift import Drift, compare_profiles
 from refit.data.schema import check_columns
 from refit.data.sources import read_names
 from refit.errors import DataError, RefitError

@@ -253,7 +253,7 @@ def _render_data(report: RunReport) -> str:
         header = ["column", "PSI", "by chance", "change", "missing", "new categories"]
         parts.append(
             "PSI, the population stability index, says how far a column has moved since the champion's data."
-            " Of columns that have not changed, 19 in 20 stay below `by chance`."
+            " Of columns that have not changed, 19 in 20 or more stay within `by chance`."
         )
         drifts = [_list_drift(drift) for drift in report.drifts[:MAX_COLUMNS_SHOWN]]
         parts.append(_render_filled(header, drifts) + _render_rest(len(report.drifts) - len(drifts), "columns"))

@@ -158,7 +158,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
 
-    profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"])
+    profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"], groups)
     time_column = settings.time_column if settings.split == "time" else None
     sides = {split: (source, rows) for split, rows in parts.items()}
     if test is not None:

@@ -1,7 +1,9 @@
-"""What a column held, small enough for a manifest, and how far two such profiles are apart; does not judge models."""
+"""What a column held, small enough for a manifest; `refit.data.drift` says how far two such profiles are apart."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,170 +13,191 @@ from pydantic import BaseModel, ConfigDict
 from refit.data.schema import Kind, Rows, take_rows
 
 MAX_CATEGORIES = 100
-"""Categories of a column with a share of their own: the most frequent, by name where equally frequent."""
+"""Categories of a column that are counted by name: the most frequent, by name where equally frequent."""
+NUM_BUCKETS = 64
+"""Columns with more categories are counted by a hash of the category, too."""
+MIN_ROWS = 5
+"""Categories in fewer rows are taken together, as each by itself says little (Cochran 1954)."""
+GROUPS_A_BLOCK = 65_536
+"""Counted at once, so that the counts of all groups need not be in memory."""
 
-LITTLE_PSI = 0.1
-"""Below it a column counts as stable (Siddiqi 2006): a rule of thumb."""
-LARGE_PSI = 0.25
-"""From it on a column counts as shifted (Siddiqi 2006): a rule of thumb."""
-MIN_SHARE = 0.0001
-"""Stands for the share of an empty bin, whose logarithm would be infinite."""
-
-Extent = Literal["stable", "shifted a little", "shifted", "added", "gone", "of another kind"]
 Numbers = NDArray[np.float64]
+Groups = NDArray[np.int64] | NDArray[np.uint64]
 
 
 class Profile(BaseModel):
-    """What a column held. All shares are of all rows: `missing`, `shares` and `other` add up to 1 where there are no quantiles."""
+    """What a column held. All counts are of rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     kind: Kind
     num_rows: int
-    missing: float
-    """Share of the rows without a value."""
-    quantiles: list[float] = []
-    """Percentiles 0 to 100 of the numbers that are there, each one of them; date-times in seconds since 1970."""
-    shares: dict[str, float] = {}
-    """Shares of the most frequent categories, largest first; booleans are `true` and `false`."""
-    other: float = 0.0
-    """Share of all other categories."""
-
-
-class Drift(BaseModel):
-    """How far a column has moved between two data sets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    column: str
-    psi: float | None
-    """Population stability index; None where only one data set has the column, or where it holds another kind now."""
-    noise: float | None
-    """What the index of 19 in 20 unchanged columns stays below, by the number of rows and bins."""
-    missing_before: float | None
-    """Share of the rows without a value; None where the column was not there."""
-    missing_now: float | None
-    new_categories: list[str]
-    """Categories that the column never held before, most frequent first; none are known where it held too many to list."""
+    num_missing: int
+    """Rows without a value."""
+    design_effect: float = 1.0
+    """How many rows say as much as one independent row: 1, or more where rows of a group are alike."""
+    marks: list[float] = []
+    """Numbers from the least to the greatest, such that no more than a fiftieth of the rows lies between two of them. They have few
+    binary digits, so that profiles of similar columns share most marks. Date-times are in seconds since 1970."""
+    below: list[int] = []
+    """How many numbers are less than each mark."""
+    equal: list[int] = []
+    """How many numbers equal each mark."""
+    counts: dict[str, int] = {}
+    """Rows of the most frequent categories, largest first; booleans are `true` and `false`."""
+    buckets: list[int] = []
+    """Rows of all categories by `find_bucket`; empty where `counts` has every category."""
 
     @property
-    def extent(self) -> Extent:
-        """The index in a word; what chance explains is stable."""
-        if self.psi is None or self.noise is None:
-            if self.missing_before is None:
-                return "added"
-            return "gone" if self.missing_now is None else "of another kind"
-        if self.psi < max(LITTLE_PSI, self.noise):
-            return "stable"
-        return "shifted" if self.psi >= LARGE_PSI else "shifted a little"
+    def missing(self) -> float:
+        """Share of the rows without a value."""
+        return self.num_missing / self.num_rows
 
 
-def profile_columns(frame: pl.DataFrame, kinds: Mapping[str, Kind], rows: Rows | None = None) -> list[Profile]:
-    """Profile the columns in `kinds`, in that order, over one row or more, or all; they are converted as for `fit_columns`."""
-    return [_profile(take_rows(frame[name], rows, kind), kind) for name, kind in kinds.items()]
+def profile_columns(
+    frame: pl.DataFrame, kinds: Mapping[str, Kind], rows: Rows | None = None, groups: Groups | None = None
+) -> list[Profile]:
+    """Profile the columns in `kinds`, in that order; they are converted as for `fit_columns`.
+
+    Args:
+        frame: N rows.
+        kinds: What each column holds.
+        rows: Which rows to profile, one or more; None takes all.
+        groups: A hash of the group of each row of `frame`, `(N,)`, where rows of a group depend on one another.
+    """
+    clusters = None if groups is None else _Clusters.find(groups if rows is None else groups[rows])
+    return [_profile(take_rows(frame[name], rows, kind), kind, clusters) for name, kind in kinds.items()]
 
 
-def compare_profiles(before: Sequence[Profile], now: Sequence[Profile]) -> list[Drift]:
-    """Compare two data sets column by column.
+def find_bucket(category: str) -> int:
+    """The place of a category in `Profile.buckets`, whatever computes it."""
+    return blake2b(category.encode(), digest_size=1).digest()[0] % NUM_BUCKETS
 
-    Numbers are binned by the deciles they had before, a value that fills a tenth of the rows being a bin of its own; categories are
-    binned by name. Rows without a value are one more bin.
 
-    Returns:
-        One for each column of either; those without an index first, then by index, largest first.
+def find_95th(degrees: float) -> float:
+    """The 95th percentile of a chi-square distribution, to 3 % for one degree of freedom, and better for more.
+
+    Source: Wilson and Hilferty, The Distribution of Chi-Square (1931).
+    """
+    variance = 2 / (9 * degrees)
+    return float(degrees * (1 - variance + 1.645 * variance**0.5) ** 3)
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """The numbers of N rows in the order of their groups, and the sizes of the G groups."""
+
+    order: Rows  # (N,)
+    sizes: NDArray[np.int64]  # (G,)
+
+    @classmethod
+    def find(cls, groups: Groups) -> "_Clusters":
+        return cls(np.argsort(groups, kind="stable"), np.unique_counts(groups).counts)
+
+
+def _profile(values: pl.Series, kind: Kind, clusters: _Clusters | None) -> Profile:
+    name, num_rows = values.name, values.len()
+    if kind in ("numeric", "datetime"):
+        values = values.dt.epoch("us") / 1e6 if kind == "datetime" else values
+        content, bins = _describe_numbers(values), _bin_numbers
+    else:
+        values = values.cast(pl.String)
+        content, bins = _describe_categories(values), _bin_categories
+    design_effect = 1.0 if clusters is None else _estimate_design_effect(bins(values), clusters)
+    return Profile(name=name, kind=kind, num_rows=num_rows, num_missing=values.null_count(), design_effect=design_effect, **content)
+
+
+def _describe_numbers(values: pl.Series) -> dict[str, Any]:
+    ordered = np.sort(values.drop_nulls().to_numpy()) + 0.0  # so that -0.0 is 0.0
+    if not len(ordered):
+        return {}
+    percentiles = ordered[np.maximum(-(-np.arange(101) * len(ordered) // 100) - 1, 0)]  # that many or more are no greater
+    marks = np.unique(np.append(_round_between(percentiles[:-1], percentiles[1:]), ordered[[0, -1]]))
+    below, up_to = np.searchsorted(ordered, marks), np.searchsorted(ordered, marks, "right")
+    return {"marks": marks.tolist(), "below": below.tolist(), "equal": (up_to - below).tolist()}
+
+
+def _round_between(low: Numbers, high: Numbers) -> Numbers:
+    """A number from `low` to `high` with as few binary digits as tell the two apart."""
+    near, far = np.sort(np.abs([low, high]), axis=0).view(np.uint64)
+    digits = near ^ far
+    for shift in (1, 2, 4, 8, 16, 32):
+        digits |= digits >> np.uint64(shift)  # the first that differs, and all after it
+    rounded = (far & ~(digits >> np.uint64(1))).view(np.float64)
+    return np.where((low < 0) & (high > 0), 0.0, np.where(low < 0, -rounded, rounded))
+
+
+def _describe_categories(values: pl.Series) -> dict[str, Any]:
+    tally = _tally(values)
+    content: dict[str, Any] = {"counts": dict(tally.head(MAX_CATEGORIES).iter_rows())}
+    if tally.height > MAX_CATEGORIES:
+        places = np.array([find_bucket(category) for category in tally["category"]])
+        content["buckets"] = np.bincount(places, tally["rows"].to_numpy(), NUM_BUCKETS).astype(np.int64).tolist()
+    return content
+
+
+def _tally(values: pl.Series) -> pl.DataFrame:
+    tally = values.drop_nulls().alias("category").value_counts(name="rows")
+    return tally.sort("rows", "category", descending=[True, False])
+
+
+def _bin_numbers(values: pl.Series) -> Rows:
+    """The tenth of each row, `(N,)`; equal numbers are in the same, missing ones in a bin of their own."""
+    num_present = values.len() - values.null_count()
+    return ((values.rank("min") - 1) * 10 // num_present).fill_null(-1).cast(pl.Int64).to_numpy()
+
+
+def _bin_categories(values: pl.Series) -> Rows:
+    """The category of each row, `(N,)`, the rare ones together, or the bucket where there are many."""
+    tally = _tally(values)
+    if tally.height > MAX_CATEGORIES:
+        places = [find_bucket(category) for category in tally["category"]]
+    else:
+        places = [place if rows >= MIN_ROWS else tally.height for place, rows in enumerate(tally["rows"])]
+    return values.replace_strict(tally["category"], places, default=-1, return_dtype=pl.Int64).to_numpy()
+
+
+def _estimate_design_effect(bins: Rows, clusters: _Clusters) -> float:
+    """By what factor the likeness of rows in a group raises the 95th percentile of a chi-square statistic over the bins, `(N,)`.
+
+    Rows of a group are taken to be as alike in large groups as in small ones.
 
     Source:
-        Siddiqi, Credit Risk Scorecards (2006), for the index; Yurdakul, Statistical Properties of Population Stability Index
-        (2018), for its distribution by chance.
+        Rao and Scott, On Chi-Squared Tests for Multiway Contingency Tables with Cell Proportions Estimated from Survey Data
+        (1984): the statistic is a sum of squares, each times an eigenvalue of the matrix of design effects. Its percentile takes
+        their mean and spread (Satterthwaite's correction, there too).
     """
-    old, new = ({profile.name: profile for profile in profiles} for profiles in (before, now))
-    drifts = [_compare(name, old.get(name), new.get(name)) for name in {**old, **new}]
-    return sorted(drifts, key=lambda drift: (drift.psi is not None, -(drift.psi or 0.0), drift.column))
+    num_rows, sizes = len(bins), clusters.sizes
+    _, places, totals = np.unique(bins, return_inverse=True, return_counts=True)
+    degrees = len(totals) - 1
+    if len(sizes) == num_rows or not degrees:
+        return 1.0
+    shares = totals / num_rows
+    within = (np.diag(totals) - _sum_group_products(places[clusters.order], len(totals), sizes)) / (num_rows - len(sizes))
+    between = np.diag(shares) - np.outer(shares, shares) - within
+    alike = between / np.sqrt(np.outer(shares, shares))  # (K, K), its eigenvalues 0 to 1: correlations within groups
+    more = (sizes**2).sum() / num_rows - 1  # rows of the same group that a row has beside it, on average
+    mean = max(1.0, 1 + more * np.trace(alike) / degrees)
+    mean_square = 1 + (2 * more * np.trace(alike) + more**2 * (alike**2).sum()) / degrees
+    spread = float(np.clip(mean_square / mean**2, 1, degrees))
+    return float(mean * spread * find_95th(degrees / spread) / find_95th(degrees))
 
 
-def _profile(values: pl.Series, kind: Kind) -> Profile:
-    num_rows, present = values.len(), values.drop_nulls()
-    missing = values.null_count() / num_rows
-    if kind in ("numeric", "datetime"):
-        numbers = present.dt.epoch("us") / 1e6 if kind == "datetime" else present
-        quantiles = _find_percentiles(numbers.to_numpy())
-        return Profile(name=values.name, kind=kind, num_rows=num_rows, missing=missing, quantiles=quantiles)
-    counts = present.cast(pl.String).alias("category").value_counts(name="rows")
-    kept = counts.sort("rows", "category", descending=[True, False]).head(MAX_CATEGORIES)
-    return Profile(
-        name=values.name,
-        kind=kind,
-        num_rows=num_rows,
-        missing=missing,
-        shares=dict(zip(kept["category"], (kept["rows"] / num_rows).to_list(), strict=True)),
-        other=(present.len() - int(kept["rows"].sum())) / num_rows,
-    )
+def _sum_group_products(places: Rows, num_bins: int, sizes: NDArray[np.int64]) -> Numbers:
+    """Over all groups, the sum of the rows in one bin times those in another, by the size of the group, `(K, K)`.
 
-
-def _find_percentiles(numbers: Numbers) -> list[float]:
-    """The least number that i percent or more of the numbers do not exceed, for i from 0 to 100."""
-    if not numbers.size:
-        return []
-    ranks = -(-np.arange(101) * numbers.size // 100)
-    percentiles: list[float] = np.sort(numbers)[np.maximum(ranks - 1, 0)].tolist()
-    return percentiles
-
-
-def _compare(name: str, before: Profile | None, now: Profile | None) -> Drift:
-    psi, noise, new_categories = None, None, []
-    if before is not None and now is not None and before.kind == now.kind:
-        bins = _bin_numbers if before.kind in ("numeric", "datetime") else _bin_categories
-        p, q = (np.append(bins(before, profile), profile.missing) for profile in (before, now))
-        psi = _compute_psi(p, q)
-        noise = _estimate_noise(int(((p > 0) | (q > 0)).sum()), before.num_rows, now.num_rows)
-        new_categories = [category for category in now.shares if category not in before.shares and before.other == 0]
-    return Drift(
-        column=name,
-        psi=psi,
-        noise=noise,
-        missing_before=None if before is None else before.missing,
-        missing_now=None if now is None else now.missing,
-        new_categories=new_categories,
-    )
-
-
-def _compute_psi(p: Numbers, q: Numbers) -> float:
-    p, q = np.maximum(p, MIN_SHARE), np.maximum(q, MIN_SHARE)
-    return float(((p - q) * np.log(p / q)).sum())
-
-
-def _estimate_noise(num_bins: int, num_before: int, num_now: int) -> float:
-    """The 95th percentile of the index of two samples of one population: chi-square with one degree less than bins, scaled."""
-    degrees = num_bins - 1
-    return float((degrees + np.sqrt(8 * degrees)) * (1 / num_before + 1 / num_now))  # mean and two deviations
-
-
-def _bin_categories(before: Profile, profile: Profile) -> Numbers:
-    """Shares of the categories that `before` lists, and of all others."""
-    listed = [profile.shares.get(category, 0.0) for category in before.shares]
-    rest = [share for category, share in profile.shares.items() if category not in before.shares]
-    return np.array([*listed, sum(rest) + profile.other])
-
-
-def _bin_numbers(before: Profile, profile: Profile) -> Numbers:
-    """Shares between the deciles of `before`, the ends open."""
-    deciles = np.array(before.quantiles[::10])
-    cuts = np.unique(deciles[1:-1])
-    atoms = np.unique(deciles[1:][deciles[1:] == deciles[:-1]])
-    below, up_to = _cumulate(profile, atoms, "left"), _cumulate(profile, cuts, "right")
-    cumulated = np.sort(np.concatenate([below, up_to]))  # shares grow with the edges, so this is the edges' order too
-    return np.diff(cumulated, prepend=0.0, append=1.0) * (1.0 - profile.missing)
-
-
-def _cumulate(profile: Profile, edges: Numbers, side: Literal["left", "right"]) -> Numbers:
-    """Share of the numbers below (`left`) or up to (`right`) each edge, linear between percentiles."""
-    percentiles = np.array(profile.quantiles)
-    if not percentiles.size:
-        return np.zeros(len(edges))
-    passed = np.searchsorted(percentiles, edges, side)
-    low, high = np.maximum(passed - 1, 0), np.minimum(passed, 100)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        part = np.nan_to_num((edges - percentiles[low]) / (percentiles[high] - percentiles[low]), nan=0.5)
-    inside: Numbers = (low + part) / 100
-    return np.select([passed == 0, passed == 101], [0.0, 1.0], inside)
+    Args:
+        places: The bin of each row, in the order of groups, `(N,)`.
+        num_bins: K.
+        sizes: Rows of each group, `(G,)`.
+    """
+    products, start = np.zeros((num_bins, num_bins)), 0
+    for first in range(0, len(sizes), GROUPS_A_BLOCK):
+        block = sizes[first : first + GROUPS_A_BLOCK]
+        end = start + int(block.sum())
+        cells = np.repeat(np.arange(len(block)), block) * num_bins + places[start:end]
+        counts = np.bincount(cells, minlength=len(block) * num_bins).reshape(-1, num_bins)
+        products += counts.T @ (counts / block[:, None])
+        start = end
+    return products

@@ -625,7 +625,7 @@ def test_the_profiles_are_those_of_the_train_rows_and_the_target(store: Store, t
     assert {name: profile.kind for name, profile in profiles.items()} == kinds
     train = rows[: manifest.splits["train"].rows]
     numbers = train["x"].cast(pl.Float64, strict=False).drop_nulls()
-    assert (profiles["x"].quantiles[0], profiles["x"].quantiles[-1]) == (numbers.min(), numbers.max())
+    assert (profiles["x"].marks[0], profiles["x"].marks[-1]) == (numbers.min(), numbers.max())
     assert profiles["x"].missing == pytest.approx(1 - numbers.len() / train.height)
-    assert profiles["y"].shares == {"yes": pytest.approx(53 / 80), "no": pytest.approx(27 / 80)}
+    assert profiles["y"].counts == {"yes": 53, "no": 27}
     assert {profile.num_rows for profile in manifest.profiles} == {80} == {train.height}
