@@ -119,7 +119,7 @@ def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that
     assert (third.name, trained) == ("Kept", [1, 2, 3])
     result = third.result()
     assert (result.candidate, result.champion, champion()) == ("model@v2", "model@v1", 1)
-    assert list(result.scores) == ["model@v2", "model@v1"]
+    assert list(result.scores) == ["model@v2", "model@v1", "majority class"]
     assert "model@v1 stays the champion" in Path(result.report).read_text()
     kept = read_ledger()[-1]
     assert (kept.action, kept.before, kept.after, kept.why) == ("keep", 1, 2, result.reason)

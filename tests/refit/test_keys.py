@@ -214,7 +214,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
         "start": {"data set", "seed", *settings["model"], *settings["optimizer"], *compute, "processor", "torch", "first weights"},
         "epoch": {*settings["loader"], *loop},
         "evaluate val": {"weights", "split", "processor", "torch", "torchmetrics"},
-        "save": {"name", "weights", "epochs", "metrics"},
+        "save": {"name", "weights", "epochs", "metrics", "served"},
     }
     steps = [recipe.dataset, recipe.loaders, recipe.start, recipe.epoch, recipe.evaluation("val", 1), recipe.saving("a", 1, 1, [])]
     assert {step.name: {name for name in step.ingredients if not name.startswith("code.")} for step in steps} == names
