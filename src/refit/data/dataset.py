@@ -29,6 +29,9 @@ ROWS_A_BLOCK = 65_536
 """Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""
 TEST_ROWS = "test rows"
 
+Side = tuple[TypedTable, Identities, Rows]
+"""A table, what tells its rows apart, and the numbers of those in a split."""
+
 
 class SplitInfo(BaseModel):
     """One split: its rows, its rows of each class (in the manifest's order), and the blob that holds its tensors."""
@@ -160,17 +163,14 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
 
     profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"], groups)
     time_column = settings.time_column if settings.split == "time" else None
-    sides = {split: (source, rows) for split, rows in parts.items()}
+    identities = _identify(source, columns, time_column)
+    sides = {split: (source, identities, rows) for split, rows in parts.items()}
     if test is not None:
-        sides["test"] = test, test.labelled
-    identities = {id(typed): _identify(typed, columns, time_column) for typed, _ in sides.values()}
+        sides["test"] = test, _identify(test, columns, time_column), test.labelled
     with store.temporary_folder() as folder:
-        counts = {
-            split: _freeze(columns, typed, rows, identities[id(typed)], len(classes), folder / split)
-            for split, (typed, rows) in sides.items()
-        }
+        counts = {split: _freeze(columns, *side, len(classes), folder / split) for split, side in sides.items()}
         if "test" in sides:
-            typed, rows = sides["test"]
+            typed, _, rows = sides["test"]
             _freeze_rows(typed.table.frame[rows], folder / TEST_ROWS)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         digests = {name: store.put_file(folder / name) for name in sizes}
@@ -192,7 +192,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         rows_without_target=source.y.null_count() + (0 if test is None else test.y.null_count()),
         rows_left_out=left_out,
         source_rows=table.frame.height,
-        test_copies=_count_copies(columns, source, parts["train"], *sides["test"]) if "test" in sides else None,
+        test_copies=_count_copies(columns, sides["train"], sides["test"]) if "test" in sides else None,
         dropped_columns={name: "no value in the train rows" for name in kinds if name not in fitted},
         source_digest=table.digest,
         test_source_digest=test_table.digest if test_table else None,
@@ -342,7 +342,8 @@ def _convert_test_rows(
     settings: DataSettings, table: Table, kinds: dict[str, Kind], target_kind: Kind, classes: pl.Series
 ) -> TypedTable:
     """The rows of `test_source`, converted as those of `source` were."""
-    check_columns("data.test_source", [*kinds, settings.target], table.frame.columns, table.name)
+    times = [settings.time_column] if settings.split == "time" and settings.time_column else []
+    check_columns("data.test_source", [*kinds, settings.target, *times], table.frame.columns, table.name)
     frame = pl.DataFrame(
         [convert_column(table.frame[name], kind, settings.null_values, table.locate) for name, kind in kinds.items()]
     )
@@ -366,7 +367,7 @@ def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Se
 
 
 def _freeze(
-    columns: Sequence[AnyColumn], typed: TypedTable, rows: Rows, identities: Identities, num_classes: int, path: Path
+    columns: Sequence[AnyColumn], typed: TypedTable, identities: Identities, rows: Rows, num_classes: int, path: Path
 ) -> list[int]:
     """Write the tensors of a split's rows to `path`, inputs a block of rows at a time; count each class.
 
@@ -422,10 +423,11 @@ def _identify(typed: TypedTable, columns: Sequence[AnyColumn], time_column: str 
     return Identities(hashes, numbers, typed.groups)
 
 
-def _count_copies(columns: Sequence[AnyColumn], source: TypedTable, train: Rows, typed: TypedTable, test: Rows) -> Copies:
-    """Count the test rows of `typed` whose features are those of a train row of `source`."""
+def _count_copies(columns: Sequence[AnyColumn], train: Side, test: Side) -> Copies:
+    """Count the test rows whose features are those of a train row."""
+    (source, _, train_rows), (typed, _, test_rows) = train, test
     features = source.frame.select(column.name for column in columns)
     if typed is not source:
-        test = test + features.height
+        test_rows = test_rows + features.height
         features = pl.concat([features, typed.frame.select(features.columns)], how="vertical_relaxed")
-    return count_copies(features, train, test)
+    return count_copies(features, train_rows, test_rows)

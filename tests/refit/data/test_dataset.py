@@ -299,6 +299,11 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"group_column": "g"},
         r"row 22 of .*rows\.csv, column `g`: expected the row's group, found none; fill it in, .* or drop the row",
     ),
+    "test time column": (
+        {CSV: rows("t,x,y"), "test.csv": b"x,y\n1,1\n"},
+        {**BOTH, "split": "time", "time_column": "t"},
+        r"data\.test_source: expected a column of .*test\.csv, found no `t` among `x`, `y`",
+    ),
     "test group column": (
         {CSV: rows("g,x,y"), "test.csv": b"x,y\n1,1\n"},
         {**BOTH, "group_column": "g"},
