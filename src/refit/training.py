@@ -111,6 +111,8 @@ def train_epoch(
 ) -> EpochLog | None:
     """Train `state` in place to the end of its epoch, from its own random state, then look at the validation rows.
 
+    Other threads that train wait for its end; those that load a model have the generators between two steps.
+
     Args:
         state: What is trained; left half-trained if this raises.
         loader: Batches `(B, F)` and `(B,)` in training order.
