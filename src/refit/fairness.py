@@ -8,7 +8,7 @@ import polars as pl
 
 from refit.data.copies import estimate_chances, is_more_than_chance
 from refit.data.dataset import Manifest, convert_rows, load_identities, load_test_rows
-from refit.data.hashes import hash_rows, identify
+from refit.data.hashes import find_known, hash_rows, identify
 from refit.data.schema import Rows
 from refit.data.sources import list_names
 from refit.errors import DataError, RefitError, StoreError
@@ -88,7 +88,7 @@ def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: S
     _, hashes, known = convert_rows(manifest, rows)
     splits = [split for split in LEARNED_FROM if split in manifest.splits]
     learned = np.concatenate([load_identities(manifest, split, store).keys for split in splits])
-    is_learned: Mask = np.isin(identify(hashes, numbers), learned)
+    is_learned = find_known(identify(hashes, numbers), learned)
     chances = estimate_chances(known, numbers, len(learned))
     return is_learned if is_more_than_chance(int(is_learned.sum()), chances, min_share=0.0) else np.zeros(len(is_learned), bool)
 

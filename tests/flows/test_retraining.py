@@ -28,6 +28,8 @@ import refit.reports
 import refit.training
 from flows.retraining import retrain
 from flows.server import HEARTBEAT, is_alive
+from flows.terminal import complain
+from refit.errors import DataError
 from refit.ledger import Entry, load_ledger
 from refit.recipes import load_runs
 from refit.refs import RetrainingResult
@@ -206,6 +208,16 @@ def test_a_collapsed_champion_is_told_even_where_the_candidate_is_no_better():
     assert "model@v1 stays the champion, but it is collapsed" in Path(state.result().report).read_text()
     assert read_ledger()[-1].details["alarm"] == "collapsed"
     assert (run(GOOD).name, champion()) == ("Collapsed", 3), "the new champion takes over, and the old one is told of"
+
+
+def test_what_fails_after_a_candidate_was_trained_does_not_say_that_nothing_was(monkeypatch):
+    def refuse(*_):
+        raise DataError("expected another column")
+
+    monkeypatch.setattr(refit.comparison, "compare", refuse)
+    error = run().result(raise_on_failure=False)
+    assert str(error) == "model@v1 was trained and saved, but cannot be judged: expected another column"
+    assert complain(error) == 1
 
 
 def test_without_a_row_that_may_judge_nothing_is_trained_and_the_champion_stays(trained):
