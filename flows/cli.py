@@ -30,7 +30,7 @@ from flows.terminal import (
 from refit import registry
 from refit.errors import RefitError, SettingsError
 from refit.refs import RetrainingResult
-from refit.settings import SettingsTree, env_name, explain_validation, resolve_settings, walk_settings
+from refit.settings import SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
 from refit.store import Store
 
 MAX_LOSSES_SHOWN = 8
@@ -45,8 +45,8 @@ def main() -> None:
         sys.exit(code)
     except CycloptsError as error:
         mistake = error.__cause__
-        refused = explain_validation(mistake) if isinstance(mistake, pydantic.ValidationError) else str(error)
-        sys.exit(complain(SettingsError(refused)))
+        refused = explain_validation(mistake) if isinstance(mistake, pydantic.ValidationError) else str(error).splitlines()
+        sys.exit(complain(SettingsError(*refused)))
     except RefitError as error:
         sys.exit(complain(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -120,6 +120,8 @@ def predict(
         settings_file: A TOML file to read instead of `refit.toml`.
         json: Print one JSON object.
     """
+    check_url(source, "SOURCE")
+    check_url(output, "--output")
     settings, _ = resolve_settings(as_given(given), settings_file)
     from flows import local
 

@@ -92,7 +92,8 @@ def _run_prefect_deploy(document: Mapping[str, Any]) -> None:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name]
         finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if finished.returncode:
-        raise ServerError(f"prefect deploy: expected to succeed, found exit code {finished.returncode}:\n{finished.stdout}")
+        lines = finished.stdout.splitlines()
+        raise ServerError(f"prefect deploy: expected to succeed, found exit code {finished.returncode}:", *lines)
 
 
 def _await_schedule(client: SyncPrefectClient, entry: Mapping[str, Any]) -> Deployed:

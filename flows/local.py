@@ -26,6 +26,7 @@ from flows.terminal import FAILED
 from refit.code import digest_code
 from refit.errors import first_line
 from refit.keys import DATA_CODE, TRAINING_CODE
+from refit.texts import show_line
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -127,7 +128,7 @@ def _stopping_soon(advice: str) -> Iterator[None]:
             return
         name = signal.Signals(signums[0]).name
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        print(f"stopped by {name}; {advice}: {command}", file=sys.stderr, flush=True)
+        print(show_line(f"stopped by {name}; {advice}: {command}"), file=sys.stderr, flush=True)
         time.sleep(SECONDS_TO_STOP)
         os._exit(128 + signums[0])
 
@@ -180,4 +181,4 @@ class _ProgressHandler(logging.Handler):
                 self.task = self.bar.add_task("", total=None, figures="")
             self.bar.update(self.task, completed=completed, total=total, description=position, figures=figures)
         else:
-            self.bar.console.print(record.getMessage(), markup=False, highlight=False)
+            self.bar.console.print(show_line(record.getMessage()), markup=False, highlight=False)

@@ -6,7 +6,7 @@ from prefect.runtime import flow_run
 from flows.runs import DEFAULTS, resolve_given, show_settings
 from refit import registry
 from refit.refs import Prediction
-from refit.settings import SettingsTree
+from refit.settings import SettingsTree, Url
 from refit.store import Store
 from tasks.prediction import score_files
 
@@ -16,7 +16,7 @@ def _name_run() -> str:
 
 
 @flow(name="predict", flow_run_name=_name_run)
-def predict(model: str, source: str, output: str, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS) -> Prediction:
+def predict(model: str, source: Url, output: Url, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS) -> Prediction:
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file: class, probabilities, model version.
 
     Args:

@@ -11,6 +11,7 @@ from rich.console import Console
 from refit.errors import DataError, RefitError, SettingsError
 from refit.settings import Section, SettingsTree, StoreSettings, resolve_settings
 from refit.store import Store
+from refit.texts import hide_secrets, show_line
 
 COMPLETED, FAILED, REFUSED, ALARMED = 0, 1, 2, 3
 
@@ -51,9 +52,9 @@ def complain(error: BaseException) -> int:
     if not isinstance(error, RefitError):
         import traceback
 
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(hide_secrets("".join(traceback.format_exception(error))))
     for line in str(error).splitlines():
-        console.print(f"error: {line}", style="red", markup=False, highlight=False)
+        console.print(f"error: {show_line(line)}", style="red", markup=False, highlight=False)
     return REFUSED if isinstance(error, SettingsError | DataError) else FAILED
 
 

@@ -1,8 +1,20 @@
 """The errors a user can mend: each message says what was expected, what was found and what to do."""
 
+from refit.texts import show_line
+
 
 class RefitError(Exception):
-    """A mistake or a fault that the user can act on; shown without a traceback."""
+    """A mistake or a fault that the user can act on; shown without a traceback.
+
+    Args:
+        lines: Of the message; each is made fit to be shown, as what it quotes may be anything.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(show_line, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class SettingsError(RefitError):

@@ -14,11 +14,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import RefitError, SettingsError
+from refit.settings import check_url
 from refit.store import is_alive
 
 
 def check_output(output: str, suffix: str) -> None:
     """Raise SettingsError if `output` does not end in `suffix`, is a folder, or has an unknown protocol."""
+    check_url(output, "--output")
     if not output.lower().endswith(suffix):
         raise SettingsError(f"--output: expected a file ending in {suffix}, found {output}; rename it")
     files, path = _find_place(output)

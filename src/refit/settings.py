@@ -37,11 +37,10 @@ from pydantic_settings import (
 )
 
 from refit.errors import SettingsError
+from refit.texts import SECRET, has_secret
 
 SETTINGS_FILE = Path("refit.toml")
 ENV_PREFIX = "REFIT_"
-SECRET = r"://[^/@]*:(?!\d+(/|$))[^@]*@|[?&](sig|token|X-Amz-Signature|api_key|password|secret)=[^&]*"
-"""What a URL says of a user and its password, or of a signature; a port is none."""
 SPAN = r"[1-9]\d{0,5}(s|min|h|d|w)"
 """A span of time: seconds, minutes, hours, days or weeks."""
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -70,16 +69,26 @@ def _read_size(value: Any) -> Any:
     return float(size) if is_share else size
 
 
-def _refuse_secret(url: str) -> str:
-    if re.search(SECRET, url):
+def refuse_secret(url: str) -> str:
+    """Return a URL that may be kept and shown; raise ValueError for one with a user, a query or a fragment."""
+    if has_secret(url):
         raise ValueError(
-            f"expected a URL without a secret, found one in {re.sub(SECRET, '…', url)!r}; give it to the environment of the"
-            " machine that runs, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_HTTP"
+            f"expected a URL without a secret, found a user, a query or a fragment in {url.partition('://')[0]}://…;"
+            " give it to the environment of the machine that runs, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
+            " FSSPEC_HTTP"
         )
     return url
 
 
-Url = Annotated[str, AfterValidator(_refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})]
+def check_url(url: str, where: str) -> None:
+    """Raise SettingsError for a URL that holds what may be a secret; `where` says which argument it is."""
+    try:
+        refuse_secret(url)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from error
+
+
+Url = Annotated[str, AfterValidator(refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[
     Annotated[str, Field(pattern=f"^{SPAN}$")] | Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, lt=1)],
@@ -397,7 +406,7 @@ def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path
     try:
         settings = Settings(**merged)
     except ValidationError as error:
-        raise SettingsError(explain_validation(error, origins)) from error
+        raise SettingsError(*explain_validation(error, origins)) from error
     return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
 
 
@@ -416,7 +425,7 @@ def env_name(name: str) -> str:
     return ENV_PREFIX + name.upper().replace(".", "__")
 
 
-def explain_validation(error: ValidationError, origins: Mapping[str, str] | None = None) -> str:
+def explain_validation(error: ValidationError, origins: Mapping[str, str] | None = None) -> list[str]:
     """One line per mistake: the setting and its origin, what was expected, what was found, the nearest known name."""
     known = [name for name, _ in walk_settings(SettingsTree())]
     lines = []
@@ -433,7 +442,7 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
             lines.append((f"{where}: " if name else "") + message.removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {message}, found {mistake['input']!r}")
-    return "\n".join(lines)
+    return lines
 
 
 def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from prefect.exceptions import ParameterTypeError
 
 from flows.prediction import predict
 from refit.errors import DataError, RefitError, SettingsError, StoreError
@@ -127,6 +128,34 @@ def test_a_column_more_and_an_unseen_category_are_scored_and_yesterdays_scores_r
 def test_an_output_that_cannot_be_written_is_named(source, output, error, message):
     with pytest.raises(error, match=message):
         predict("toy@v1", source, output)
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (("https://key:s3cret@host/x.csv", "--output", "scored.parquet"), "SOURCE"),
+        (("https://host/x.csv?Signature=s3cret", "--output", "scored.parquet"), "SOURCE"),
+        (("rows.csv", "--output", "s3://key:s3cret@bucket/scored.parquet"), "--output"),
+    ],
+)
+def test_the_command_refuses_a_secret_before_a_run_could_hold_it(refit, caplog, monkeypatch, arguments, where):
+    monkeypatch.setattr("flows.local.run_locally", lambda *_, **__: pytest.fail("a run was started"))
+    code, out, err = refit("predict", "toy@v1", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {where}: expected a URL without a secret, found a user, a query or a fragment in ")
+    assert "s3cret" not in err + caplog.text
+
+
+def test_a_form_refuses_a_secret_too():
+    from prefect.utilities.callables import parameter_schema
+
+    patterns = [parameter_schema(predict).properties[name]["pattern"] for name in ("source", "output")]
+    assert [pattern for pattern in patterns if re.search(pattern, "https://host/x.csv?Signature=s3cret")] == []
+    assert all(re.search(pattern, "s3://bucket/x.parquet") for pattern in patterns)
+    with pytest.raises(ParameterTypeError, match="source: Value error, expected a URL without a secret") as refused:
+        predict("toy", "https://s3cret@host/x.csv", "scored.parquet")
+    assert "s3cret" not in str(refused.value)
 
 
 def test_the_command_prints_where_the_scores_are_and_progress_apart(refit, toy, source, rows):

@@ -1,0 +1,54 @@
+"""Text that others wrote, made fit to be shown: no secrets of URLs, no control characters, not too long."""
+
+import re
+
+MAX_LINE = 2000
+"""Characters of a line that are shown; of a longer one the beginning and the end, where a message says what to do."""
+NAMED_USERS = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh")
+"""Protocols whose user is a name, as in `abfs://container@account/`; elsewhere it is a token."""
+PASSWORD = r"(://)[^/@]*:(?!\d+(?:/|$)).*(?=@)"
+"""A user and all that is not a port after it, up to the last `@`, as a password may hold one, or a slash."""
+TOKEN = "".join(f"(?<!{protocol})" for protocol in NAMED_USERS) + r"(://)[^/?#]+(?=@)"
+HTTP_QUERY = r"([hH][tT][tT][pP][sS]?://[^?#]*)[?#].*"
+OTHER_QUERY = r"(://[^?#]*(?:[?#][^?#=/]*/[^?#]*)*)[?#][^/=]*=.*"
+"""A `?` that a `=` follows; the one in `s3://bucket/day-?/a=1` is the sign of a glob."""
+SECRETS = (PASSWORD, TOKEN, HTTP_QUERY, OTHER_QUERY)
+SECRET = "|".join(SECRETS)
+"""What a URL holds besides protocol, host and path, whatever it is called. JavaScript reads this, too, in forms."""
+UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, ends of lines, changes of direction, and bytes that are no text."""
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL holds what may be a secret: a user, a query or a fragment."""
+    return re.search(SECRET, url, re.DOTALL) is not None
+
+
+def hide_secrets(text: str) -> str:
+    """Replace user, query and fragment of every URL in a text by `…`."""
+    if "://" not in text:
+        return text
+    return "".join(_hide_in_word(word) if "://" in word else word for word in re.split(r"(\s+)", text))
+
+
+def shorten(text: str, limit: int, tail: int = 0) -> str:
+    """Cut a text to `limit` characters, of which `tail` are its last ones."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
+
+
+def show_line(text: object, limit: int = MAX_LINE) -> str:
+    r"""Return a text as one line for a terminal or a log: control characters as `\x1b`, a long one without its middle."""
+    tail = limit // 3
+    bounded = shorten(str(text), 10 * limit, 5 * limit)  # or megabytes would be searched for URLs
+    shown = shorten(hide_secrets(bounded), limit, tail)
+    return UNSHOWN.sub(lambda match: ascii(match[0])[1:-1], shown)
+
+
+def _hide_in_word(word: str) -> str:
+    url = word.rstrip("\"'`,;:.)")
+    end = word[len(url) :]
+    for part in SECRETS:
+        url = re.sub(part, r"\1…", shorten(url, MAX_LINE))
+    return url + end
