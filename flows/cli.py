@@ -39,7 +39,6 @@ MAX_LOSSES_SHOWN = 8
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data, 3 done but look at the champion."""
     try:
-        sys.path.append(os.getcwd())  # where a user's own model may be
         code = app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         sys.exit(code)

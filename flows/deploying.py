@@ -1,6 +1,7 @@
 """Deployments of the flows, as `prefect.yaml` beside this file says."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from flows.automations import update_automations
@@ -86,11 +88,12 @@ def _make_pool(client: SyncPrefectClient, name: str) -> None:
 
 
 def _run_prefect_deploy(document: Mapping[str, Any]) -> None:
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(json.dumps(document))  # JSON is YAML
-        file.flush()
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name]
-        finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """In a folder of its own, as Prefect imports the flows with the folder that it works in ahead of all packages."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "prefect.yaml").write_text(json.dumps(document))  # JSON is YAML
+        command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
+        finished = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if finished.returncode:
         lines = finished.stdout.splitlines()
         raise ServerError(f"prefect deploy: expected to succeed, found exit code {finished.returncode}:", *lines)

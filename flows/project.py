@@ -1,4 +1,4 @@
-"""The folder that runs of deployments start in: PROJECT_FOLDER, in the environment of their worker."""
+"""The folder that runs of deployments work in: PROJECT_FOLDER, in the environment of their worker."""
 
 import os
 from pathlib import Path
@@ -9,33 +9,31 @@ from prefect.deployments.steps.pull import set_working_directory
 from refit.errors import SettingsError
 
 START_WORKER = "PROJECT_FOLDER=$PWD prefect worker start --pool refit-pool --type process"
-LOST = "no-project-folder"
+APART = "refit-run"
 
 
-def enter_project(directory: str = "") -> dict[str, Any]:
-    """Start a run in its project's folder: the pull step of the deployments.
+def start_apart() -> dict[str, Any]:
+    """Start a run in an empty folder: the pull step of the deployments; the flow enters the project's.
 
-    Without one it starts in an empty folder, and fails at once by `check_project`: what a pull step raises would crash it, with no
-    word of the reason on its page, and the server would start it again.
-
-    Args:
-        directory: What PROJECT_FOLDER says; empty where it is not set.
+    Prefect puts the folder that a run starts in ahead of all packages on the import path: a `torchvision.py` of the project would
+    be what an installed package imports. And what a pull step raises would crash the run, with no word of the reason on its page.
     """
-    if directory and Path(directory).is_dir():
-        return set_working_directory(directory)
-    Path(LOST).mkdir()
-    return set_working_directory(str(Path(LOST).resolve()))
+    Path(APART).mkdir(exist_ok=True)
+    return set_working_directory(str(Path(APART).resolve()))
 
 
-def check_project() -> None:
-    """Check that the pull step found the folder of the project.
+def enter_project() -> None:
+    """Go from there to the folder of the project; a run that did not start there stays where it is.
 
     Raises:
         SettingsError: PROJECT_FOLDER is not set on the worker, or names no folder.
     """
-    if Path.cwd().name == LOST:
-        directory = os.environ.get("PROJECT_FOLDER")
+    if Path.cwd().name != APART:
+        return
+    directory = os.environ.get("PROJECT_FOLDER")
+    if not directory or not Path(directory).is_dir():
         raise SettingsError(
             "PROJECT_FOLDER: expected the folder of `refit.toml` in the worker's environment,"
             f" found {f'no folder {directory}' if directory else 'none'}; start the worker by `{START_WORKER}`"
         )
+    os.chdir(directory)

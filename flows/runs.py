@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
-from flows.project import check_project
+from flows.project import enter_project
 from flows.server import find_runs, in_states, is_alive
 from refit.errors import SettingsError
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
@@ -32,6 +32,7 @@ def name_run() -> str:
     """Say what runs and when it was due, such as `retrain penguins, 2 Oct 2026 03:00`, in the time of this machine."""
     settings = flow_run.parameters["settings"]
     with contextlib.suppress(SettingsError):  # the flow will raise it
+        enter_project()
         settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
     return f"{flow_run.flow_name} {settings.name}, {flow_run.scheduled_start_time.astimezone():%-d %b %Y %H:%M}"
 
@@ -42,7 +43,7 @@ def resolve_given(settings: SettingsTree) -> Settings:
     Raises:
         SettingsError: As `resolve_settings`, or the worker does not name the project's folder.
     """
-    check_project()
+    enter_project()
     return resolve_settings(settings.model_dump(exclude_unset=True))[0]
 
 

@@ -4,10 +4,12 @@ import ast
 import contextlib
 import hashlib
 import importlib.util
+import os
+import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -19,6 +21,23 @@ PACKAGES = {"site-packages", "dist-packages"}
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 TRIES = 10
 _parsing = threading.Lock()
+_changing_path = threading.Lock()
+
+
+@contextlib.contextmanager
+def importing_from_here() -> Iterator[None]:
+    """Let modules of the working directory be imported, after all that is installed, as a user's own may be there.
+
+    Elsewhere it is not on the import path: a `torchvision.py` in it must not be what an installed package looks for.
+    """
+    folder = os.getcwd()
+    with _changing_path:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        with _changing_path:  # the last one is this or another's of the same folder
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
 
 
 def digest_code(modules: Iterable[str]) -> dict[str, str]:
@@ -73,7 +92,8 @@ def _locate(module: str) -> Path | None:
     if package == "__main__":  # depends on how the process was started
         return None
     try:
-        found = importlib.util.find_spec(package)
+        with importing_from_here():
+            found = importlib.util.find_spec(package)
     except ValueError:  # of a module that was not imported from a file
         return None
     if found is None:

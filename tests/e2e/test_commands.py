@@ -100,6 +100,17 @@ def assert_quiet(stderr: str) -> None:
     assert [word for word in NOISE if word in stderr] == [], stderr
 
 
+def test_only_the_factory_is_imported_from_the_working_directory(refit):
+    for name in ("torchvision", "flows", "tasks", "yaml"):
+        Path(f"{name}.py").write_text("raise RuntimeError('only the factory is imported from here')")
+    Path("networks.py").write_text("from layers import build\n")
+    Path("layers.py").write_text("def build(*sizes):\n    from torch import nn\n    import late\n    return nn.Linear(*sizes)\n")
+    Path("late.py").write_text("")
+    finished = refit("train", "--model.factory", "networks:build")
+    assert finished.returncode == 0, finished.stderr
+    assert_quiet(finished.stderr)
+
+
 def test_json_is_one_object_on_standard_output_and_nothing_else(refit):
     finished = refit("train", "--json")
     assert finished.returncode == 0, finished.stderr

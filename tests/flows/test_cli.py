@@ -39,6 +39,11 @@ def test_retraining_that_would_ask_is_refused_where_no_server_can(refit, monkeyp
     )
 
 
+def test_the_working_directory_is_not_on_the_import_path(refit):
+    refit("settings")
+    assert not {"", str(Path.cwd())} & set(sys.path)
+
+
 def test_settings_prints_every_setting_with_its_default(refit):
     code, out, err = refit("settings", "--json")
     assert (code, err) == (0, "")

@@ -75,16 +75,28 @@ def test_a_schedule_or_setting_that_is_none_is_refused_before_anything_is_made(r
 @pytest.mark.parametrize(("directory", "found"), [("", "none"), ("absent", "no folder absent")])
 def test_a_run_of_a_worker_without_a_project_folder_fails_and_says_how_to_start_one(monkeypatch, directory, found):
     monkeypatch.setenv("PROJECT_FOLDER", directory)
-    project.enter_project(directory)
+    project.start_apart()
     with pytest.raises(SettingsError, match=rf"PROJECT_FOLDER: expected the folder of `refit.toml` .*, found {found}; start"):
-        project.check_project()
+        project.enter_project()
 
 
-def test_a_run_starts_in_the_project_folder():
+def test_a_run_starts_apart_and_enters_the_project_folder(monkeypatch):
+    """Prefect puts the folder that a run starts in ahead of all packages on the import path."""
+    home = Path.cwd()
     Path("project").mkdir()
-    assert project.enter_project("project") == {"directory": str(Path.cwd())}
-    assert Path.cwd().name == "project"
-    project.check_project()
+    monkeypatch.setenv("PROJECT_FOLDER", str(home / "project"))
+    directory = project.start_apart()["directory"]
+    assert list(Path(directory).iterdir()) == []
+    assert Path(directory) == Path.cwd() != home
+    project.enter_project()
+    assert Path.cwd() == home / "project"
+
+
+def test_a_run_that_did_not_start_apart_stays_where_it_is(monkeypatch):
+    monkeypatch.setenv("PROJECT_FOLDER", "absent")
+    home = Path.cwd()
+    project.enter_project()
+    assert Path.cwd() == home
 
 
 def test_status_tells_the_ledger_without_a_server_and_says_so(refit, toy):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from refit import code, store
-from refit.code import digest_user_code
+from refit.code import digest_user_code, importing_from_here
 from refit.errors import SettingsError
 
 CODE = '''"""What this module is."""
@@ -28,6 +28,23 @@ class Scale:
         """Apply it."""
         return self.factor * math.sqrt(x)  # the root
 '''
+
+
+def test_modules_of_the_working_directory_are_found_only_in_between_and_after_those_that_are_installed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with importing_from_here(), importing_from_here():
+        assert sys.path == [*before, str(tmp_path), str(tmp_path)]
+    assert sys.path == before
+
+
+def test_a_folder_that_was_on_the_path_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(sys.path)
+    with importing_from_here():
+        pass
+    assert sys.path == before
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from refit.code import digest_user_code
+from refit.code import digest_user_code, importing_from_here
 from refit.devices import putting_defaults_back
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
@@ -33,15 +33,15 @@ def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> n
     if settings.factory is None:
         return build_mlp(num_inputs, num_outputs, settings.hidden_sizes, settings.activation, settings.dropout)
     factory = import_factory(settings.factory)
-    try:
-        with putting_defaults_back():
+    with importing_from_here(), putting_defaults_back():  # it may import more when it is called
+        try:
             model = factory(num_inputs, num_outputs)
-    except Exception as error:
-        raise SettingsError(
-            f"model.factory: expected {settings.factory}({num_inputs}, {num_outputs}) to return a model, "
-            f"found {type(error).__name__}: {error}; mend the function"
-        ) from error
-    _check_shape(model, settings.factory, num_inputs, num_outputs)
+        except Exception as error:
+            raise SettingsError(
+                f"model.factory: expected {settings.factory}({num_inputs}, {num_outputs}) to return a model, "
+                f"found {type(error).__name__}: {error}; mend the function"
+            ) from error
+        _check_shape(model, settings.factory, num_inputs, num_outputs)
     return model
 
 
@@ -109,7 +109,7 @@ def import_factory(name: str) -> Callable[[int, int], nn.Module]:
     """
     module_name, function_name = name.split(":")
     try:
-        with putting_defaults_back():
+        with importing_from_here(), putting_defaults_back():
             factory: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
         raise SettingsError(
