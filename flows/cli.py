@@ -21,6 +21,7 @@ from flows.terminal import (
     SettingsFile,
     StoreGiven,
     Switch,
+    Trust,
     app,
     as_given,
     complain,
@@ -106,6 +107,7 @@ def predict(
     keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     given: StoreGiven = None,
     settings_file: SettingsFile = None,
+    trust: Trust = False,
     json: AsJson = False,
 ) -> int:
     """Score rows with a saved model into a Parquet file: class, a probability for each class, model version.
@@ -117,11 +119,12 @@ def predict(
         keep: Columns of the source to copy.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
+        trust: Call whatever function the version names as its factory, though `model.factory` here names another or none.
         json: Print one JSON object.
     """
     check_url(source, "SOURCE")
     check_url(output, "--output")
-    settings, _ = resolve_settings(as_given(given), settings_file)
+    settings, _ = resolve_settings(as_given(given, trust), settings_file)
     from flows import local
 
     arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()))
@@ -134,15 +137,16 @@ def predict(
 
 
 @app.command
-def retrain(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
+def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: Trust = False, json: AsJson = False) -> int:
     """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
 
     Args:
         given: The settings.
         settings_file: A TOML file to read instead of `refit.toml`.
+        trust: Call whatever function the champion names as its factory, though `model.factory` names another or none.
         json: Print one JSON object instead of a table.
     """
-    settings, _ = resolve_settings(as_given(given), settings_file)
+    settings, _ = resolve_settings(as_given(given, trust), settings_file)
     from flows import local
     from flows.approval import check_server
 

@@ -24,10 +24,10 @@ def predict(model: str, source: Url, output: Url, keep: tuple[str, ...] = (), se
         source: A path or fsspec URL of the rows to score.
         output: A path or fsspec URL that ends in `.parquet`; what is there is replaced once all rows are scored.
         keep: Columns of the source to copy.
-        settings: Only `store.url` counts; what is not given comes from the environment, `.env` and `refit.toml` of the machine that
-            runs the flow.
+        settings: Only `store` and `model.factory` count; what is not given comes from the environment, `.env` and `refit.toml` of
+            the machine that runs the flow.
     """
     resolved = resolve_given(settings)
     show_settings(settings)
     name, version = registry.resolve_reference(Store(resolved.store.url), model, registry.CHAMPION)
-    return score_files(name, version, source, output, keep, resolved.store.url)
+    return score_files(name, version, source, output, keep, resolved)

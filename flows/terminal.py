@@ -27,6 +27,7 @@ StoreGiven = Annotated[StoreTree | None, Parameter(name="*")]
 SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
 DryRun = Annotated[bool, Parameter(name="--dry-run", negative=())]
 Switch = Annotated[bool, Parameter(negative=())]
+Trust = Annotated[bool, Parameter(name="--trust", negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 
 app = App(
@@ -36,9 +37,10 @@ app = App(
 )
 
 
-def as_given(given: Section | None) -> dict[str, Any]:
-    """The settings that were given as flags."""
-    return {} if given is None else given.model_dump(exclude_unset=True)
+def as_given(given: Section | None, trust: bool = False) -> dict[str, Any]:
+    """The settings that were given as flags; `trust` is short for `store.trust`."""
+    flags = {} if given is None else given.model_dump(exclude_unset=True)
+    return {**flags, "store": {**flags.get("store", {}), "trust": True}} if trust else flags
 
 
 def open_store(given: StoreTree | None, settings_file: Path | None) -> Store:

@@ -9,11 +9,12 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.terminal import COMPLETED, FAILED, SettingsFile, StoreGiven, app, complain, open_console, open_store
+from flows.terminal import COMPLETED, FAILED, SettingsFile, StoreGiven, Trust, app, as_given, complain, open_console, open_store
 from refit import registry
 from refit.differences import find_differences
 from refit.errors import SettingsError, StoreError
 from refit.registry import CHAMPION
+from refit.settings import resolve_settings
 from refit.store import Store
 
 
@@ -159,7 +160,14 @@ def rollback(
 
 @app.command
 def export(
-    model: str, /, *, format: Literal["onnx", "torch"], output: str, given: StoreGiven = None, settings_file: SettingsFile = None
+    model: str,
+    /,
+    *,
+    format: Literal["onnx", "torch"],
+    output: str,
+    given: StoreGiven = None,
+    settings_file: SettingsFile = None,
+    trust: Trust = False,
 ) -> int:
     """Write a model with its preparation of rows into one file that runs without Refit, checked on the version's test rows.
 
@@ -169,14 +177,16 @@ def export(
         output: The file, ending in `.onnx` or `.pt2`.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
+        trust: Call whatever function the version names as its factory, though `model.factory` here names another or none.
     """
-    store = open_store(given, settings_file)
+    settings, _ = resolve_settings(as_given(given, trust), settings_file)
+    store = Store(settings.store.url)
     name, number = registry.resolve_reference(store, model, CHAMPION)
     from refit.data.dataset import load_test_rows
     from refit.export import export_model
     from refit.inference import load_version
 
-    loaded = load_version(store, name, number)
+    loaded = load_version(store, name, number, settings)
     rows = load_test_rows(loaded.manifest, store)
     difference = export_model(loaded, output, format, rows, f"{name}@v{number}")
     print(f"exported {name}@v{number}: {output}")

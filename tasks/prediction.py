@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 
 from refit import inference, prediction
 from refit.refs import Prediction
+from refit.settings import SettingsTree
 from refit.store import Store
 from tasks.caching import RETRIED
 
@@ -13,10 +14,10 @@ SECONDS_BETWEEN_LINES = 2.0
 
 
 @task(task_run_name="score {source}", **RETRIED)
-def score_files(name: str, version: int, source: str, output: str, keep: tuple[str, ...], url: str) -> Prediction:
-    """Score files with a version of the store at `url`; log how far it is, and how fast it was."""
+def score_files(name: str, version: int, source: str, output: str, keep: tuple[str, ...], settings: SettingsTree) -> Prediction:
+    """Score files with a version of the store; log how far it is, and how fast it was."""
     logger, reference = get_run_logger(), f"{name}@v{version}"
-    model = inference.load_version(Store(url), name, version)
+    model = inference.load_version(Store(settings.store.url), name, version, settings)
     logger.info("model: %s", reference)
     started = told = time.monotonic()
 

@@ -20,14 +20,14 @@ from tasks.caching import RETRIED
 @task(task_run_name="compare with the champion", cache_policy=NO_CACHE, **RETRIED)
 def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree) -> Verdict:
     """Score candidate and champion on the same test rows, and decide."""
-    return comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url))
+    return comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url), settings)
 
 
 @task(task_run_name="look for test rows that may judge", cache_policy=NO_CACHE, **RETRIED)
 def explain_missing_rows(snapshot: DatasetRef, champion: int | None, settings: SettingsTree) -> str | None:
     """Say what is needed if no test row could judge a candidate; None if there are some."""
     store = Store(settings.store.url)
-    return fairness.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store)
+    return fairness.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store, settings)
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, **RETRIED)

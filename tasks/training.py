@@ -50,7 +50,7 @@ def start_training(
             ", ".join(unkept),
         )
     if champion is not None:
-        get_run_logger().info(warm_start.take_weights(state, champion, manifest))
+        get_run_logger().info(warm_start.take_weights(state, champion, manifest, store, settings))
     return _keep(state, settings, store)
 
 

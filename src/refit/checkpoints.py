@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from pickle import UnpicklingError
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -279,7 +280,11 @@ def _partial_path(key: str) -> str:
 
 def _read_checkpoint(ref: Ref, store: Store) -> dict[str, Any]:
     """A checkpoint's tensors and primitives, on the CPU; no code of it is run."""
-    content: dict[str, Any] = torch.load(io.BytesIO(store.get(ref.digest)), map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(store.get(ref.digest)), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # which advises to run it
+        path = store.location(store.object_path(ref.digest))
+        raise StoreError(f"{path}: expected tensors and primitives, found more; remove it to make it anew") from error
     return content
 
 

@@ -18,7 +18,7 @@ from refit.data.sources import read_names
 from refit.errors import DataError, RefitError
 from refit.evaluation import Metrics, compute_metrics, refuse_non_finite_logits
 from refit.fairness import Rival, explain_incomparable, explain_unfair, find_clusters, find_fair_rows, find_rival, tell_left_out
-from refit.inference import Model, load_model
+from refit.inference import DEFAULTS, Model, load_version
 from refit.ledger import record_opening
 from refit.promotion import (
     Decision,
@@ -34,7 +34,7 @@ from refit.promotion import (
 from refit.refs import Alarm, Handle, Ref, SavedModel
 from refit.registry import version_folder
 from refit.retraining import find_lead
-from refit.settings import DataSettings, PromotionSettings
+from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store import Store
 
 TIMES_TIMED = 30
@@ -111,7 +111,13 @@ def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
         check_columns("promotion.slices", promotion.slices, read_names(source), source)
 
 
-def compare(candidate: SavedModel, champion: int | None, settings: PromotionSettings, store: Store) -> Verdict:
+def compare(
+    candidate: SavedModel,
+    champion: int | None,
+    settings: PromotionSettings,
+    store: Store,
+    local: SettingsTree = DEFAULTS,
+) -> Verdict:
     """Score both on the candidate's test rows, each through its own preparation of columns, and decide.
 
     A damaged champion is judged for by the one before it that is whole. One that cannot be compared stays, unless the settings say
@@ -122,18 +128,19 @@ def compare(candidate: SavedModel, champion: int | None, settings: PromotionSett
         champion: Number of the version to beat; None takes the majority class.
         settings: What decides.
         store: Where both are.
+        local: Settings that name the factory, or trust all; see `load_model`.
 
     Raises:
         DataError: There are no test rows that neither has learned from, or no such column as a slice names.
         RefitError: The candidate cannot score its own test rows.
     """
-    model = load_model(candidate.path, held_back=True)
+    model = load_version(store, candidate.name, candidate.version, local, held_back=True)
     manifest = model.manifest
     rows = load_test_rows(manifest, store)
     check_columns("promotion.slices", settings.slices, rows.columns, "the table")
     earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_rows).digest)
     scored = score_rows(model, rows)
-    rival, rival_scored = find_rival(candidate.name, champion, manifest, rows, store), None
+    rival, rival_scored = find_rival(candidate.name, champion, manifest, rows, store, local), None
     if rival.model is not None:
         try:
             rival_scored = score_rows(rival.model, rows)

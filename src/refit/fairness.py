@@ -12,9 +12,10 @@ from refit.data.hashes import find_known, hash_rows, identify
 from refit.data.schema import Rows
 from refit.data.sources import list_names
 from refit.errors import DataError, RefitError, StoreError
-from refit.inference import Model, load_model
+from refit.inference import DEFAULTS, Model, load_version
 from refit.promotion import Clusters, Mask
-from refit.registry import check_version, list_earlier, version_folder
+from refit.registry import list_earlier
+from refit.settings import SettingsTree
 from refit.store import Store
 
 LEARNED_FROM = ("train", "val")
@@ -32,7 +33,9 @@ class Rival:
     """What is wrong with the champion."""
 
 
-def find_rival(name: str, champion: int | None, manifest: Manifest, rows: pl.DataFrame, store: Store) -> Rival:
+def find_rival(
+    name: str, champion: int | None, manifest: Manifest, rows: pl.DataFrame, store: Store, local: SettingsTree = DEFAULTS
+) -> Rival:
     """Load the champion, or, if it is damaged, the version before it that is whole.
 
     It cannot be compared if it needs a column that the raw test rows lack, or knows a class that the candidate's data set lacks.
@@ -40,8 +43,7 @@ def find_rival(name: str, champion: int | None, manifest: Manifest, rows: pl.Dat
     damages: list[str] = []
     for number in [] if champion is None else [champion, *list_earlier(store, name)]:
         try:
-            check_version(store, name, number)
-            model = load_model(store.location(version_folder(name, number)), held_back=True)
+            model = load_version(store, name, number, local, held_back=True)
         except StoreError as error:
             damages.append(f"{name}@v{number} is damaged: {error}")
             continue
@@ -108,14 +110,16 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
     return hashes if is_more_than_chance(int((counts[places] > 1).sum()), chances) else None
 
 
-def explain_missing_rows(manifest: Manifest, name: str, champion: int | None, store: Store) -> str | None:
+def explain_missing_rows(
+    manifest: Manifest, name: str, champion: int | None, store: Store, local: SettingsTree = DEFAULTS
+) -> str | None:
     """Say what is needed, if a candidate of this data set would have no test row that neither it nor the champion has learned from.
 
     Raises:
         DataError: The data set has no test rows.
     """
     rows = load_test_rows(manifest, store)
-    is_fair, left_out = find_fair_rows(manifest, find_rival(name, champion, manifest, rows, store), rows, store)
+    is_fair, left_out = find_fair_rows(manifest, find_rival(name, champion, manifest, rows, store, local), rows, store)
     return None if is_fair.any() else explain_unfair(left_out, len(is_fair))
 
 

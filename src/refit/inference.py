@@ -20,9 +20,10 @@ from refit.errors import SettingsError, StoreError
 from refit.evaluation import compute_logits
 from refit.loaders import build_evaluation_loader
 from refit.models import build_for_weights, probe
-from refit.settings import SettingsTree
+from refit.settings import SettingsTree, resolve_settings
 from refit.store import Store
 
+DEFAULTS = SettingsTree()
 ROUNDING = 1e-3
 """By how much, relative to the largest, logits may differ between processors and numbers of threads; other code differs more."""
 
@@ -60,22 +61,37 @@ class Model:
         return compute_logits(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
 
 
-def load_model(path: str | PathLike[str], held_back: bool = False) -> Model:
+def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:
     """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
 
+    Who can write to a store decides what a version there predicts, but not what this machine does: weights are read as tensors,
+    and the function that a version names as its factory is imported and called only if `model.factory` names it here, too, in the
+    environment, `.env` or `refit.toml` of the working directory.
+
     Args:
-        path: Of the version.
+        path: The version's folder.
         held_back: Take the weights that its scores are of, from which the test rows were held back. They are others only where
             `training.refit_on_all` was set.
+        trust: Call any factory that the version names, as the setting `store.trust` does.
 
     Raises:
         StoreError: There is no version at `path`, or it is damaged.
-        SettingsError: The model's own factory cannot be imported here, or builds another network by now, which would need other
-            weights or gives other logits.
+        SettingsError: The model's own factory is not one to trust, cannot be imported here, or builds another network by now,
+            which would need other weights or gives other logits.
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
-    store = Store(folder or ".")
-    files = {name: store.read(f"{version}/{name}") for name in ("settings.json", "manifest.json", "version.json")}
+    return _load(Store(folder or "."), version, None, trust, held_back)
+
+
+def load_version(store: Store, name: str, number: int, local: SettingsTree = DEFAULTS, held_back: bool = False) -> Model:
+    """Load a version of the store, whose factory the `local` settings must name or trust; raises as `load_model` does."""
+    return _load(store, registry.version_folder(name, number), local, local.store.trust, held_back)
+
+
+def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, held_back: bool) -> Model:
+    """Load a version; the settings of this machine are read only if a factory has to be known, and none are given."""
+    path = store.location(folder)
+    files = dict(registry.read_files(store, folder))
     try:
         settings = SettingsTree.model_validate_json(files["settings.json"])
         manifest = Manifest.model_validate_json(files["manifest.json"])
@@ -83,11 +99,14 @@ def load_model(path: str | PathLike[str], held_back: bool = False) -> Model:
         judged = record.get("held_back") if held_back else None
         known, file = (record, "model.pt") if judged is None else (judged, "held_back.pt")
         expected = torch.tensor(known["probe"])
-        weights = torch.load(io.BytesIO(store.read(f"{version}/{file}")), weights_only=True)
+        weights = torch.load(io.BytesIO(files[file]), weights_only=True)
         if digest_weights(weights) != known["weights_digest"]:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise StoreError(f"{path}: expected a saved version, found a damaged one: {error}; load another") from error
+        cause = "more than tensors in model.pt" if isinstance(error, UnpicklingError) else error  # which advises to run it
+        raise StoreError(f"{path}: expected a saved version, found a damaged one: {cause}; load another") from error
+    if settings.model.factory is not None and not trust:
+        _refuse_unknown_factory(path, settings.model.factory, local or resolve_settings()[0])
     module = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
     try:
         module.load_state_dict(weights)
@@ -106,15 +125,21 @@ def load_model(path: str | PathLike[str], held_back: bool = False) -> Model:
     return Model(module, manifest, settings)
 
 
+def _refuse_unknown_factory(path: str, factory: str, local: SettingsTree) -> None:
+    """Raise SettingsError unless the local settings name the factory or trust the store: any function could stand there."""
+    if local.store.trust or local.model.factory == factory:
+        return
+    known = f"`{local.model.factory}`" if local.model.factory else "none"
+    raise SettingsError(
+        f"{path}: expected a version of the factory that model.factory names here, {known}, found one of `{factory}`, which would"
+        f" be called; if you know that function, set model.factory to `{factory}`, or trust all versions of the store (--trust,"
+        " trust=True, or the setting store.trust)"
+    )
+
+
 def _explain(record: dict[str, Any], settings: SettingsTree) -> str:
     """What has changed since a version was saved."""
     before = {"torch": record["torch"], **record["code"]}
     now = {"torch": torch.__version__, **digest_user_code(settings.model.factory)}
     changed = sorted(name.removeprefix("code.") for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return f"{' and '.join(changed)} changed since" if changed else "its network draws numbers or depends on something else"
-
-
-def load_version(store: Store, name: str, number: int) -> Model:
-    """Load a version of the store, once all its files have been compared with their digests; raises as `load_model` does."""
-    registry.check_version(store, name, number)
-    return load_model(store.location(registry.version_folder(name, number)))

@@ -147,24 +147,37 @@ def check_version(store: Store, name: str, number: int) -> None:
     Raises:
         StoreError: There is no such version, or a file of it is missing or has other bytes; the message names it.
     """
-    folder = find_version(store, f"{name}@v{number}")
+    for _ in read_files(store, find_version(store, f"{name}@v{number}")):
+        pass
+
+
+def read_files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a version's files, `version.json` first, each compared with its digest there.
+
+    Raises:
+        StoreError: A file is missing or has other bytes, or a name leads elsewhere.
+    """
 
     def read(file: str) -> bytes:
         path = f"{folder}/{file}"
         if not store.exists(path):
-            raise StoreError(f"{store.location(path)}: expected a file of {name}@v{number}, found none; {RESTORE}")
+            raise StoreError(f"{store.location(path)}: expected a file of a saved version, found none; {RESTORE}")
         return store.read(path)
 
-    record = read("version.json")
+    record, place = read("version.json"), store.location(f"{folder}/version.json")
     try:
         digests = dict(json.loads(record)["files"])
     except (ValueError, KeyError, TypeError) as error:
-        place = store.location(f"{folder}/version.json")
         raise StoreError(f"{place}: expected `files`, their digests, found none; {RESTORE}") from error
+    yield "version.json", record
     for file, digest in digests.items():
-        if hashlib.sha256(read(file)).hexdigest() != digest:
+        if not re.fullmatch(r"\w[\w.-]*", file):
+            raise StoreError(f"{place}: expected names of files in its own folder in `files`, found {file!r}; {RESTORE}")
+        data = read(file)
+        if hashlib.sha256(data).hexdigest() != digest:
             place = store.location(f"{folder}/{file}")
             raise StoreError(f"{place}: expected bytes with the digest in version.json, found others; {RESTORE}")
+        yield file, data
 
 
 def list_aliases(store: Store, name: str) -> dict[str, Entry]:

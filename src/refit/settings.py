@@ -302,6 +302,8 @@ class StoreSettings(Section):
 
     url: Url = "refit-store"
     """A folder, or any fsspec URL."""
+    trust: bool = False
+    """Whether any function may be called that a version there names as its factory; else only that of `model.factory`."""
 
 
 class SettingsTree(Section):

@@ -2,12 +2,16 @@
 
 from refit.data.dataset import Manifest
 from refit.errors import RefitError
-from refit.inference import load_model
+from refit.inference import DEFAULTS, load_version
 from refit.refs import SavedModel
+from refit.settings import SettingsTree
+from refit.store import Store
 from refit.training import TrainingState
 
 
-def take_weights(state: TrainingState, version: SavedModel, manifest: Manifest) -> str:
+def take_weights(
+    state: TrainingState, version: SavedModel, manifest: Manifest, store: Store, local: SettingsTree = DEFAULTS
+) -> str:
     """Give a fresh state the weights of `version`, if they mean the same there: same inputs, classes, names and shapes.
 
     Where `version` was trained on all rows at last, the weights before are taken: its test rows may be test rows here, too.
@@ -16,12 +20,14 @@ def take_weights(state: TrainingState, version: SavedModel, manifest: Manifest) 
         state: Left as it is where they do not fit.
         version: Whose weights to take.
         manifest: Of the data set to train on.
+        store: Where the version is.
+        local: Settings that name its factory, or trust all; see `load_model`.
 
     Returns:
         What was done, in a line for people.
     """
     try:
-        model = load_model(version.path, held_back=True)
+        model = load_version(store, version.name, version.version, local, held_back=True)
     except RefitError as error:
         return f"starting from new weights, as those of {version.reference} cannot be read: {error}"
     weights, own = model.module.state_dict(), state.model.state_dict()

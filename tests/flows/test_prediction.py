@@ -1,6 +1,8 @@
+import hashlib
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -156,6 +158,30 @@ def test_a_form_refuses_a_secret_too():
     with pytest.raises(ParameterTypeError, match="source: Value error, expected a URL without a secret") as refused:
         predict("toy", "https://s3cret@host/x.csv", "scored.parquet")
     assert "s3cret" not in str(refused.value)
+
+
+def test_the_factory_of_a_version_is_called_only_if_the_settings_name_it_or_trust_the_store(refit, toy, source):
+    folder = Path(toy.root) / "models/toy/v1"
+    settings, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("settings", "version"))
+    settings["model"]["factory"] = "flow_networks:build"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    record["files"]["settings.json"] = hashlib.sha256((folder / "settings.json").read_bytes()).hexdigest()
+    (folder / "version.json").write_text(json.dumps(record))
+    Path("flow_networks.py").write_text(
+        "from refit.models.mlp import build_mlp\n\n\ndef build(*sizes):\n    return build_mlp(*sizes, [16, 16], 'relu', 0.0)\n"
+    )
+    command = ("predict", "toy@v1", source, "--output", "scored.parquet")
+    code, out, err = refit(*command)
+    assert (code, out) == (2, "")
+    assert "expected a version of the factory that model.factory names here, none, found one of `flow_networks:build`" in err
+    assert "flow_networks" not in sys.modules
+    assert refit(*command, "--trust")[0] == 0
+    Path("refit.toml").write_text("model.factory = 'flow_networks:build'\n")
+    assert refit(*command)[0] == 0
+    assert refit("export", "toy@v1", "--format", "torch", "--output", "toy.pt2")[0] == 0
+    Path("refit.toml").unlink()
+    assert refit("export", "toy@v1", "--format", "torch", "--output", "toy.pt2")[0] == 2
+    assert refit("export", "toy@v1", "--format", "torch", "--output", "toy.pt2", "--trust")[0] == 0
 
 
 def test_the_command_prints_where_the_scores_are_and_progress_apart(refit, toy, source, rows):

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import math
 import os
@@ -524,3 +525,12 @@ def test_a_version_of_a_damaged_checkpoint_is_not_saved(saved, store):
     with pytest.raises(StoreError):
         save_checkpoint(ref, settings, manifest, [log], metrics, store)
     assert list_versions(store, "toy") == [1]
+
+
+def test_a_checkpoint_of_more_than_tensors_is_refused_without_advice_to_run_it(store):
+    buffer = io.BytesIO()
+    torch.save({"model": Path("x")}, buffer)
+    ref = Ref(kind="checkpoint", digest=store.put(buffer.getvalue()), size=len(buffer.getvalue()))
+    with pytest.raises(StoreError, match=rf"{ref.digest[2:]}: expected tensors and primitives, found more; remove it") as refused:
+        load_weights(ref, torch.nn.Linear(1, 1), store)
+    assert "weights_only" not in str(refused.value)

@@ -1,4 +1,8 @@
+import contextlib
+import hashlib
+import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 
 from refit.comparison import Verdict, check_slices, compare, find_slices
 from refit.data.dataset import load_test_rows
-from refit.errors import DataError
+from refit.errors import DataError, RefitError
 from refit.fairness import explain_missing_rows
 from refit.inference import Model, load_model
 from refit.refs import SavedModel
@@ -343,3 +347,19 @@ def test_how_often_the_same_test_rows_have_judged_before_is_counted(save_version
     first, second = save_version(rows), save_version(rows, num_epochs=4)
     assert [judge(store, version, None).earlier_looks for version in (first, second, first, second)] == [0, 1, 0, 1]
     assert judge(store, save_version(make_rows(100, seed=1)), None).earlier_looks == 0
+
+
+def test_a_function_that_only_the_champions_record_names_is_not_called(store, save_version):
+    rows = make_rows(200)
+    champion, candidate = save_version(rows), save_version(rows, seed=1)
+    folder = Path(champion.path)
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["model"]["factory"] = "trap:build"
+    record = json.loads((folder / "version.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings))
+    record["files"]["settings.json"] = hashlib.sha256((folder / "settings.json").read_bytes()).hexdigest()
+    (folder / "version.json").write_text(json.dumps(record))
+    Path("trap.py").write_text("raise SystemExit('imported')")
+    with contextlib.suppress(RefitError):
+        judge(store, candidate, champion)
+    assert "trap" not in sys.modules

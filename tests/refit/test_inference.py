@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import shutil
@@ -103,14 +104,14 @@ def test_held_back_weights_are_loaded_where_they_are_asked_for_and_the_same_as_e
     assert not torch.equal(held_back, served)
 
 
-@pytest.mark.parametrize(("file", "is_held_back"), [("model.pt", False), ("held_back.pt", True)])
-def test_of_two_weights_those_asked_for_must_be_whole(save_version, file, is_held_back):
+@pytest.mark.parametrize("file", ["model.pt", "held_back.pt"])
+def test_of_two_weights_both_must_be_whole(save_version, file):
     rows = pl.DataFrame({"x0": [float(number % 7) for number in range(40)], "y": [number % 2 for number in range(40)]})
     path = save_version(rows, features=("x0",), num_epochs_on_all=5).path
     (Path(path) / file).write_bytes(flip((Path(path) / file).read_bytes()))
-    refit.load_model(path, not is_held_back)
-    with pytest.raises(StoreError, match=DAMAGED):
-        refit.load_model(path, is_held_back)
+    for held_back in (False, True):
+        with pytest.raises(StoreError, match=rf"{file}: expected bytes with the digest in version\.json, found others"):
+            refit.load_model(path, held_back)
 
 
 def test_a_version_of_a_store_is_loaded_only_if_all_its_files_are_whole(store):
@@ -244,6 +245,14 @@ def flip(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
+def seal(version: str) -> None:
+    """Write the digests that its files have now into a version's record, as someone would who wants them to be taken."""
+    record = Path(version) / "version.json"
+    content = json.loads(record.read_text())
+    content["files"] = {name: hashlib.sha256((Path(version) / name).read_bytes()).hexdigest() for name in content["files"]}
+    record.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     "damage",
     [flip, lambda content: content[: len(content) // 2], lambda _: b"", lambda _: b"no weights"],
@@ -252,16 +261,59 @@ def flip(content: bytes) -> bytes:
 def test_damaged_weights_are_refused(notebook, damage):
     path = Path(notebook) / "model.pt"
     path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreError, match=r"v1/model\.pt: expected bytes with the digest in version\.json, found others"):
+        refit.load_model(notebook)
+    seal(notebook)
     with pytest.raises(StoreError, match=DAMAGED):
         refit.load_model(notebook)
 
 
-@pytest.mark.parametrize("name", ["settings.json", "manifest.json", "version.json"])
+@pytest.mark.parametrize("name", ["settings.json", "manifest.json"])
 def test_a_damaged_record_is_refused(notebook, name):
     path = Path(notebook) / name
     path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(StoreError, match=rf"v1/{name}: expected bytes with the digest in version\.json, found others"):
+        refit.load_model(notebook)
+    seal(notebook)
     with pytest.raises(StoreError, match=DAMAGED):
         refit.load_model(notebook)
+
+
+def test_a_record_that_does_not_cover_the_weights_is_refused(notebook):
+    record = Path(notebook) / "version.json"
+    content = json.loads(record.read_text())
+    del content["files"]["model.pt"]
+    record.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=DAMAGED):
+        refit.load_model(notebook)
+
+
+def test_weights_that_would_run_code_are_refused_without_advice_to_run_it(notebook):
+    torch.save({"weights": Path("x")}, Path(notebook) / "model.pt")
+    seal(notebook)
+    with pytest.raises(StoreError, match=r"found a damaged one: more than tensors in model\.pt; load another") as refused:
+        refit.load_model(notebook)
+    assert "weights_only" not in str(refused.value)
+
+
+def name_factory(version: str, factory: str) -> None:
+    path = Path(version) / "settings.json"
+    settings = json.loads(path.read_text())
+    settings["model"]["factory"] = factory
+    path.write_text(json.dumps(settings))
+    seal(version)
+
+
+def test_a_function_that_only_the_version_names_is_neither_imported_nor_called(notebook):
+    Path("trap.py").write_text("raise SystemExit('imported')")
+    for factory in ("os:kill", "trap:build"):
+        name_factory(notebook, factory)
+        message = rf"v1: expected a version of the factory that model.factory names here, none, found one of `{factory}`, which"
+        with pytest.raises(SettingsError, match=message):
+            refit.load_model(notebook)
+        with pytest.raises(SettingsError, match=message):
+            load_version(Store("store"), "model", 1)
+    assert "trap" not in sys.modules
 
 
 FACTORY = """
@@ -310,6 +362,20 @@ def save_own_model(store, monkeypatch, tmp_path):
 def test_an_own_model_is_loaded_with_its_factory(save_own_model, activation):
     path = save_own_model(activation=activation)
     write_networks(activation=f"{activation}  # again")
+    assert len(refit.load_model(path, trust=True).predict(ROWS)) == 5
+
+
+def test_an_own_model_is_loaded_where_the_settings_name_its_factory_or_trust_the_store(save_own_model, monkeypatch):
+    path = save_own_model()
+    Path("refit.toml").write_text("model.factory = 'own_networks:build_another'")
+    with pytest.raises(SettingsError, match=r"names here, `own_networks:build_another`, found one of `own_networks:build`"):
+        refit.load_model(path)
+    Path("refit.toml").write_text("model.factory = 'own_networks:build'")
+    assert len(refit.load_model(path).predict(ROWS)) == 5
+    Path("refit.toml").write_text("store.trust = true")
+    assert len(refit.load_model(path).predict(ROWS)) == 5
+    Path("refit.toml").unlink()
+    monkeypatch.setenv("REFIT_MODEL__FACTORY", "own_networks:build")
     assert len(refit.load_model(path).predict(ROWS)) == 5
 
 
@@ -318,14 +384,14 @@ def test_an_own_model_whose_factory_is_gone_is_refused(save_own_model):
     write_networks()
     Path("own_networks.py").unlink()
     with pytest.raises(SettingsError, match=r"model\.factory: expected a function that can be imported"):
-        refit.load_model(path)
+        refit.load_model(path, trust=True)
 
 
 def test_an_own_model_whose_factory_takes_other_weights_is_refused(save_own_model):
     path = save_own_model()
     write_networks(bias="False")
     with pytest.raises(SettingsError, match=r"v1: expected the network that it was saved from, as own_networks:build builds it"):
-        refit.load_model(path)
+        refit.load_model(path, trust=True)
 
 
 def test_an_own_model_that_gives_other_logits_with_the_same_weights_is_refused(save_own_model):
@@ -334,7 +400,7 @@ def test_an_own_model_that_gives_other_logits_with_the_same_weights_is_refused(s
     write_networks(activation="2.1 * x")
     message = r"v1: expected the logits that it gave when it was saved, found others, as own_layers changed since; put back what it"
     with pytest.raises(SettingsError, match=message):
-        refit.load_model(path)
+        refit.load_model(path, trust=True)
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])

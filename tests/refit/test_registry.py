@@ -467,13 +467,23 @@ def spoil(store: Store, version: int, file: str, content: bytes | None) -> Path:
 
 DAMAGES = [
     ("model.pt", b"other", "expected bytes with the digest in version.json, found others"),
-    ("model.pt", None, "expected a file of a@v1, found none"),
-    ("version.json", None, "expected a file of a@v1, found none"),
+    ("model.pt", None, "expected a file of a saved version, found none"),
+    ("version.json", None, "expected a file of a saved version, found none"),
     ("version.json", b"\xff", "expected `files`, their digests, found none"),
     ("version.json", b"{}", "expected `files`, their digests, found none"),
     ("version.json", b"[1]", "expected `files`, their digests, found none"),
     ("version.json", b'{"files": 1}', "expected `files`, their digests, found none"),
 ]
+
+
+def test_a_record_that_names_files_elsewhere_is_damaged(store):
+    add_versions(store, 1)
+    for file in ("../v1/model.pt", "/etc/passwd", "..", ".hidden", ""):
+        spoil(store, 1, "version.json", json.dumps({"files": {file: "0" * 64}}).encode())
+        with pytest.raises(
+            StoreError, match=rf"v1/version\.json: expected names of files in its own folder .*, found '{file}'; put"
+        ):
+            check_version(store, "a", 1)
 
 
 @pytest.mark.parametrize(("file", "content", "found"), DAMAGES)

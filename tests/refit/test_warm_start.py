@@ -20,11 +20,11 @@ def build_state(num_inputs: int, num_outputs: int = 2, hidden_sizes=()) -> Train
     return TrainingState(model, build_optimizer(OptimizerSettings(), model.parameters()))
 
 
-def test_weights_that_fit_are_taken_with_all_their_bits(save_version):
+def test_weights_that_fit_are_taken_with_all_their_bits(save_version, store):
     version = save_version(ROWS, features=("x0", "x1"))
     state = build_state(2)
     generator = torch.get_rng_state()
-    assert take_weights(state, version, load_model(version.path).manifest) == "starting from the weights of model@v1"
+    assert take_weights(state, version, load_model(version.path).manifest, store) == "starting from the weights of model@v1"
     assert digest_weights(state.model.state_dict()) == version.weights_digest
     assert torch.equal(torch.get_rng_state(), generator), "batches come in the order of a run that starts from new weights"
 
@@ -47,18 +47,20 @@ def test_of_a_version_trained_on_all_rows_the_weights_before_are_taken(save_vers
     ],
     ids=["a column less", "another column", "another class", "another network"],
 )
-def test_weights_that_do_not_fit_are_left(save_version, rows, features, hidden_sizes, other):
+def test_weights_that_do_not_fit_are_left(save_version, store, rows, features, hidden_sizes, other):
     version = save_version(ROWS, features=("x0", "x1"))
     manifest = load_model(save_version(rows, features=features).path).manifest
     state = build_state(len(features), hidden_sizes=hidden_sizes)
     before = digest_weights(state.model.state_dict())
-    assert take_weights(state, version, manifest) == f"starting from new weights, as model@v1 has other {other}"
+    assert take_weights(state, version, manifest, store) == f"starting from new weights, as model@v1 has other {other}"
     assert digest_weights(state.model.state_dict()) == before
 
 
-def test_damaged_weights_are_left(save_version):
+def test_damaged_weights_are_left(save_version, store):
     version = save_version(ROWS, features=("x0", "x1"))
     manifest = load_model(version.path).manifest
     Path(version.path, "model.pt").write_bytes(b"")
     state = build_state(2)
-    assert take_weights(state, version, manifest).startswith("starting from new weights, as those of model@v1 cannot be read: ")
+    assert take_weights(state, version, manifest, store).startswith(
+        "starting from new weights, as those of model@v1 cannot be read: "
+    )
