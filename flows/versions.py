@@ -185,7 +185,9 @@ def export(
     from refit.data.dataset import load_test_rows
     from refit.export import export_model
     from refit.inference import load_version
+    from refit.outputs import check_outside
 
+    check_outside(output, store)
     loaded = load_version(store, name, number, settings)
     rows = load_test_rows(loaded.manifest, store)
     difference = export_model(loaded, output, format, rows, f"{name}@v{number}")

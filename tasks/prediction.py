@@ -4,7 +4,7 @@ import time
 
 from prefect import get_run_logger, task
 
-from refit import inference, prediction
+from refit import inference, outputs, prediction
 from refit.refs import Prediction
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -17,7 +17,9 @@ SECONDS_BETWEEN_LINES = 2.0
 def score_files(name: str, version: int, source: str, output: str, keep: tuple[str, ...], settings: SettingsTree) -> Prediction:
     """Score files with a version of the store; log how far it is, and how fast it was."""
     logger, reference = get_run_logger(), f"{name}@v{version}"
-    model = inference.load_version(Store(settings.store.url), name, version, settings)
+    store = Store(settings.store.url)
+    outputs.check_outside(output, store)
+    model = inference.load_version(store, name, version, settings)
     logger.info("model: %s", reference)
     started = told = time.monotonic()
 

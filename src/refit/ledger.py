@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from refit.errors import ConflictError, StoreError
+from refit.errors import ConflictError, SettingsError, StoreError
 from refit.refs import Handle
+from refit.settings import is_model_name
 from refit.store import MODELS, Store
 
 LEDGER = "ledger"
@@ -119,7 +120,7 @@ def record_opening(store: Store, name: str, version: int, test_rows_digest: str)
 
 def find_newest(store: Store, name: str) -> int:
     """Return the number of the newest entry of the ledger, 0 where there is none."""
-    found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{MODELS}/{name}/{LEDGER}"))
+    found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{model_folder(name)}/{LEDGER}"))
     return max((int(match[1]) for match in found if match), default=0)
 
 
@@ -168,9 +169,20 @@ def _load_entry(store: Store, name: str, number: int, data: bytes | None = None)
     return entry, hashlib.sha256(data).hexdigest()
 
 
+def model_folder(name: str) -> str:
+    """Where all of a model is, relative to the store.
+
+    Raises:
+        SettingsError: No model has such a name, which could lead elsewhere.
+    """
+    if not is_model_name(name):
+        raise SettingsError(f"expected the name of a model, found {name!r}; use a-z, 0-9, _ and -, as `refit models` lists them")
+    return f"{MODELS}/{name}"
+
+
 def entry_path(name: str, number: int) -> str:
     """Where an entry is, relative to the store."""
-    return f"{MODELS}/{name}/{LEDGER}/{number:06}.json"
+    return f"{model_folder(name)}/{LEDGER}/{number:06}.json"
 
 
 def _find_user() -> str:

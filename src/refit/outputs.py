@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import RefitError, SettingsError
 from refit.settings import check_url
-from refit.store import is_alive
+from refit.store import Store, is_alive
 
 
 def check_output(output: str, suffix: str) -> None:
@@ -26,6 +26,16 @@ def check_output(output: str, suffix: str) -> None:
     files, path = _find_place(output)
     if files.isdir(path):
         raise SettingsError(f"--output: expected a file, found the folder {output}; name a file in it")
+
+
+def check_outside(output: str, store: Store) -> None:
+    """Raise SettingsError if `output` is in the store, whose files are its own."""
+    files, path = _find_place(output)
+    root = store.root
+    if isinstance(files, LocalFileSystem):
+        root, path = os.path.realpath(root), os.path.realpath(path)
+    if type(files) is type(store.files) and path.startswith(f"{root}/"):
+        raise SettingsError(f"--output: expected a file outside of the store, found {output} in {store.url}; write it elsewhere")
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refit.errors import ConflictError, SettingsError, StoreError
-from refit.ledger import Entry, append_entry, entry_path, find_highest, find_newest, read_back
+from refit.ledger import Entry, append_entry, entry_path, find_highest, find_newest, model_folder, read_back
 from refit.refs import Handle, SavedModel
+from refit.settings import is_model_name
 from refit.store import MODELS, Store
 
 ALIASES = "aliases"
@@ -51,18 +52,18 @@ def find_saved(store: Store, name: str, key: str) -> int | None:
 
 def list_models(store: Store) -> list[str]:
     """Names of the models that have a version."""
-    return [name for name in store.names(MODELS) if list_versions(store, name)]
+    return [name for name in store.names(MODELS) if is_model_name(name) and list_versions(store, name)]
 
 
 def list_versions(store: Store, name: str) -> list[int]:
     """Numbers of the versions of model `name`, oldest first; empty where there is none."""
-    numbers = (int(match[1]) for found in store.names(f"{MODELS}/{name}") if (match := re.fullmatch(r"v(\d+)", found)))
+    numbers = (int(match[1]) for found in store.names(f"{model_folder(name)}") if (match := re.fullmatch(r"v(\d+)", found)))
     return sorted(number for number in numbers if store.is_published(version_folder(name, number)))
 
 
 def version_folder(name: str, number: int) -> str:
     """Where a version is, relative to the store."""
-    return f"{MODELS}/{name}/v{number}"
+    return f"{model_folder(name)}/v{number}"
 
 
 def locate(model: SavedModel, store: Store) -> SavedModel:
@@ -74,6 +75,7 @@ def find_version(store: Store, reference: str) -> str:
     """Return the folder, relative to the store, of `NAME@v3`, of an alias as in `NAME@champion`, or of the newest for `NAME`.
 
     Raises:
+        SettingsError: It is no reference.
         StoreError: There is no such model, version or alias; the message lists those there are.
     """
     return version_folder(*resolve_reference(store, reference))
@@ -319,7 +321,9 @@ def _write_alias(store: Store, name: str, entry: Entry) -> None:
 
 def _list_aliases(store: Store, name: str) -> list[str]:
     return [
-        file.removesuffix(".json") for file in store.names(f"{MODELS}/{name}/{ALIASES}") if _is_alias(file.removesuffix(".json"))
+        file.removesuffix(".json")
+        for file in store.names(f"{model_folder(name)}/{ALIASES}")
+        if _is_alias(file.removesuffix(".json"))
     ]
 
 
@@ -329,4 +333,4 @@ def _is_alias(text: str) -> bool:
 
 
 def _alias_path(name: str, alias: str) -> str:
-    return f"{MODELS}/{name}/{ALIASES}/{alias}.json"
+    return f"{model_folder(name)}/{ALIASES}/{alias}.json"

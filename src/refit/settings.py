@@ -43,6 +43,8 @@ SETTINGS_FILE = Path("refit.toml")
 ENV_PREFIX = "REFIT_"
 SPAN = r"[1-9]\d{0,5}(s|min|h|d|w)"
 """A span of time: seconds, minutes, hours, days or weeks."""
+MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
+MAX_NAME_LENGTH = 64
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -309,7 +311,7 @@ class StoreSettings(Section):
 class SettingsTree(Section):
     """All settings of a run, none of them read from the environment: what a flow takes as its parameter."""
 
-    name: str = Field("model", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)
+    name: str = Field("model", pattern=MODEL_NAME, max_length=MAX_NAME_LENGTH)
     """The model's name in the store: lower-case letters, digits, `-` and `_`."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seeds the split, the first weights, the shuffling and dropout."""
@@ -420,6 +422,11 @@ def walk_settings(tree: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]
             yield from walk_settings(value, f"{prefix}{field}.")
         else:
             yield prefix + field, value
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a model may have this name, which is that of a folder."""
+    return re.match(MODEL_NAME, text) is not None and not text.endswith("\n") and len(text) <= MAX_NAME_LENGTH
 
 
 def env_name(name: str) -> str:

@@ -124,6 +124,11 @@ def test_a_column_more_and_an_unseen_category_are_scored_and_yesterdays_scores_r
     ("output", "error", "message"),
     [
         ("scored.csv", SettingsError, r"--output: expected a file ending in \.parquet, found scored\.csv; rename it"),
+        (
+            "refit-store/models/toy/v1/x.parquet",
+            SettingsError,
+            r"--output: expected a file outside of the store, found ",
+        ),
         ("file/scored.parquet", RefitError, r"--output: expected a place that can be written, found file/scored\.parquet"),
     ],
 )

@@ -159,6 +159,9 @@ def test_promote_and_rollback_move_the_champion_and_the_ledger_keeps_why(refit):
         (("promote", "a@v1", "--optimizer.lr", "1"), 2, "Unknown option: --optimizer.lr"),
         (("rollback", "a"), 1, "a@champion: expected a version before the present one, found that it was never set"),
         (("rollback", "a@v1"), 2, "a@v1: expected the name of a model, found a version; leave out `@`"),
+        (("promote", "../a@v1"), 2, "expected the name of a model, found '../a'; use a-z, 0-9, _ and -"),
+        (("show", "models/a@v1"), 2, "expected the name of a model, found 'models/a'"),
+        (("rollback", "../models/a"), 2, "expected the name of a model, found '../models/a'"),
         (("rollback", "b"), 1, "b: expected a model in refit-store, found no 'b'"),
         (("diff", "a@v1"), 2, 'Command "diff" parameter OTHER requires an argument'),
         (("diff", "a@v1", "a@v2"), 1, "a@v2: expected a version of 'a'"),
@@ -243,6 +246,16 @@ def test_export_writes_the_champion_and_says_how_close_it_is_on_the_test_rows(re
         assert onnxruntime.InferenceSession(output).get_modelmeta().custom_metadata_map["model"] == "toy@v1"
     else:
         torch.export.load(output)
+
+
+@pytest.mark.usefixtures("toy")
+def test_export_writes_nothing_into_the_store(refit):
+    Path("link").symlink_to("refit-store")
+    for folder in ("refit-store/models/toy/v1", "link", "x/../refit-store"):
+        code, _, err = refit("export", "toy@v1", "--format", "torch", "--output", f"{folder}/toy.pt2")
+        assert code == 2
+        assert f"error: --output: expected a file outside of the store, found {folder}/toy.pt2 in refit-store; write it" in err
+    assert not [*Path("refit-store").rglob("*.pt2")]
 
 
 @pytest.mark.usefixtures("toy")

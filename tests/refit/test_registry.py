@@ -2,6 +2,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -457,6 +458,31 @@ def test_there_is_nothing_before_the_first_promotion(any_store):
     with pytest.raises(StoreError, match=r"found only v1"):
         rollback(any_store, "a", "it is slow, too")
     assert read_alias(any_store, "a") == 1
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../a", "/a", "a/b", "..", "", "A", "a\n", "a" * 65])
+def test_what_is_no_name_of_a_model_leads_nowhere(store, name):
+    add_versions(store, 1)
+    shutil.copytree(f"{store.root}/models/a", f"{store.root}/a")
+    message = rf"expected the name of a model, found {re.escape(repr(name))}; use a-z, 0-9, _ and -"
+    with pytest.raises(SettingsError, match=message):
+        resolve_reference(store, f"{name}@v1")
+    for act in (
+        lambda: read_alias(store, name),
+        lambda: move_alias(store, name, 1, expected=None, why=""),
+        lambda: append_entry(store, name, action="keep", why=""),
+        lambda: check_version(store, name, 1),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            act()
+    assert not [*Path(store.root).rglob("ledger")]
+
+
+def test_other_folders_beside_the_models_are_none(store):
+    add_versions(store, 1)
+    Path(store.root, "models", ".DS_Store").touch()
+    Path(store.root, "models", "Backup of a", "v1").mkdir(parents=True)
+    assert list_models(store) == ["a"]
 
 
 def spoil(store: Store, version: int, file: str, content: bytes | None) -> Path:
