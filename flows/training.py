@@ -15,6 +15,7 @@ from refit.checkpoints import prune_checkpoints
 from refit.errors import SettingsError, StoreError
 from refit.interruption import holding_signals
 from refit.keys import Recipe
+from refit.ledger import find_highest
 from refit.recipes import Run, build_recipe, record_run
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.results import find_last_epoch, load_result
@@ -91,6 +92,7 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
     logger.info("device: %s", devices.describe_device(devices.prepare_compute(settings.compute)))
     store = Store(settings.store.url)
     store.remove_leftovers()
+    find_highest(store, settings.name)  # raises for a damaged ledger before anything is trained
 
     wait = "another process trains this recipe; waiting for it to end"
     with store.lock(recipe.start.key, lambda: logger.info(wait)), results_in(store, refresh):

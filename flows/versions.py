@@ -65,12 +65,19 @@ def show(model: str, /, *, given: StoreGiven = None, settings_file: SettingsFile
     folder = registry.version_folder(name, number)
     card = store.read(f"{folder}/card.md").decode()
     print(store.location(folder))
-    for alias, entry in registry.list_aliases(store, name).items():
-        if entry.after == number:
-            print(f"{alias} since {entry.at}, by {entry.who}: {entry.why}")
+    damages: list[StoreError] = []
+    try:
+        for alias, entry in registry.list_aliases(store, name).items():
+            if entry.after == number:
+                print(f"{alias} since {entry.at}, by {entry.who}: {entry.why}")
+        registry.check_version(store, name, number)
+    except StoreError as error:
+        damages.append(error)
     print()
     open_console().print(Markdown(card))
-    return COMPLETED
+    for damage in damages:
+        complain(damage)
+    return FAILED if damages else COMPLETED
 
 
 @app.command
@@ -155,6 +162,25 @@ def rollback(
     registry.resolve_reference(store, name)
     entry = registry.rollback(store, name, why, alias)
     _print_move(name, alias, entry.before, entry.after)
+    return COMPLETED
+
+
+@app.command
+def repair(name: str, /, *, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
+    """Have a model's ledger read again though entries are lost or damaged, and write down which; nothing is removed.
+
+    What can be put back from a backup, put back first.
+
+    Args:
+        name: The model's name.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    store = open_store(given, settings_file)
+    lost, moves = registry.repair(store, name)
+    print(f"{name}: {'lost entries: ' + ', '.join(map(str, lost)) if lost else 'no entry is lost'}")
+    for entry in moves:
+        _print_move(name, entry.alias or "", entry.before, entry.after)
     return COMPLETED
 
 

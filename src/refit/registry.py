@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refit.errors import ConflictError, SettingsError, StoreError
-from refit.ledger import Entry, append_entry, entry_path, find_highest, find_newest, model_folder, read_back
+from refit.ledger import Entry, append_entry, entry_path, find_highest, find_newest, model_folder, read_back, repair_ledger
 from refit.refs import Handle, SavedModel
 from refit.settings import is_model_name
 from refit.store import MODELS, Store
@@ -251,6 +251,29 @@ def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
     return _move(store, name, alias, present, newest, action="rollback", why=why, after=target)
 
 
+def repair(store: Store, name: str) -> tuple[list[int], list[Entry]]:
+    """Have the ledger read again without entries that are lost; aliases that they set stay what their files say.
+
+    Returns:
+        The numbers of the lost entries, and the entries that set aliases anew.
+
+    Raises:
+        StoreError: The store cannot be read or written.
+    """
+    lost, moves = repair_ledger(store, name), list[Entry]()
+    for alias in _list_aliases(store, name):
+        written = _read_position(store, name, alias)
+        entries = read_back(store, name, find_newest(store, name))
+        present = next((entry for entry in entries if _moves(entry, alias)), None)
+        if written and written.entry > (present.number if present else 0):
+            why = f"entry {written.entry}, which set it, is lost"
+            before = present.after if present else None
+            entry = append_entry(store, name, action="promote", why=why, alias=alias, before=before, after=written.version)
+            _write_alias(store, name, entry)
+            moves.append(entry)
+    return lost, moves
+
+
 def _move(store: Store, name: str, alias: str, present: Entry | None, newest: int, *, after: int, **content: Any) -> Entry:
     """Commit a move and repeat it in the alias's file; entries that leave the alias where it is may come between."""
     before = present.after if present else None
@@ -275,7 +298,7 @@ def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, in
     if written and written.entry > (present.number if present else 0):
         raise StoreError(
             f"{store.location(entry_path(name, written.entry))}: expected the entry that set {name}@{alias} to v{written.version},"
-            f" found none; put it back from a backup, or remove {store.location(_alias_path(name, alias))} to do without"
+            f" found none; put it back from a backup, or do without it by `refit repair {name}`"
         )
     if present and written != Position(version=present.after, entry=present.number):
         _write_alias(store, name, present)

@@ -43,7 +43,7 @@ def read_status(store: Store, name: str) -> Status:
     champion = unless_damaged(lambda: read_alias(store, name))
     trained_at = unless_damaged(lambda: _find_birth(store, name, champion)) if champion else None
     entries = unless_damaged(lambda: load_ledger(store, name)) or []
-    decisions = [entry for entry in entries if entry.action != "open"]
+    decisions = [entry for entry in entries if entry.action not in ("open", "repair")]
     promotions = [entry.at for entry in decisions if entry.action != "keep" and entry.after == champion]
     return Status(
         name=name,

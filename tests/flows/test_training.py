@@ -26,6 +26,7 @@ from refit.checkpoints import digest_weights
 from refit.devices import NUM_THREADS
 from refit.errors import DataError, RefitError, SettingsError, StoreError, TrainingError
 from refit.inference import Model, load_model
+from refit.ledger import append_entry, entry_path
 from refit.optimizers import build_learning_rate
 from refit.recipes import forecast
 from refit.refs import EpochResult, TrainingResult
@@ -370,6 +371,14 @@ def test_settings_that_contradict_one_another_stop_the_flow_before_anything_is_s
 def test_patience_without_validation_rows_is_refused():
     with pytest.raises(SettingsError, match=r"training\.patience: expected validation rows to watch, found none; set data\.val"):
         run({"training": {"patience": 2}})
+
+
+def test_a_damaged_ledger_stops_the_flow_before_anything_is_trained(done):
+    append_entry(Store("refit-store"), "model", action="keep", why="")
+    Path("refit-store", entry_path("model", 1)).write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"ledger/000001\.json: expected entry 1 of the ledger"):
+        run({})
+    assert trained(done) == []
 
 
 def test_a_table_that_is_not_there_stops_the_flow():

@@ -147,6 +147,23 @@ def test_promote_and_rollback_move_the_champion_and_the_ledger_keeps_why(refit):
     assert err == "error: a@champion: expected a version before the present one, found only v1; promote another version\n"
 
 
+def test_a_torn_entry_is_named_and_can_be_done_without(refit):
+    for number in (1, 2):
+        add_model("a", 0.75)
+        refit("promote", f"a@v{number}")
+    torn = Path("refit-store/models/a/ledger/000002.json")
+    torn.write_bytes(torn.read_bytes()[:40])
+    code, out, err = refit("show", "a@v1")
+    assert code == 1
+    assert "# a" in out
+    assert re.fullmatch(r"error: .*ledger/000002\.json: expected entry 2 of the ledger, found .*; put .* `refit repair a`\n", err)
+    assert refit("status", "a")[0] == 1
+    assert refit("repair", "a") == (0, "a: lost entries: 2\na@champion: v1 -> v2\n", "")
+    assert refit("repair", "a") == (0, "a: no entry is lost\n", "")
+    assert "champion since" in refit("show", "a@champion")[1]
+    assert refit("rollback", "a") == (0, "a@champion: v2 -> v1\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

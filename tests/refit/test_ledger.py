@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from refit.errors import ConflictError, StoreError
-from refit.ledger import append_entry, entry_path, find_highest, find_newest, load_ledger, read_back, record_opening
+from refit.ledger import (
+    LostEntryError,
+    append_entry,
+    entry_path,
+    find_highest,
+    find_newest,
+    load_ledger,
+    read_back,
+    record_opening,
+    repair_ledger,
+)
 from refit.store import Store
 
 
@@ -89,9 +99,109 @@ def test_other_files_beside_the_entries_are_none(store, ledger):
 
 def test_an_entry_that_was_edited_is_named(store, ledger):
     edit(ledger[1], why="another reason")
-    message = rf"{ledger[2]}: expected `previous` to be the digest of {ledger[1]}, .*; put the one that was changed back"
-    with pytest.raises(StoreError, match=message):
+    message = rf"{ledger[1]}: expected entry 2 of the ledger, found other bytes than were written; put it back from a backup, or do"
+    with pytest.raises(LostEntryError, match=message) as lost:
         load_ledger(store, "a")
+    assert lost.value.number == 2
+
+
+@pytest.mark.parametrize("read", [load_ledger, find_highest, lambda store, name: next(read_back(store, name, 4))])
+def test_a_last_entry_that_was_edited_or_removed_is_named_by_every_reader(store, ledger, read):
+    edit(ledger[3], after=1)
+    with pytest.raises(LostEntryError, match=rf"{ledger[3]}: expected entry 4 of the ledger, found other bytes than were written"):
+        read(store, "a")
+    ledger[3].unlink()
+    with pytest.raises(LostEntryError, match=rf"{ledger[3]}: expected entry 4 of the ledger, found none; put it back"):
+        read(store, "a")
+
+
+def test_a_ledger_of_which_all_entries_were_removed_is_not_taken_for_a_new_one(store, ledger):
+    for file in ledger:
+        file.unlink()
+    for act in (lambda: find_highest(store, "a"), lambda: append_entry(store, "a", action="keep", why="")):
+        with pytest.raises(LostEntryError, match=r"000004\.json: expected entry 4 of the ledger, found none"):
+            act()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
+def test_a_head_that_is_missing_or_damaged_is_named_and_written_anew_by_repair(store, ledger, content):
+    head = ledger[0].parent / "head.json"
+    head.unlink() if content is None else head.write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{head}: expected number and digest of the newest entry, found .*`refit repair a`"):
+        load_ledger(store, "a")
+    assert repair_ledger(store, "a") == []
+    assert [entry.number for entry in load_ledger(store, "a")] == [1, 2, 3, 4]
+    edit(ledger[3], after=1)
+    with pytest.raises(LostEntryError, match=r"000004\.json"):
+        load_ledger(store, "a")
+
+
+def test_a_writer_that_was_killed_before_it_wrote_the_head_has_written_its_entry(store, ledger):
+    head = ledger[0].parent / "head.json"
+    before = head.read_bytes()
+    append_entry(store, "a", action="keep", why="reason 5")
+    head.write_bytes(before)
+    assert [entry.number for entry in load_ledger(store, "a")] == [1, 2, 3, 4, 5]
+    append_entry(store, "a", action="keep", why="reason 6")
+    assert json.loads(head.read_text())["number"] == 6
+    assert [entry.number for entry in load_ledger(store, "a")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_entry_without_a_head_has_to_follow_the_one_that_has(store, ledger):
+    head = ledger[0].parent / "head.json"
+    before = head.read_bytes()
+    append_entry(store, "a", action="keep", why="reason 5")
+    head.write_bytes(before)
+    edit(Path(store.root) / entry_path("a", 5), previous="0" * 64)
+    with pytest.raises(LostEntryError, match=r"000005\.json: expected entry 5 of the ledger, found other bytes"):
+        next(read_back(store, "a", 5))
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "spoil"),
+    [
+        ([4], tear),
+        ([4], Path.unlink),
+        ([4], lambda file: edit(file, after=1)),
+        ([2], tear),
+        ([2], lambda file: edit(file, after=1)),
+        ([1, 2, 3, 4], Path.unlink),
+        ([2, 3], tear),
+        ([1, 3], Path.unlink),
+    ],
+)
+def test_after_a_repair_all_other_entries_are_read_and_their_changes_are_found(store, ledger, spoilt, spoil):
+    for number in spoilt:
+        spoil(ledger[number - 1])
+    with pytest.raises(LostEntryError):
+        load_ledger(store, "a")
+    assert repair_ledger(store, "a") == spoilt
+    rest = [number for number in (1, 2, 3, 4) if number not in spoilt]
+    assert [entry.number for entry in load_ledger(store, "a")] == [*rest, 5]
+    assert repair_ledger(store, "a") == []
+    assert append_entry(store, "a", action="keep", why="goes on").number == 6
+    told = load_ledger(store, "a")[-2]
+    assert (told.action, told.why) == ("repair", f"lost: {', '.join(f'entry {number}' for number in spoilt)}")
+    for number in [*rest, 5, 6]:
+        file = Path(store.root) / entry_path("a", number)
+        before = file.read_bytes()
+        edit(file, why="another reason")
+        with pytest.raises(LostEntryError, match=rf"{file}: expected entry {number} of the ledger, found other bytes"):
+            load_ledger(store, "a")
+        file.write_bytes(before)
+
+
+def test_a_ledger_is_repaired_more_than_once(store, ledger):
+    tear(ledger[1])
+    assert repair_ledger(store, "a") == [2]
+    append_entry(store, "a", action="keep", why="reason 6")
+    tear(ledger[3])
+    assert repair_ledger(store, "a") == [4]
+    assert [entry.number for entry in load_ledger(store, "a")] == [1, 3, 5, 6, 7]
 
 
 def test_an_entry_that_was_removed_is_named(store, ledger):
@@ -106,7 +216,7 @@ def test_an_entry_that_was_put_between_is_named_though_all_numbers_are_right(sto
         ledger[number - 1].rename(Path(store.root) / entry_path("a", number + 1))
     ledger[2].write_bytes(ledger[1].read_bytes())
     edit(ledger[2], number=3, previous=hashlib.sha256(ledger[1].read_bytes()).hexdigest())
-    with pytest.raises(StoreError, match=rf"{ledger[3]}: expected `previous` to be the digest of {ledger[2]}, "):
+    with pytest.raises(LostEntryError, match=r"000005\.json: expected entry 5 of the ledger, found other bytes than were written"):
         load_ledger(store, "a")
 
 
@@ -190,7 +300,6 @@ def test_reading_back_fails_no_sooner_than_at_the_entry_that_is_damaged(any_stor
     any_store.write(entry_path("a", 30), b"{")
     with pytest.raises(StoreError, match=r"000030\.json: expected entry 30 of the ledger, found"):
         list(read_back(any_store, "a", 40))
-    assert [entry.number for entry in read_back(any_store, "a", 29)] == [*range(29, 0, -1)]
     entries = read_back(any_store, "a", 40)
     assert [next(entries).number for _ in range(10)] == [*range(40, 30, -1)]
 

@@ -27,6 +27,7 @@ from refit.registry import (
     move_alias,
     read_alias,
     read_version,
+    repair,
     resolve_reference,
     rollback,
     version_folder,
@@ -566,25 +567,53 @@ def test_a_move_stands_where_only_the_alias_file_cannot_be_written(store):
     assert json.loads(alias_file(store).read_text()) == {"version": 2, "entry": 2}
 
 
-def test_a_ledger_that_has_lost_the_newest_move_is_not_believed(store):
+@pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"{")], ids=["gone", "torn"])
+def test_a_ledger_that_has_lost_the_newest_move_is_not_believed_and_the_alias_file_outlives_its_repair(store, spoil, has_head):
     add_versions(store, 2)
     promote(store, 1)
     promote(store, 2)
     lost = Path(store.root) / entry_path("a", 2)
-    lost.unlink()
-    message = rf"{lost}: expected the entry that set a@champion to v2, found none; put it back .*, or remove {alias_file(store)} to"
+    spoil(lost)
+    if not has_head:
+        lost.with_name("head.json").unlink()
     for act in (read_alias, lambda *given: rollback(*given, "it is slow")):
-        with pytest.raises(StoreError, match=message):
+        with pytest.raises(StoreError, match=r"(000002|head)\.json: expected .* by `refit repair a`"):
             act(store, "a")
-    alias_file(store).unlink()
-    assert read_alias(store, "a") == 1
+    for _ in range(2):
+        repair(store, "a")
+        assert read_alias(store, "a") == 2
+    moves = [(entry.before, entry.after) for entry in load_ledger(store, "a") if entry.alias == "champion"]
+    assert moves == [(None, 1), (1, 2)]
+    assert rollback(store, "a", "it is slow").after == 1
+
+
+def test_an_edited_move_is_not_believed_and_repaired_by_the_alias_file(store):
+    add_versions(store, 2)
+    promote(store, 1)
+    promote(store, 2)
+    edited = Path(store.root) / entry_path("a", 2)
+    edited.write_text(edited.read_text().replace('"after": 2', '"after": 1'))
+    with pytest.raises(StoreError, match=r"000002\.json: expected entry 2 of the ledger, found other bytes than were written"):
+        read_alias(store, "a")
+    lost, (move,) = repair(store, "a")
+    assert (lost, move.before, move.after, move.why) == ([2], 1, 2, "entry 2, which set it, is lost")
+    assert read_alias(store, "a") == 2
+
+
+def test_a_repair_of_what_is_whole_changes_nothing(store):
+    add_versions(store, 2)
+    promote(store, 1)
+    before = {path: path.read_bytes() for path in Path(store.root).rglob("*.json")}
+    assert repair(store, "a") == ([], [])
+    assert {path: path.read_bytes() for path in Path(store.root).rglob("*.json")} == before
 
 
 def test_an_alias_file_without_any_ledger_is_not_believed(store):
     add_versions(store, 1)
     promote(store, 1)
     (lost := Path(store.root) / entry_path("a", 1)).unlink()
-    with pytest.raises(StoreError, match=rf"{lost}: expected the entry that set a@champion to v1, found none"):
+    with pytest.raises(StoreError, match=r"(000001|head)\.json: expected .* by `refit repair a`"):
         read_alias(store, "a")
 
 
