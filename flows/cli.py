@@ -29,7 +29,7 @@ from flows.terminal import (
     open_store,
 )
 from refit import registry
-from refit.errors import RefitError, SettingsError
+from refit.errors import RefitError, SettingsError, StoreError
 from refit.refs import RetrainingResult
 from refit.settings import SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
 from refit.store import Store
@@ -218,14 +218,17 @@ def gc(
     store = open_store(given, settings_file)
     from refit.garbage import find_garbage
 
-    garbage = find_garbage(store)
+    damages: list[str] = []
+    garbage = find_garbage(store, damages.append)
     for path in garbage:
         if dry_run:
             print(path)
         else:
             store.remove(path)
     print(f"{'would remove' if dry_run else 'removed'} {len(garbage)} files, {sum(garbage.values()) / 1e6:.1f} MB, of {store.url}")
-    return COMPLETED
+    for damage in damages:
+        complain(StoreError(damage))
+    return FAILED if damages else COMPLETED
 
 
 def _join_values(arguments: Sequence[str]) -> list[str]:

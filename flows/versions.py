@@ -38,6 +38,8 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
         for number in registry.list_versions(store, name):
             mine = ", ".join(alias for alias, entry in aliases.items() if entry.after == number)
             try:
+                if mine:  # what is in use has to be whole
+                    registry.check_version(store, name, number)
                 table.add_row(f"{name}@v{number}", mine, *_describe_version(store, name, number), style="bold" if mine else None)
             except StoreError as error:
                 damages.append(error)
@@ -224,9 +226,13 @@ def export(
 
 def _describe_version(store: Store, name: str, number: int) -> list[str]:
     record, metrics = (registry.load_part(store, name, number, part) for part in ("version", "metrics"))
-    split, scores = list(metrics.items())[-1]
-    created = record["created"][:16].replace("T", " ")
-    return [created, f"{scores['num_rows']} {split} rows", f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}"]
+    try:
+        split, scores = list(metrics.items())[-1]
+        created = record["created"][:16].replace("T", " ")
+        return [created, f"{scores['num_rows']} {split} rows", f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        folder = store.location(registry.version_folder(name, number))
+        raise StoreError(f"{folder}: expected the record and scores of a version, found others; {registry.RESTORE}") from error
 
 
 def _print_pairs(kind: str, names: list[str], pairs: Mapping[str, tuple[Any, Any]]) -> None:

@@ -1,12 +1,13 @@
 """Removal of what nothing in the store refers to any more."""
 
 import hashlib
-import json
 import time
+from collections.abc import Callable
 
 from refit import registry
 from refit.checkpoints import PARTIAL, find_partial
 from refit.data.dataset import Manifest
+from refit.errors import StoreError
 from refit.recipes import RUNS, load_runs
 from refit.results import RESULTS, find_refs, load_result
 from refit.store import DAMAGED, OBJECTS, Store
@@ -16,8 +17,13 @@ SECONDS_SPARED = 3600
 """Younger files may belong to a run at work that has not yet written what refers to them."""
 
 
-def find_garbage(store: Store) -> dict[str, int]:
+def find_garbage(store: Store, on_damage: Callable[[str], object] = lambda _: None) -> dict[str, int]:
     """Find files that neither a saved version, nor one of the last 20 runs, nor a run at work refers to.
+
+    Args:
+        store: Where to look.
+        on_damage: Told of each version whose record is damaged, in a sentence. What it refers to is not known then, so that no
+            object is garbage.
 
     Returns:
         Size in bytes by path, relative to the store, without files that changed within the last hour.
@@ -27,28 +33,37 @@ def find_garbage(store: Store) -> dict[str, int]:
     kept_runs = [name for name, run in runs.items() if name in newest or store.is_locked(run.recipe.start.key)]
     keys = {key for name in kept_runs for key in runs[name].keys}
     kept = {f"{folder}/{key}.json" for folder in (RESULTS, PARTIAL) for key in keys} | {f"{RUNS}/{name}" for name in kept_runs}
-    kept |= {store.object_path(digest) for digest in _digests_of_versions(store) | _digests_of_steps(keys, store)}
-    changed_before = time.time() - SECONDS_SPARED
-    return {
-        path: size
-        for path, (size, changed_at) in store.list_files([OBJECTS, RESULTS, PARTIAL, RUNS, DAMAGED]).items()
-        if path not in kept and changed_at < changed_before
-    }
-
-
-def _digests_of_versions(store: Store) -> set[str]:
-    """Checkpoints, data set and test rows of every version."""
-    digests = set()
+    digests, are_known = _digests_of_steps(keys, store), True
     for name in registry.list_models(store):
         for number in registry.list_versions(store, name):
-            folder = registry.version_folder(name, number)
-            record = json.loads(store.read(f"{folder}/version.json"))
-            digests |= {weights["checkpoint"] for weights in (record, record.get("held_back")) if weights}
-            manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))
-            digests.add(hashlib.sha256(manifest.model_dump_json().encode()).hexdigest())
-            digests |= {info.digest for info in manifest.splits.values()}
-            if manifest.test_rows is not None:
-                digests.add(manifest.test_rows.digest)
+            try:
+                digests |= _digests_of_version(store, name, number)
+            except StoreError as error:
+                are_known = False
+                on_damage(f"{error}; objects stay until then, or until you remove the folder of {name}@v{number}")
+    kept |= {store.object_path(digest) for digest in digests}
+    changed_before = time.time() - SECONDS_SPARED
+    files = store.list_files([RESULTS, PARTIAL, RUNS, DAMAGED, *[OBJECTS] * are_known])
+    garbage = {path: size for path, (size, changed_at) in files.items() if path not in kept and changed_at < changed_before}
+    return garbage | store.list_leftovers(changed_before)
+
+
+def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
+    """Checkpoints, data set and test rows of a version; raises StoreError if its record is damaged."""
+    folder = registry.version_folder(name, number)
+    record = registry.load_part(store, name, number, "version")
+    try:
+        digests = {str(weights["checkpoint"]) for weights in (record, record.get("held_back")) if weights}
+        manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{store.location(folder)}: expected the record and the manifest of a saved version, found damaged ones;"
+            " put them back from a backup"
+        ) from error
+    digests.add(hashlib.sha256(manifest.model_dump_json().encode()).hexdigest())
+    digests |= {info.digest for info in manifest.splits.values()}
+    if manifest.test_rows is not None:
+        digests.add(manifest.test_rows.digest)
     return digests
 
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -145,9 +146,13 @@ class Store:
             return True
 
     def remove(self, path: str) -> None:
-        """Remove a file, `path` relative to the store, if it is there."""
-        with _naming_store_errors(f"{self.root}/{path}"), contextlib.suppress(FileNotFoundError):
-            self.files.rm_file(f"{self.root}/{path}")
+        """Remove a file, `path` relative to the store, if it is there; on a disk also a folder with all in it."""
+        whole_path = f"{self.root}/{path}"
+        with _naming_store_errors(whole_path), contextlib.suppress(FileNotFoundError):
+            if isinstance(self.files, LocalFileSystem) and os.path.isdir(whole_path):
+                shutil.rmtree(whole_path)
+            else:
+                self.files.rm_file(whole_path)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file, `path` relative to the store."""
@@ -196,14 +201,31 @@ class Store:
                 found[path.removeprefix(f"{self.root}/")] = (info["size"], changed_at)
         return found
 
+    def list_leftovers(self, unchanged_since: float) -> dict[str, int]:
+        """Find what was left half-written, by writers of this machine that are dead, or by whomever if it has not changed since.
+
+        Args:
+            unchanged_since: Seconds since 1970.
+
+        Returns:
+            Bytes by path, relative to the store, of files and folders.
+        """
+        folder, found = Path(self.root, TEMPORARY), dict[str, int]()
+        if not isinstance(self.files, LocalFileSystem) or not folder.is_dir():
+            return found
+        for path in folder.iterdir():
+            with _naming_store_errors(str(path)), contextlib.suppress(FileNotFoundError):  # its writer is done with it
+                parts = [part.stat() for part in (path, *path.rglob("*"))]
+                is_old = max(part.st_mtime for part in parts) < unchanged_since
+                match = re.fullmatch(rf"{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}", path.name)
+                if not is_alive(int(match[1])) if match else is_old:
+                    found[f"{TEMPORARY}/{path.name}"] = sum(part.st_size for part in parts)
+        return found
+
     def remove_leftovers(self) -> None:
         """Remove what writers that were killed on this machine left half-written."""
-        folder = Path(self.root, TEMPORARY)
-        if isinstance(self.files, LocalFileSystem) and folder.is_dir():
-            for path in folder.iterdir():
-                host, process, _ = path.name.rsplit("-", 2)
-                if host == socket.gethostname() and not is_alive(int(process)):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in self.list_leftovers(unchanged_since=0):
+            self.remove(path)
 
     def publish(self, folder: str, contents: Mapping[str, bytes]) -> bool:
         """Make `folder` (relative to the store) with these files, wholly or not at all.
@@ -309,6 +331,8 @@ def _naming_store_errors(path: str) -> Iterator[None]:
 
 
 def _unusable(path: str, error: OSError) -> StoreError:
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{path}: expected a file of the store, found none; put it back from a backup")
     found = error.strerror or str(error)
     return StoreError(f"{path}: expected a store that can be read and written, found: {found}; free space or permit access there")
 

@@ -2,6 +2,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -285,9 +287,77 @@ def test_export_refuses_another_ending_and_leaves_nothing(refit):
     assert sorted(path.name for path in Path().iterdir()) == ["refit-store"]
 
 
-def test_gc_spares_the_test_rows_that_exports_are_checked_on(refit, toy):
-    for path in Path("refit-store/objects").rglob("*"):
+def make_old(folder: str) -> None:
+    for path in [*Path(folder).rglob("*"), Path(folder)]:
         os.utime(path, (0, 0))
+
+
+DAMAGES = {
+    "no record": lambda folder: (folder / "version.json").unlink(),
+    "empty record": lambda folder: (folder / "version.json").write_text("{}"),
+    "garbage": lambda folder: (folder / "version.json").write_bytes(b"\xff\x00"),
+    "a list": lambda folder: (folder / "version.json").write_text("[1]"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "another manifest": lambda folder: (folder / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_gc_goes_on_beside_a_damaged_version_and_spares_what_that_may_need(refit, toy, damage):
+    damage(Path(toy.root, "models/toy/v1"))
+    add_model("a", 0.75)
+    stray = toy.put(b"no version has it")
+    toy.write(f"results/{stray}.json", b"{}")
+    for folder in ("objects", "results"):
+        make_old(f"refit-store/{folder}")
+    objects = [path for path in Path("refit-store/objects").rglob("*") if path.is_file()]
+    code, out, err = refit("gc")
+    assert (code, "Traceback" in err) == (1, False)
+    assert out.startswith("removed 1 files")
+    assert re.search(r"error: .*toy/v1.*: expected .*; objects stay until then, or until you remove the folder of toy@v1\n", err)
+    assert all(path.exists() for path in objects)
+    shutil.rmtree("refit-store/models/toy/v1")
+    shutil.rmtree("refit-store/models/a/v1")
+    assert refit("gc")[:2] == (0, f"removed {len(objects)} files, 0.0 MB, of refit-store\n")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_models_and_show_name_a_damaged_champion_and_fail(refit, toy, damage):
+    move_alias(toy, "toy", 1, expected=None, why="")
+    add_model("whole", 0.75)
+    damage(Path(toy.root, "models/toy/v1"))
+    code, out, err = refit("models")
+    assert code == 1
+    assert [row[:3:2] for row in rows_of(out)] == [["toy@v1", "damaged"], ["whole@v1", "2026-01-02T03:04:05+00:00"]]
+    assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
+    code, out, err = refit("show", "toy")
+    assert code == 1
+    assert "# toy" in out
+    assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
+
+
+def test_models_names_a_version_with_other_scores_than_those_it_shows(refit):
+    add_model("a", 0.75)
+    Path("refit-store/models/a/v1/metrics.json").write_text('{"test": {"accuracy": "high"}}')
+    code, out, err = refit("models")
+    assert (code, rows_of(out)[0][2]) == (1, "damaged")
+    assert re.fullmatch(r"error: .*a/v1: expected the record and scores of a version, found others; put it back .*\n", err)
+
+
+def test_gc_removes_what_writers_left_half_written(refit, toy):
+    folder = Path(toy.root, "tmp")
+    for name in ("another-host-1-00000000", "young-host-1-00000000", f"{socket.gethostname()}-{os.getpid()}-00000000"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.pt").write_bytes(b"1")
+        if not name.startswith("young"):
+            make_old(str(folder / name))
+    assert "tmp/another-host-1-00000000\n" in refit("gc", "--dry-run")[1]
+    assert refit("gc")[0] == 0
+    assert {path.name for path in folder.iterdir()} == {"young-host-1-00000000", f"{socket.gethostname()}-{os.getpid()}-00000000"}
+
+
+def test_gc_spares_the_test_rows_that_exports_are_checked_on(refit, toy):
+    make_old("refit-store/objects")
     assert refit("gc")[0] == 0
     manifest = load_version(toy, "toy", 1).manifest
     assert load_test_rows(manifest, toy).height == manifest.splits["test"].rows

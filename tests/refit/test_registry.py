@@ -612,7 +612,7 @@ def test_a_repair_of_what_is_whole_changes_nothing(store):
 def test_an_alias_file_without_any_ledger_is_not_believed(store):
     add_versions(store, 1)
     promote(store, 1)
-    (lost := Path(store.root) / entry_path("a", 1)).unlink()
+    (Path(store.root) / entry_path("a", 1)).unlink()
     with pytest.raises(StoreError, match=r"(000001|head)\.json: expected .* by `refit repair a`"):
         read_alias(store, "a")
 

@@ -342,6 +342,17 @@ def test_a_process_is_alive_until_it_is_gone_and_if_another_user_s(start, monkey
     assert is_alive(1)
 
 
+def test_files_of_others_among_the_temporary_ones_stay_until_they_are_old(store):
+    for name in (".DS_Store", "other-host-1-00000000", "notes-7-x"):
+        path = Path(store.root, "tmp", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1234")
+    store.remove_leftovers()
+    assert len(store.names("tmp")) == 3
+    os.utime(path.parent / ".DS_Store", (1000, 1000))
+    assert store.list_leftovers(unchanged_since=2000) == {"tmp/.DS_Store": 4}
+
+
 def test_a_store_that_is_not_there_has_no_leftovers(any_store):
     any_store.remove_leftovers()
 
