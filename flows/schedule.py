@@ -3,7 +3,7 @@
 import json as jsonlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flows.server import Deployed
 
 SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+LATE = timedelta(minutes=5)
+"""After its time a worker should have taken a run."""
 VERBS = {"promote": "promoted", "keep": "turned down", "rollback": "went back to"}
 
 
@@ -58,7 +60,7 @@ def status(
 ) -> int:
     """Say how models stand: champion, last decision, damage; and where a Prefect server is set, last and next retraining.
 
-    The exit code is 1 if something is damaged, or if the server does not answer.
+    The exit code is 1 if something is damaged, if the server does not answer, or if the last run failed or the next one is late.
 
     Args:
         model: Its name; all models of the store, if it is not given.
@@ -90,8 +92,8 @@ def status(
                 _print_block(planned.name, _describe_runs(planned))
         if damaged:
             _print_block("set aside, as damaged", dict.fromkeys(damaged, ""))
-    is_silent = isinstance(retraining, RefitError) and not isinstance(retraining, SettingsError)
-    return FAILED if is_silent or damaged or any(entry.damaged for entry in models) else COMPLETED
+    is_ill = _is_ill(retraining) or bool(damaged) or any(entry.damaged for entry in models)
+    return FAILED if is_ill else COMPLETED
 
 
 def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
@@ -105,6 +107,16 @@ def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
         return error
 
 
+def _is_ill(retraining: "list[Deployed] | RefitError") -> bool:
+    """Whether the server does not answer, or tells of a run that failed or is late; having none is no illness."""
+    if isinstance(retraining, RefitError):
+        return not isinstance(retraining, SettingsError)
+    late = datetime.now(UTC) - LATE
+    return any(
+        (entry.last_run and entry.last_run.has_failed) or (entry.next_run_at and entry.next_run_at < late) for entry in retraining
+    )
+
+
 def _describe_model(status: Status) -> dict[str, str]:
     lines = {"champion": "none"}
     if status.champion is not None:
@@ -113,7 +125,8 @@ def _describe_model(status: Status) -> dict[str, str]:
         lines["champion"] = ", ".join([f"v{status.champion} of {max(status.champion, *status.versions)}", *known])
     if (decision := status.decision) is not None:
         reason = decision.why.removeprefix("not ").removeprefix("promoted: ")
-        lines["last decision"] = f"{VERBS[decision.action]} v{decision.after} {_describe_age(decision.at)} ago: {reason}"
+        verb = "kept" if decision.action == "keep" and decision.after == decision.before else VERBS[decision.action]
+        lines["last decision"] = f"{verb} v{decision.after} {_describe_age(decision.at)} ago: {reason}"
     return lines | ({"damaged": "\n".join(status.damaged)} if status.damaged else {})
 
 

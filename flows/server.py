@@ -63,6 +63,7 @@ class Ran:
 
     name: str
     state: str
+    has_failed: bool
     message: str
     at: datetime
     """When it got into that state."""
@@ -207,7 +208,11 @@ def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentRespo
 
 def _describe_run(run: FlowRun) -> Ran | None:
     state = run.state
-    return Ran(run.name, state.name or "", state.message or "", state.timestamp) if state else None
+    if state is None:
+        return None
+    return Ran(
+        run.name, state.name or "", state.type in (StateType.FAILED, StateType.CRASHED), state.message or "", state.timestamp
+    )
 
 
 def _describe_schedules(deployment: DeploymentResponse) -> str:

@@ -2,12 +2,14 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import project
+from flows.server import Deployed, Ran
 from refit.errors import SettingsError
 from refit.ledger import append_entry, entry_path
 from refit.registry import move_alias
@@ -116,6 +118,24 @@ def test_status_tells_the_ledger_without_a_server_and_says_so(refit, toy):
     models = Path(toy.root, "models", "toy")
     shutil.copytree(models / "v1", models / "v3")
     assert lines_of(refit("status")[1])["champion"].startswith("v1 of 3, ")  # v2 was let go
+
+
+def test_a_champion_that_is_trained_again_is_kept_and_not_turned_down(refit, toy):
+    move_alias(toy, "toy", 1, expected=None, why="")
+    append_entry(toy, "toy", action="keep", why="toy@v1 is the champion already", alias="champion", before=1, after=1)
+    assert lines_of(refit("status", "toy")[1])["last decision"].startswith("kept v1 ")
+
+
+@pytest.mark.parametrize(
+    ("has_failed", "minutes_late", "code"), [(False, 0, 0), (False, 4, 0), (True, 0, 1), (False, 6, 1), (False, None, 0)]
+)
+def test_a_retraining_that_failed_or_is_late_has_status_exit_with_one(refit, monkeypatch, has_failed, minutes_late, code):
+    now = datetime.now(UTC)
+    following = None if minutes_late is None else now - timedelta(minutes=minutes_late)
+    deployed = Deployed("retrain/a", "0 3 * * *", Ran("a", "Ended", has_failed, "", now), following, num_workers=1)
+    monkeypatch.setattr("flows.schedule._read_retraining", lambda _: [deployed])
+    assert refit("status")[0] == code
+    assert json.loads(refit("status", "--json")[1])["retraining"][0]["last_run"]["has_failed"] == has_failed
 
 
 def test_status_of_a_model_that_is_not_there_names_those_there_are(refit, toy):  # noqa: ARG001
