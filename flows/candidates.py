@@ -17,6 +17,7 @@ from refit.refs import RetrainingResult, SavedModel
 from refit.retraining import KEY, find_champion, find_decision
 from refit.settings import PromotionSettings, Settings
 from refit.store import Store
+from refit.texts import show_line
 from tasks.promotion import compare, explain_missing_rows, keep, promote
 from tasks.reporting import report, show_report
 
@@ -50,7 +51,7 @@ def judge_candidate(
         candidate = registry.read_version(store, settings.name, decided.after or 0)
     with _judging(candidate):
         verdict, entry = _judge(candidate, decided, newest, key, settings)
-    get_run_logger().info("%s: %s", candidate.reference, entry.why)
+    get_run_logger().info("%s: %s", candidate.reference, show_line(entry.why))
     place = report(candidate, verdict, entry, settings)
     if recipe is not None:
         forget_attempts(recipe, store)

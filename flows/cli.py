@@ -24,9 +24,11 @@ from flows.terminal import (
     Trust,
     app,
     as_given,
+    cell,
     complain,
     open_console,
     open_store,
+    say,
 )
 from refit import registry
 from refit.errors import RefitError, SettingsError, StoreError
@@ -132,7 +134,10 @@ def predict(
     if isinstance(result, BaseException):
         return complain(result)
     told = f"scored {result.num_rows} rows with {result.model}: {result.output}"
-    print(result.model_dump_json() if json else told)
+    if json:
+        print(result.model_dump_json())
+    else:
+        say(told)
     return COMPLETED
 
 
@@ -174,7 +179,7 @@ def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
 
     table = Table("step", "", "because")
     for step in forecast(settings, Store(settings.store.url)):
-        table.add_row(step.step, "done" if step.is_done else "to do", "\n".join(step.because))
+        table.add_row(step.step, "done" if step.is_done else "to do", cell("\n".join(step.because)))
     open_console().print(table)
     return COMPLETED
 
@@ -196,7 +201,9 @@ def settings(*, given: Given = None, settings_file: SettingsFile = None, json: A
     table = Table("setting", "value", "from")
     for name, value in values.items():
         origin = f"environment ({env_name(name)})" if origins[name] == "environment" else origins[name]
-        table.add_row(name, jsonlib.dumps(value, ensure_ascii=False), origin, style="bold" if origin != "default" else None)
+        table.add_row(
+            name, cell(jsonlib.dumps(value, ensure_ascii=False)), cell(origin), style="bold" if origin != "default" else None
+        )
     open_console().print(table)
     return COMPLETED
 
@@ -222,7 +229,7 @@ def gc(
     garbage = find_garbage(store, damages.append)
     for path in garbage:
         if dry_run:
-            print(path)
+            say(path)
         else:
             store.remove(path)
     print(f"{'would remove' if dry_run else 'removed'} {len(garbage)} files, {sum(garbage.values()) / 1e6:.1f} MB, of {store.url}")
@@ -253,10 +260,10 @@ def _print_decision(result: RetrainingResult) -> None:
             table.add_row(metric, *shown, "-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
         open_console().print(table)
     champion = f"the champion is {result.champion}" if result.champion else "there is no champion"
-    print(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")
-    print(champion)
+    say(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")
+    say(champion)
     if result.report:
-        print(f"report: {result.report}")
+        say(f"report: {result.report}")
 
 
 def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str, is_new: bool) -> None:
@@ -275,4 +282,4 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: s
         figures = (f"{scored['accuracy']:.4f}", f"{scored['loss']:.4f}", roc_auc, f"{scored['calibration_error']:.4f}")
         scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *figures)
     console.print(scores)
-    print(f"{'saved' if is_new else 'nothing has changed since'} {version} in {path}")
+    say(f"{'saved' if is_new else 'nothing has changed since'} {version} in {path}")

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
-from flows.terminal import COMPLETED, FAILED, AsJson, Given, SettingsFile, StoreGiven, app, as_given, open_console, open_store
+from flows.terminal import COMPLETED, FAILED, AsJson, Given, SettingsFile, StoreGiven, app, as_given, cell, open_console, open_store
 from refit.errors import RefitError, SettingsError
 from refit.registry import find_version, list_models
 from refit.status import Status, list_damaged, read_status
+from refit.texts import escape_controls
 
 if TYPE_CHECKING:
     from flows.server import Deployed
@@ -124,7 +124,7 @@ def _describe_model(status: Status) -> dict[str, str]:
         known = [f"{verb} {_describe_age(at)} ago" for verb, at in ages.items() if at is not None]
         lines["champion"] = ", ".join([f"v{status.champion} of {max(status.champion, *status.versions)}", *known])
     if (decision := status.decision) is not None:
-        reason = decision.why.removeprefix("not ").removeprefix("promoted: ")
+        reason = escape_controls(decision.why).removeprefix("not ").removeprefix("promoted: ")
         verb = "kept" if decision.action == "keep" and decision.after == decision.before else VERBS[decision.action]
         lines["last decision"] = f"{verb} v{decision.after} {_describe_age(decision.at)} ago: {reason}"
     return lines | ({"damaged": "\n".join(status.damaged)} if status.damaged else {})
@@ -164,8 +164,10 @@ def _print_block(title: str, lines: Mapping[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, text in lines.items():
         style = "red" if name == "damaged" else ""
-        table.add_row(f"  {name}", Text(text, style))
+        shown = cell(text)
+        shown.stylize(style)
+        table.add_row(cell(f"  {name}"), shown)
     console = open_console()
-    console.print(title, style="bold", highlight=False)
+    console.print(cell(title), style="bold", highlight=False)
     console.print(table)
     console.print()

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.text import Text
 
 from refit.errors import DataError, RefitError, SettingsError
 from refit.settings import Section, SettingsTree, StoreSettings, resolve_settings
 from refit.store import Store
-from refit.texts import hide_secrets, show_line
+from refit.texts import escape_controls, hide_secrets, show_line
 
 COMPLETED, FAILED, REFUSED, ALARMED = 0, 1, 2, 3
 
@@ -46,6 +47,17 @@ def as_given(given: Section | None, trust: bool = False) -> dict[str, Any]:
 def open_store(given: StoreTree | None, settings_file: Path | None) -> Store:
     """The store that the settings name."""
     return Store(resolve_settings(as_given(given), settings_file)[0].store.url)
+
+
+def say(text: str) -> None:
+    """Print lines on standard output, whatever they quote."""
+    for line in text.split("\n"):
+        print(escape_controls(line))
+
+
+def cell(text: str) -> Text:
+    """A cell of a table, whatever it holds: no markup, no control characters."""
+    return Text("\n".join(map(escape_controls, text.split("\n"))))
 
 
 def complain(error: BaseException) -> int:

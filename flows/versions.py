@@ -6,16 +6,29 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich.markdown import Markdown
-from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.terminal import COMPLETED, FAILED, SettingsFile, StoreGiven, Trust, app, as_given, complain, open_console, open_store
+from flows.terminal import (
+    COMPLETED,
+    FAILED,
+    SettingsFile,
+    StoreGiven,
+    Trust,
+    app,
+    as_given,
+    cell,
+    complain,
+    open_console,
+    open_store,
+    say,
+)
 from refit import registry
 from refit.differences import find_differences
 from refit.errors import SettingsError, StoreError
 from refit.registry import CHAMPION
 from refit.settings import resolve_settings
 from refit.store import Store
+from refit.texts import escape_controls
 
 
 @app.command
@@ -40,7 +53,9 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
             try:
                 if mine:  # what is in use has to be whole
                     registry.check_version(store, name, number)
-                table.add_row(f"{name}@v{number}", mine, *_describe_version(store, name, number), style="bold" if mine else None)
+                table.add_row(
+                    f"{name}@v{number}", mine, *map(cell, _describe_version(store, name, number)), style="bold" if mine else None
+                )
             except StoreError as error:
                 damages.append(error)
                 table.add_row(f"{name}@v{number}", mine, "damaged")
@@ -66,17 +81,17 @@ def show(model: str, /, *, given: StoreGiven = None, settings_file: SettingsFile
     name, number = registry.resolve_reference(store, model)
     folder = registry.version_folder(name, number)
     card = store.read(f"{folder}/card.md").decode()
-    print(store.location(folder))
+    say(store.location(folder))
     damages: list[StoreError] = []
     try:
         for alias, entry in registry.list_aliases(store, name).items():
             if entry.after == number:
-                print(f"{alias} since {entry.at}, by {entry.who}: {entry.why}")
+                say(f"{alias} since {entry.at}, by {entry.who}: {escape_controls(entry.why)}")
         registry.check_version(store, name, number)
     except StoreError as error:
         damages.append(error)
     print()
-    open_console().print(Markdown(card))
+    open_console().print(Markdown("\n".join(map(escape_controls, card.split("\n"))), hyperlinks=False))
     for damage in damages:
         complain(damage)
     return FAILED if damages else COMPLETED
@@ -219,7 +234,7 @@ def export(
     loaded = load_version(store, name, number, settings)
     rows = load_test_rows(loaded.manifest, store)
     difference = export_model(loaded, output, format, rows, f"{name}@v{number}")
-    print(f"exported {name}@v{number}: {output}")
+    say(f"exported {name}@v{number}: {output}")
     print(f"largest difference of a probability on its {len(rows)} test rows: {difference:.2g}")
     return COMPLETED
 
@@ -238,7 +253,7 @@ def _describe_version(store: Store, name: str, number: int) -> list[str]:
 def _print_pairs(kind: str, names: list[str], pairs: Mapping[str, tuple[Any, Any]]) -> None:
     table = Table(kind, *names)
     for name, pair in pairs.items():
-        table.add_row(escape(name), *(escape(_render(value)) for value in pair))
+        table.add_row(cell(name), *(cell(_render(value)) for value in pair))
     if table.rows:
         open_console().print(table)
     else:

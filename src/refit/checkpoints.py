@@ -28,6 +28,8 @@ from refit.store import Store
 from refit.training import EpochLog, PartialEpoch, TrainingState
 
 PARTIAL = "partial"
+MAX_SOURCE_LENGTH = 200
+"""Of a path or URL on the card."""
 
 Report = TypeVar("Report", bound=BaseModel)
 
@@ -230,9 +232,9 @@ def _render_card(
     judged_on, last = list(metrics.items())[-1]
     kinds = [column.kind for column in manifest.columns]
     overview = {
-        "predicts": f"`{manifest.target}`, one of {len(manifest.classes)} classes",
+        "predicts": f"{reports.render_name(manifest.target)}, one of {len(manifest.classes)} classes",
         "from": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns",
-        "learned from": f"`{settings.data.source}`, {manifest.splits['train'].rows} rows",
+        "learned from": f"{reports.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
         "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
         **({"trained once more": _describe_refit(manifest, judged_on, record["epoch"])} if record["refit_on_all"] else {}),
@@ -243,7 +245,7 @@ def _render_card(
         (split, scored.num_rows, scored.loss, scored.accuracy, scored.roc_auc, scored.calibration_error)
         for split, scored in metrics.items()
     ]
-    classes = [(entry.label, entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes]
+    classes = [(reports.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes]
     return f"""# {settings.name}
 
 {reports.render_fields(overview)}

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
 
+from refit.texts import escape_controls, shorten
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -21,6 +23,7 @@ MAX_COLUMNS_SHOWN = 20
 MAX_SLICES_SHOWN = 20
 MAX_CATEGORIES_SHOWN = 5
 MAX_NAME_LENGTH = 60
+MAX_LABEL_LENGTH = 24
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -150,10 +153,9 @@ def embed_png(png: bytes, alt: str) -> str:
     return f"![{_render_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
-def render_name(name: object) -> str:
+def render_name(name: object, max_length: int = MAX_NAME_LENGTH) -> str:
     """Render a name from data as a code span, shortened: no link, picture or tag in it becomes one."""
-    text = str(name)
-    return _quote(text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 1]}…")
+    return _quote(shorten(str(name), max_length))
 
 
 def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
@@ -181,8 +183,9 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], sp
     axes = figure.add_subplot(xlabel="predicted", ylabel="true", title=f"rows of {split}")
     axes.imshow(confusion, cmap="Blues")
     if len(labels) <= MAX_LABELLED_CLASSES:
-        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        shown = [escape_controls(shorten(label, MAX_LABEL_LENGTH)) for label in labels]
+        axes.set_xticks(range(len(labels)), shown, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(labels)), shown, parse_math=False)
         darkest = max(map(max, confusion))
         for i, row in enumerate(confusion):
             for j, count in enumerate(row):
@@ -332,13 +335,13 @@ def _with_difference(values: Sequence[float | None]) -> list[object]:
 
 def _render_text(text: str) -> str:
     """One line of text, its code spans kept, all else that Markdown would act on escaped."""
-    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    parts = re.split(r"(`[^`]+`)", escape_controls(" ".join(text.split())))
     return "".join(part if i % 2 else re.sub(r"[\\\[\]<*_`|]", r"\\\g<0>", part) for i, part in enumerate(parts))
 
 
 def _quote(text: str) -> str:
     """A code span, with a fence longer than any in the text."""
-    text = " ".join(text.split())
+    text = escape_controls(" ".join(text.split()))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if not text or "`" in (text[0], text[-1]) else ""
     return f"{fence}{pad}{text}{pad}{fence}"

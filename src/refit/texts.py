@@ -38,12 +38,15 @@ def shorten(text: str, limit: int, tail: int = 0) -> str:
     return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
 
 
+def escape_controls(text: str) -> str:
+    r"""Write out what would move, colour or turn the text around it: a colour of terminals as `\x1b[31m`, a new line as `\n`."""
+    return UNSHOWN.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def show_line(text: object, limit: int = MAX_LINE) -> str:
-    r"""Return a text as one line for a terminal or a log: control characters as `\x1b`, a long one without its middle."""
-    tail = limit // 3
+    """Return a text as one line for a terminal or a log: without secrets and control characters, a long one without its middle."""
     bounded = shorten(str(text), 10 * limit, 5 * limit)  # or megabytes would be searched for URLs
-    shown = shorten(hide_secrets(bounded), limit, tail)
-    return UNSHOWN.sub(lambda match: ascii(match[0])[1:-1], shown)
+    return escape_controls(shorten(hide_secrets(bounded), limit, limit // 3))
 
 
 def _hide_in_word(word: str) -> str:

@@ -50,6 +50,12 @@ def test_settings_prints_every_setting_with_its_default(refit):
     assert settings_of(out) == {name: (value, "default") for name, value in walk_settings(SettingsTree())}
 
 
+def test_settings_shows_values_as_they_are_whatever_they_hold(refit):
+    code, out, _ = refit("settings", "--data.target", "[/red]\x1b[2J\u202e")
+    assert code == 0
+    assert r'"[/red]\u001b[2J\u202e"' in out
+
+
 def test_settings_says_where_each_value_comes_from(refit, monkeypatch):
     Path("refit.toml").write_text("[optimizer]\nlr = 0.1\nmomentum = 0.5\n[training]\npatience = 4\n")
     Path(".env").write_text("REFIT_OPTIMIZER__MOMENTUM=0.6\n")

@@ -149,6 +149,15 @@ def test_promote_and_rollback_move_the_champion_and_the_ledger_keeps_why(refit):
     assert err == "error: a@champion: expected a version before the present one, found only v1; promote another version\n"
 
 
+@pytest.mark.usefixtures("toy")
+def test_a_reason_does_not_move_the_terminal(refit):
+    refit("promote", "toy@v1", "--why", "\x1b[2J[red]it is\nbetter")
+    for command in ("show", "status"):
+        out = refit(command, "toy")[1]
+        assert r"\x1b[2J[red]it is\nbetter" in out
+        assert "\x1b" not in out
+
+
 def test_a_torn_entry_is_named_and_can_be_done_without(refit):
     for number in (1, 2):
         add_model("a", 0.75)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from torch import nn
 
 from refit import checkpoints, reports
@@ -499,6 +500,23 @@ def test_both_checkpoints_of_a_version_are_no_garbage(saved, refitted, store):
     garbage = find_garbage(store)
     assert store.object_path(stray) in garbage
     assert not {store.object_path(ref.digest) for ref in (served, judged)} & garbage.keys()
+
+
+def test_the_card_of_hostile_names_holds_no_html_no_pictures_of_others_and_no_control_characters(saved, store):
+    _, _, manifest, log, metrics, ref, settings = saved
+    name = "<img src=http://evil.example/1.png>![](http://evil.example/2.png)\x1b[2J|"
+    metrics = {
+        split: scored.model_copy(update={"classes": [entry.model_copy(update={"label": name}) for entry in scored.classes]})
+        for split, scored in metrics.items()
+    }
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": name})})
+    model = save_checkpoint(ref, settings, manifest.model_copy(update={"target": name}), [log], metrics, store)
+    card = (Path(model.path) / "card.md").read_text()
+    assert card.count("evil.example/1.png") == 4
+    assert "\x1b" not in card
+    tokens = [child for token in MarkdownIt("commonmark").enable("table").parse(card) for child in token.children or []]
+    assert {str(token.attrs["src"]) for token in tokens if token.type == "image"} == {"loss.png", "confusion.png"}
+    assert not {token.type for token in tokens} & {"html_inline", "link_open"}
 
 
 def test_what_is_saved_again_is_the_next_version(saved, store):

@@ -68,6 +68,7 @@ HOSTILE = [
     "$x$ *b* _i_ &lt;",
     "x" * 500,
     "javascript:alert(1)",
+    "``<img src=http://evil.example/x.png>`",
 ]
 
 
@@ -190,6 +191,18 @@ def test_a_name_is_shown_as_it_is_and_does_nothing(name):
         assert [token.type for token in code] == ["code_inline"]
         content = code[0].content.strip()
         assert content == shown or (len(content) == MAX_NAME_LENGTH and content[-1] == "…" and name.startswith(content[:-1]))
+
+
+def test_a_name_does_not_move_the_terminal_that_shows_its_file():
+    assert render_name("\x1b]0;title\x07\x1b[2J\u202ea") == r"`\x1b]0;title\x07\x1b[2J\u202ea`"
+    assert r"\x1b[2J" in render_run_report(RunReport(headline="\x1b[2Jkept", reason="`\x1b[2J`"))
+    assert "\x1b" not in render_run_report(RunReport(headline="\x1b[2Jkept", reason="`\x1b[2J`"))
+
+
+def test_long_labels_do_not_make_a_picture_large():
+    labels = ["x" * 200_000, "y" * 200_000]
+    plain = draw_confusion([[1, 0], [0, 1]], [label[:23] + "…" for label in labels], "test")
+    assert draw_confusion([[1, 0], [0, 1]], labels, "test") == plain
 
 
 @pytest.mark.parametrize("name", HOSTILE)

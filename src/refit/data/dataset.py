@@ -23,8 +23,10 @@ from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
+from refit.texts import show_line
 
 MAX_CLASSES_SHOWN = 10
+MAX_LABEL_LENGTH = 60
 ROWS_A_BLOCK = 65_536
 """Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""
 TEST_ROWS = "test rows"
@@ -90,16 +92,16 @@ class Manifest(BaseModel):
         splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
         totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
         largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])
-        classes = ", ".join(f"{label} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
+        classes = ", ".join(f"{show_line(label, MAX_LABEL_LENGTH)} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
         more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
         lines = [
             f"rows: {self.rows} ({splits})",
             f"columns: {columns}, as {len(self.input_names)} inputs",
-            f"classes of {self.target}: {classes}{more}",
+            f"classes of {show_line(self.target)}: {classes}{more}",
         ]
         if self.rows_without_target:
-            lines.append(f"dropped: {self.rows_without_target} rows without a value of {self.target}")
-        together = "features are those" if self.group_column is None else f"{self.group_column} is that"
+            lines.append(f"dropped: {self.rows_without_target} rows without a value of {show_line(self.target)}")
+        together = "features are those" if self.group_column is None else f"{show_line(self.group_column)} is that"
         reasons = {
             "gap": "in the gaps before validation and test",
             "window": "older than the window",
@@ -108,7 +110,7 @@ class Manifest(BaseModel):
         lines += [f"left out: {number} rows {reasons[name]}" for name, number in self.rows_left_out.items()]
         if self.test_copies is not None:
             lines.append(f"copies: {self._count_copies(self.test_copies)}")
-        return lines + [f"dropped: column {name}, {reason}" for name, reason in self.dropped_columns.items()]
+        return lines + [f"dropped: column {show_line(name)}, {reason}" for name, reason in self.dropped_columns.items()]
 
     def list_warnings(self) -> list[str]:
         """Say what makes the test score doubtful."""

@@ -634,3 +634,13 @@ def test_the_profiles_are_those_of_the_train_rows_and_the_target(store: Store, t
     assert profiles["x"].missing == pytest.approx(1 - numbers.len() / train.height)
     assert profiles["y"].counts == {"yes": 53, "no": 27}
     assert {profile.num_rows for profile in manifest.profiles} == {80} == {train.height}
+
+
+def test_a_data_set_is_described_in_lines_that_move_no_terminal_and_break_no_log(store: Store, tmp_path: Path) -> None:
+    labels = ["\x1b[2Ja\nb", "c" * 200_000]
+    frame = pl.DataFrame({"x\x1b[2J": range(40), "none\n": [None] * 40, "y": labels * 20})
+    frame.write_parquet(tmp_path / "rows.parquet")
+    lines = build(store, source=str(tmp_path / "rows.parquet")).describe()
+    assert r"classes of y: \x1b[2Ja\nb (20), ccccc" in "".join(lines)
+    assert any(line.startswith(r"dropped: column none\n, ") for line in lines)
+    assert not [line for line in lines if len(line) > 200 or "\x1b" in line or "\n" in line]
