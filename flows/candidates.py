@@ -106,7 +106,9 @@ def _find_start(settings: Settings, store: Store) -> SavedModel | None:
 
 
 def _should_ask(verdict: Verdict, promotion: PromotionSettings) -> bool:
-    return promotion.mode == "ask" or (verdict.alarm == "incomparable" and promotion.when_incomparable == "ask")
+    return promotion.mode == "ask" or (
+        verdict.judged_by is None and verdict.alarm is not None and promotion.when_incomparable == "ask"
+    )
 
 
 def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:

@@ -169,8 +169,8 @@ def compare(
         size_mb=scores[candidate.reference][SIZE] or 0.0,
     )
     scores[MAJORITY] = {name: float(scored.score_majority(score, is_fair).mean()) for name, score in SCORES_OF_MAJORITY.items()}
-    alarm, problem = _find_alarm(champion, of_champion is not None, collapse, rival.problem), rival.problem
-    if alarm == "incomparable" and decision.is_better and settings.when_incomparable == "keep":
+    alarm, problem = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged), rival.problem
+    if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
         decision, problem = decision.refuse(), f"{problem}; promotion.when_incomparable is `keep`"
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     return Verdict(
@@ -227,12 +227,12 @@ def time_row(model: Model, rows: pl.DataFrame) -> float:
     return 1000 * median(seconds)
 
 
-def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, problem: str | None) -> Alarm | None:
+def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, is_damaged: bool) -> Alarm | None:
     if champion is None:
         return None
-    if not is_compared:
-        return "incomparable"
-    return "collapsed" if collapse else "damaged" if problem else None
+    if is_damaged:
+        return "damaged"
+    return "collapsed" if collapse else None if is_compared else "incomparable"
 
 
 def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: int, store: Store) -> dict[str, float | None]:

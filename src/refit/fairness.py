@@ -31,6 +31,8 @@ class Rival:
     """The test rows that it has learned from."""
     problem: str | None = None
     """What is wrong with the champion."""
+    is_damaged: bool = False
+    """Whether its files are missing or have other bytes."""
 
 
 def find_rival(
@@ -50,6 +52,7 @@ def find_rival(
         except RefitError as error:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
         try:
+            _refuse_lost_columns(model.manifest, rows)
             _refuse_lost_classes(model.manifest, manifest)
             numbers = load_identities(manifest, "test", store).numbers
             if _list_columns(model.manifest) != _list_columns(manifest):
@@ -58,8 +61,10 @@ def find_rival(
         except RefitError as error:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
         judges = [f"{name}@v{number}, the champion before, stands in for it"] if damages else []
-        return Rival(number, model, is_learned, "; ".join([*damages, *judges]) or None)
-    return Rival(problem="; ".join(damages) or None)
+        return Rival(number, model, is_learned, "; ".join([*damages, *judges]) or None, bool(damages))
+    if damages:
+        damages.append("no champion before it can stand in; put its files back, or promote a version by hand")
+    return Rival(problem="; ".join(damages) or None, is_damaged=bool(damages))
 
 
 def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: Store) -> tuple[Mask, dict[str, int]]:
@@ -123,6 +128,16 @@ def explain_missing_rows(
     return None if is_fair.any() else explain_unfair(left_out, len(is_fair))
 
 
+def _refuse_lost_columns(before: Manifest, rows: pl.DataFrame) -> None:
+    """Raise DataError if the data lacks a column that a model needs."""
+    lost = [name for name in _list_columns(before) if name is not None and name not in rows.columns]
+    if lost:
+        raise DataError(
+            f"expected the columns that it needs, found no {list_names(sorted(lost))} in the data; bring them back, or promote a"
+            " candidate by hand"
+        )
+
+
 def _refuse_lost_classes(before: Manifest, now: Manifest) -> None:
     """Raise DataError if the data has no row of a class that a model knows, as a candidate would never predict it."""
     lost = [label for label in before.classes if label not in now.classes]
@@ -142,7 +157,8 @@ def explain_unfair(left_out: Mapping[str, int], num_rows: int) -> str:
     """Say what is needed where all of `num_rows` test rows are left out."""
     return (
         f"expected test rows that neither the candidate nor the champion has learned from, found none among {num_rows:,}"
-        f" ({_list_learned(left_out)}); add rows that are new, or divide them as before, by the same seed and settings of data"
+        f" ({_list_learned(left_out)}); add rows that are new, take those of data.test_source out of data.source, or divide them as"
+        " before, by the same seed and settings of data"
     )
 
 

@@ -356,6 +356,8 @@ class Settings(SettingsTree, BaseSettings):
         data, optimizer = self.data, self.optimizer
         if data.split == "time" and data.time_column is None:
             raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`; name one")
+        if data.split == "random" and data.time_column is not None:
+            raise ValueError("data.time_column: expected none, as data.split is `random`; set data.split to `time`, or drop it")
         if data.test_source is not None and data.test:
             raise ValueError("data.test: expected none, as data.test_source gives the test rows; drop one of them")
         shares = [size for size in (data.val, data.test) if isinstance(size, float)]
@@ -371,6 +373,12 @@ class Settings(SettingsTree, BaseSettings):
             raise ValueError("data.split_by: expected `rows`, as data.group_column says what stays on one side; drop one of them")
         if optimizer.momentum and optimizer.name != "sgd":
             raise ValueError(f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0")
+        highest = 0 if self.promotion.score == "log_likelihood" else 1
+        if self.promotion.min_score is not None and self.promotion.min_score >= highest:
+            raise ValueError(
+                f"promotion.min_score: expected less than {highest}, the best {self.promotion.score.replace('_', ' ')},"
+                f" found {self.promotion.min_score:g}; lower it"
+            )
         if self.promotion.min_effect and self.promotion.rule == "not_worse":
             raise ValueError("promotion.min_effect: expected 0, as promotion.rule is `not_worse`; leave it 0, or take `better`")
         return self

@@ -165,26 +165,31 @@ def damage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("happens", "reason", "next_night"),
+    ("happens", "reason", "alarm", "next_night"),
     [
-        (damage, "model@v1 is damaged: ", "Incomparable"),
-        (lambda: write_table(200, without="x1"), "expected a column of the table, found no `x1`", "Skipped"),
-        (lambda: write_table(200, num_classes=2), "expected rows of every class that it knows, found none of `c2`", "Skipped"),
+        (damage, "model@v1 is damaged: ", "damaged", "Damaged"),
+        (lambda: write_table(200, without="x1"), "found no `x1` in the data", "incomparable", "Skipped"),
+        (
+            lambda: write_table(200, num_classes=2),
+            "expected rows of every class that it knows, found none of `c2`",
+            "incomparable",
+            "Skipped",
+        ),
     ],
     ids=["damaged champion", "lost column", "lost class"],
 )
-def test_a_champion_that_cannot_be_compared_stays_and_the_runs_state_says_so(happens, reason, next_night):
+def test_a_champion_that_cannot_be_compared_stays_and_the_runs_state_says_so(happens, reason, alarm, next_night):
     longer = {"num_epochs": 8}
     run(training=longer)
     happens()
     state = run(training=longer)
-    assert (state.name, state.type, champion()) == ("Incomparable", StateType.COMPLETED, 1)
-    assert state.result().alarm == "incomparable"
+    assert (state.name, state.type, champion()) == (alarm.capitalize(), StateType.COMPLETED, 1)
+    assert state.result().alarm == alarm
     assert reason in state.message
     assert "promotion.when_incomparable is `keep`" in state.message
-    assert "stays the champion, but it is incomparable" in Path(state.result().report).read_text()
+    assert f"stays the champion, but it is {alarm}" in Path(state.result().report).read_text()
     assert (run(training=longer).name, champion()) == (next_night, 1)
-    assert run(training=longer, promotion={"when_incomparable": "promote"}).name == "Incomparable"
+    assert run(training=longer, promotion={"when_incomparable": "promote"}).name == alarm.capitalize()
     assert champion() == 2
 
 

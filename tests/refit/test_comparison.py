@@ -111,7 +111,8 @@ def test_test_rows_that_the_candidate_has_learned_from_are_left_out_before_and_a
     candidate = save_version(pl.concat([old, test_rows, new]), **apart)
     needed = (
         "expected test rows that neither the candidate nor the champion has learned from, found none among 40"
-        " (40 by the candidate); add rows that are new, or divide them as before, by the same seed and settings of data"
+        " (40 by the candidate); add rows that are new, take those of data.test_source out of data.source,"
+        " or divide them as before, by the same seed and settings of data"
     )
     assert explain_missing_rows(load_model(candidate.path).manifest, "model", champion.version, store) == needed
     with pytest.raises(DataError, match="found none among 40"):
@@ -218,8 +219,9 @@ def test_the_champion_before_stands_in_for_one_whose_files_are_damaged_or_gone(s
     for version in versions[:2]:
         break_it(version)
     verdict = judge(store, versions[3], versions[2])
-    assert (verdict.alarm, verdict.judged_by) == ("incomparable", None)
+    assert (verdict.alarm, verdict.judged_by, verdict.decision.is_better) == ("damaged", None, False)
     assert all(f"model@v{number} is damaged: " in verdict.reason for number in (1, 2, 3))
+    assert "; no champion before it can stand in; put its files back, or promote a version by hand" in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -228,9 +230,9 @@ def test_the_champion_before_stands_in_for_one_whose_files_are_damaged_or_gone(s
         (
             lambda rows: rows.drop("x2"),
             ("x0", "x1"),
-            "model@v1 cannot be compared: data.source: expected a column of the table, found no `x2`",
+            "model@v1 cannot be compared: expected the columns that it needs, found no `x2` in the data; bring them back",
         ),
-        (lambda rows: rows.rename({"x2": "z"}), ("x0", "x1", "z"), "found no `x2`"),
+        (lambda rows: rows.rename({"x2": "z"}), ("x0", "x1", "z"), "found no `x2` in the data"),
         (lambda rows: rows.with_columns(x2=pl.col("x2").round(1).cast(pl.String) + " g"), ("x0", "x1"), "column `x2`: expected"),
         (
             lambda rows: rows.filter(pl.col("y") != "c"),

@@ -14,7 +14,7 @@ from refit.settings import resolve_settings, walk_settings
 BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val": 0.2}}
 SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
-WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "refs", "settings", "store")}
+WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "refs", "settings", "store", "texts")}
 """Modules that results do not depend on, or by settings and bytes that are ingredients themselves."""
 
 
@@ -113,6 +113,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "promotion.timeout_seconds": (60.0, set()),
     "schedule.max_delay_seconds": (60.0, set()),
     "store.url": ("elsewhere", set()),
+    "store.trust": (True, set()),
 }
 """A value of each setting, and the steps whose keys it changes; device and threads come in by the processor's name."""
 
@@ -125,8 +126,10 @@ def test_every_setting_has_its_place_in_the_keys():
 def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
     value, steps = CHANGES[name]
     by_time = {"data.split": "time", "data.time_column": "x1"}
-    needed = {"data.split": {"data.time_column": "x1"}, "data.window": by_time, "data.gap": by_time}.get(name, {})
-    assert changed_keys(write(needed), write(needed, {name: value})) == steps
+    by_other = {**by_time, "data.time_column": "x2"}
+    needed = {"data.time_column": by_other, "data.window": by_time, "data.gap": by_time}.get(name, {})
+    changed = by_time if name == "data.split" else {name: value}
+    assert changed_keys(write(needed), write(needed, changed)) == steps
 
 
 def test_the_bytes_of_the_source_are_an_ingredient_of_the_data_set():

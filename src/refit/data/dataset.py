@@ -116,10 +116,15 @@ class Manifest(BaseModel):
         """Say what makes the test score doubtful."""
         if self.test_copies is None or not self.test_copies.is_more_than_chance:
             return []
+        remedy = (
+            'if rows are copies, set data.split_by = "features"; if a customer, patient or device has several rows, name its column'
+            " in data.group_column"
+        )
+        if self.test_source_digest is not None:
+            remedy = "take these rows out of data.source"
         return [
             f"expected test rows that are new to the model, found {self._count_copies(self.test_copies)}; the test score may be too"
-            ' good: if rows are copies, set data.split_by = "features"; if a customer, patient or device has several rows, name its'
-            " column in data.group_column"
+            f" good: {remedy}"
         ]
 
     def _count_copies(self, copies: Copies) -> str:

@@ -160,7 +160,8 @@ def _allot(size: Size, class_sizes: Rows) -> Rows:
 def _assign(sides: Rows, members: Rows, wanted: Rows) -> None:
     """Give sides to the units of one class that have none yet.
 
-    A unit is left for each later split that the class would not reach otherwise.
+    A unit is left for each later split that the class would not reach otherwise. Units larger than a split go to train, if others
+    are there for the test and validation, which then share these.
 
     Args:
         sides: Of all units, changed in place.
@@ -170,13 +171,17 @@ def _assign(sides: Rows, members: Rows, wanted: Rows) -> None:
     units, num_rows = np.unique(members, return_counts=True)
     held = np.bincount(sides[units] + 1, weights=num_rows, minlength=4)[1:]
     is_free = sides[units] == UNASSIGNED
-    units, num_rows = units[is_free], num_rows[is_free]
+    is_large = num_rows > max(wanted[TEST], wanted[VAL])
+    order = np.flatnonzero(is_free)[np.argsort(is_large[is_free], kind="stable")]
+    units, num_rows, room = units[order], num_rows[order], num_rows[is_free & ~is_large].sum()
+    missing = np.maximum(wanted - held, 0)
+    missing = missing * min(1.0, room / max(1, missing[TEST] + missing[VAL])) if room else missing
     needs_unit = held == 0
     needs_unit[VAL] &= bool(wanted[VAL])
     start = 0
     for side in (TEST, VAL):
         before = np.cumsum(num_rows[start:]) - num_rows[start:]  # rows of the units before each
-        enough = int(np.searchsorted(before, wanted[side] - held[side]))
+        enough = int(np.searchsorted(before, missing[side]))
         end = start + max(0, min(enough, len(units) - start - int(needs_unit[:side].sum())))
         sides[units[start:end]] = side
         start = end
@@ -228,8 +233,8 @@ def _check_parts(parts: dict[str, Rows], y: Rows, classes: Sequence[Any], sizes:
     for name in sizes.splits:
         if not len(parts[name]):
             raise DataError(
-                f"{where}: expected rows for every split, found none left for `{name}` among {len(y)}; add rows, or lower data.val,"
-                " data.test and data.gap"
+                f"{where.partition(', column')[0]}: expected rows for every split by time, found none left for `{name}` among"
+                f" {len(y)}; add rows, or lower data.val, data.test and data.gap"
             )
     absent = np.flatnonzero(np.bincount(y[parts["train"]], minlength=len(classes)) == 0)
     if len(absent):

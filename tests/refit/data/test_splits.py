@@ -263,7 +263,7 @@ def test_rows_of_a_group_that_is_in_a_later_split_are_left_out() -> None:
 )
 def test_a_split_that_is_left_without_rows_is_named(sizes: dict, split: str) -> None:
     with pytest.raises(
-        DataError, match=rf"expected rows for every split, found none left for `{split}` among 10; add rows, or lower"
+        DataError, match=rf"expected rows for every split by time, found none left for `{split}` among 10; add rows, or lower"
     ):
         split_times(days(*range(10)), **sizes)
 
@@ -300,3 +300,17 @@ def test_spans_are_read_in_their_units() -> None:
         14 * DAY,
         56 * DAY,
     ]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7, 0.93])
+def test_a_group_that_is_larger_than_a_split_is_trained_on_and_the_others_share_the_rest(share: float) -> None:
+    num_large = int(share * 600)
+    groups = np.concatenate([np.zeros(num_large), 1 + np.arange(600 - num_large) % 100]).astype(np.uint64)
+    y = np.arange(600) % 2
+    for seed in range(5):
+        units = hash_rows(pl.DataFrame({"group": groups}), seed)
+        parts = split_randomly(units, y, ["a", "b"], Sizes(0.15, 0.15), "rows.csv")
+        assert set(range(num_large)) <= set(parts["train"].tolist())
+        held_out = [len(parts[name]) for name in ("val", "test")]
+        wanted = min(90, (600 - num_large) / 2)
+        assert all(0.6 * wanted <= rows <= 1.4 * wanted for rows in held_out), held_out
