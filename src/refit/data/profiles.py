@@ -18,6 +18,8 @@ NUM_BUCKETS = 64
 """Columns with more categories are counted by a hash of the category, too."""
 MIN_ROWS = 5
 """Categories in fewer rows are taken together, as each by itself says little (Cochran 1954)."""
+FEW_GROUPS = 20
+"""Fewer groups do not tell how alike their rows are, so that a group counts as one row."""
 GROUPS_A_BLOCK = 65_536
 """Counted at once, so that the counts of all groups need not be in memory."""
 
@@ -171,13 +173,16 @@ def _estimate_design_effect(bins: Rows, clusters: _Clusters) -> float:
     num_rows, sizes = len(bins), clusters.sizes
     _, places, totals = np.unique(bins, return_inverse=True, return_counts=True)
     degrees = len(totals) - 1
+    mean_size = float((sizes**2).sum() / num_rows)  # of the group that a row is in
     if len(sizes) == num_rows or not degrees:
         return 1.0
+    if num_rows < FEW_GROUPS * mean_size:
+        return mean_size
     shares = totals / num_rows
     within = (np.diag(totals) - _sum_group_products(places[clusters.order], len(totals), sizes)) / (num_rows - len(sizes))
     between = np.diag(shares) - np.outer(shares, shares) - within
     alike = between / np.sqrt(np.outer(shares, shares))  # (K, K), its eigenvalues 0 to 1: correlations within groups
-    more = (sizes**2).sum() / num_rows - 1  # rows of the same group that a row has beside it, on average
+    more = mean_size - 1
     mean = max(1.0, 1 + more * np.trace(alike) / degrees)
     mean_square = 1 + (2 * more * np.trace(alike) + more**2 * (alike**2).sum()) / degrees
     spread = float(np.clip(mean_square / mean**2, 1, degrees))

@@ -146,6 +146,12 @@ def test_the_design_effect_of_a_boolean_follows_from_the_correlation_within_grou
     assert profile(values, groups).design_effect == pytest.approx(1 + (size - 1) * correlation)
 
 
+def test_few_groups_count_as_one_row_each_as_they_do_not_tell_how_alike_their_rows_are() -> None:
+    values = np.random.default_rng(0).normal(size=600)
+    assert profile(values, np.repeat(np.arange(19), [*[30] * 18, 60])).design_effect == (18 * 30**2 + 60**2) / 600
+    assert profile(values, np.repeat(np.arange(20), 30)).design_effect < 2
+
+
 @pytest.mark.parametrize("values", [[None] * 60, [1.0] * 60, ["a"] * 60, [1.0, None] * 30])
 def test_a_column_that_says_little_has_a_design_effect_too(values: Any) -> None:
     for groups in (np.zeros(60), np.arange(60), np.repeat(np.arange(30), 2)):
