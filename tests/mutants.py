@@ -273,7 +273,8 @@ def _run_pytest(module: str) -> None:
     folder = tempfile.mkdtemp(dir=os.environ["MUTANTS"])  # a new one, as pytest takes long to clear those of the runs before
     plugins = [FastestFirst(Path(os.environ["MUTANTS"], module))]
     # What noticed the change before may notice this one.
-    os._exit(pytest.main(["-x", "--failed-first", "-m", "not slow", f"--basetemp={folder}", *files], plugins))
+    options = ["-p", "pytest_timeout", "-x", "--failed-first", "-m", "not slow", f"--basetemp={folder}"]
+    os._exit(pytest.main([*options, *files], plugins))
 
 
 def _run_module(module: str, given: argparse.Namespace, pool: ProcessPoolExecutor) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from refit.errors import ConflictError, SettingsError, StoreError
 from refit.refs import Handle
@@ -49,7 +49,7 @@ class Entry(Handle):
     """Version that the alias names from now on; for `keep`, the one that was turned down; for `open`, the one that was judged."""
     highest: int
     """Highest version of which this or an earlier entry speaks, 0 for none; no later model gets a number up to it."""
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: dict[str, Any]
     """What the decision rests on."""
 
 

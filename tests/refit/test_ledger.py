@@ -60,6 +60,12 @@ def test_an_entry_says_who_decided_what_when_and_on_what_grounds(any_store, monk
     assert entry.details == details
 
 
+@pytest.mark.parametrize("action", ["open", "promote", "keep", "rollback"])
+def test_every_kind_of_decision_has_its_entry(any_store, action):
+    append_entry(any_store, "a", action=action, why="a reason")
+    assert [entry.action for entry in load_ledger(any_store, "a")] == [action]
+
+
 def test_entries_are_files_that_people_can_find_and_read(store):
     append_entry(store, "a", action="keep", why="no better")
     lines = Path(store.root, "models/a/ledger/000001.json").read_text().splitlines()
