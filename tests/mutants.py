@@ -37,9 +37,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TESTS = {
-    "data.splits": ["data/test_splits", "data/test_dataset"],
+    "data.hashes": ["data/test_hashes"],
+    "data.splits": ["data/test_splits"],
+    "data.sides": ["data/test_sides"],
+    "data.copies": ["data/test_copies"],
+    "data.drift": ["data/test_drift"],
+    "bounds": ["test_bounds"],
+    "fairness": ["test_comparison"],
     "comparison": ["test_comparison"],
-    "promotion": ["test_promotion", "test_comparison"],
+    "promotion": ["test_promotion"],
     "ledger": ["test_ledger"],
     "registry": ["test_registry"],
     "garbage": ["test_garbage"],
@@ -68,6 +74,7 @@ SWAPS = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
     ast.Mult: ast.Div,
+    ast.MatMult: ast.Mult,
     ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult,
