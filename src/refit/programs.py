@@ -24,6 +24,17 @@ Program = Callable[[list[Tensor]], Sequence[Tensor]]
 # Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
 OPTIONS: dict[str, Any] = {"pattern_matcher": False, "fallback_random": True}
 
+FP32_TOLERANCE = 1e-3
+"""By how much, relative to its length, an update may differ when it is compiled; losses by a tenth of it.
+
+Sums in another order make it 1e-7 to 1e-5 (measured, from 2 inputs and 2 rows to 784 and 1,024, and six layers of 512 units), and
+3e-5 where the update is next to nothing.
+"""
+BF16_TOLERANCE = 5e-2
+"""The same where numbers of 8 bits take part: rounded at other places, they make it up to 1e-2, and losses 7e-4."""
+TRIALS = 3
+"""With other numbers, until one agrees."""
+
 
 def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first.
@@ -63,18 +74,41 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
 
 
 def _is_right(program: Program, graph: GraphModule, arguments: tuple[Any, ...]) -> bool:
-    """Take the steps on copies, compiled and as they stand: losses have to agree, and how parameters change, up to rounding."""
-    results = []
+    """Whether the steps, on copies, do the same compiled as they stand, up to rounding.
+
+    One trial that agrees is enough: where rounding takes a number across the kink of a ReLU, an update differs by more than
+    rounding, but not for other numbers. What a compiler does wrong, it does wrong for all.
+    """
+    has_few_digits = torch.get_float32_matmul_precision() != "highest" or any(
+        isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        for node in graph.graph.nodes
+        for value in tree_leaves(node.meta.get("val"))
+    )
+    tolerance = BF16_TOLERANCE if has_few_digits else FP32_TOLERANCE
+    return any(_agrees(program, graph, arguments, trial, tolerance) for trial in range(TRIALS))
+
+
+def _agrees(program: Program, graph: GraphModule, arguments: tuple[Any, ...], trial: int, tolerance: float) -> bool:
+    """Whether losses and the change of all parameters, each as a vector, differ by no more than these shares of their length."""
+    results, num_parameters = [], len(tree_leaves(arguments[0]))
     for run in (program, lambda tensors: graph(*tree_unflatten(tensors, tree_structure(arguments)))):
-        seed_everything(0)
-        copies = [tensor.clone() for tensor in tree_leaves(arguments)]
+        seed_everything(trial)
+        tensors = [_vary(tensor) if trial and tensor.is_floating_point() else tensor for tensor in tree_leaves(arguments)]
+        copies = [tensor.clone() for tensor in tensors]
         with torch.no_grad():
             losses = torch.cat(list(run(copies)))
-        changes = [copy - tensor for copy, tensor in zip(copies, tree_leaves(arguments[0]), strict=False)]
-        results.append((losses, torch.cat([change.flatten() for change in changes])))
+        changes = [(copy - tensor).flatten() for copy, tensor in zip(copies[:num_parameters], tensors, strict=False)]
+        results.append((losses, torch.cat(changes)))
     (losses, change), (plain_losses, plain_change) = results
-    is_close = torch.allclose(losses, plain_losses, rtol=0.05, atol=0.01)
-    return bool((is_close and (change - plain_change).norm() <= 0.1 * plain_change.norm()) or not plain_losses.isfinite().all())
+    if not plain_losses.isfinite().all():
+        return trial == 0
+    is_loss_close = (losses - plain_losses).norm() <= 0.1 * tolerance * plain_losses.norm()
+    return bool(is_loss_close and (change - plain_change).norm() <= tolerance * plain_change.norm())
+
+
+def _vary(tensor: Tensor) -> Tensor:
+    """Numbers near those of a tensor, at most a tenth larger."""
+    return tensor * (1 + 0.1 * torch.rand_like(tensor))
 
 
 def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
