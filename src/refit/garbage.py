@@ -53,7 +53,7 @@ def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
     folder = registry.version_folder(name, number)
     record = registry.load_part(store, name, number, "version")
     try:
-        digests = {str(weights["checkpoint"]) for weights in (record, record.get("held_back")) if weights}
+        digests = {str(weights["checkpoint"]) for weights in (record, record.get("held_back") or record)}
         manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(

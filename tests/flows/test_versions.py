@@ -166,7 +166,7 @@ def test_a_torn_entry_is_named_and_can_be_done_without(refit):
     torn.write_bytes(torn.read_bytes()[:40])
     code, out, err = refit("show", "a@v1")
     assert code == 1
-    assert "# a" in out
+    assert " a " in out
     assert re.fullmatch(r"error: .*ledger/000002\.json: expected entry 2 of the ledger, found .*; put .* `refit repair a`\n", err)
     assert refit("status", "a")[0] == 1
     assert refit("repair", "a") == (0, "a: lost entries: 2\na@champion: v1 -> v2\n", "")
@@ -337,11 +337,11 @@ def test_models_and_show_name_a_damaged_champion_and_fail(refit, toy, damage):
     damage(Path(toy.root, "models/toy/v1"))
     code, out, err = refit("models")
     assert code == 1
-    assert [row[:3:2] for row in rows_of(out)] == [["toy@v1", "damaged"], ["whole@v1", "2026-01-02T03:04:05+00:00"]]
+    assert [row[:3:2] for row in rows_of(out)] == [["toy@v1", "damaged"], ["whole@v1", "2026-01-02 03:04"]]
     assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
     code, out, err = refit("show", "toy")
     assert code == 1
-    assert "# toy" in out
+    assert " toy " in out
     assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
 
 

@@ -316,7 +316,7 @@ def test_a_part_of_a_version_is_its_json(any_store):
     assert load_part(any_store, "a", 1, "metrics") == {"test": [0.5]}
     with pytest.raises(StoreError, match=r"a/v1/log\.json: expected JSON, found a damaged file: .*; put it back from a backup"):
         load_part(any_store, "a", 1, "log")
-    with pytest.raises(StoreError, match=r"models/a/v1/settings\.json: expected a store that can be read"):
+    with pytest.raises(StoreError, match=r"models/a/v1/settings\.json: expected a file of the store, found none"):
         load_part(any_store, "a", 1, "settings")
 
 

@@ -29,11 +29,11 @@ def test_weights_that_fit_are_taken_with_all_their_bits(save_version, store):
     assert torch.equal(torch.get_rng_state(), generator), "batches come in the order of a run that starts from new weights"
 
 
-def test_of_a_version_trained_on_all_rows_the_weights_before_are_taken(save_version):
+def test_of_a_version_trained_on_all_rows_the_weights_before_are_taken(save_version, store):
     """Its test rows are test rows of the next model, too, which must not have learned from them."""
     version = save_version(ROWS, features=("x0", "x1"), num_epochs_on_all=4)
     state = build_state(2)
-    take_weights(state, version, load_model(version.path).manifest)
+    take_weights(state, version, load_model(version.path).manifest, store)
     assert digest_weights(state.model.state_dict()) == version.held_back_digest != version.weights_digest
 
 
