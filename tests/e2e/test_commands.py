@@ -142,7 +142,9 @@ def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(r
     assert "\x1b" not in finished.stdout + finished.stderr
     assert_quiet(finished.stderr)
     assert "piped@v1" in refit("models").stdout
-    assert refit("show", "piped").stdout.startswith(f"{Path('refit-store/models/piped/v1').resolve()}\n\n# piped\n")
+    folder, card = refit("show", "piped").stdout.split("\n", 1)
+    assert folder == str(Path("refit-store/models/piped/v1").resolve())
+    assert card.split()[0] == "piped"
 
 
 @pytest.mark.usefixtures("served")
@@ -165,9 +167,7 @@ def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(ref
 
     kept = refit(*arguments, "--optimizer.lr", "0.000001")
     assert kept.returncode == 0
-    assert re.search(
-        r"on the test rows +│ penguins@v2 │ penguins@v1 │ difference|penguins@v2 ┃ penguins@v1 ┃ difference", kept.stdout
-    )
+    assert re.search(r"penguins@v2 [│┃] penguins@v1 [│┃] majority class [│┃] difference", kept.stdout)
     assert "not promoted: accuracy" in kept.stdout
     assert "the champion is penguins@v1" in kept.stdout
 
