@@ -47,7 +47,7 @@ def bound_accuracy(differences: Numbers, chance: float) -> float:
 def bound_mean(sums: Numbers, sizes: Numbers, span: float, chance: float) -> float:
     """Find what the mean difference of a row exceeds with confidence 1 - `chance`: the largest mean whose p-value is that small.
 
-    It holds for any number of rows and any distribution; `compute_mean_p_value` says under which conditions.
+    It is made for any number of rows and any distribution; `compute_mean_p_value` says under which conditions it holds.
 
     Args:
         sums: Of each cluster, the sum of its rows' differences. Independent rows are clusters of one row.
@@ -88,9 +88,10 @@ def compute_mean_p_value(sums: Numbers, sizes: Numbers, span: float, mean: float
         sums and sizes: (K,).
 
     Source:
-        Gaffke, Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable (2005). Vlassis
-        and Thomas, An exact distribution-free test for means of nonnegative random variables (2026, arXiv:2607.08415), prove in
-        Theorem 1 that it holds; Ming et al. (2026, arXiv:2607.18661) that with many rows it is as sharp as the normal one.
+        Gaffke, Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable (2005), who
+        conjectured that it holds whatever the distribution; proved for two values, and no counterexample is known: see also
+        Learned-Miller and Thomas, A new confidence interval for the mean of a bounded random variable (2019, arXiv:1905.06208).
+        `benchmarks/gate.py` simulates how often it errs.
     """
     if mean <= -span:
         return 0.0
