@@ -89,8 +89,8 @@ def compute_mean_p_value(sums: Numbers, sizes: Numbers, span: float, mean: float
 
     Source:
         Gaffke, Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable (2005), who
-        conjectured that it holds whatever the distribution; proved for two values, and no counterexample is known: see also
-        Learned-Miller and Thomas, A new confidence interval for the mean of a bounded random variable (2019, arXiv:1905.06208).
+        conjectured that it holds whatever the distribution; no counterexample is known. A proof is stated by Vlassis and Thomas, An
+        exact distribution-free test for means of nonnegative random variables (2026, arXiv:2607.08415, Theorem 1).
         `benchmarks/gate.py` simulates how often it errs.
     """
     if mean <= -span:
