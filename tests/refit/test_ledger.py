@@ -1,6 +1,9 @@
+import getpass
 import hashlib
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import uuid
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from refit import ledger as ledger_module
 from refit.errors import ConflictError, StoreError
 from refit.ledger import (
     LostEntryError,
@@ -53,11 +57,20 @@ def test_an_entry_says_who_decided_what_when_and_on_what_grounds(any_store, monk
     moved = append_entry(any_store, "a", action="promote", why="it is better", alias="champion", before=1, after=2, details=details)
     (entry,) = load_ledger(any_store, "a")
     assert entry == moved
-    assert entry.who.startswith("ann@")
+    assert entry.who == f"ann@{socket.gethostname()}"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", entry.at)
     assert abs(datetime.fromisoformat(entry.at) - datetime.now(UTC)) < timedelta(minutes=1)
     assert (entry.action, entry.alias, entry.before, entry.after, entry.why) == ("promote", "champion", 1, 2, "it is better")
     assert entry.details == details
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no entry")])
+def test_a_user_without_a_name_is_known_by_number(store, monkeypatch, error):
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", fail)
+    assert append_entry(store, "a", action="keep", why="no better").who == f"{os.getuid()}@{socket.gethostname()}"
 
 
 @pytest.mark.parametrize("action", ["open", "promote", "keep", "rollback"])
@@ -216,6 +229,15 @@ def test_an_entry_that_was_removed_is_named(store, ledger):
         load_ledger(store, "a")
 
 
+def test_an_entry_that_is_there_but_cannot_be_read_is_told_from_one_that_is_gone(store, ledger):
+    ledger[1].unlink()
+    ledger[1].mkdir()
+    with pytest.raises(
+        StoreError, match=rf"{ledger[1].name}: expected a store that can be read and written, found: Is a directory"
+    ):
+        load_ledger(store, "a")
+
+
 def test_an_entry_that_was_put_between_is_named_though_all_numbers_are_right(store, ledger):
     for number in (4, 3):
         edit(ledger[number - 1], number=number + 1)
@@ -268,6 +290,19 @@ def test_reading_back_stops_where_the_reader_does(store, ledger):
         next(entries)
 
 
+def test_reading_back_asks_for_more_entries_each_time_up_to_a_limit_and_for_each_once(any_store, monkeypatch):
+    for _ in range(21):
+        append_entry(any_store, "a", action="keep", why="no better")
+    asked, read_together = [], any_store.read_together
+    monkeypatch.setattr(ledger_module, "READ_TOGETHER", 8)
+    monkeypatch.setattr(any_store, "read", None)
+    monkeypatch.setattr(any_store, "read_together", lambda paths: asked.append(len(paths)) or read_together(paths))
+    assert next(read_back(any_store, "a", 21)).number == 21
+    assert asked == [1]
+    assert len(list(read_back(any_store, "a", 21))) == 21
+    assert asked[1:] == [1, 4, 8, 8]
+
+
 def test_an_expected_number_that_is_taken_is_a_conflict(any_store):
     append_entry(any_store, "a", action="keep", why="first", expected_number=1)
     with pytest.raises(ConflictError, match=r"000001\.json: expected to write this entry, found another's there; .* decide again"):
@@ -313,7 +348,7 @@ def test_reading_back_fails_no_sooner_than_at_the_entry_that_is_damaged(any_stor
 def test_test_rows_know_how_many_versions_they_have_judged(any_store):
     assert [record_opening(any_store, "a", version, "1" * 64) for version in (1, 2, 4)] == [0, 1, 2]
     assert record_opening(any_store, "a", 5, "2" * 64) == 0
-    append_entry(any_store, "a", action="keep", why="no better", after=4, details={"test_rows": "1" * 64})
+    append_entry(any_store, "a", action="keep", why="no better", after=5, details={"test_rows": "1" * 64})
     assert record_opening(any_store, "a", 6, "1" * 64) == 3
     assert record_opening(any_store, "a", 6, "2" * 64) == 1
     assert record_opening(any_store, "b", 1, "1" * 64) == 0

@@ -326,6 +326,9 @@ def test_a_version_s_handle_says_where_it_is_in_this_store_and_what_its_weights_
     model = read_version(any_store, "a", 1)
     assert model == SavedModel(name="a", version=1, path=any_store.location("models/a/v1"), weights_digest="1" * 64)
     assert locate(model.model_copy(update={"path": "/elsewhere"}), any_store) == model
+    record = {"weights_digest": "1" * 64, "held_back": {"weights_digest": "3" * 64}}
+    add_version(any_store, "b", {"version.json": json.dumps(record).encode()})
+    assert read_version(any_store, "b", 1).held_back_digest == "3" * 64
     with pytest.raises(StoreError, match=r"a@v3: expected a version of 'a' in .*, found no v3; versions there: v1, v2"):
         read_version(any_store, "a", 3)
 
