@@ -137,7 +137,7 @@ def read_version(store: Store, name: str, number: int) -> SavedModel:
             weights_digest=record["weights_digest"],
             held_back_digest=held_back.get("weights_digest"),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise StoreError(
             f"{store.location(folder)}/version.json: expected `weights_digest`, found none; put it back from a backup"
         ) from error

@@ -20,6 +20,7 @@ from refit.registry import (
     find_saved,
     find_version,
     list_aliases,
+    list_earlier,
     list_models,
     list_versions,
     load_part,
@@ -441,6 +442,18 @@ def test_rollbacks_pop_what_promotions_pushed(any_store):
             promote(any_store, version)
         assert read_alias(any_store, "a") == stack[-1]
     load_ledger(any_store, "a")
+
+
+def test_the_versions_that_rollbacks_would_go_back_to_are_listed_in_turn(any_store):
+    add_versions(any_store, 3)
+    assert list(list_earlier(any_store, "a")) == []
+    for version in (1, 2, 3):
+        promote(any_store, version)
+    assert list(list_earlier(any_store, "a")) == [2, 1]
+    rollback(any_store, "a", "it is slow")
+    append_entry(any_store, "a", action="keep", why="no better", before=2, after=3)
+    assert list(list_earlier(any_store, "a")) == [1]
+    assert list(list_earlier(any_store, "a", "shadow")) == []
 
 
 def test_a_promotion_to_where_the_alias_is_gives_rollback_nothing_to_undo(any_store):
