@@ -352,7 +352,7 @@ def _list_aliases(store: Store, name: str) -> list[str]:
 
 def _is_alias(text: str) -> bool:
     """Whether it can be an alias: not what reads as a version."""
-    return bool(re.fullmatch(r"(?!v?\d+$|ledger$)[a-z][a-z0-9_-]*", text))
+    return re.fullmatch(r"(?!v?\d+$|ledger$)[a-z][a-z0-9_-]*", text) is not None
 
 
 def _alias_path(name: str, alias: str) -> str:

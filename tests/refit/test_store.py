@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from refit.errors import StoreError
-from refit.store import Store, is_alive
+from refit.store import DAMAGED, LOCKS, MODELS, OBJECTS, TEMPORARY, Store, is_alive
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -42,6 +43,19 @@ def test_a_file_goes_in_and_comes_out_as_its_bytes_would(any_store):
     with any_store.local_file(*digests) as path:
         assert path.read_bytes() == b"abc"
     assert not folder.exists()
+
+
+def test_a_temporary_folder_is_on_the_disk_of_the_store_or_among_those_of_the_system(store):
+    with store.temporary_folder() as folder:
+        assert folder.parent == Path(store.root, "tmp")
+    with Store(f"memory://{uuid.uuid4().hex}").temporary_folder() as folder:
+        assert folder.parent == Path(tempfile.gettempdir())
+        assert folder.name.startswith("refit-")
+
+
+def test_a_file_to_put_that_is_not_there_is_an_error_that_names_it(any_store, tmp_path):
+    with pytest.raises(StoreError, match=f"{tmp_path}/none: expected a store that can be read and written, found: No such file"):
+        any_store.put_file(tmp_path / "none")
 
 
 @pytest.mark.parametrize(("error", "found"), [(OSError("no space"), StoreError), (ValueError("halfway"), ValueError)])
@@ -622,6 +636,17 @@ def test_a_slash_at_the_end_of_the_url_means_nothing(tmp_path, protocol):
     one.write("runs/a.json", b"1")
     assert other.list_files(["runs"]).keys() == {"runs/a.json"}
     assert other.location("runs") == one.location("runs")
+
+
+def test_a_store_may_be_the_root_of_its_file_system():
+    store, folder = Store("memory://"), uuid.uuid4().hex
+    store.write(f"{folder}/a.json", b"1")
+    assert store.list_files([folder]).keys() == {f"{folder}/a.json"}
+
+
+def test_the_folders_of_a_store_have_the_names_that_they_have_had():
+    """Otherwise nothing of a store would be found that an earlier version of Refit has written."""
+    assert (OBJECTS, MODELS, DAMAGED, TEMPORARY, LOCKS) == ("objects", "models", "damaged", "tmp", "locks")
 
 
 def test_what_other_processes_write_is_seen_as_no_listing_is_kept(any_store):
