@@ -54,7 +54,7 @@ def test_a_temporary_folder_is_on_the_disk_of_the_store_or_among_those_of_the_sy
 
 
 def test_a_file_to_put_that_is_not_there_is_an_error_that_names_it(any_store, tmp_path):
-    with pytest.raises(StoreError, match=f"{tmp_path}/none: expected a store that can be read and written, found: No such file"):
+    with pytest.raises(StoreError, match=f"{tmp_path}/none: expected a file of the store, found none"):
         any_store.put_file(tmp_path / "none")
 
 
