@@ -49,20 +49,51 @@ def test_an_empty_store_has_no_garbage(store):
     assert find_garbage(store) == {}
 
 
-@pytest.mark.parametrize("test_share", [0.3, 0.0])
-def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_record_of_its_run(store, test_share):
+@pytest.mark.parametrize(("test_share", "has_held_back"), [(0.3, True), (0.0, False)])
+def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_record_of_its_run(store, test_share, has_held_back):
     pl.DataFrame({"x": [float(row % 7) for row in range(40)], "y": [0, 1] * 20}).write_parquet("rows.parquet")
     dataset = build_dataset(DataSettings(source="rows.parquet", test=test_share), 0, store)
     manifest, checkpoint = load_manifest(dataset, store), store.put(b"weights")
     needed = {"dataset": dataset.digest, "checkpoint": checkpoint, **{name: info.digest for name, info in manifest.splits.items()}}
     if test_share:
         needed["test rows"] = manifest.test_rows.digest
-    version = {"version.json": json.dumps({"checkpoint": checkpoint}), "manifest.json": manifest.model_dump_json(indent=1)}
+    record: dict[str, object] = {"checkpoint": checkpoint, "held_back": None}
+    if has_held_back:
+        needed["checkpoint to judge by"] = store.put(b"weights before")
+        record["held_back"] = {"checkpoint": needed["checkpoint to judge by"]}
+    version = {"version.json": json.dumps(record), "manifest.json": manifest.model_dump_json(indent=1)}
     add_version(store, "a", {name: text.encode() for name, text in version.items()})
     forgotten = store.object_path(store.put(b"forgotten"))
     garbage = find(store)
     assert [name for name, digest in needed.items() if store.object_path(digest) in garbage] == []
     assert garbage == {forgotten}
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        (b"{", "expected JSON"),
+        (b"{}", "expected the record and the manifest of a saved version, found damaged ones"),
+        (b"[1]", "expected the record and the manifest"),
+        (b'{"checkpoint": "a", "held_back": 1}', "expected the record and the manifest"),
+        (b'{"checkpoint": "a"}', "expected the record and the manifest"),
+    ],
+    ids=["no JSON", "without a checkpoint", "no record", "held back is none", "of a damaged manifest"],
+)
+def test_while_a_version_is_damaged_no_object_goes_as_it_may_be_its_own_and_all_else_does(store, runs, record, found):
+    add_version(store, "a", {"version.json": record, "manifest.json": b'{"target": "y"}'})
+    find(store)
+    told = []
+    garbage = set(find_garbage(store, told.append))
+    assert garbage == {path for path in runs[0][1] if not path.startswith("objects")}
+    (damage,) = told
+    assert found in damage
+    assert damage.endswith("; objects stay until then, or until you remove the folder of a@v1")
+
+
+def test_what_a_killed_writer_left_half_written_goes(store):
+    store.write("tmp/another-host-1-0a1b2c3d", b"half")
+    assert find(store) == {"tmp/another-host-1-0a1b2c3d"}
 
 
 def test_records_results_and_objects_of_the_last_20_runs_stay_and_those_of_earlier_ones_go(store, runs):
