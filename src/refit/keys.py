@@ -18,6 +18,9 @@ from refit.code import digest_code, digest_user_code
 from refit.settings import Settings, walk_settings
 
 DATA_CODE = (
+    "refit.data.files",
+    "refit.data.csv_files",
+    "refit.data.parquet_files",
     "refit.data.sources",
     "refit.data.schema",
     "refit.data.hashes",

@@ -12,8 +12,8 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.data.batches import Batch, read_batches
+from refit.data.files import naming_read_errors
 from refit.data.preprocessing import apply_columns
-from refit.data.sources import naming_read_errors
 from refit.errors import DataError, SettingsError
 from refit.evaluation import compute_logits
 from refit.inference import Model

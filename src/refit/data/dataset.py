@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from refit.data.copies import Copies, count_copies
+from refit.data.files import list_names
 from refit.data.hashes import Hashes, Identities, hash_rows, number_copies
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.data.profiles import Profile, profile_columns
 from refit.data.schema import Kind, Rows, check_columns, convert_column, convert_target, find_kind
 from refit.data.sides import TypedTable, choose_sides, read_groups
-from refit.data.sources import Table, list_names, read_files, read_table
+from refit.data.sources import Table, read_files, read_table
 from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from refit.data.files import list_names
 from refit.data.schema import Kind, Locate, Rows, convert_column, take_rows
-from refit.data.sources import list_names
 from refit.errors import DataError
 
 MIN_CATEGORY_ROWS = 2

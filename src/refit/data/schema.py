@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from refit.data.sources import list_names
+from refit.data.files import list_names
 from refit.errors import DataError
 
 Kind = Literal["numeric", "boolean", "datetime", "categorical"]

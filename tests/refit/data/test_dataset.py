@@ -182,13 +182,25 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     ),
     "duplicate column": ({CSV: rows("x,x,y")}, {}, r"rows\.csv: expected each column once, found `x` as columns 1 and 2; rename"),
     "duplicate column but for spaces": ({CSV: rows("x, x,y")}, {}, r"expected each column once, found `x`"),
-    "nameless column": ({CSV: rows(",x,y")}, {}, r"expected a name for every column, found none for column 1"),
+    "nameless column": ({CSV: rows("x,,y")}, {}, r"expected a name for every column, found none for column 2; name or remove it"),
     "semicolons": ({CSV: b"x;y\n1,5;a\n"}, {}, r"rows\.csv: expected commas between columns, found `x;y` as the header; write"),
-    "short row": ({CSV: rows("x,y", "7")}, {}, r"row 21 of .*rows\.csv: expected 2 cells as in the header, found 1; mend"),
-    "short row after a blank one": ({CSV: rows("x,y", "", "7")}, {}, r"row 22 of .*rows\.csv: expected 2 cells .* found 1"),
-    "long row": ({CSV: rows("x,y", "7,1,2")}, {}, r"row 21 of .*rows\.csv: expected 2 cells as in the header, found 3; mend"),
-    "open quote": ({CSV: rows("x,y", '"7,1')}, {}, r"row 21 of .*rows\.csv: expected quotes in pairs, found .*; mend"),
-    "not UTF-8": ({CSV: rows("x,y", "7,1") + b"\xff,1\n"}, {}, r"row 22 of .*rows\.csv: expected UTF-8 text, found other bytes"),
+    "short row": ({CSV: rows("x,y", "7")}, {}, r"row 21 of .*rows\.csv, line 22: expected 2 cells as in the header, found 1; mend"),
+    "short row after a blank one": (
+        {CSV: rows("x,y", "", "7")},
+        {},
+        r"row 21 of .*rows\.csv, line 23: expected 2 cells .* found 1",
+    ),
+    "long row": (
+        {CSV: rows("x,y", "7,1,2")},
+        {},
+        r"row 21 of .*rows\.csv, line 22: expected 2 cells as in the header, found 3; mend",
+    ),
+    "open quote": ({CSV: rows("x,y", '"7,1')}, {}, r"row 21 of .*rows\.csv, line 22: expected quotes in pairs, found .*; mend"),
+    "not UTF-8": (
+        {CSV: rows("x,y", "7,1") + b"\xff,1\n"},
+        {},
+        r"row 22 of .*rows\.csv, line 23: expected UTF-8 text, found other bytes",
+    ),
     "UTF-16": ({CSV: rows().decode().encode("utf-16")}, {}, r"rows\.csv: expected UTF-8 text, found other bytes in the header"),
     "torn gzip": (
         {"rows.csv.gz": b"\x1f\x8b\x08\x00\x00"},
@@ -224,7 +236,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "text among numbers": (
         {CSV: rows("x,y", '"3,750",1', "?,1")},
         {},
-        r"row 21 of .*rows\.csv, column `x`: expected a number, found '3,750' \(and 1 more such rows\); "
+        r"row 21 of .*rows\.csv, line 22, column `x`: expected a number, found '3,750' \(and 1 more such rows\); "
         r"mend the value, add it to data\.null_values, or name the column in data\.categorical",
     ),
     "text among dates": (
@@ -235,12 +247,12 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "text in the second file": (
         {"d/1.csv": rows(), "d/2.csv": b"x,y\n3,1\nq,1\n"},
         {"source": "{}/d"},
-        r"row 2 of .*/d/2\.csv, column `x`: .* found 'q'",
+        r"row 2 of .*/d/2\.csv, line 3, column `x`: .* found 'q'",
     ),
     "infinity": (
         {CSV: rows("x,y", "-inf,1")},
         {},
-        r"row 21 of .*rows\.csv, column `x`: expected a finite number, found -inf; mend",
+        r"row 21 of .*rows\.csv, line 22, column `x`: expected a finite number, found -inf; mend",
     ),
     "beyond float64": ({CSV: rows("x,y", "1e999,1")}, {}, r"row 21 of .* column `x`: expected a finite number, found inf"),
     "statistics beyond float64": (
@@ -312,7 +324,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "test class": (
         {CSV: rows(), "test.csv": b"x,y\n1,1\n2,5\n"},
         BOTH,
-        r"row 2 of .*test\.csv, column `y`: expected a class that data\.source has too, `0`, `1`, found 5",
+        r"row 2 of .*test\.csv, line 3, column `y`: expected a class that data\.source has too, `0`, `1`, found 5",
     ),
     "test column": (
         {CSV: rows(), "test.csv": b"X,y\n1,1\n"},
@@ -322,7 +334,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "test text": (
         {CSV: rows(), "test.csv": b"x,y\na,1\n"},
         BOTH,
-        r"row 1 of .*test\.csv, column `x`: expected a number, found 'a'",
+        r"row 1 of .*test\.csv, line 2, column `x`: expected a number, found 'a'",
     ),
     "test without classes": ({CSV: rows(), "test.csv": b"x,y\n1,\n"}, BOTH, r"test\.csv, column `y`: expected a class in some row"),
     "the same test rows": (
@@ -407,7 +419,7 @@ def test_a_number_too_large_is_named_by_its_row_in_whatever_block(
     pl.DataFrame({"x": numbers, "y": [0, 1] * 25 + [0]}).write_csv(tmp_path / "rows.csv")
     pl.DataFrame({"x": numbers[:50], "y": [0, 1] * 25}).write_csv(tmp_path / "train.csv")
     monkeypatch.setattr(dataset, "ROWS_A_BLOCK", 7)
-    with pytest.raises(DataError, match=r"row 51 of .*rows\.csv, column `x`: expected a number that fits float32"):
+    with pytest.raises(DataError, match=r"row 51 of .*rows\.csv, line 52, column `x`: expected a number that fits float32"):
         build(store, source=f"{tmp_path}/train.csv", test_source=f"{tmp_path}/rows.csv")
 
 
@@ -454,7 +466,7 @@ def write_dated(path: Path, num_rows: int = 120) -> pl.DataFrame:
         {
             "when": [str(start + timedelta(hours=7 * n)) for n in range(num_rows)],
             "x": [f"{value:.6f}" if n % 9 else "NA" for n, value in enumerate(generator.normal(size=num_rows))],
-            "k": generator.choice(["a", "b", ""], num_rows),
+            "k": [text or None for text in generator.choice(["a", "b", ""], num_rows).tolist()],
             "t": [f"2024-02-{1 + n // 10:02}" for n in range(num_rows)],
             "y": ["yes" if n % 3 else "no" for n in range(num_rows)],
         }

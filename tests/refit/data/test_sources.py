@@ -1,14 +1,21 @@
 import gzip
 import os
+import time
+import zipfile
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from refit.data.batches import read_batches
-from refit.data.sources import digest_source, read_names, read_table
+from refit.data.sources import digest_source, join_parts, read_names, read_table
 from refit.errors import DataError
 
 
@@ -31,7 +38,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files_and_loo
     os.symlink(tmp_path, tmp_path / "a" / "loop")
     table = read_table(str(tmp_path))
     assert table.frame["x"].to_list() == ["1", "2", "3"]
-    assert table.locate(2) == f"row 1 of {tmp_path}/b.csv"
+    assert table.locate(2) == f"row 1 of {tmp_path}/b.csv, line 2"
     assert read_table(f"{tmp_path}/**/*.csv*").frame["x"].to_list() == ["1", "2", "3"]
     assert read_table(f"{tmp_path}/[b]*.csv").frame["x"].to_list() == ["3"]
 
@@ -90,11 +97,6 @@ def test_a_nameless_index_of_pandas_is_no_column_and_parts_may_lack_it(tmp_path:
     assert read_names(f"{tmp_path}/2.parquet") == ["a"]
 
 
-def test_quoted_cells_may_hold_commas_and_line_ends_and_blank_lines_are_rows_without_values(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text('a,b\n"x,\ny",1\n\n2,\n')
-    assert read_table(f"{tmp_path}/rows.csv").frame.rows() == [("x,\ny", "1"), (None, None), ("2", None)]
-
-
 @pytest.mark.parametrize("end", ["parquet", "csv"])
 def test_folders_named_after_a_column_are_read_as_one(tmp_path: Path, end: str) -> None:
     rows = pd.DataFrame(
@@ -133,8 +135,144 @@ def test_the_folder_that_the_work_is_done_in_is_no_column(tmp_path: Path, monkey
     assert read_table("rows.csv").frame.to_dict(as_series=False) == {"a": ["2"]}
 
 
-def test_a_column_of_a_file_is_taken_before_a_folder_named_after_it(tmp_path: Path) -> None:
-    (tmp_path / "a=1").mkdir()
-    (tmp_path / "a=1" / "rows.csv").write_text("a,y\n2,x\n")
-    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": ["2"], "y": ["x"]}
-    assert [batch.frame.rows() for batch in read_batches(str(tmp_path), ["y", "a"], [], 9)] == [[("x", "2")]]
+@pytest.mark.parametrize("own", ["2020", " 2020", "2020.0", 2020])
+def test_a_folder_named_after_a_column_of_its_files_must_say_the_same(tmp_path: Path, own: str | int) -> None:
+    (tmp_path / "year=2020").mkdir()
+    write = pl.DataFrame.write_csv if isinstance(own, str) else pl.DataFrame.write_parquet
+    end = "csv" if isinstance(own, str) else "parquet"
+    write(pl.DataFrame({"year": [own] * 3, "y": list("abc")}), tmp_path / "year=2020" / f"rows.{end}")
+    assert read_table(str(tmp_path)).frame["year"].to_list() == [own] * 3
+    write(pl.DataFrame({"year": [own, own, None], "y": list("abc")}), tmp_path / "year=2020" / f"rows.{end}")
+    message = r"row 3 of .*year=2020/rows\.\w+(, line 4)?, column `year`: expected 2020, as its folder says, found None; rename"
+    with pytest.raises(DataError, match=message):
+        read_table(str(tmp_path))
+    with pytest.raises(DataError, match=message):
+        list(read_batches(str(tmp_path), ["y", "year"], [], 9))
+
+
+def test_only_folders_right_above_a_file_stand_for_columns(tmp_path: Path) -> None:
+    (folder := tmp_path / "run=5" / "rows" / "day=1").mkdir(parents=True)
+    (folder / "rows.csv").write_text("a\n2\n")
+    for source, outer in {
+        "run=5/rows": (),
+        "run=5/rows/day=1": ("day",),
+        "run=5/*/day=*": (),
+        "run=5/rows/day=1/*": ("day",),
+    }.items():
+        table = read_table(f"{tmp_path}/{source}")
+        assert table.frame.to_dict(as_series=False) == {"a": ["2"], "day": ["1"]}
+        assert table.outer == outer
+
+
+def test_files_in_folders_of_spark_s_own_are_left_out_and_named(tmp_path: Path) -> None:
+    for name in ("1.csv", "_temporary/0/2.csv", "_temporary/0/3.csv", "_SUCCESS"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a\n1\n")
+    table = read_table(str(tmp_path))
+    assert table.frame.height == 1
+    assert table.remarks == (
+        f"left out: {tmp_path}/_temporary/0/2.csv and 1 more, as folders that begin with `_` hold no rows; move what is to be read",
+    )
+
+
+def test_types_that_mean_the_same_become_one_column(tmp_path: Path) -> None:
+    noon = datetime(2020, 1, 1, 12)
+    zoned = pl.Series([noon]).dt.replace_time_zone("UTC")
+    columns = {
+        "t": (pl.Series([noon], dtype=pl.Datetime("ns")), pl.Series([noon], dtype=pl.Datetime("us")), [noon] * 2),
+        "d": (pl.Series([noon.date()]), pl.Series([noon]), [datetime(2020, 1, 1), noon]),
+        "z": (zoned, zoned.dt.convert_time_zone("Europe/Berlin").cast(pl.Datetime("ns", "Europe/Berlin")), [zoned[0]] * 2),
+        "s": (pl.Series(["a"], dtype=pl.Categorical), pl.Series(["b"]), ["a", "b"]),
+        "n": (pl.Series([1]), pl.Series([0.5]), [1.0, 0.5]),
+        "none": (pl.Series([None]), pl.Series(["b"]), [None, "b"]),
+    }
+    for place in (0, 1):
+        pl.DataFrame({name: both[place] for name, both in columns.items()}).write_parquet(tmp_path / f"{place}.parquet")
+    found = read_table(str(tmp_path)).frame
+    assert found.to_dict(as_series=False) == {name: both[2] for name, both in columns.items()}
+
+
+def test_parts_of_many_columns_are_joined_in_time() -> None:
+    parts = [pl.DataFrame({f"c{place}": [0] for place in range(4000)})] * 10
+    started = time.process_time()
+    join_parts([f"{place}.csv" for place in range(10)], parts)
+    assert time.process_time() - started < 2  # 0.1 where it grows with the columns, minutes where with their square
+
+
+def test_a_first_column_without_a_name_is_an_index_in_any_format(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2]})
+    frame.to_csv(tmp_path / "rows.csv")
+    pl.DataFrame({"": [0, 1], "a": [1, 2]}).write_parquet(tmp_path / "rows.parquet")
+    for end, cells in {"csv": ["1", "2"], "parquet": [1, 2]}.items():
+        source = f"{tmp_path}/rows.{end}"
+        table = read_table(source)
+        assert table.frame.to_dict(as_series=False) == {"a": cells}
+        assert table.remarks == (
+            f"left out: the first column of {source}, which has no name, as when pandas and R write row numbers;"
+            " name it to learn from it",
+        )
+        assert read_names(source) == ["a"]
+        assert [batch.frame.columns for batch in read_batches(source, ["a"], [], 9)] == [["a"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["x", ""], r"expected a name for every column, found none for column 2"),
+        ([" x", "x "], r"expected each column once, found `x` as columns 1 and 2"),
+        ([], r"expected columns with names, found none"),
+    ],
+)
+def test_the_names_of_parquet_columns_are_checked_as_those_of_csv(tmp_path: Path, names: list[str], message: str) -> None:
+    pq.write_table(pa.table([pa.array([1])] * len(names), names=names), tmp_path / "rows.parquet")
+    for read in (read_table, read_names, lambda source: list(read_batches(source, ["x"], [], 9))):
+        with pytest.raises(DataError, match=message):
+            read(f"{tmp_path}/rows.parquet")
+
+
+def test_parquet_pages_are_compared_with_their_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    numbers = np.random.default_rng(0).normal(size=100)
+    pq.write_table(pa.table({"x": numbers}), path, write_page_checksum=True, compression="none", use_dictionary=False)
+    assert read_table(str(path)).frame["x"].to_list() == numbers.tolist()
+    data = bytearray(path.read_bytes())
+    data[data.index(numbers[50].tobytes())] ^= 1
+    path.write_bytes(data)
+    for read in (read_table, lambda source: list(read_batches(source, ["x"], [], 9))):
+        with pytest.raises(
+            DataError, match=r"rows\.parquet: expected a whole Parquet file, found a damaged one \(.*CRC.*\); write"
+        ):
+            read(str(path))
+
+
+def test_decimals_of_256_bits_are_numbers(tmp_path: Path) -> None:
+    values = pa.array([Decimal("1.5"), None], pa.decimal256(50, 2))
+    pq.write_table(pa.table({"x": values}), tmp_path / "rows.parquet")
+    assert read_table(f"{tmp_path}/rows.parquet").frame["x"].to_list() == [1.5, None]
+
+
+def test_what_is_no_table_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    os.symlink(tmp_path / "gone.csv", tmp_path / "link.csv")
+    os.symlink(tmp_path / "loop.csv", tmp_path / "loop.csv")
+    (tmp_path / "rows.txt").write_text("a,b\n1,2\n")
+    with zipfile.ZipFile(tmp_path / "rows.xlsx", "w") as archive:
+        archive.writestr("a", "b")
+    (tmp_path / "book.csv").write_bytes((tmp_path / "rows.xlsx").read_bytes())
+    (tmp_path / "page.csv").write_text("<!DOCTYPE html>\n<p>Not found, sorry</p>\n")
+    expected = {
+        "pipe.csv": r"expected a file, folder or glob, found a named pipe; write what comes from it to a file first",
+        "/dev/null": r"expected a file, folder or glob, found a device; write what comes from it",
+        "link.csv": r"expected a file, folder or glob, found a link that leads nowhere, to .*gone\.csv; mend the link",
+        "loop.csv": r"found a link that leads nowhere, to .*loop\.csv; mend the link",
+        "rows.txt": r"expected a file ending in .*, found another ending and text, perhaps; rename it to end in \.csv if commas",
+        "rows.xlsx": r"found another ending and a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
+        "book.csv": r"expected CSV, found a zip archive or an Excel workbook; unpack it",
+        "page.csv": r"expected CSV, found HTML; save its table as CSV",
+        "gone.csv": r"expected a file, folder or glob, found nothing there; check the path",
+    }
+    for name, message in expected.items():
+        with pytest.raises(DataError, match=message):
+            read_table(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"expected the path or URL of a file, folder or glob, found an empty text; name one"):
+        read_table("")
