@@ -22,6 +22,7 @@ DATA_CODE = (
     "refit.data.csv_files",
     "refit.data.parquet_files",
     "refit.data.sources",
+    "refit.data.formats",
     "refit.data.schema",
     "refit.data.hashes",
     "refit.data.splits",
@@ -29,6 +30,7 @@ DATA_CODE = (
     "refit.data.copies",
     "refit.data.preprocessing",
     "refit.data.profiles",
+    "refit.data.remarks",
     "refit.data.dataset",
 )
 MODEL_CODE = ("refit.models", "refit.models.mlp", "refit.devices")

@@ -50,7 +50,9 @@ class Preparation(nn.Module):
                     filled = torch.where(is_missing, median, parts[part])
                     inputs.append(((filled - mean) / std).float()[:, None])
             else:
-                inputs.append(torch.where(is_missing, float(column.most_frequent), values).float()[:, None])
+                usual = float(column.most_frequent)
+                known = torch.full_like(values, usual) if column.is_constant else torch.where(is_missing, usual, values)
+                inputs.append(known.float()[:, None])
             if column.has_indicator:
                 inputs.append(is_missing.float()[:, None])
         return torch.cat(inputs, dim=1)
@@ -83,7 +85,7 @@ def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:
 
 def build_array(column: AnyColumn, rows: pl.DataFrame, has_text: bool) -> NDArray[Any]:
     """Turn a column of raw rows into what its tensor holds, `(N,)`."""
-    values = convert_column(rows[column.name], column.kind, column.null_values, lambda index: f"row {index + 1}")
+    values = convert_column(rows[column.name], column.kind, column.null_values, lambda index: f"row {index + 1}", column.format)
     if isinstance(column, DatetimeColumn):
         return values.to_physical().fill_null(MISSING_TIME).to_numpy()
     if not isinstance(column, CategoricalColumn):
@@ -133,6 +135,8 @@ def _find_missing(column: AnyColumn, values: Tensor) -> Tensor:
 
 
 def _one_hot(column: CategoricalColumn, codes: Tensor, is_missing: Tensor, places: Tensor) -> Tensor:
-    if not column.has_indicator:
+    if column.is_constant:
+        codes = torch.where(is_missing & column.has_indicator, codes, 0)
+    elif not column.has_indicator:
         codes = torch.where(is_missing, len(column.categories), codes)
     return (codes[:, None] == places).float()

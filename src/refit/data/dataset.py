@@ -17,10 +17,11 @@ from refit.data.files import list_names
 from refit.data.hashes import Hashes, Identities, hash_rows, number_copies
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.data.profiles import Profile, profile_columns
-from refit.data.schema import Kind, Rows, check_columns, convert_column, convert_target, find_kind
+from refit.data.remarks import remark_on_columns
+from refit.data.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.data.sides import TypedTable, choose_sides, read_groups
 from refit.data.sources import Table, read_files, read_table
-from refit.errors import DataError
+from refit.errors import DataError, show
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
@@ -28,6 +29,7 @@ from refit.texts import show_line
 
 MAX_CLASSES_SHOWN = 10
 MAX_LABEL_LENGTH = 60
+MAX_REMARKS_SHOWN = 30
 ROWS_A_BLOCK = 65_536
 """Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""
 TEST_ROWS = "test rows"
@@ -59,7 +61,7 @@ class Manifest(BaseModel):
     source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
     rows as they were read; `time_column` is that of a `time` split. The profiles are of the train rows, and cover the target too,
     as categories. `rows_left_out` are in no split though they have a target: by data.gap, data.window, or, as `units`, because
-    they belong together with rows of a later split.
+    they belong together with rows of a later split. `remarks` say what people should know of the table, a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +80,7 @@ class Manifest(BaseModel):
     source_rows: int
     test_copies: Copies | None
     dropped_columns: dict[str, str]
+    remarks: list[str] = []
     source_digest: str
     test_source_digest: str | None
 
@@ -111,7 +114,11 @@ class Manifest(BaseModel):
         lines += [f"left out: {number} rows {reasons[name]}" for name, number in self.rows_left_out.items()]
         if self.test_copies is not None:
             lines.append(f"copies: {self._count_copies(self.test_copies)}")
-        return lines + [f"dropped: column {show_line(name)}, {reason}" for name, reason in self.dropped_columns.items()]
+        lines += [f"dropped: column {show_line(name)}, {reason}" for name, reason in self.dropped_columns.items()]
+        lines += self.remarks[:MAX_REMARKS_SHOWN]
+        if len(self.remarks) > MAX_REMARKS_SHOWN:
+            lines.append(f"{len(self.remarks) - MAX_REMARKS_SHOWN} more such lines are in the version's manifest.json")
+        return lines
 
     def list_warnings(self) -> list[str]:
         """Say what makes the test score doubtful."""
@@ -151,25 +158,35 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     """
     table = read_table(settings.source)
     test_table = _read_test_table(settings, table)
-    kinds, frame = _type_features(settings, table)
+    readings, frame = _type_features(settings, table)
+    kinds = {name: reading.kind for name, reading in readings.items()}
     target_kind, target = _type_target(settings, table)
     classes = target.drop_nulls().unique().sort()
     if len(classes) < 2:
+        found = f"only {list_names(map(str, classes))}" if len(classes) else "none"
         raise DataError(
-            f"{table.name}, column `{target.name}`: expected two classes or more, found {classes.to_list()}; add others"
+            f"{table.name}, column `{show(target.name)}`: expected two classes or more, found {found}; add rows of other classes,"
+            " or name another column in data.target"
         )
     groups = read_groups(settings, table, target)
     source = TypedTable(table, frame, target, _index_classes(target, classes, table), groups)
-    test = None if test_table is None else _convert_test_rows(settings, test_table, kinds, target_kind, classes)
+    test = None if test_table is None else _convert_test_rows(settings, test_table, readings, target_kind, classes)
     parts, left_out = choose_sides(settings, seed, source, test, classes.to_list())
+    formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
     try:
-        columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"])
+        columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"], formats)
     except DataError as error:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
 
     profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"], groups)
+    remarks = [
+        *table.remarks,
+        *_remark_on_outer(settings, table, kinds),
+        *remark_on_target(table.frame[settings.target], target),
+        *remark_on_columns(columns, readings, frame, table.frame, parts["train"]),
+    ]
     time_column = settings.time_column if settings.split == "time" else None
     identities = _identify(source, columns, time_column)
     sides = {split: (source, identities, rows) for split, rows in parts.items()}
@@ -202,6 +219,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         source_rows=table.frame.height,
         test_copies=_count_copies(columns, sides["train"], sides["test"]) if "test" in sides else None,
         dropped_columns={name: "no value in the train rows" for name in kinds if name not in fitted},
+        remarks=remarks,
         source_digest=table.digest,
         test_source_digest=test_table.digest if test_table else None,
     )
@@ -267,7 +285,10 @@ def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Has
     names = [*(column.name for column in manifest.columns), manifest.target, manifest.time_column]
     check_columns("data.source", filter(None, names), rows.columns, "the table")
     frame = pl.DataFrame(
-        [convert_column(rows[column.name], column.kind, column.null_values, _count_rows) for column in manifest.columns]
+        [
+            convert_column(rows[column.name], column.kind, column.null_values, _count_rows, column.format)
+            for column in manifest.columns
+        ]
     )
     kinds: dict[type, Kind] = {bool: "boolean", int: "numeric", str: "categorical"}
     null_values = manifest.columns[0].null_values
@@ -309,36 +330,53 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
     return test
 
 
-def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Kind], pl.DataFrame]:
-    """The kind of each column to learn from, and the columns, converted where they are no numbers already."""
+def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Reading], pl.DataFrame]:
+    """How each column to learn from is read, and the columns, converted where they are no numbers already."""
+    readings: dict[str, Reading] = {}
+    converted = []
+    for name in _choose_features(settings, table):
+        values = table.frame[name]
+        if name in settings.categorical:
+            readings[name] = Reading("categorical")
+            converted.append(convert_column(values, "categorical", settings.null_values, table.locate))
+        else:
+            readings[name], typed = find_reading(values, settings.null_values, table.locate)
+            # Numbers stay as they are: a second copy would double what a table of numbers takes.
+            converted.append(values if readings[name].kind == "numeric" and values.dtype.is_numeric() else typed)
+    return readings, pl.DataFrame(converted)
+
+
+def _choose_features(settings: DataSettings, table: Table) -> list[str]:
+    """The columns to learn from."""
     present = table.frame.columns
     features = settings.features
     check_columns("data.target", [settings.target], present, table.name)
     check_columns("data.features", features or [], present, table.name)
     check_columns("data.categorical", settings.categorical, present, table.name)
     if features is None:
-        apart = [settings.target, settings.group_column, settings.time_column if settings.split == "time" else None]
+        time_column = settings.time_column if settings.split == "time" else None
+        apart = {settings.target, settings.group_column, time_column, *table.outer}
         features = [name for name in present if name not in apart]
     if not features:
         raise DataError(f"{table.name}: expected a column to learn from, found {list_names(present)}; name some in data.features")
     if settings.target in features:
-        raise DataError(f"data.features: expected columns to learn from, found the target `{settings.target}`; take it out")
+        raise DataError(f"data.features: expected columns to learn from, found the target `{show(settings.target)}`; take it out")
     if settings.group_column in [*features, settings.target]:
         raise DataError(
             f"data.group_column: expected a column that is neither learned from nor the target, found `{settings.group_column}`;"
             " take it out of data.features, or name another"
         )
-    kinds: dict[str, Kind] = {}
-    converted = []
-    for name in dict.fromkeys(features):
-        if name in settings.categorical:
-            kinds[name] = "categorical"
-            values = convert_column(table.frame[name], "categorical", settings.null_values, table.locate)
-        else:
-            kinds[name], values = find_kind(table.frame[name], settings.null_values, table.locate)
-        # Numbers stay as they are: a second copy would double what a table of numbers takes.
-        converted.append(table.frame[name] if kinds[name] == "numeric" and table.frame[name].dtype.is_numeric() else values)
-    return kinds, pl.DataFrame(converted)
+    return list(dict.fromkeys(features))
+
+
+def _remark_on_outer(settings: DataSettings, table: Table, kinds: Mapping[str, Kind]) -> list[str]:
+    used = {*kinds, settings.target, settings.group_column, settings.time_column}
+    return [
+        f"left out: column `{show(name)}`, as a folder above {table.name} says the same of all rows; name it in data.features to"
+        " learn from it"
+        for name in table.outer
+        if name not in used
+    ]
 
 
 def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
@@ -347,29 +385,40 @@ def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]
 
 
 def _convert_test_rows(
-    settings: DataSettings, table: Table, kinds: dict[str, Kind], target_kind: Kind, classes: pl.Series
+    settings: DataSettings, table: Table, readings: Mapping[str, Reading], target_kind: Kind, classes: pl.Series
 ) -> TypedTable:
     """The rows of `test_source`, converted as those of `source` were."""
     times = [settings.time_column] if settings.split == "time" and settings.time_column else []
-    check_columns("data.test_source", [*kinds, settings.target, *times], table.frame.columns, table.name)
+    present = set(table.frame.columns)
+    missing = [name for name in (*readings, settings.target, *times) if name not in present]
+    if missing:
+        raise DataError(
+            f"data.test_source: expected column {list_names(missing)} in {table.name} as in data.source,"
+            f" found {list_names(table.frame.columns)}; add what is missing, or leave it out with data.features"
+        )
     frame = pl.DataFrame(
-        [convert_column(table.frame[name], kind, settings.null_values, table.locate) for name, kind in kinds.items()]
+        [
+            convert_column(table.frame[name], reading.kind, settings.null_values, table.locate, reading.format)
+            for name, reading in readings.items()
+        ]
     )
     _, target = convert_target(table.frame[settings.target], target_kind, settings.null_values, table.locate)
     if target.null_count() == len(target):
-        raise DataError(f"{table.name}, column `{target.name}`: expected a class in some row, found none; add the classes")
+        raise DataError(f"{table.name}, column `{show(target.name)}`: expected a class in some row, found none; add the classes")
     y = _index_classes(target, classes, table)
     return TypedTable(table, frame, target, y, read_groups(settings, table, target))
 
 
 def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
     """Each row's place in `classes`; null for rows without a target."""
-    y = target.replace_strict(classes, pl.int_range(len(classes), eager=True), default=None, return_dtype=pl.Int64)
+    known = target.cast(classes.dtype, strict=False)
+    y = known.replace_strict(classes, pl.int_range(len(classes), eager=True), default=None, return_dtype=pl.Int64)
     unknown = (y.is_null() & target.is_not_null()).arg_true()
     if len(unknown):
+        row = int(unknown[0])
         raise DataError(
-            f"{table.locate(unknown[0])}, column `{target.name}`: expected a class that data.source has too,"
-            f" {list_names(map(str, classes))}, found {target[unknown[0]]!r}; leave the row out, or add such rows to data.source"
+            f"{table.locate(row)}, column `{show(target.name)}`: expected a class that data.source has too,"
+            f" {list_names(map(str, classes))}, found {show(target[row])}; leave the row out, or add such rows to data.source"
         )
     return y
 

@@ -3,8 +3,10 @@
 N is the number of rows, F the number of inputs; a column fills one or more neighbouring inputs.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -14,13 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from refit.data.files import list_names
-from refit.data.schema import Kind, Locate, Rows, convert_column, take_rows
-from refit.errors import DataError
+from refit.data.formats import AnyFormat, Format
+from refit.data.schema import Kind, Locate, Numbers, Rows, convert_column, convert_numbers, take_rows
+from refit.errors import DataError, show
+
+Inputs: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
 
 MIN_CATEGORY_ROWS = 2
 """Categories with fewer train rows share the input of all others."""
 MAX_CATEGORIES = 100
 """Categories of a column with inputs of their own: the most frequent, by name where equally frequent."""
+ENDLESS = sys.float_info.max
+"""The deviation of a column with one value in the train rows, by which whatever comes later is 0, as that value is."""
 
 DATE_PARTS = ("year", "month", "day", "weekday", "hour")
 
@@ -36,7 +44,10 @@ class Scale(BaseModel):
 
 
 class FittedColumn(BaseModel):
-    """What every kind of column knows; each has `_names` of its inputs, and `_fill` to write them into zeros."""
+    """What every kind of column knows; each has `_names` of its inputs, and `_fill` to write them into zeros.
+
+    A column with one value in the train rows gives every row the inputs of that value: nothing was learned of others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +56,8 @@ class FittedColumn(BaseModel):
     """Texts that mean a missing value."""
     has_indicator: bool
     """Whether an input says that the value is missing: there is one if train rows lacked values."""
+    format: Format | None = None
+    """How numbers and date-times are written in text; None for what every language reads."""
 
 
 class NumericColumn(FittedColumn):
@@ -53,11 +66,24 @@ class NumericColumn(FittedColumn):
     kind: Literal["numeric"] = "numeric"
     scale: Scale
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the train rows have one value."""
+        return self.scale.std == ENDLESS
+
     def _names(self) -> list[str]:
         return [self.name]
 
-    def _fill(self, values: pl.Series, out: NDArray[np.float32]) -> None:
-        out[:, 0] = _standardize(values, self.scale)
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        numbers = convert_numbers(values, self.null_values, locate, self.format)
+        out[:, 0] = _standardize(numbers, self.scale)
+        if not np.isfinite(out).all():
+            row = int(np.argmin(np.isfinite(out[:, 0])))
+            raise DataError(
+                f"{locate(row)}, column `{show(self.name)}`: expected a number that fits float32 after standardizing,"
+                f" found {numbers[row]}; mend the value or leave it empty"
+            )
+        return np.isnan(numbers)
 
 
 class DatetimeColumn(FittedColumn):
@@ -66,12 +92,19 @@ class DatetimeColumn(FittedColumn):
     kind: Literal["datetime"] = "datetime"
     scales: dict[str, Scale]
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the train rows have one value."""
+        return all(scale.std == ENDLESS for scale in self.scales.values())
+
     def _names(self) -> list[str]:
         return [f"{self.name}.{part}" for part in self.scales]
 
-    def _fill(self, values: pl.Series, out: NDArray[np.float32]) -> None:
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        times = convert_column(values, "datetime", self.null_values, locate, self.format)
         for position, (part, scale) in enumerate(self.scales.items()):
-            out[:, position] = _standardize(_date_part(values, part), scale)
+            out[:, position] = _standardize(_date_part(times, part), scale)
+        return times.is_null().to_numpy()
 
 
 class BooleanColumn(FittedColumn):
@@ -79,12 +112,15 @@ class BooleanColumn(FittedColumn):
 
     kind: Literal["boolean"] = "boolean"
     most_frequent: bool
+    is_constant: bool = False
 
     def _names(self) -> list[str]:
         return [self.name]
 
-    def _fill(self, values: pl.Series, out: NDArray[np.float32]) -> None:
-        out[:, 0] = values.fill_null(self.most_frequent).to_numpy()
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        truths = convert_column(values, "boolean", self.null_values, locate)
+        out[:, 0] = self.most_frequent if self.is_constant else truths.fill_null(self.most_frequent).to_numpy()
+        return truths.is_null().to_numpy()
 
 
 class CategoricalColumn(FittedColumn):
@@ -92,15 +128,22 @@ class CategoricalColumn(FittedColumn):
 
     kind: Literal["categorical"] = "categorical"
     categories: list[str]
+    is_constant: bool = False
 
     def _names(self) -> list[str]:
         return [*(f"{self.name}={category}" for category in self.categories), f"{self.name} is other"]
 
-    def _fill(self, values: pl.Series, out: NDArray[np.float32]) -> None:
-        other = len(self.categories)
-        codes = values.replace_strict(self.categories, range(other), default=other, return_dtype=pl.Int64)
-        is_shown = values.is_not_null() if self.has_indicator else pl.repeat(True, values.len(), eager=True)
-        out[np.flatnonzero(is_shown.to_numpy()), codes.filter(is_shown).to_numpy()] = 1
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        names = convert_column(values, "categorical", self.null_values, locate)
+        is_missing = names.is_null().to_numpy()
+        is_shown = ~is_missing if self.has_indicator else np.ones_like(is_missing)
+        if self.is_constant:
+            out[is_shown, 0] = 1
+        else:
+            other = len(self.categories)
+            codes = names.replace_strict(self.categories, range(other), default=other, return_dtype=pl.Int64).to_numpy()
+            out[np.flatnonzero(is_shown), codes[is_shown]] = 1
+        return is_missing
 
 
 AnyColumn = Annotated[NumericColumn | DatetimeColumn | BooleanColumn | CategoricalColumn, Field(discriminator="kind")]
@@ -117,6 +160,7 @@ def fit_columns(
     null_values: Sequence[str] = (),
     is_raw: bool = False,
     rows: Rows | None = None,
+    formats: Mapping[str, AnyFormat] = MappingProxyType({}),
 ) -> list[AnyColumn]:
     """Fit the columns in `kinds` on train rows; columns without any value there are left out.
 
@@ -126,6 +170,7 @@ def fit_columns(
         null_values: Texts that mean a missing value, in rows to come.
         is_raw: Whether numbers stay as they are.
         rows: Which of them are train rows; None takes all.
+        formats: How numbers and date-times are written in text, in rows to come; columns that are not named need none.
 
     Raises:
         DataError: Numbers are so large that their mean or deviation overflows.
@@ -134,19 +179,28 @@ def fit_columns(
     for name, kind in kinds.items():
         values = take_rows(frame[name], rows, kind)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
+        known["format"] = formats.get(name)
         present = values.drop_nulls()
         if present.is_empty():
             continue
         if kind == "numeric":
             columns.append(NumericColumn(**known, scale=_fit_scale(values, is_raw)))
         elif kind == "boolean":
-            columns.append(BooleanColumn(**known, most_frequent=2 * int(present.sum()) > present.len()))
+            num_true = int(present.sum())
+            is_constant = num_true in (0, present.len())
+            columns.append(BooleanColumn(**known, most_frequent=2 * num_true > present.len(), is_constant=is_constant))
         elif kind == "categorical":
-            columns.append(CategoricalColumn(**known, categories=_choose_categories(present)))
+            is_constant = present.n_unique() == 1
+            columns.append(CategoricalColumn(**known, categories=_choose_categories(present), is_constant=is_constant))
         else:
             has_times = (present != present.dt.truncate("1d")).any()
             parts = DATE_PARTS if has_times else DATE_PARTS[:-1]
-            columns.append(DatetimeColumn(**known, scales={part: _fit_scale(_date_part(values, part), False) for part in parts}))
+            columns.append(
+                DatetimeColumn(
+                    **known,
+                    scales={part: _fit_scale(pl.Series(name, _date_part(values, part), nan_to_null=True), False) for part in parts},
+                )
+            )
     return columns
 
 
@@ -174,7 +228,8 @@ def apply_columns(
     Shape:
         frame: N rows or more; returns (N, F).
     """
-    missing = [column.name for column in columns if column.name not in frame.columns]
+    present = set(frame.columns)
+    missing = [column.name for column in columns if column.name not in present]
     if missing:
         raise DataError(
             f"rows to score: expected column {list_names(missing)}, found {list_names(frame.columns)}; add what is missing"
@@ -183,18 +238,10 @@ def apply_columns(
     inputs = np.zeros((frame.height if rows is None else len(rows), len(name_inputs(columns))), dtype=np.float32)
     start = 0
     for column in columns:
-        values = convert_column(take_rows(frame[column.name], rows), column.kind, column.null_values, locate)
         end = start + len(column._names())
-        out = inputs[:, start:end]
-        column._fill(values, out)
-        if column.kind == "numeric" and not np.isfinite(out).all():
-            row = int(np.argmin(np.isfinite(out[:, 0])))
-            raise DataError(
-                f"{locate(row)}, column `{column.name}`: expected a number that fits float32 after standardizing,"
-                f" found {values[row]}; mend the value or leave it empty"
-            )
+        is_missing = column._fill(take_rows(frame[column.name], rows), inputs[:, start:end], locate)
         if column.has_indicator:
-            inputs[:, end] = values.is_null().to_numpy()
+            inputs[:, end] = is_missing
         start = end + column.has_indicator
     return torch.from_numpy(inputs)
 
@@ -231,6 +278,8 @@ def _read_series(name: str, values: Any) -> pl.Series:
     """A column of values; as text where they are of several types."""
     if isinstance(values, str) or not hasattr(values, "__len__"):
         raise DataError(f"rows, column `{name}`: expected a list of values, found {values!r}; put it in a list")
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        return pl.Series(name, values.astype("datetime64[us]"))
     cells: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
     try:
         return pl.Series(name, cells, strict=True)
@@ -238,28 +287,28 @@ def _read_series(name: str, values: Any) -> pl.Series:
         return pl.Series(name, [None if value is None else str(value) for value in cells], dtype=pl.String)
 
 
-def _standardize(values: pl.Series, scale: Scale) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # `apply_columns` refuses what does not fit
-        standardized = (values.fill_null(scale.median).to_numpy() - scale.mean) / scale.std
+def _standardize(numbers: Numbers, scale: Scale) -> Inputs:
+    with np.errstate(over="ignore"):  # what does not fit is refused
+        standardized = (np.where(np.isnan(numbers), scale.median, numbers) - scale.mean) / scale.std
         return standardized.astype(np.float32)
 
 
 def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
-    """Median of what is there, then mean and population deviation with the median filled in; constants get deviation 1."""
+    """Median of what is there, then mean and population deviation with the median filled in."""
     median = float(values.median())  # type: ignore[arg-type]
     if is_raw:
         return Scale(median=median, mean=0, std=1)
     numbers = values.fill_null(median).to_numpy()  # numpy adds in one order, whatever the number of threads
     is_constant = numbers.min() == numbers.max()
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = float(numbers.mean()), 1.0 if is_constant else float(numbers.std())
+        mean, std = float(numbers.mean()), ENDLESS if is_constant else float(numbers.std())
     if not np.isfinite([median, mean, std]).all():
         largest = np.abs(numbers).max()
         raise DataError(
             f"column `{values.name}`: expected numbers whose mean and deviation fit float64, found values up to {largest};"
             " divide the column, or leave it out with data.features"
         )
-    return Scale(median=median, mean=mean, std=std or 1.0)
+    return Scale(median=median, mean=mean, std=std or ENDLESS)
 
 
 def _choose_categories(present: pl.Series) -> list[str]:
@@ -267,9 +316,9 @@ def _choose_categories(present: pl.Series) -> list[str]:
     return list(counts.sort("rows", "category", descending=[True, False])["category"].head(MAX_CATEGORIES).sort())
 
 
-def _date_part(values: pl.Series, part: str) -> pl.Series:
+def _date_part(values: pl.Series, part: str) -> Numbers:
     if part == "hour":
         midnight = values.dt.truncate("1d")
-        return (values - midnight).dt.total_microseconds() / 3.6e9
+        return ((values - midnight).dt.total_microseconds() / 3.6e9).to_numpy()
     found: pl.Series = getattr(values.dt, part)()
-    return found.cast(pl.Float64)
+    return found.cast(pl.Float64).to_numpy()

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from refit.data.hashes import Hashes, find_known, hash_rows, identify, number_copies
-from refit.data.schema import Rows, check_columns, convert_column, find_kind
+from refit.data.schema import Rows, check_columns, convert_column, find_reading
 from refit.data.sources import Table
 from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
@@ -137,8 +137,8 @@ def _read_times(settings: DataSettings, typed: TypedTable) -> NDArray[Any]:
     """The column that orders rows: date-times in microseconds as int64, numbers as float64, zero for rows without a class."""
     name, table = settings.time_column or "", typed.table
     check_columns("data.time_column", [name], table.frame.columns, table.name)
-    kind, times = find_kind(table.frame[name], settings.null_values, table.locate)
-    if kind not in ("numeric", "datetime"):
+    reading, times = find_reading(table.frame[name], settings.null_values, table.locate)
+    if reading.kind not in ("numeric", "datetime"):
         raise DataError(f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text; name another")
     missing = (times.is_null() & typed.y.is_not_null()).arg_true()
     if len(missing):

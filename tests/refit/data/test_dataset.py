@@ -70,15 +70,15 @@ def test_all_is_fitted_on_train_rows_only(store: Store, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(size=200)
     values[160:] = 1e6  # the newest rows, so val and test
-    kinds = ["a"] * 160 + ["new"] * 40
+    kinds = ["a", "b"] * 80 + ["new"] * 40
     pl.DataFrame({"x": values, "k": kinds, "t": range(200), "y": [0, 1] * 100}).write_csv(tmp_path / "rows.csv")
     manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column="t", val=0.1, test=0.1)
-    assert manifest.input_names == ["x", "k=a", "k is other"]
+    assert manifest.input_names == ["x", "k=a", "k=b", "k is other"]
     oracle = StandardScaler().fit(values[:160, None])
     for split, rows in {"train": slice(0, 160), "val": slice(160, 180), "test": slice(180, 200)}.items():
         x = load_split(manifest, split, store)[0]
         np.testing.assert_allclose(x[:, 0], oracle.transform(values[rows, None])[:, 0], rtol=1e-6)
-        assert bool((x[:, 1 if split == "train" else 2] == 1).all())
+        assert bool((x[:, 3] == (split != "train")).all())
 
 
 def test_raw_rows_scored_later_give_the_frozen_inputs(store: Store, tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "no category": ({CSV: rows()}, {"categorical": ["q"]}, r"data\.categorical: .* found no `q` among `x`, `y`"),
     "target as feature": ({CSV: rows()}, {"features": ["x", "y"]}, r"data\.features: .* found the target `y`; take it out"),
     "target alone": ({CSV: b"y\n0\n1\n"}, {}, r"rows\.csv: expected a column to learn from, found `y`"),
-    "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found \['a'\]; add"),
-    "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found \[\]"),
+    "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found only `a`; add rows"),
+    "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found none; add rows"),
     "a small class": (
         {CSV: rows("x,y", "7,2")},
         {},
@@ -265,12 +265,17 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {},
         r"row 21 of .* column `y`: expected strings, integers or booleans as the target, found 0\.5, as if it were continuous",
     ),
+    "test label written otherwise": (
+        {CSV: rows(), "test.csv": b"x,y\n1,1\n2,01\n"},
+        BOTH,
+        r"row 2 of .*test\.csv, line 3, column `y`: expected a whole number as the class, found '01'; mend",
+    ),
     "dates as target": (
         {CSV: b"x,y\n1,2020-01-01\n2,2020-01-02\n"},
         {},
         r"column `y`: expected strings, integers or booleans .* found date-times",
     ),
-    "text in target": ({CSV: rows("x,y", "1,?")}, {}, r"row 21 of .* column `y`: expected a number, found '\?'"),
+    "text in target": ({CSV: rows("x,y", "1,?")}, {}, r"column `y`: expected 3 rows or more of every class, .* 1 of class '\?'"),
     "no values": ({CSV: b"x,y\n" + b",0\n,1\n" * 9}, {}, r"expected a column to learn from, found no value in any"),
     "sizes": (
         {CSV: rows()},
@@ -329,7 +334,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "test column": (
         {CSV: rows(), "test.csv": b"X,y\n1,1\n"},
         BOTH,
-        r"data\.test_source: expected a column of .*test\.csv, found no `x` among `X`, `y`",
+        r"data\.test_source: expected column `x` in .*test\.csv as in data\.source, found `X`, `y`; add what is missing",
     ),
     "test text": (
         {CSV: rows(), "test.csv": b"x,y\na,1\n"},

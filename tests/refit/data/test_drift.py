@@ -11,15 +11,15 @@ from scipy.stats import chi2, hypergeom
 
 from refit.data.drift import MIN_SHARE, Drift, compare_profiles
 from refit.data.profiles import Profile, profile_columns
-from refit.data.schema import find_kind
+from refit.data.schema import find_reading
 
 Generator = np.random.Generator
 Draw = Callable[[Generator, int], Any]
 
 
 def profile(values: Any, groups: Any = None) -> Profile:
-    kind, converted = find_kind(pl.Series("x", values, strict=False), [], str)
-    return profile_columns(pl.DataFrame([converted]), {"x": kind}, groups=groups)[0]
+    reading, converted = find_reading(pl.Series("x", values, strict=False), [], str)
+    return profile_columns(pl.DataFrame([converted]), {"x": reading.kind}, groups=groups)[0]
 
 
 def compare(before: Any, now: Any) -> Drift:

@@ -10,14 +10,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from refit.data.preprocessing import MAX_CATEGORIES, AnyColumn, apply_columns, fit_columns, name_inputs, read_frame
-from refit.data.schema import find_kind
+from refit.data.schema import find_reading
 from refit.errors import DataError
 
 
 def fit(frame: pl.DataFrame) -> list[AnyColumn]:
-    found = {values.name: find_kind(values, ["NA"], str) for values in frame}
+    found = {values.name: find_reading(values, ["NA"], str) for values in frame}
     converted = pl.DataFrame([values for _, values in found.values()])
-    return fit_columns(converted, {name: kind for name, (kind, _) in found.items()}, ["NA"])
+    readings = {name: reading for name, (reading, _) in found.items()}
+    kinds = {name: reading.kind for name, reading in readings.items()}
+    return fit_columns(converted, kinds, ["NA"], formats={name: reading.format for name, reading in readings.items()})
 
 
 def apply(columns: list[AnyColumn], rows: Any) -> list[list[float]]:
@@ -31,10 +33,11 @@ def test_numbers_are_what_scikit_learn_makes_of_them() -> None:
     rows[generator.random((20, 3)) < 0.2] = np.nan
     train[:, 2] = 7  # constant
     oracle = make_pipeline(SimpleImputer(strategy="median", add_indicator=False), StandardScaler()).fit(train)
+    expected = oracle.transform(rows) * [1, 1, 0]
     columns = fit(pl.DataFrame(train, schema=["a", "b", "c"]))
     inputs = apply_columns(columns, pl.DataFrame(rows, schema=["a", "b", "c"])).numpy()
     assert name_inputs(columns) == ["a", "a is missing", "b", "b is missing", "c"]
-    np.testing.assert_allclose(inputs[:, [0, 2, 4]], oracle.transform(rows), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(inputs[:, [0, 2, 4]], expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(inputs[:, [1, 3]], np.isnan(rows[:, :2]))
 
 
@@ -54,12 +57,12 @@ def test_no_more_than_a_stated_number_of_categories_is_kept_the_most_frequent_fi
 
 
 def test_a_missing_category_has_an_input_only_where_train_rows_lacked_one() -> None:
-    assert apply(fit(pl.DataFrame({"c": ["a", "a", None]})), {"c": [None, "NA", "a", "z"]}) == [
+    assert apply(fit(pl.DataFrame({"c": ["a", "a", "b", None]})), {"c": [None, "NA", "a", "z"]}) == [
         *[[0, 0, 1]] * 2,
         [1, 0, 0],
         [0, 1, 0],
     ]
-    assert apply(fit(pl.DataFrame({"c": ["a", "a"]})), {"c": [None, "a"]}) == [[0, 1], [1, 0]]
+    assert apply(fit(pl.DataFrame({"c": ["a", "a", "b"]})), {"c": [None, "a"]}) == [[0, 1], [1, 0]]
     assert apply(fit(pl.DataFrame({"c": ["a", "b"]})), {"c": ["a", None]}) == [[1], [1]]
 
 
@@ -75,6 +78,41 @@ def test_date_times_are_expanded_into_standardized_parts() -> None:
     assert name_inputs(columns) == ["t.year", "t.month", "t.day", "t.weekday", "t.hour"]
     np.testing.assert_allclose(apply(columns, {"t": times}), StandardScaler().fit_transform(parts), rtol=1e-6)
     assert name_inputs(fit(pl.DataFrame({"t": ["2020-01-01", None]})))[-2:] == ["t.weekday", "t is missing"]
+
+
+@pytest.mark.parametrize(
+    ("value", "later", "inputs"),
+    [
+        (5.0, [5e6, -1.0], [0.0]),
+        (0.1, [1e30], [0.0]),
+        ("a", ["b", "a"], [1.0, 0.0]),
+        (True, [False], [1.0]),
+        (datetime(2024, 1, 1), [datetime(2025, 6, 30)], [0.0] * 4),
+    ],
+)
+def test_a_column_with_one_value_in_the_train_rows_has_no_influence_whatever_comes_later(value, later, inputs) -> None:
+    columns = fit(pl.DataFrame({"c": [value] * 3}))
+    assert columns[0].is_constant
+    assert apply(columns, {"c": later}) == [inputs] * len(later)
+    lacking = fit(pl.DataFrame({"c": [value, value, None]}))
+    assert apply(lacking, {"c": [*later, None]})[: len(later)] == [[*inputs, 0.0]] * len(later)
+    assert apply(lacking, {"c": [None]})[0][-1] == 1.0
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "ms", "s", "D"])
+def test_numpy_s_date_times_are_date_times_in_whatever_unit(unit: str) -> None:
+    times = np.array(["2025-01-01", "2025-02-03", "NaT"], dtype=f"datetime64[{unit}]")
+    assert read_frame({"t": times})["t"].cast(pl.Datetime("us")).to_list() == [datetime(2025, 1, 1), datetime(2025, 2, 3), None]
+
+
+def test_later_rows_are_read_in_the_format_of_the_train_rows() -> None:
+    columns = fit(pl.DataFrame({"price": ["$1,200", "$950", "$3"], "day": ["31.01.2020", "1.2.2020", "3.2.2020"]}))
+    written = apply(columns, {"price": ["$2,000", "-$1"], "day": ["13.1.2021", "01.01.2021"]})
+    assert written == apply(columns, {"price": [2000, -1], "day": [datetime(2021, 1, 13), datetime(2021, 1, 1)]})
+    assert written == apply(columns, {"price": ["2000", "-1"], "day": ["2021-01-13", "2021-01-01"]})
+    for column, text in {"price": "€5", "day": "1/2/2021"}.items():
+        with pytest.raises(DataError, match=f"row 1, column `{column}`: expected a (number|date) written as .*, found '{text}'"):
+            apply(columns, {"price": ["$5"], "day": ["1.1.2021"], column: [text]})
 
 
 def test_missing_numbers_are_imputed_though_train_rows_lacked_none() -> None:

@@ -8,7 +8,7 @@ from scipy.stats import chi2
 
 from refit.data import profiles
 from refit.data.profiles import MAX_CATEGORIES, NUM_BUCKETS, Profile, find_95th, find_bucket, profile_columns
-from refit.data.schema import find_kind
+from refit.data.schema import find_reading
 
 COLUMNS = {
     "few": [3.0, 1.0, 2.0],
@@ -28,9 +28,9 @@ COLUMNS = {
 
 
 def profile(values: Any, groups: Any = None) -> Profile:
-    kind, converted = find_kind(pl.Series("x", values, strict=False), [], str)
+    reading, converted = find_reading(pl.Series("x", values, strict=False), [], str)
     groups = None if groups is None else np.asarray(groups, np.uint64)
-    return profile_columns(pl.DataFrame([converted]), {"x": kind}, groups=groups)[0]
+    return profile_columns(pl.DataFrame([converted]), {"x": reading.kind}, groups=groups)[0]
 
 
 @pytest.mark.parametrize("name", ["few", "constant", "tied", "half tied", "extreme", "negative", "normal"])
