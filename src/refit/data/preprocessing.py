@@ -180,7 +180,7 @@ def fit_columns(
         values = take_rows(frame[name], rows, kind)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
         known["format"] = formats.get(name)
-        present = values.drop_nulls()
+        present = values.drop_nulls() if values.has_nulls() else values
         if present.is_empty():
             continue
         if kind == "numeric":
@@ -298,7 +298,8 @@ def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
     median = float(values.median())  # type: ignore[arg-type]
     if is_raw:
         return Scale(median=median, mean=0, std=1)
-    numbers = values.fill_null(median).to_numpy()  # numpy adds in one order, whatever the number of threads
+    numbers = values.to_numpy()  # numpy adds in one order, whatever the number of threads
+    numbers = np.where(np.isnan(numbers), median, numbers)
     is_constant = numbers.min() == numbers.max()
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = float(numbers.mean()), ENDLESS if is_constant else float(numbers.std())

@@ -111,7 +111,7 @@ def _profile(values: pl.Series, kind: Kind, clusters: _Clusters | None) -> Profi
 
 
 def _describe_numbers(values: pl.Series) -> dict[str, Any]:
-    ordered = np.sort(values.drop_nulls().to_numpy()) + 0.0  # so that -0.0 is 0.0
+    ordered = np.sort((values.drop_nulls() if values.has_nulls() else values).to_numpy()) + 0.0  # so that -0.0 is 0.0
     if not len(ordered):
         return {}
     percentiles = ordered[np.maximum(-(-np.arange(101) * len(ordered) // 100) - 1, 0)]  # that many or more are no greater

@@ -104,8 +104,10 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
         DataError: It holds infinities or something that no model input can be made of, or text of which `MISTAKE_SHARE` or more,
             but not all, reads as numbers or dates.
     """
-    if values.dtype == pl.String and (numbers := _read_plain_numbers(values, null_values)) is not None and not _has_codes(values):
-        return Reading("numeric"), numbers
+    if values.dtype == pl.String and (numbers := _read_plain_numbers(values, null_values)) is not None:
+        floats = numbers.to_numpy()
+        if (floats != np.floor(floats)).any() or not _has_codes(values):
+            return Reading("numeric"), numbers
     values = _clean(values, null_values, locate)
     if values.dtype != pl.String:
         kind: Kind = "boolean" if values.dtype == pl.Boolean else "datetime" if values.dtype.is_temporal() else "numeric"
@@ -141,7 +143,11 @@ def convert_numbers(values: pl.Series, null_values: Sequence[str], locate: Locat
 
     Shape: returns (N,).
     """
-    parsed = _read_plain_numbers(values, null_values) if values.dtype == pl.String and format is None else None
+    parsed = None
+    if values.dtype.is_numeric():
+        parsed = values.cast(pl.Float64)
+    elif values.dtype == pl.String and format is None:
+        parsed = _read_plain_numbers(values, null_values)
     if parsed is None:
         values = _clean(values, null_values, locate)
         parsed = _parse(values, "numeric", format)
