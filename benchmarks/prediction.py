@@ -62,7 +62,7 @@ def score(version: str, source: str, output: str) -> None:
     """Score one file, and print rows, seconds and peak memory in MB."""
     model = load_model(version)
     started = time.perf_counter()
-    num_rows = score_files(model, source, output, "benchmark@v1")
+    num_rows = score_files(model, source, output, "benchmark@v1").num_rows
     seconds = time.perf_counter() - started
     # Not `ru_maxrss`, which a process inherits from the one that started it.
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

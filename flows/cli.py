@@ -79,15 +79,17 @@ def train(
     settings, _ = resolve_settings(as_given(given), settings_file)
     from flows import local
 
-    result = local.run_locally("flows.training:train", SettingsTree(**settings.model_dump()), refresh)
+    tree = SettingsTree(**settings.model_dump())
+    result = local.run_locally("flows.training:train", tree, refresh, check=lambda: _check_data(tree))
     if isinstance(result, BaseException):
         return complain(result)
     store = Store(settings.store.url)
     folder = registry.version_folder(result.model.name, result.model.version)
-    log, metrics = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics"))
+    log, metrics, manifest = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics", "manifest"))
     if json:
         fields = {
             **result.model.model_dump(),
+            "data": _tell_data(manifest),
             "is_new": result.is_new,
             "best_epoch": result.best_epoch,
             "epochs": log,
@@ -107,6 +109,7 @@ def predict(
     *,
     output: str,
     keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    strict: Switch = False,
     given: StoreGiven = None,
     settings_file: SettingsFile = None,
     trust: Trust = False,
@@ -119,6 +122,7 @@ def predict(
         source: A CSV or Parquet file, or a folder or glob of them.
         output: The Parquet file; what is there is replaced once all rows are scored.
         keep: Columns of the source to copy.
+        strict: Fail where the rows deviate from those that the model learned from, and write nothing.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
         trust: Call whatever function the version names as its factory, though `model.factory` here names another or none.
@@ -129,8 +133,13 @@ def predict(
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
     from flows import local
 
-    arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()))
-    result = local.run_locally("flows.prediction:predict", *arguments, when_stopped="nothing was written, start again with")
+    arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()), strict)
+    result = local.run_locally(
+        "flows.prediction:predict",
+        *arguments,
+        when_stopped="nothing was written, start again with",
+        check=lambda: _check_files(source, output),
+    )
     if isinstance(result, BaseException):
         return complain(result)
     told = f"scored {result.num_rows} rows with {result.model}: {result.output}"
@@ -156,7 +165,8 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: T
     from flows.approval import check_server
 
     check_server(settings.promotion)
-    result = local.run_locally("flows.retraining:retrain", SettingsTree(**settings.model_dump()))
+    tree = SettingsTree(**settings.model_dump())
+    result = local.run_locally("flows.retraining:retrain", tree, check=lambda: _check_data(tree))
     if isinstance(result, BaseException):
         return complain(result)
     if json:
@@ -248,6 +258,28 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _check_data(settings: SettingsTree) -> None:
+    from refit.data.dataset import check_data
+
+    check_data(settings.data, settings.seed)
+
+
+def _check_files(source: str, output: str) -> None:
+    from refit.prediction import check_files
+
+    check_files(source, output)
+
+
+def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a program may want to know of the rows that were learned from."""
+    names = ("rows", "rows_without_target", "target", "classes", "dropped_columns", "remarks")
+    return {
+        **{name: manifest[name] for name in names},
+        "splits": {split: info["rows"] for split, info in manifest["splits"].items()},
+        "kinds": {column["name"]: column["kind"] for column in manifest["columns"]},
+    }
 
 
 def _print_decision(result: RetrainingResult) -> None:

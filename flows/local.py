@@ -42,13 +42,19 @@ SECONDS_TO_STOP = 8
 """From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""
 
 
-def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was trained is kept, go on with") -> Any:
+def run_locally(
+    flow: str,
+    *arguments: Any,
+    when_stopped: str = "what was trained is kept, go on with",
+    check: Callable[[], object] = lambda: None,
+) -> Any:
     """Run a flow here and return its result, or what it failed of.
 
     Args:
         flow: Where it is, as deployments write it: `flows.training:train`.
         arguments: Its parameters.
         when_stopped: What to say after a signal, in front of the command.
+        check: Refuses what the flow would refuse, called while the server starts.
     """
     logging.raiseExceptions = False  # else every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
@@ -60,6 +66,7 @@ def run_locally(flow: str, *arguments: Any, when_stopped: str = "what was traine
             from flows.server import ServerError
 
             found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+            check()
         changes = {
             settings.PREFECT_API_URL: url,
             settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,

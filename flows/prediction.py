@@ -16,7 +16,9 @@ def _name_run() -> str:
 
 
 @flow(name="predict", flow_run_name=_name_run)
-def predict(model: str, source: Url, output: Url, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS) -> Prediction:
+def predict(
+    model: str, source: Url, output: Url, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS, strict: bool = False
+) -> Prediction:
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file: class, probabilities, model version.
 
     Args:
@@ -26,8 +28,9 @@ def predict(model: str, source: Url, output: Url, keep: tuple[str, ...] = (), se
         keep: Columns of the source to copy.
         settings: Only `store` and `model.factory` count; what is not given comes from the environment, `.env` and `refit.toml` of
             the machine that runs the flow.
+        strict: Fail where the rows deviate from those that the model learned from, and write nothing.
     """
     resolved = resolve_given(settings)
     show_settings(settings)
     name, version = registry.resolve_reference(Store(resolved.store.url), model, registry.CHAMPION)
-    return score_files(name, version, source, output, keep, resolved)
+    return score_files(name, version, source, output, keep, resolved, strict)

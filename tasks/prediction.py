@@ -14,8 +14,10 @@ SECONDS_BETWEEN_LINES = 2.0
 
 
 @task(task_run_name="score {source}", **RETRIED)
-def score_files(name: str, version: int, source: str, output: str, keep: tuple[str, ...], settings: SettingsTree) -> Prediction:
-    """Score files with a version of the store; log how far it is, and how fast it was."""
+def score_files(
+    name: str, version: int, source: str, output: str, keep: tuple[str, ...], settings: SettingsTree, strict: bool
+) -> Prediction:
+    """Score files with a version of the store; log how far it is, how fast it was, and how the rows deviate."""
     logger, reference = get_run_logger(), f"{name}@v{version}"
     store = Store(settings.store.url)
     outputs.check_outside(output, store)
@@ -30,10 +32,12 @@ def score_files(name: str, version: int, source: str, output: str, keep: tuple[s
             told = now
             logger.info(_describe(num_rows, now - started), extra={"progress": (num_rows, None)})
 
-    num_rows = prediction.score_files(model, source, output, reference, tell, keep)
+    num_rows, deviations = prediction.score_files(model, source, output, reference, tell, keep, strict)
     seconds = time.monotonic() - started
     logger.info(_describe(num_rows, seconds))
-    return Prediction(model=reference, output=output, num_rows=num_rows, seconds=seconds)
+    for deviation in deviations:
+        logger.warning(deviation.describe())
+    return Prediction(model=reference, output=output, num_rows=num_rows, seconds=seconds, deviations=deviations)
 
 
 def _describe(num_rows: int, seconds: float) -> str:

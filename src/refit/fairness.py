@@ -8,9 +8,9 @@ import polars as pl
 
 from refit.data.copies import estimate_chances, is_more_than_chance
 from refit.data.dataset import Manifest, convert_rows, load_identities, load_test_rows
+from refit.data.files import list_names
 from refit.data.hashes import find_known, hash_rows, identify
 from refit.data.schema import Rows
-from refit.data.files import list_names
 from refit.errors import DataError, RefitError, StoreError
 from refit.inference import DEFAULTS, Model, load_version
 from refit.promotion import Clusters, Mask

@@ -4,6 +4,7 @@ import fnmatch
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -12,16 +13,26 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.data.batches import Batch, read_batches
+from refit.data.deviations import Deviations
 from refit.data.files import naming_read_errors
 from refit.data.preprocessing import apply_columns
+from refit.data.sources import read_names
 from refit.errors import DataError, SettingsError
 from refit.evaluation import compute_logits
 from refit.inference import Model
 from refit.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader
 from refit.outputs import check_output, replacing
+from refit.refs import Deviation
 
 # A multiple, so that the model gets the very batches that it gets from `Model.predict`, and gives the same bits.
 ROWS_PER_BATCH = 8 * EVALUATION_BATCH_SIZE
+
+
+class Scored(NamedTuple):
+    """What became of the rows of a source."""
+
+    num_rows: int
+    deviations: list[Deviation]
 
 
 def score_files(
@@ -31,7 +42,8 @@ def score_files(
     model_name: str,
     on_rows: Callable[[int], object] = lambda _: None,
     keep: Sequence[str] = (),
-) -> int:
+    is_strict: bool = False,
+) -> Scored:
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file, in the order of files and rows.
 
     Its columns are those in `keep`, then `class` (typed like the classes), `probability of <label>` for each class (float32), and
@@ -44,23 +56,21 @@ def score_files(
         model_name: What `model` says in each row, such as `penguins@v3`.
         on_rows: Called with the number of rows scored so far, after each batch.
         keep: Input columns to copy, as they were read; all cells of CSV are text.
-
-    Returns:
-        The number of rows.
+        is_strict: Whether rows that deviate from the train rows are refused.
 
     Raises:
         SettingsError: `output` does not end in `.parquet`, or is part of `source`.
-        DataError: A file, column or row is not what scoring needs.
+        DataError: A file, column or row is not what scoring needs, or, where strict, deviates.
         RefitError: `output` cannot be written.
     """
-    check_output(output, ".parquet")
-    _refuse_output_in_source(source, output)
+    check_files(source, output)
     names = [*keep, "class", *(f"probability of {label}" for label in model.manifest.classes), "model"]
     twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
     if twice is not None:
         raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
     columns = [column.name for column in model.manifest.columns]
-    tables = (_score(model, batch, model_name, keep) for batch in read_batches(source, columns, keep, ROWS_PER_BATCH))
+    deviations = Deviations(model.manifest.profiles)
+    tables = (_score(model, batch, model_name, keep, deviations) for batch in read_batches(source, columns, keep, ROWS_PER_BATCH))
     first = next(tables)
     num_rows = 0
     with replacing(output) as path, pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
@@ -68,7 +78,18 @@ def score_files(
             writer.write_table(table)
             num_rows += table.num_rows
             on_rows(num_rows)
-    return num_rows
+        found = deviations.find()
+        if found and is_strict:
+            told = "\n".join(deviation.describe() for deviation in found)
+            raise DataError(f"{source}: expected rows like those that {model_name} learned from, found\n{told}")
+    return Scored(num_rows, found)
+
+
+def check_files(source: str, output: str) -> None:
+    """Raise for an output that cannot be, and for a source that is not there or whose first file has no header."""
+    check_output(output, ".parquet")
+    _refuse_output_in_source(source, output)
+    read_names(source)
 
 
 def _refuse_output_in_source(source: str, output: str) -> None:
@@ -86,8 +107,8 @@ def _refuse_output_in_source(source: str, output: str) -> None:
         )
 
 
-def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str]) -> pa.Table:
-    x = apply_columns(model.manifest.columns, batch.frame, batch.locate)
+def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
+    x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
     logits, _ = compute_logits(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
     if not logits.sum().isfinite():  # a quick look at all of them
@@ -97,7 +118,7 @@ def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str]) -> 
     kept = batch.frame.select(keep).to_arrow()
     columns = {
         **dict(zip(keep, kept.columns, strict=True)),
-        "class": pa.array(classes).take(pa.array(logits.argmax(dim=1).numpy())),
+        "class": pa.array(model.classes).take(pa.array(logits.argmax(dim=1).numpy())),
         **{f"probability of {label}": pa.array(probabilities[:, position]) for position, label in enumerate(classes)},
         "model": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(x)), [model_name]),
     }

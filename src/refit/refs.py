@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refit.errors import show
+
 
 class Handle(BaseModel):
     """Frozen JSON."""
@@ -90,6 +92,22 @@ class TrainingResult(Handle):
     """Wall time of each step."""
 
 
+class Deviation(Handle):
+    """What many rows to score have in a column, and few train rows had."""
+
+    column: str
+    rows: int
+    """Rows that have it."""
+    of: int
+    """Rows that were scored."""
+    what: str
+    """What it is, for people."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"column `{show(self.column)}`: {self.rows:,} of {self.of:,} rows {self.what}"
+
+
 class Prediction(Handle):
     """Rows that were scored, and where the scores are."""
 
@@ -98,6 +116,8 @@ class Prediction(Handle):
     output: str
     num_rows: int
     seconds: float
+    deviations: list[Deviation] = []
+    """How the rows deviate from those that the model learned from, by column."""
 
 
 Alarm = Literal["collapsed", "incomparable", "damaged"]

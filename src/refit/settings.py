@@ -90,7 +90,15 @@ def check_url(url: str, where: str) -> None:
         raise SettingsError(f"{where}: {error}") from error
 
 
-Url = Annotated[str, AfterValidator(refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})]
+def _refuse_empty(url: str) -> str:
+    if not url.strip():
+        raise ValueError("expected a path or URL, found an empty text, as from a variable that is not set; name one")
+    return url
+
+
+Url = Annotated[
+    str, AfterValidator(_refuse_empty), AfterValidator(refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})
+]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[
     Annotated[str, Field(pattern=f"^{SPAN}$")] | Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, lt=1)],

@@ -120,6 +120,9 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(refit):
     assert losses == ["0.80", "0.82", "0.30", "0.22", "0.00", "0.00"]
     assert (result["name"], result["version"], result["best_epoch"]) == ("model", 1, 3)
     assert {split: scores["accuracy"] for split, scores in result["metrics"].items()} == {"train": 1.0, "test": 1.0}
+    assert result["data"]["splits"] == {"train": 5, "test": 2}
+    assert result["data"]["kinds"] == {"x1": "numeric", "x2": "numeric"}
+    assert (result["data"]["rows"], result["data"]["classes"], result["data"]["dropped_columns"]) == (7, [0, 1], {})
     assert Path(result["path"]) == Path("refit-store/models/model/v1").resolve()
     assert_quiet(finished.stderr)
     epochs = re.findall(r"^epoch (\d)/3: train loss \d\.\d{4}$", finished.stderr, flags=re.MULTILINE)

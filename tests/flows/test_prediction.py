@@ -67,7 +67,7 @@ def test_the_form_asks_for_model_source_and_output_and_says_what_each_is():
 
     schema = parameter_schema(predict)
     assert schema.required == ["model", "source", "output"]
-    assert list(schema.properties) == ["model", "source", "output", "keep", "settings"]
+    assert list(schema.properties) == ["model", "source", "output", "keep", "settings", "strict"]
     assert schema.properties["keep"]["items"] == {"type": "string"}
     assert all(schema.properties[name]["description"] for name in schema.properties)
 
@@ -94,7 +94,7 @@ BAD = {
         lambda rows: rows.with_columns(size=pl.when(pl.col("number") == 40).then(pl.lit("big")).otherwise("size")),
         (),
         DataError,
-        r"row 41 of .*rows\.csv, column `size`: expected a number, found 'big'; mend the value",
+        r"row 41 of .*rows\.csv, line 42, column `size`: expected a number, found 'big'; mend the value",
     ),
     "no such column to keep": (lambda rows: rows, ("numbr",), DataError, r"--keep: .* no `numbr` .*; did you mean `number`\?"),
 }
@@ -196,7 +196,21 @@ def test_the_command_prints_where_the_scores_are_and_progress_apart(refit, toy, 
     assert_scored(toy, rows, "scored.parquet", ("number", "label"))
     code, out, _ = refit("predict", "toy@v1", source, "--output", "scored.parquet", "--json")
     assert code == 0
-    assert json.loads(out).keys() == {"model", "output", "num_rows", "seconds"}
+    assert json.loads(out).keys() == {"model", "output", "num_rows", "seconds", "deviations"}
+    assert json.loads(out)["deviations"] == []
+
+
+@pytest.mark.usefixtures("toy")
+def test_rows_that_deviate_from_the_train_rows_are_told_and_refused_where_strict(refit, rows):
+    rows.with_columns(colour=pl.lit("mauve")).write_csv("rows.csv")
+    code, out, err = refit("predict", "toy@v1", "rows.csv", "--output", "scored.parquet", "--json")
+    (deviation,) = json.loads(out)["deviations"]
+    assert (code, deviation["column"], deviation["rows"], deviation["of"]) == (0, "colour", 60, 60)
+    assert "column `colour`: 60 of 60 rows hold a category that the model does not know, such as `mauve`" in err
+    Path("scored.parquet").write_text("yesterday's")
+    code, out, err = refit("predict", "toy@v1", "rows.csv", "--output", "scored.parquet", "--strict")
+    assert (code, out, Path("scored.parquet").read_text()) == (2, "", "yesterday's")
+    assert "error: column `colour`: 60 of 60 rows hold a category" in err
 
 
 @pytest.mark.usefixtures("toy", "source")

@@ -1,4 +1,5 @@
 import gzip
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refit import prediction
 from refit.data import batches, csv_files
 from refit.data.dataset import Manifest
 from refit.data.preprocessing import fit_columns
+from refit.data.profiles import profile_columns
 from refit.data.sources import read_table
 from refit.errors import DataError, RefitError, SettingsError
 from refit.inference import Model
@@ -45,7 +47,7 @@ def make_model(classes: list) -> Model:
     settings = SettingsTree()
     columns = fit_columns(make_rows(), KINDS, settings.data.null_values)
     unused = {"splits": {}, "rows": 0, "rows_without_target": 0, "source_rows": 0, "dropped_columns": {}}
-    unused |= {"source_digest": "", "test_source_digest": None}
+    unused |= {"source_digest": "", "test_source_digest": None, "profiles": profile_columns(make_rows(), KINDS)}
     fields = Manifest.model_fields
     known = {"target": "y", "classes": classes, "columns": columns, **{k: v for k, v in unused.items() if k in fields}}
     manifest = Manifest.model_construct(**known)
@@ -97,7 +99,7 @@ def test_scores_are_those_of_predict_to_the_bit_in_the_order_of_files_and_rows(m
     rows = make_rows(200)
     for name, part in {"b": rows[80:], "a/z": rows[:50], "a/z2": rows[50:80], "a/empty": rows[:0]}.items():
         write(part, tmp_path / "rows" / f"{name.replace('/', '-')}{suffix}")
-    assert score_files(model, f"{tmp_path}/rows", "scored.parquet", "penguins@v3", keep=["number"]) == 200
+    assert score_files(model, f"{tmp_path}/rows", "scored.parquet", "penguins@v3", keep=["number"]).num_rows == 200
     assert pl.read_parquet("scored.parquet")["number"].cast(int).to_list() == list(range(200))
     assert_scores_are_those_of_predict(model, f"{tmp_path}/rows", "scored.parquet")
 
@@ -113,7 +115,7 @@ def test_a_file_is_scored_in_the_precision_that_the_model_was_trained_in(model, 
 def test_several_batches_of_the_size_in_use_give_the_bits_of_predict(model, tmp_path):
     source = write(make_rows(150_000, seed=1), tmp_path / "rows.parquet")
     scored_so_far = []
-    assert score_files(model, source, "scored.parquet", "penguins@v3", scored_so_far.append) == 150_000
+    assert score_files(model, source, "scored.parquet", "penguins@v3", scored_so_far.append).num_rows == 150_000
     assert scored_so_far == [65536, 131072, 150_000]
     assert_scores_are_those_of_predict(model, source, "scored.parquet")
 
@@ -175,7 +177,7 @@ def test_blank_lines_quotes_and_line_ends_within_cells_are_read_as_training_read
         monkeypatch.setattr(csv_files, "BLOCK_BYTES", block_bytes)
         (found,) = batches.read_batches("rows.csv", expected.columns, [], 100)
         assert found.frame.equals(expected)
-    assert score_files(model, "rows.csv", "scored.parquet", "penguins@v3") == 4
+    assert score_files(model, "rows.csv", "scored.parquet", "penguins@v3").num_rows == 4
 
 
 BROKEN = {
@@ -238,11 +240,48 @@ def test_a_column_more_is_ignored_and_an_unseen_category_counts_as_another(model
     rows = make_rows()
     write(rows, tmp_path / "rows" / "1.csv")
     write(rows.with_columns(colour=pl.lit("mauve"), extra=pl.lit("x")), tmp_path / "rows" / "2.csv")
-    assert score_files(model, "rows", "scored.parquet", "penguins@v3") == 2 * NUM_ROWS
+    assert score_files(model, "rows", "scored.parquet", "penguins@v3").num_rows == 2 * NUM_ROWS
     _, probabilities = read_scores("scored.parquet")
     other = model.predict_proba(rows.with_columns(colour=pl.lit("none of these")))
     assert probabilities[:NUM_ROWS].tobytes() == model.predict_proba(rows).tobytes()
     assert probabilities[NUM_ROWS:].tobytes() == other.tobytes() != probabilities[:NUM_ROWS].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"colour": pl.lit("mauve")}, r"column `colour`: 1,000 of 1,000 rows hold a category .* not know, such as `mauve` \(0% of"),
+        (
+            {"colour": pl.lit(17)},
+            r"column `colour`: 1,000 of 1,000 rows hold a category that the model does not know, such as `17`",
+        ),
+        ({"size": pl.lit(None)}, r"column `size`: 1,000 of 1,000 rows have no value \(14% of the train rows\)"),
+        ({"seen": pl.lit(None)}, r"column `seen`: 1,000 of 1,000 rows have no value"),
+        (
+            {"size": pl.col("size") * 1000},
+            r"column `size`: 8\d\d of 1,000 rows hold numbers more than 100 times as large as is usual, 0\.6",
+        ),
+        (
+            {"size": pl.col("size") / 1000},
+            r"column `size`: 8\d\d of 1,000 rows hold numbers more than 100 times as small as is usual",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_has_changed_is_told_with_a_count_and_refused_where_strict(
+    model, tmp_path, monkeypatch, change, told, suffix
+):
+    monkeypatch.setattr(prediction, "ROWS_PER_BATCH", 77)
+    assert (
+        score_files(model, write(make_rows(seed=1), tmp_path / f"like{suffix}"), "scored.parquet", "penguins@v3").deviations == []
+    )
+    source = write(make_rows().with_columns(**change), tmp_path / f"rows{suffix}")
+    (deviation,) = score_files(model, source, "scored.parquet", "penguins@v3").deviations
+    assert re.match(told, deviation.describe())
+    Path("scored.parquet").write_text("old")
+    with pytest.raises(DataError, match=rf"rows\..*: expected rows like those that penguins@v3 learned from, found\n{told}"):
+        score_files(model, source, "scored.parquet", "penguins@v3", is_strict=True)
+    assert Path("scored.parquet").read_text() == "old"
 
 
 def test_a_row_whose_logits_are_not_finite_is_refused_by_name(model, tmp_path):
@@ -349,7 +388,7 @@ def test_sources_and_outputs_may_be_remote(model, tmp_path, suffix):
     for number in (1, 2):
         files.pipe_file(f"/scoring/{number}{suffix}", Path(write(make_rows(), tmp_path / f"rows{suffix}")).read_bytes())
     output = "memory://scored/scored.parquet"
-    assert score_files(model, "memory://scoring", output, "penguins@v3") == 2 * NUM_ROWS
+    assert score_files(model, "memory://scoring", output, "penguins@v3").num_rows == 2 * NUM_ROWS
     files.get_file("/scored/scored.parquet", "local.parquet")
     assert_scores_are_those_of_predict(model, "memory://scoring", "local.parquet")
     files.rm("/scoring", recursive=True)

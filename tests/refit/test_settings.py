@@ -331,6 +331,16 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(name, url):
     assert "AWS_SECRET_ACCESS_KEY" in told
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+@pytest.mark.parametrize("name", ["store.url", "data.source", "data.test_source"])
+def test_an_empty_url_as_of_a_variable_that_is_not_set_is_refused(name, text, monkeypatch):
+    monkeypatch.setenv(f"REFIT_{name.upper().replace('.', '__')}", text)
+    with pytest.raises(
+        SettingsError, match=rf"{name} \(from environment\): expected a path or URL, found an empty text, .*; name one"
+    ):
+        resolve_settings()
+
+
 @pytest.mark.parametrize("url", PLAIN_URLS)
 def test_a_url_without_a_secret_is_taken(url):
     assert resolve_settings({"store": {"url": url}})[0].store.url == url

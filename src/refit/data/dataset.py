@@ -1,7 +1,10 @@
 """Builds the data set of a run: reads, types, splits and fits, and freezes inputs and manifest in the store."""
 
+import contextlib
 import json
 import math
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
 from refit.data.copies import Copies, count_copies
-from refit.data.files import list_names
+from refit.data.files import find_files, list_names, naming_read_errors
 from refit.data.hashes import Hashes, Identities, hash_rows, number_copies
 from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.data.profiles import Profile, profile_columns
 from refit.data.remarks import remark_on_columns
 from refit.data.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.data.sides import TypedTable, choose_sides, read_groups
-from refit.data.sources import Table, read_files, read_table
-from refit.errors import DataError, show
+from refit.data.sources import NOTEBOOK, Table, read_files, read_names, read_table
+from refit.errors import DataError, StoreError, show
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
@@ -30,6 +33,8 @@ from refit.texts import show_line
 MAX_CLASSES_SHOWN = 10
 MAX_LABEL_LENGTH = 60
 MAX_REMARKS_SHOWN = 30
+MAX_BYTES_CHECKED = 20_000_000
+"""Of files that are read twice, once to refuse them early."""
 ROWS_A_BLOCK = 65_536
 """Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""
 TEST_ROWS = "test rows"
@@ -225,6 +230,19 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     )
     data = manifest.model_dump_json().encode()
     return Ref(kind="dataset", digest=store.put(data), size=len(data))
+
+
+def check_data(settings: DataSettings, seed: int) -> None:
+    """Raise DataError for what `build_dataset` would refuse, as far as that takes a moment: of large files, the header is read."""
+    with naming_read_errors(settings.source):
+        files = None if settings.source == NOTEBOOK else find_files(settings.source)
+    if files is None or not files.is_local:
+        return
+    if sum(map(os.path.getsize, files.paths)) > MAX_BYTES_CHECKED:
+        check_columns("data.target", [settings.target], read_names(settings.source), settings.source)
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StoreError, OSError):
+        build_dataset(settings, seed, Store(folder))
 
 
 def load_manifest(ref: Ref, store: Store) -> Manifest:

@@ -4,7 +4,7 @@ N is the number of rows, F the number of inputs; a column fills one or more neig
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -209,7 +209,11 @@ def _count_rows(index: int) -> str:
 
 
 def apply_columns(
-    columns: Sequence[AnyColumn], frame: pl.DataFrame, locate: Locate = _count_rows, rows: Rows | None = None
+    columns: Sequence[AnyColumn],
+    frame: pl.DataFrame,
+    locate: Locate = _count_rows,
+    rows: Rows | None = None,
+    observe: Callable[[AnyColumn, pl.Series, Inputs, Mask], None] | None = None,
 ) -> Tensor:
     """Turn raw rows into inputs; columns come in any order, and others are ignored.
 
@@ -218,6 +222,7 @@ def apply_columns(
         frame: The rows.
         locate: Says where a row is, for messages; it counts those that are turned.
         rows: Which of them are turned, N; None takes all. A column at a time is gathered.
+        observe: Called with each column, its cells, what became of them, and which are missing.
 
     Returns:
         The inputs, float32.
@@ -239,7 +244,10 @@ def apply_columns(
     start = 0
     for column in columns:
         end = start + len(column._names())
-        is_missing = column._fill(take_rows(frame[column.name], rows), inputs[:, start:end], locate)
+        values, block = take_rows(frame[column.name], rows), inputs[:, start:end]
+        is_missing = column._fill(values, block, locate)
+        if observe is not None:
+            observe(column, values, block, is_missing)
         if column.has_indicator:
             inputs[:, end] = is_missing
         start = end + column.has_indicator

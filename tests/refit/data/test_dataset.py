@@ -18,6 +18,7 @@ from refit.data import dataset
 from refit.data.dataset import (
     Manifest,
     build_dataset,
+    check_data,
     convert_rows,
     load_identities,
     load_manifest,
@@ -382,6 +383,22 @@ def test_bad_input_is_refused_by_file_column_and_row_and_leaves_nothing(name: st
     with pytest.raises(DataError, match=message):
         build_dataset(DataSettings(**settings), 0, store)
     assert not Path(store.root).exists()
+
+
+@pytest.mark.parametrize("name", ["empty file", "no target", "a small class", "text among numbers"])
+def test_a_table_is_refused_before_a_run_as_in_it(name: str, tmp_path: Path) -> None:
+    files, settings, message = BROKEN[name]
+    (tmp_path / CSV).write_bytes(files[CSV])
+    with pytest.raises(DataError, match=message):
+        check_data(DataSettings(source=f"{tmp_path}/rows.csv", **settings), 0)
+
+
+def test_of_large_files_only_the_header_is_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "MAX_BYTES_CHECKED", 10)
+    (tmp_path / CSV).write_bytes(rows("x,y", "?,1"))
+    check_data(DataSettings(source=f"{tmp_path}/rows.csv"), 0)
+    with pytest.raises(DataError, match=r"data\.target: expected a column of .*rows\.csv, found no `z`"):
+        check_data(DataSettings(source=f"{tmp_path}/rows.csv", target="z"), 0)
 
 
 FULL = """

@@ -1,0 +1,115 @@
+"""How rows to score deviate from the train rows, counted by column, so that a source that has changed is not scored in silence."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from refit.data.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn
+from refit.data.profiles import Profile
+from refit.data.schema import Numbers
+from refit.errors import show
+from refit.refs import Deviation
+
+MORE_ROWS = 0.5
+"""Share of the rows, beyond that of the train rows, from which on a deviation is told."""
+MANY_TIMES = 100.0
+"""How many times as large or as small as the train rows' median a number must be to look like one of another unit."""
+
+
+@dataclass
+class _Count:
+    """Rows with something unusual."""
+
+    before: float
+    """Share of the train rows that had it."""
+    what: str
+    rows: int = 0
+    example: str | None = None
+
+    def add(self, values: pl.Series, chosen: Mask) -> None:
+        """Count the chosen rows, and keep the first as an example."""
+        num_chosen = int(np.count_nonzero(chosen))
+        if num_chosen and self.example is None:
+            self.example = show(values[int(chosen.argmax())])
+        self.rows += num_chosen
+
+
+class Deviations:
+    """Counts over all rows of a source, whatever the batches they come in.
+
+    Args:
+        profiles: Of the train rows.
+    """
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        self._profiles = {profile.name: profile for profile in profiles}
+        self._counts: dict[str, list[_Count]] = {}
+        self._num_rows: dict[str, int] = {}
+
+    def count(self, column: AnyColumn, values: pl.Series, inputs: Inputs, is_missing: Mask) -> None:
+        """Count some rows of a column.
+
+        Args:
+            column: As it was fitted to the train rows.
+            values: The rows as they were read, N of them.
+            inputs: What became of them, F inputs of this column without the indicator.
+            is_missing: Which have no value.
+
+        Shape:
+            inputs: (N, F); is_missing: (N,).
+        """
+        self._num_rows[column.name] = self._num_rows.get(column.name, 0) + len(is_missing)
+        missing, *others = self._counts.setdefault(column.name, list(_start(column, self._profiles.get(column.name))))
+        missing.add(values, is_missing)
+        if not others:
+            return
+        if isinstance(column, CategoricalColumn):
+            others[0].add(values, (inputs[:, -1] > 0) & ~is_missing)
+        elif isinstance(column, NumericColumn):
+            sizes = np.abs(inputs[:, 0] * column.scale.std + column.scale.mean)
+            usual = _find_usual_size(self._profiles[column.name])
+            others[0].add(values, (sizes > MANY_TIMES * usual) & ~is_missing)
+            others[1].add(values, (sizes < usual / MANY_TIMES) & ~is_missing)
+
+    def find(self) -> list[Deviation]:
+        """What `MORE_ROWS` of the rows have beyond the share of the train rows that had it, in the order of columns."""
+        found = []
+        for name, counts in self._counts.items():
+            num_rows = self._num_rows[name]
+            for count in counts:
+                if num_rows and count.rows / num_rows - count.before >= MORE_ROWS:
+                    what = f"{count.what.format(example=count.example)} ({count.before:.0%} of the train rows)"
+                    found.append(Deviation(column=name, rows=count.rows, of=num_rows, what=what))
+        return found
+
+
+def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
+    """What is counted of a column: missing values, then what its kind may have."""
+    yield _Count(profile.missing if profile else 0.0, "have no value")
+    if profile is None or column.is_constant:
+        return
+    if isinstance(column, CategoricalColumn) and column.categories:
+        known = sum(profile.counts.get(category, 0) for category in column.categories)
+        unknown = (profile.num_rows - profile.num_missing - known) / profile.num_rows
+        yield _Count(unknown, "hold a category that the model does not know, such as `{example}`")
+    elif isinstance(column, NumericColumn) and (usual := _find_usual_size(profile)):
+        sizes, rows = _list_sizes(profile)
+        for word, chosen in {"large": sizes > MANY_TIMES * usual, "small": sizes < usual / MANY_TIMES}.items():
+            what = f"hold numbers more than {MANY_TIMES:g} times as {word} as is usual, {usual:.4g}, such as `{{example}}`"
+            yield _Count(float(rows[chosen].sum()) / profile.num_rows, what)
+
+
+def _find_usual_size(profile: Profile) -> float:
+    """About the median of the train rows' numbers without their sign."""
+    sizes, rows = _list_sizes(profile)
+    order = np.argsort(sizes)
+    return float(sizes[order][np.searchsorted(np.cumsum(rows[order]), rows.sum() / 2)]) if len(sizes) else 0.0
+
+
+def _list_sizes(profile: Profile) -> tuple[Numbers, Numbers]:
+    """Numbers without their sign, and in how many rows they are: the marks, and what lies between two as if in the middle."""
+    marks, below, equal = (np.array(values, float) for values in (profile.marks, profile.below, profile.equal))
+    between, num_between = (marks[1:] + marks[:-1]) / 2, np.diff(below) - equal[:-1]
+    return np.abs(np.concatenate([marks, between])), np.concatenate([equal, num_between])
