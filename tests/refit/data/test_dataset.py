@@ -1,3 +1,4 @@
+import csv
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
+from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
 from refit.data import dataset
@@ -25,7 +27,9 @@ from refit.data.dataset import (
     load_split,
     load_test_rows,
 )
-from refit.data.preprocessing import apply_columns
+from refit.data.preprocessing import apply_columns, fit_columns
+from refit.data.schema import find_reading
+from refit.data.sources import read_table
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store import Store
@@ -65,6 +69,46 @@ def test_penguins_are_split_by_class_and_every_row_is_counted(store: Store) -> N
     x, y = load_split(manifest, "train", store)
     assert (x.dtype, y.dtype, tuple(x.shape)) == (torch.float32, torch.int64, (233, len(manifest.input_names)))
     assert y.bincount().tolist() == [115, 118]
+
+
+def prepare_plainly(numbers: dict[str, list[float | None]], categories: dict[str, list[str | None]]) -> np.ndarray:
+    """The inputs of columns, in that order, as a few lines of numpy make them of all rows."""
+    inputs = []
+    for values in numbers.values():
+        x = np.array([np.nan if value is None else value for value in values])
+        filled = np.where(np.isnan(x), np.nanmedian(x), x)
+        inputs.append((filled - filled.mean()) / (filled.std() or 1.0))
+        if np.isnan(x).any():
+            inputs.append(np.isnan(x))
+    for texts in categories.values():
+        inputs += [[text == name for text in texts] for name in sorted({text for text in texts if text is not None})]
+        inputs.append([False] * len(texts))
+        if None in texts:
+            inputs.append([text is None for text in texts])
+    return np.array(inputs, dtype=np.float64).T.astype(np.float32, order="C")
+
+
+def test_plain_tables_give_the_bits_that_plain_numpy_gives(tmp_path: Path) -> None:
+    with PENGUINS.open() as file:
+        penguins = pl.DataFrame(
+            [{name: None if cell == "NA" else cell for name, cell in row.items()} for row in csv.DictReader(file)]
+        )
+    digits = pl.DataFrame(load_digits().data, schema=[f"p{place}" for place in range(64)])
+    digits.write_csv(tmp_path / "digits.csv")
+    digits.cast(pl.Int64).write_parquet(tmp_path / "digits.parquet")
+    measures = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g", "year"]
+    for source, table, names in (
+        (str(PENGUINS), penguins, [*measures, "island", "sex"]),
+        (f"{tmp_path}/digits.csv", digits, digits.columns),
+        (f"{tmp_path}/digits.parquet", digits, digits.columns),
+    ):
+        numbers = {name: table[name].cast(pl.Float64).to_list() for name in names if name not in ("island", "sex")}
+        expected = prepare_plainly(numbers, {name: table[name].to_list() for name in names if name not in numbers})
+        read = {name: find_reading(read_table(source).frame[name], ["NA"], str) for name in names}
+        frame = pl.DataFrame([values for _, values in read.values()])
+        columns = fit_columns(frame, {name: reading.kind for name, (reading, _) in read.items()}, ["NA"])
+        for rows in (frame, read_table(source).frame):
+            assert apply_columns(columns, rows).numpy().tobytes() == expected.tobytes()
 
 
 def test_all_is_fitted_on_train_rows_only(store: Store, tmp_path: Path) -> None:
@@ -315,12 +359,12 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "missing group": (
         {CSV: rows("g,x,y", "7,2,", ",2,1")},
         {"group_column": "g"},
-        r"row 22 of .*rows\.csv, column `g`: expected the row's group, found none; fill it in, .* or drop the row",
+        r"row 22 of .*rows\.csv, line 23, column `g`: expected the row's group, found none; fill it in, .* or drop the row",
     ),
     "test time column": (
         {CSV: rows("t,x,y"), "test.csv": b"x,y\n1,1\n"},
         {**BOTH, "split": "time", "time_column": "t"},
-        r"data\.test_source: expected a column of .*test\.csv, found no `t` among `x`, `y`",
+        r"data\.test_source: expected column `t` in .*test\.csv as in data\.source, found `x`, `y`",
     ),
     "test group column": (
         {CSV: rows("g,x,y"), "test.csv": b"x,y\n1,1\n"},
