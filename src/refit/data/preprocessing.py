@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refit.data.files import list_names
 from refit.data.formats import AnyFormat, Format
-from refit.data.schema import Kind, Locate, Numbers, Rows, convert_column, convert_numbers, take_rows
+from refit.data.schema import Kind, Locate, Numbers, Rows, convert_column, convert_numbers, index_rows, take_rows
 from refit.errors import DataError, show
 
 Inputs: TypeAlias = NDArray[np.float32]
@@ -176,8 +176,9 @@ def fit_columns(
         DataError: Numbers are so large that their mean or deviation overflows.
     """
     columns: list[AnyColumn] = []
+    index = index_rows(rows)
     for name, kind in kinds.items():
-        values = take_rows(frame[name], rows, kind)
+        values = take_rows(frame[name], index, kind)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
         known["format"] = formats.get(name)
         present = values.drop_nulls() if values.has_nulls() else values
@@ -241,10 +242,10 @@ def apply_columns(
             " (leave cells empty where the value is unknown)"
         )
     inputs = np.zeros((frame.height if rows is None else len(rows), len(name_inputs(columns))), dtype=np.float32)
-    start = 0
+    start, index = 0, index_rows(rows)
     for column in columns:
         end = start + len(column._names())
-        values, block = take_rows(frame[column.name], rows), inputs[:, start:end]
+        values, block = take_rows(frame[column.name], index), inputs[:, start:end]
         is_missing = column._fill(values, block, locate)
         if observe is not None:
             observe(column, values, block, is_missing)

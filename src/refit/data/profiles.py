@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from refit.data.schema import Kind, Rows, take_rows
+from refit.data.schema import Kind, Rows, index_rows, take_rows
 
 MAX_CATEGORIES = 100
 """Categories of a column that are counted by name: the most frequent, by name where equally frequent."""
@@ -69,7 +69,8 @@ def profile_columns(
         groups: A hash of the group of each row of `frame`, `(N,)`, where rows of a group depend on one another.
     """
     clusters = None if groups is None else _Clusters.find(groups if rows is None else groups[rows])
-    return [_profile(take_rows(frame[name], rows, kind), kind, clusters) for name, kind in kinds.items()]
+    index = index_rows(rows)
+    return [_profile(take_rows(frame[name], index, kind), kind, clusters) for name, kind in kinds.items()]
 
 
 def find_bucket(category: str) -> int:

@@ -86,8 +86,16 @@ def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], w
             raise DataError(f"{setting}: expected a column of {where}, found no `{show(name)}` among {list_names(present)}; {hint}")
 
 
-def take_rows(values: pl.Series, rows: Rows | None, kind: Kind | None = None) -> pl.Series:
-    """The cells of these rows of a column, or of all; those known to be numeric as Float64, NaN as null."""
+def index_rows(rows: Rows | None) -> pl.Series | None:
+    """The same rows in the form that polars takes most quickly from one column after the other."""
+    return None if rows is None else pl.Series(rows, dtype=pl.get_index_type())
+
+
+def take_rows(values: pl.Series, rows: Rows | pl.Series | None, kind: Kind | None = None) -> pl.Series:
+    """The cells of these rows of a column, or of all; those known to be numeric as Float64, NaN as null.
+
+    Where many columns follow, `index_rows` saves time.
+    """
     taken = values if rows is None else values[rows]
     if kind != "numeric":
         return taken

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
 from refit.data import dataset
+from refit.data.batches import read_batches
 from refit.data.dataset import (
     Manifest,
     build_dataset,
@@ -458,6 +460,33 @@ try:
 except StoreError as error:
     print(type(error.__cause__).__name__, error)
 """
+
+
+def test_thousands_of_columns_are_prepared_in_seconds(store: Store, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).normal(size=(60, 3000))
+    frame = pl.DataFrame(numbers, schema=[f"c{place}" for place in range(3000)])
+    frame.with_columns(y=pl.Series(["a", "b", "c"] * 20)).write_csv(tmp_path / "rows.csv")
+    started = time.process_time()
+    manifest = build(store, source=f"{tmp_path}/rows.csv")
+    (batch,) = read_batches(f"{tmp_path}/rows.csv", [column.name for column in manifest.columns], [], 100)
+    assert apply_columns(manifest.columns, batch.frame).shape == (60, 3000)
+    assert time.process_time() - started < 10  # 1.5; a minute where the time grows with the square of the columns
+
+
+def test_what_the_data_says_is_shown_in_one_short_line(store: Store, tmp_path: Path) -> None:
+    long, lines = "x" * 1_000_000, "two\nlines\x1b[31m"
+    pl.DataFrame({"a": ["1", "2", long, "3"], "y": ["u", "v"] * 2}).write_csv(tmp_path / "rows.csv")
+    with pytest.raises(
+        DataError, match=r"row 3 of .*: expected a number, found 'x{80}… \(1,000,000 characters\)'; mend"
+    ) as refused:
+        build(store, source=f"{tmp_path}/rows.csv")
+    assert len(str(refused.value)) < 500
+    pl.DataFrame({lines: range(20), "y": [long, lines] * 10}).write_csv(tmp_path / "rows.csv")
+    told = build(store, source=f"{tmp_path}/rows.csv").describe()
+    assert any(rf"two\nlines\x1b[31m (10), {long[:80]}… (1,000,000 characters) (10)" in line for line in told)
+    assert all(len(line) < 500 and line.isprintable() for line in told)
+    with pytest.raises(DataError, match=r"found no `z` among `two\\nlines\\x1b\[31m`, `y`"):
+        build(store, source=f"{tmp_path}/rows.csv", target="z")
 
 
 def test_a_disk_that_takes_no_more_is_an_error_that_can_be_tried_again_and_no_file_is_left(store: Store) -> None:
