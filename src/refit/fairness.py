@@ -109,7 +109,7 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
     if groups is not None:
         return groups
     *_, known = convert_rows(manifest, rows)
-    hashes = hash_rows(known.select(*(column.name for column in manifest.columns), manifest.target))
+    hashes = hash_rows(known[[*(column.name for column in manifest.columns), manifest.target]])
     _, places, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     chances = estimate_chances(known, np.zeros(len(hashes), np.int64), len(hashes) - 1)
     return hashes if is_more_than_chance(int((counts[places] > 1).sum()), chances) else None

@@ -115,9 +115,8 @@ def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str], dev
         _refuse_non_finite(logits, batch)
     probabilities = logits.softmax(dim=1).numpy()
     classes = model.manifest.classes
-    kept = batch.frame.select(keep).to_arrow()
     columns = {
-        **dict(zip(keep, kept.columns, strict=True)),
+        **{name: batch.frame[name].to_arrow() for name in keep},
         "class": pa.array(model.classes).take(pa.array(logits.argmax(dim=1).numpy())),
         **{f"probability of {label}": pa.array(probabilities[:, position]) for position, label in enumerate(classes)},
         "model": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(x)), [model_name]),

@@ -115,5 +115,5 @@ def _read_pieces(opened: Opened, path: str, columns: list[str], batch_size: int)
         else csv_files.iterate_csv(opened, path)
     )
     for frame in frames:
-        yield path, start, add_partitions(frame, path, start).select(columns)
+        yield path, start, add_partitions(frame, path, start)[columns]
         start += frame.height

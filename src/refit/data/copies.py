@@ -80,7 +80,7 @@ def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Row
         if not likelihoods.any():
             break
         values = frame[name].fill_nan(None) if frame[name].dtype.is_float() else frame[name]
-        others = values.to_frame().select(pl.len().over(name)).to_series()[rows].to_numpy().astype(np.int64) - 1
+        others = values.to_frame("value").select(pl.len().over("value")).to_series()[rows].to_numpy().astype(np.int64) - 1
         likelihoods *= others / max(1, frame.height - 1)
         fewest = np.minimum(fewest, others)
     return likelihoods, fewest

@@ -515,7 +515,7 @@ def _gather(
     frame: pl.DataFrame, columns: Sequence[AnyColumn], target: pl.Series, raw: pl.DataFrame, time_column: str | None
 ) -> pl.DataFrame:
     """What tells rows apart: the columns that are learned from, the class, and the time of a `time` split."""
-    known = frame.select(column.name for column in columns).with_columns(target)
+    known = frame[[column.name for column in columns]].with_columns(target)
     return known if time_column is None else known.with_columns(raw[time_column].alias(f"time {time_column}"))
 
 
@@ -529,8 +529,8 @@ def _identify(typed: TypedTable, columns: Sequence[AnyColumn], time_column: str 
 def _count_copies(columns: Sequence[AnyColumn], train: Side, test: Side) -> Copies:
     """Count the test rows whose features are those of a train row."""
     (source, _, train_rows), (typed, _, test_rows) = train, test
-    features = source.frame.select(column.name for column in columns)
+    features = source.frame[[column.name for column in columns]]
     if typed is not source:
         test_rows = test_rows + features.height
-        features = pl.concat([features, typed.frame.select(features.columns)], how="vertical_relaxed")
+        features = pl.concat([features, typed.frame[features.columns]], how="vertical_relaxed")
     return count_copies(features, train_rows, test_rows)

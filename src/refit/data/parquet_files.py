@@ -44,7 +44,7 @@ def iterate_parquet(
         wanted = wanted or list(present)[:1]  # not none, to know how many rows there are
         names = [present[name] for name in wanted]
         for part in [file.read(names)] if num_rows is None else file.iter_batches(num_rows, columns=names):
-            frame = cast(pl.DataFrame, pl.from_arrow(_convert(part), rechunk=False)).select(names)
+            frame = cast(pl.DataFrame, pl.from_arrow(_convert(part), rechunk=False))[names]
             frame.columns = wanted
             yield frame
 

@@ -30,7 +30,7 @@ def remark_on_columns(
         rows: Which of them are train rows.
     """
     texts = [column.name for column in columns if isinstance(column, NumericColumn) and raw[column.name].dtype == pl.String]
-    lengths = raw.select(pl.col(texts).str.len_bytes().max()).row(0, named=True) if texts else {}
+    lengths = raw[texts].select(pl.all().str.len_bytes().max()).row(0, named=True) if texts else {}
     lines = []
     for column in columns:
         told = [readings[column.name].remark]

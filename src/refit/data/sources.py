@@ -174,8 +174,9 @@ def join_parts(paths: Sequence[str], frames: Sequence[pl.DataFrame]) -> pl.DataF
     if all(dtypes == types[0] for dtypes in types[1:]):
         return pl.concat(parts)
     united = {name: _unite_types(name, paths, dtypes) for name, *dtypes in zip(names, *types, strict=True)}
-    casts = [pl.col(name).cast(dtype) for name, dtype in united.items() if dtype is not None]
-    return pl.concat([part.with_columns(casts) for part in parts], how="vertical_relaxed")
+    dtypes = {name: dtype for name, dtype in united.items() if dtype is not None}
+    parts = [part.with_columns(part[name].cast(dtype) for name, dtype in dtypes.items()) for part in parts]
+    return pl.concat(parts, how="vertical_relaxed")
 
 
 def _order_columns(names: list[str], first_path: str, frame: pl.DataFrame, path: str) -> pl.DataFrame:
@@ -188,7 +189,7 @@ def _order_columns(names: list[str], first_path: str, frame: pl.DataFrame, path:
             raise DataError(
                 f"{lacks}: expected the same columns as in {has}, found no column `{show(absent)}`; add it, or read them apart"
             )
-    return frame.select(names)
+    return frame[names]  # `select` takes `*` and `^…$` for patterns
 
 
 def _unite_types(name: str, paths: Sequence[str], dtypes: Sequence[pl.DataType]) -> pl.DataType | None:

@@ -473,6 +473,21 @@ def test_thousands_of_columns_are_prepared_in_seconds(store: Store, tmp_path: Pa
     assert time.process_time() - started < 10  # 1.5; a minute where the time grows with the square of the columns
 
 
+def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).normal(size=(40, 3))
+    strange, plain = ["*", "^a.*$", "ab"], ["a", "b", "c"]
+    y = pl.Series("y", ["u", "v"] * 20)
+    arrays = []
+    for names in (strange, plain):
+        pl.DataFrame(numbers, schema=names).with_columns(y).write_csv(tmp_path / "rows.csv")
+        manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column=names[2], features=names)
+        assert manifest.input_names == names
+        (batch,) = read_batches(f"{tmp_path}/rows.csv", names, [], 100)
+        x = load_split(manifest, "train", store)[0]
+        arrays.append((x.numpy().tobytes(), apply_columns(manifest.columns, batch.frame).numpy().tobytes()))
+    assert arrays[0] == arrays[1]
+
+
 def test_what_the_data_says_is_shown_in_one_short_line(store: Store, tmp_path: Path) -> None:
     long, lines = "x" * 1_000_000, "two\nlines\x1b[31m"
     pl.DataFrame({"a": ["1", "2", long, "3"], "y": ["u", "v"] * 2}).write_csv(tmp_path / "rows.csv")
