@@ -40,13 +40,3 @@ class ConflictError(StoreError):
 def first_line(error: BaseException) -> str:
     """Return what an error says, in a line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def show(value: object, limit: int = 80) -> str:
-    """Return a text of the user's data as messages, logs and pages show it: in one line, without control characters, not long.
-
-    What is left out is counted.
-    """
-    text = value if isinstance(value, str) else str(value)
-    escaped = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text[:limit])
-    return escaped if len(text) <= limit else f"{escaped}… ({len(text):,} characters)"

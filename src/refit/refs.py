@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refit.errors import show
+from refit.texts import show
 
 
 class Handle(BaseModel):

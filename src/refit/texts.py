@@ -4,6 +4,8 @@ import re
 
 MAX_LINE = 2000
 """Characters of a line that are shown; of a longer one the beginning and the end, where a message says what to do."""
+MAX_PART = 80
+"""Characters of a name, a class or a cell that are shown in a line."""
 NAMED_USERS = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh")
 """Protocols whose user is a name, as in `abfs://container@account/`; elsewhere it is a token."""
 PASSWORD = r"(://)[^/@]*:(?!\d+(?:/|$)).*(?=@)"
@@ -47,6 +49,11 @@ def show_line(text: object, limit: int = MAX_LINE) -> str:
     """Return a text as one line for a terminal or a log: without secrets and control characters, a long one without its middle."""
     bounded = shorten(str(text), 10 * limit, 5 * limit)  # or megabytes would be searched for URLs
     return escape_controls(shorten(hide_secrets(bounded), limit, limit // 3))
+
+
+def show(text: object) -> str:
+    """Return a name, a class or a cell as a part of a line: as `show_line`, and short."""
+    return show_line(text, MAX_PART)
 
 
 def _hide_in_word(word: str) -> str:

@@ -17,7 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from refit.data.files import NO_TEXT, UNREADABLE, Opened, check_names, describe_content, open_unpacked
-from refit.errors import DataError, show
+from refit.errors import DataError
+from refit.texts import show
 
 BLOCK_BYTES = 1 << 23
 MAX_ROW_BYTES = 1 << 27

@@ -23,14 +23,13 @@ from refit.data.remarks import remark_on_columns
 from refit.data.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.data.sides import TypedTable, choose_sides, read_groups
 from refit.data.sources import NOTEBOOK, Table, read_files, read_names, read_table
-from refit.errors import DataError, show
+from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store import Store
-from refit.texts import show_line
+from refit.texts import show
 
 MAX_CLASSES_SHOWN = 10
-MAX_LABEL_LENGTH = 60
 MAX_REMARKS_SHOWN = 30
 MAX_BYTES_CHECKED = 20_000_000
 """Of files that are read twice, once to refuse them early."""
@@ -100,16 +99,16 @@ class Manifest(BaseModel):
         splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
         totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
         largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])
-        classes = ", ".join(f"{show_line(label, MAX_LABEL_LENGTH)} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
+        classes = ", ".join(f"{show(label)} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
         more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
         lines = [
             f"rows: {self.rows} ({splits})",
             f"columns: {columns}, as {len(self.input_names)} inputs",
-            f"classes of {show_line(self.target)}: {classes}{more}",
+            f"classes of {show(self.target)}: {classes}{more}",
         ]
         if self.rows_without_target:
-            lines.append(f"dropped: {self.rows_without_target} rows without a value of {show_line(self.target)}")
-        together = "features are those" if self.group_column is None else f"{show_line(self.group_column)} is that"
+            lines.append(f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}")
+        together = "features are those" if self.group_column is None else f"{show(self.group_column)} is that"
         reasons = {
             "gap": "in the gaps before validation and test",
             "window": "older than the window",
@@ -118,7 +117,7 @@ class Manifest(BaseModel):
         lines += [f"left out: {number} rows {reasons[name]}" for name, number in self.rows_left_out.items()]
         if self.test_copies is not None:
             lines.append(f"copies: {self._count_copies(self.test_copies)}")
-        lines += [f"dropped: column {show_line(name)}, {reason}" for name, reason in self.dropped_columns.items()]
+        lines += [f"dropped: column {show(name)}, {reason}" for name, reason in self.dropped_columns.items()]
         lines += self.remarks[:MAX_REMARKS_SHOWN]
         if len(self.remarks) > MAX_REMARKS_SHOWN:
             lines.append(f"{len(self.remarks) - MAX_REMARKS_SHOWN} more such lines are in the version's manifest.json")

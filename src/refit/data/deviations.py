@@ -9,8 +9,8 @@ import polars as pl
 from refit.data.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn
 from refit.data.profiles import Profile
 from refit.data.schema import Numbers
-from refit.errors import show
 from refit.refs import Deviation
+from refit.texts import show
 
 MORE_ROWS = 0.5
 """Share of the rows, beyond that of the train rows, from which on a deviation is told."""

@@ -21,7 +21,8 @@ import fsspec
 from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
-from refit.errors import DataError, show
+from refit.errors import DataError
+from refit.texts import show
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 NO_TEXT = re.compile("[\0\udc80-\udcff]")

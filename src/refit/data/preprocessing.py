@@ -18,7 +18,8 @@ from torch import Tensor
 from refit.data.files import list_names
 from refit.data.formats import AnyFormat, Format
 from refit.data.schema import Kind, Locate, Numbers, Rows, convert_column, convert_numbers, index_rows, take_rows
-from refit.errors import DataError, show
+from refit.errors import DataError
+from refit.texts import show
 
 Inputs: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]

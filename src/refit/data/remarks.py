@@ -7,7 +7,7 @@ import polars as pl
 
 from refit.data.preprocessing import AnyColumn, CategoricalColumn, NumericColumn
 from refit.data.schema import Reading, Rows, take_rows
-from refit.errors import show
+from refit.texts import show
 
 LUMPED_SHARE = 0.1
 """Share of the train rows whose categories have no input of their own, from which on people are told."""

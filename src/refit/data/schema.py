@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from refit.data.files import list_names
 from refit.data.formats import AnyFormat, DateFormat, find_alike, find_formats
-from refit.errors import DataError, show
+from refit.errors import DataError
+from refit.texts import show
 
 Kind = Literal["numeric", "boolean", "datetime", "categorical"]
 Locate = Callable[[int], str]

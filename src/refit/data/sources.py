@@ -12,7 +12,8 @@ import polars as pl
 
 from refit.data import csv_files, parquet_files
 from refit.data.files import Opened, digest_file, find_files, find_partitions, is_parquet, list_names, naming_read_errors
-from refit.errors import DataError, show
+from refit.errors import DataError
+from refit.texts import show
 
 NOTEBOOK = "notebook"
 

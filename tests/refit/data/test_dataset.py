@@ -491,14 +491,12 @@ def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path) -
 def test_what_the_data_says_is_shown_in_one_short_line(store: Store, tmp_path: Path) -> None:
     long, lines = "x" * 1_000_000, "two\nlines\x1b[31m"
     pl.DataFrame({"a": ["1", "2", long, "3"], "y": ["u", "v"] * 2}).write_csv(tmp_path / "rows.csv")
-    with pytest.raises(
-        DataError, match=r"row 3 of .*: expected a number, found 'x{80}… \(1,000,000 characters\)'; mend"
-    ) as refused:
+    with pytest.raises(DataError, match=r"row 3 of .*: expected a number, found 'x+…x+'; mend") as refused:
         build(store, source=f"{tmp_path}/rows.csv")
     assert len(str(refused.value)) < 500
     pl.DataFrame({lines: range(20), "y": [long, lines] * 10}).write_csv(tmp_path / "rows.csv")
     told = build(store, source=f"{tmp_path}/rows.csv").describe()
-    assert any(rf"two\nlines\x1b[31m (10), {long[:80]}… (1,000,000 characters) (10)" in line for line in told)
+    assert any(rf"two\nlines\x1b[31m (10), {long[:53]}…{long[:26]} (10)" in line for line in told)
     assert all(len(line) < 500 and line.isprintable() for line in told)
     with pytest.raises(DataError, match=r"found no `z` among `two\\nlines\\x1b\[31m`, `y`"):
         build(store, source=f"{tmp_path}/rows.csv", target="z")
@@ -760,9 +758,9 @@ def test_the_profiles_are_those_of_the_train_rows_and_the_target(store: Store, t
 
 def test_a_data_set_is_described_in_lines_that_move_no_terminal_and_break_no_log(store: Store, tmp_path: Path) -> None:
     labels = ["\x1b[2Ja\nb", "c" * 200_000]
-    frame = pl.DataFrame({"x\x1b[2J": range(40), "none\n": [None] * 40, "y": labels * 20})
+    frame = pl.DataFrame({"x\x1b[2J": range(40), "no\nne": [None] * 40, "y": labels * 20})
     frame.write_parquet(tmp_path / "rows.parquet")
     lines = build(store, source=str(tmp_path / "rows.parquet")).describe()
     assert r"classes of y: \x1b[2Ja\nb (20), ccccc" in "".join(lines)
-    assert any(line.startswith(r"dropped: column none\n, ") for line in lines)
+    assert any(line.startswith(r"dropped: column no\nne, ") for line in lines)
     assert not [line for line in lines if len(line) > 200 or "\x1b" in line or "\n" in line]
