@@ -80,8 +80,8 @@ def score_files(
             on_rows(num_rows)
         found = deviations.find()
         if found and is_strict:
-            told = "\n".join(deviation.describe() for deviation in found)
-            raise DataError(f"{source}: expected rows like those that {model_name} learned from, found\n{told}")
+            mistake = f"{source}: expected rows like those that {model_name} learned from, found"
+            raise DataError(mistake, *(deviation.describe() for deviation in found))
     return Scored(num_rows, found)
 
 

@@ -40,6 +40,8 @@ BYTE_ORDER_MARK = "\ufeff"
 Places: TypeAlias = NDArray[np.int64]
 """Of bytes in a block."""
 
+TOO_LONG = "field larger than field limit"
+"""What `csv` says of a cell that is longer."""
 csv.field_size_limit(MAX_ROW_BYTES)
 
 
@@ -74,8 +76,8 @@ class _Lines(Iterator[str]):
         self.last = line = self._text.readline(MAX_ROW_BYTES)
         if not line:
             raise StopIteration
-        if len(line) == MAX_ROW_BYTES:
-            raise csv.Error(f"a line of more than {MAX_ROW_BYTES} characters")
+        if len(line) >= MAX_ROW_BYTES:
+            raise csv.Error(TOO_LONG)
         self.num_bytes += len(line.encode("utf-8", "surrogateescape"))
         is_start, self._is_start = self._is_start, False
         return line.removeprefix(BYTE_ORDER_MARK) if is_start else line
@@ -99,7 +101,9 @@ def read_header(opened: Opened, path: str) -> Header:
                 names = next(records, [])
             num_bytes = lines.num_bytes
             rows = list(islice(records, ROWS_COMPARED))
-    except (*UNREADABLE, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(f"{path}: {_explain(error, lines.last)}") from error
+    except UNREADABLE as error:
         raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
     if not names:
         raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
@@ -262,12 +266,16 @@ def _read_rows(file: BinaryIO, opened: Opened, path: str, width: int, num_before
                 yield _make_frame(held)
                 held = []
     except csv.Error as error:
-        raise DataError(f"{name_row(opened, path, row + 1)}: {_explain(error, lines.last)}") from error
+        is_long = TOO_LONG in str(error)
+        where = path if is_long else name_row(opened, path, row + 1)
+        raise DataError(f"{where}: {_explain(error, lines.last)}") from error
     if held:
         yield _make_frame(held)
 
 
 def _explain(error: csv.Error, line: str) -> str:
+    if TOO_LONG in str(error):
+        return f"expected rows of less than {MAX_ROW_BYTES} bytes, found a longer one; mend its quotes"
     if '\\"' in line:
         return 'expected quotes within a quoted cell to be doubled, found \\"; write them as ""'
     found = {"expected after": "a cell that goes on after its closing quote", "end of data": "one that is never closed"}

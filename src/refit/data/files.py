@@ -22,6 +22,7 @@ from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import DataError
+from refit.memory import find_free_memory
 from refit.texts import show
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -55,6 +56,9 @@ CONTENTS = {
 """What a file is that begins with these bytes, and what to do with it."""
 SPECIAL_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
+BYTES_A_TEXT = 16
+"""Of a cell of text, in memory, besides what it says."""
+
 Opened: TypeAlias = str | bytes | OpenFile
 """A local path, the bytes of a file, or a remote file."""
 
@@ -76,8 +80,12 @@ class Files:
     outer: list[str]
 
     def fetch(self, path: str) -> str | bytes:
-        """A local path as it is, a remote file's bytes."""
-        return path if self.is_local else cast(bytes, self.system.cat_file(path))
+        """A local path as it is, a remote file's bytes; raises DataError if memory cannot hold them."""
+        if self.is_local:
+            return path
+        if (self.system.size(path) or 0) > find_free_memory():  # some servers do not tell
+            raise outgrow(path)
+        return cast(bytes, self.system.cat_file(path))
 
     def open_lazily(self, path: str) -> str | OpenFile:
         """A local path as it is, a remote file to be read in parts."""
@@ -94,8 +102,18 @@ def naming_read_errors(source: str) -> Iterator[None]:
     """Turn what cannot be opened into a DataError that names `source`."""
     try:
         yield
+    except MemoryError as error:
+        raise outgrow(source) from error
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
+
+
+def outgrow(path: str) -> DataError:
+    """The error for a table that is larger than memory."""
+    return DataError(
+        f"{path}: expected a table that fits into memory, of which {find_free_memory() / 1e9:.1f} GB are free, found a larger one;"
+        " leave rows or columns out, or take a machine that has more"
+    )
 
 
 def find_files(source: str) -> Files:

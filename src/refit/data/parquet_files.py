@@ -9,8 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refit.data.files import Opened, check_names, open_bytes
+from refit.data.files import BYTES_A_TEXT, Opened, check_names, open_bytes, outgrow
 from refit.errors import DataError, first_line
+from refit.memory import find_free_memory
 
 BUFFER_BYTES = 1 << 20
 PANDAS_INDEX = re.compile(r"^__index_level_\d+__$")
@@ -43,6 +44,8 @@ def iterate_parquet(
         wanted = [name for name in columns if name in present] if columns is not None else list(present)
         wanted = wanted or list(present)[:1]  # not none, to know how many rows there are
         names = [present[name] for name in wanted]
+        if num_rows is None:
+            _check_fits(file, path)
         for part in [file.read(names)] if num_rows is None else file.iter_batches(num_rows, columns=names):
             frame = cast(pl.DataFrame, pl.from_arrow(_convert(part), rechunk=False))[names]
             frame.columns = wanted
@@ -59,6 +62,20 @@ def _open(opened: Opened, path: str) -> Iterator[pq.ParquetFile]:
         raise DataError(
             f"{path}: expected a whole Parquet file, found a damaged one ({first_line(error)}); write it again"
         ) from error
+
+
+def _check_fits(file: pq.ParquetFile, path: str) -> None:
+    """Raise DataError if the rows that the file says it has cannot fit into memory, however few bytes they take on the disk."""
+    bits = sum(_count_bits(field.type) for field in file.schema_arrow)
+    if file.metadata.num_rows * bits / 8 > find_free_memory():
+        raise outgrow(path)
+
+
+def _count_bits(dtype: pa.DataType) -> int:
+    """Of a cell, in memory, at least."""
+    if pa.types.is_null(dtype):
+        return 0
+    return dtype.bit_width if pa.types.is_primitive(dtype) else 8 * BYTES_A_TEXT
 
 
 def _find_columns(file: pq.ParquetFile, path: str) -> dict[str, str]:

@@ -11,8 +11,19 @@ from dataclasses import dataclass
 import polars as pl
 
 from refit.data import csv_files, parquet_files
-from refit.data.files import Opened, digest_file, find_files, find_partitions, is_parquet, list_names, naming_read_errors
+from refit.data.files import (
+    BYTES_A_TEXT,
+    Opened,
+    digest_file,
+    find_files,
+    find_partitions,
+    is_parquet,
+    list_names,
+    naming_read_errors,
+    outgrow,
+)
 from refit.errors import DataError
+from refit.memory import find_free_memory
 from refit.texts import show
 
 NOTEBOOK = "notebook"
@@ -71,7 +82,7 @@ def read_files(source: str) -> Table:
             columns = [name for name in names if name]
             if len(columns) < len(names):
                 indexed.append(path)
-            parts = list(parquet_files.iterate_parquet(opened, path) if is_parquet(path) else csv_files.iterate_csv(opened, path))
+            parts = _read_parts(opened, path)
             frame = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
             frames.append(add_partitions(frame, path))
             digests.append(digest_file(opened, path))  # after reading: if it is still that of the recipe, so were the rows
@@ -86,6 +97,19 @@ def read_files(source: str) -> Table:
         outer=tuple(files.outer),
         remarks=_describe_left_out(indexed, files.left_out),
     )
+
+
+def _read_parts(opened: Opened, path: str) -> list[pl.DataFrame]:
+    """All rows of a file; raises DataError once it is clear that memory cannot hold them, over which polars ends the process."""
+    if is_parquet(path):
+        return list(parquet_files.iterate_parquet(opened, path))
+    free, num_bytes, parts = find_free_memory(), 0, list[pl.DataFrame]()
+    for part in csv_files.iterate_csv(opened, path):
+        parts.append(part)
+        num_bytes += int(part.estimated_size()) + BYTES_A_TEXT * part.height * part.width
+        if num_bytes > free:
+            raise outgrow(path)
+    return parts
 
 
 def read_names(source: str) -> list[str]:

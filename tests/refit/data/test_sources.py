@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from urllib.parse import quote
 
+import fsspec
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refit.data import csv_files, files, parquet_files, sources
 from refit.data.batches import read_batches
 from refit.data.sources import digest_source, join_parts, read_names, read_table
 from refit.errors import DataError
@@ -72,10 +74,9 @@ def test_the_digest_is_that_of_a_file_which_was_written_to_before_it_was_read(tm
 
 
 def test_remote_files_are_read_through_fsspec() -> None:
-    fsspec = pytest.importorskip("fsspec")
-    files = fsspec.filesystem("memory")
-    files.pipe_file("/folder/1.csv", b"a,b\n1,2\n")
-    files.pipe_file("/folder/2.csv", b"a,b\n3,\n")
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/folder/1.csv", b"a,b\n1,2\n")
+    system.pipe_file("/folder/2.csv", b"a,b\n3,\n")
     for source in ("memory://folder", "memory://folder/*", "memory://f*r"):
         assert read_table(source).frame.to_dict(as_series=False) == {"a": ["1", "3"], "b": ["2", None]}
     with pytest.raises(DataError, match=r"memory://nowhere: expected a file, folder or glob, found nothing there"):
@@ -276,3 +277,66 @@ def test_what_is_no_table_is_said_to_be_what_it_is(tmp_path: Path) -> None:
             read_table(str(tmp_path / name))
     with pytest.raises(DataError, match=r"expected the path or URL of a file, folder or glob, found an empty text; name one"):
         read_table("")
+
+
+def write_zeros(path: Path) -> str:
+    """A million rows of zeros: 4 MB of text in 4 kB of gzip or Parquet."""
+    if path.suffix == ".parquet":
+        zeros = pl.repeat(0, 1_000_000, eager=True)
+        pl.DataFrame({"x": zeros, "y": zeros.cast(pl.String)}).write_parquet(path)
+    else:
+        text = b"x,y\n" + b"0,0\n" * 1_000_000
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return str(path)
+
+
+def allow(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    for module in (sources, files, parquet_files):
+        monkeypatch.setattr(module, "find_free_memory", lambda: free)
+
+
+@pytest.mark.parametrize("name", ["zeros.csv.gz", "zeros.csv", "zeros.parquet"])
+def test_a_table_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch, name):
+    source = write_zeros(tmp_path / name)
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", 1 << 20)
+    allow(monkeypatch, 19_000_000)
+    with pytest.raises(DataError, match=rf"{source}: expected a table that fits into memory, of which 0\.0 GB are free, found a"):
+        read_table(source)
+    allow(monkeypatch, 40_000_000)
+    assert read_table(source).frame.height == 1_000_000
+
+
+def test_a_file_far_away_that_memory_cannot_hold_is_not_fetched(monkeypatch):
+    fsspec.filesystem("memory").pipe_file("/bombs/rows.csv", b"x,y\n" + b"0,0\n" * 1000)
+    allow(monkeypatch, 4000)
+    with pytest.raises(DataError, match=r"/bombs/rows\.csv: expected a table that fits into memory"):
+        read_table("memory://bombs/rows.csv")
+
+
+def test_running_out_of_memory_names_the_source(monkeypatch):
+    monkeypatch.setattr(sources, "find_files", lambda _: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(DataError, match=r"rows\.csv: expected a table that fits into memory"):
+        read_table("rows.csv")
+
+
+@pytest.mark.parametrize("text", ["x,y\n{}\n", "{}", "x,y\n1,2\n3,{}", 'x,y\n1,"{}"\n'])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_a_row_that_never_ends_is_refused(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(csv_files, "MAX_ROW_BYTES", 10_000)
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", 1000)
+    data = text.format("z" * 20_000).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    for read in (read_table, lambda source: list(read_batches(source, [], [], 9))):
+        with pytest.raises(
+            DataError, match=rf"{path}: expected rows of less than 10000 bytes, found a longer one; mend its quotes"
+        ):
+            read(str(path))
+
+
+def test_rows_that_end_are_read_however_large_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "MAX_ROW_BYTES", 2000)
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", 1000)
+    path = tmp_path / "rows.csv"
+    path.write_text("x,y\n" + f"1,{'z' * 1500}\n" * 20)
+    assert read_table(str(path)).frame.height == 20
