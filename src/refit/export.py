@@ -199,7 +199,8 @@ def _list_codes(column: CategoricalColumn) -> dict[str, int]:
 
 def _list_labels(types: Any, classes: Sequence[bool | int | str]) -> tuple[int, list[int], list[Any]]:
     """Type, shape and values of the tensor of labels."""
-    kind = {bool: types.BOOL, int: types.INT64, str: types.STRING}[type(classes[0])]
+    whole = types.UINT64 if any(isinstance(label, int) and label >= 2**63 for label in classes) else types.INT64
+    kind = {bool: types.BOOL, int: whole, str: types.STRING}[type(classes[0])]
     return kind, [len(classes)], [label.encode() if isinstance(label, str) else label for label in classes]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from refit.data.dataset import Manifest
-from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns
+from refit.data.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.errors import DataError, RefitError, SettingsError
 from refit.export import export_model
 from refit.inference import Model
@@ -108,6 +108,20 @@ def test_prepared_tensors_have_the_bits_of_prepared_rows(is_whole):
         assert torch.equal(Preparation(model.manifest.columns)(*tensors), apply_columns(model.manifest.columns, rows))
 
 
+@pytest.mark.parametrize("lacks", [False, True])
+def test_columns_with_one_value_have_no_influence_in_tensors_either(lacks):
+    train = make_rows(0, is_whole=True)[[20] * 8]
+    columns = fit_columns(pl.concat([train, train.clear(2)]) if lacks else train, KINDS, [])
+    assert all(column.is_constant for column in columns)
+    rows = make_rows(1)
+    tensors = [torch.tensor(build_array(column, rows, has_text=False)) for column in columns]
+    found, names = Preparation(columns)(*tensors), name_inputs(columns)
+    assert torch.equal(found, apply_columns(columns, rows))
+    if not lacks:
+        assert found.std(dim=0).max() == 0
+    assert sum(name.endswith("is missing") for name in names) == len(columns) * lacks
+
+
 def test_date_parts_are_those_of_polars_from_year_1_to_9999():
     draw = random.Random(0)
     edges = [datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999), datetime(1969, 12, 31, 23), datetime(1970, 1, 1)]
@@ -123,7 +137,7 @@ def test_date_parts_are_those_of_polars_from_year_1_to_9999():
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 @pytest.mark.parametrize(
     ("classes", "is_whole", "names"),
-    [(["no", "猫"], False, KINDS), ([3, 7, 10**12], True, KINDS), ([False, True], False, TWO_COLUMNS)],
+    [(["no", "猫"], False, KINDS), ([3, 7, 2**64 - 1], True, KINDS), ([False, True], False, TWO_COLUMNS)],
     ids=["text", "integers, fitted on whole rows", "booleans"],
 )
 def test_the_file_scores_other_rows_as_the_model_does(format, is_whole, classes, names, capfd):
