@@ -60,13 +60,13 @@ def run_locally(
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):
         with _importing(), _awaiting_server() as url:  # meanwhile, what takes seconds to import
+            check()
             import httpx
             from prefect import settings
 
             from flows.server import ServerError
 
             found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-            check()
         changes = {
             settings.PREFECT_API_URL: url,
             settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
