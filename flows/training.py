@@ -92,6 +92,7 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
     logger.info("device: %s", devices.describe_device(devices.prepare_compute(settings.compute)))
     store = Store(settings.store.url)
     store.remove_leftovers()
+    store.try_out()
     find_highest(store, settings.name)  # raises for a damaged ledger before anything is trained
 
     wait = "another process trains this recipe; waiting for it to end"

@@ -251,6 +251,8 @@ def _load_head(store: Store, name: str, newest: int) -> Head:
     """The head of a ledger whose newest entry has this number; it may be missing only before the second entry."""
     path = _head_path(name)
     data = store.read_together([path])[0]
+    if data is None and store.exists(path):
+        data = store.read(path)
     if data is None and newest <= 1:
         return Head(number=0, digest="")
     try:

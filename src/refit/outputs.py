@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import RefitError, SettingsError
 from refit.settings import check_url
-from refit.store import Store, is_alive
+from refit.store import Store, is_alive, open_files, sync_folder
 
 
 def check_output(output: str, suffix: str) -> None:
@@ -34,7 +33,7 @@ def check_outside(output: str, store: Store) -> None:
     root = store.root
     if isinstance(files, LocalFileSystem):
         root, path = os.path.realpath(root), os.path.realpath(path)
-    if type(files) is type(store.files) and path.startswith(f"{root}/"):
+    if files.protocol == store.files.protocol and path.startswith(f"{root}/"):
         raise SettingsError(f"--output: expected a file outside of the store, found {output} in {store.url}; write it elsewhere")
 
 
@@ -59,9 +58,10 @@ def replacing(output: str) -> Iterator[Path]:
         _remove_leftovers(folder, Path(path).name)
         yield temporary
         if is_local:
-            _sync(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync(folder)
+            sync_folder(folder)
         else:
             files.put_file(str(temporary), path)
     except OSError as error:
@@ -76,7 +76,7 @@ def replacing(output: str) -> Iterator[Path]:
 
 def _find_place(output: str) -> tuple[Any, str]:
     try:
-        files, path = fsspec.url_to_fs(output)
+        files, path = open_files(output)
     except (ImportError, ValueError) as error:
         raise SettingsError(f"--output: expected a path or an fsspec URL, found {output!r}: {error}") from error
     return files, path
@@ -90,12 +90,3 @@ def _remove_leftovers(folder: Path, name: str) -> None:
         if match and not is_alive(int(match[1])):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or a rename in a folder, outlast a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

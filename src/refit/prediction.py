@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,6 +22,7 @@ from refit.inference import Model
 from refit.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader
 from refit.outputs import check_output, replacing
 from refit.refs import Deviation
+from refit.store import open_files
 
 # A multiple, so that the model gets the very batches that it gets from `Model.predict`, and gives the same bits.
 ROWS_PER_BATCH = 8 * EVALUATION_BATCH_SIZE
@@ -94,10 +94,10 @@ def check_files(source: str, output: str) -> None:
 
 def _refuse_output_in_source(source: str, output: str) -> None:
     """Raise SettingsError for an output that the next reading of the source would find, or that replaces it."""
-    output_files, path = fsspec.url_to_fs(output)
+    output_files, path = open_files(output)
     with naming_read_errors(source):
-        source_files, root = fsspec.url_to_fs(source)
-    if type(source_files) is not type(output_files):
+        source_files, root = open_files(source)
+    if source_files.protocol != output_files.protocol:
         return
     if isinstance(source_files, LocalFileSystem):
         root, path = os.path.realpath(root), os.path.realpath(path)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -21,7 +22,43 @@ from refit.errors import StoreError
 
 OBJECTS, MODELS, DAMAGED, TEMPORARY, LOCKS = "objects", "models", "damaged", "tmp", "locks"
 CLAIM, COMPLETE = ".claim", ".complete"
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What file systems answer that cannot do a thing; network shares, FUSE and exFAT lack some."""
+NO_LINKS, NO_LOCKS = {*UNSUPPORTED, errno.EPERM}, {*UNSUPPORTED, errno.ENOLCK}
 SECONDS_BETWEEN_TRIES = 0.2
+
+
+class _Remote:
+    """A file system far away. What its package raises is an OSError, whatever it was: missing credentials, broken connections."""
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._files, name)
+        if not callable(found):
+            return found
+
+        def call(*given: Any, **named: Any) -> Any:
+            try:
+                return found(*given, **named)
+            except (OSError, MemoryError, TypeError):  # a TypeError is a mistake of ours
+                raise
+            except Exception as error:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+
+        return call
+
+
+def open_files(url: str, **options: Any) -> tuple[Any, str]:
+    """Return the fsspec file system of a path or URL, and the path in it; all that it raises later are OSErrors.
+
+    Raises:
+        ImportError: The package for its protocol is not installed.
+        ValueError: The protocol is unknown.
+    """
+    files, path = fsspec.url_to_fs(url, **options)
+    return files if isinstance(files, LocalFileSystem) else _Remote(files), path
 
 
 class Store:
@@ -37,7 +74,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self.files, self.root = fsspec.url_to_fs(url, use_listings_cache=False)
+            self.files, self.root = open_files(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StoreError(f"store.url: expected a folder or an fsspec URL, found {url!r}: {error}") from error
         self.root = self.root.rstrip("/")
@@ -77,7 +114,7 @@ class Store:
             else:
                 self.files.makedirs(Path(path).parent, exist_ok=True)
                 source.replace(path)
-                _sync_folder(Path(path).parent)
+                sync_folder(Path(path).parent)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -156,13 +193,25 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether there is a file, `path` relative to the store."""
-        return bool(self.files.exists(f"{self.root}/{path}"))
+        with _naming_store_errors(f"{self.root}/{path}"):
+            return bool(self.files.exists(f"{self.root}/{path}"))
+
+    def try_out(self) -> None:
+        """Create a file and remove it, so that a store that cannot be written is found before there is work to lose.
+
+        Raises:
+            StoreError: It cannot, or its file system lacks what it takes to write wholly or not at all.
+        """
+        path = f"{TEMPORARY}/{self._temporary().name}"
+        self.create(path, b"")
+        self.remove(path)
 
     @contextlib.contextmanager
     def lock(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Hold a lock that one process of this machine can have at a time; the system frees it when its holder dies.
 
-        Stores that are not on a disk have none: there, runs of one recipe both do the work, and end with the same bits.
+        Stores that are not on a disk have none, nor do some network shares: there, runs of one recipe both do the work, and end
+        with the same bits.
 
         Args:
             name: Of the lock.
@@ -193,12 +242,11 @@ class Store:
     def list_files(self, folders: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
         found = {}
-        for folder in folders:
-            if not self.files.exists(f"{self.root}/{folder}"):
-                continue
-            for path, info in self.files.find(f"{self.root}/{folder}", detail=True).items():
-                changed_at = info.get("mtime") or self.files.modified(path).timestamp()
-                found[path.removeprefix(f"{self.root}/")] = (info["size"], changed_at)
+        for folder in filter(self.exists, folders):
+            with _naming_store_errors(f"{self.root}/{folder}"):
+                for path, info in self.files.find(f"{self.root}/{folder}", detail=True).items():
+                    changed_at = info.get("mtime") or self.files.modified(path).timestamp()
+                    found[path.removeprefix(f"{self.root}/")] = (info["size"], changed_at)
         return found
 
     def list_leftovers(self, unchanged_since: float) -> dict[str, int]:
@@ -248,8 +296,9 @@ class Store:
 
     def is_published(self, folder: str) -> bool:
         """Whether `folder` is there, wholly."""
-        path = f"{self.root}/{folder}"
-        return bool(self.files.isdir(path) if isinstance(self.files, LocalFileSystem) else self.files.exists(f"{path}/{COMPLETE}"))
+        if isinstance(self.files, LocalFileSystem):
+            return bool(self.files.isdir(f"{self.root}/{folder}"))
+        return self.exists(f"{folder}/{COMPLETE}")
 
     def read(self, path: str) -> bytes:
         """Return the bytes of a published file, `path` relative to the store.
@@ -338,10 +387,14 @@ def _unusable(path: str, error: OSError) -> StoreError:
 
 
 def _try_lock(descriptor: int) -> bool:
+    """Whether nobody else holds the lock, as far as the file system can tell."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return True
 
 
@@ -367,6 +420,29 @@ def _create_by_link(path: Path, data: bytes, temporary: Path) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _create_in_turn(path, temporary)
+    return True
+
+
+def _create_in_turn(path: Path, temporary: Path) -> bool:
+    """Create a file without hard links: by renaming, which would replace another, so one process after the other looks first."""
+    lock = temporary.parent.parent / LOCKS / "create"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise StoreError(
+                f"{path}: expected a file system with hard links, or with locks, found neither; keep the store on another"
+            ) from error
+        if path.exists():
+            return False
+        os.rename(temporary, path)
     return True
 
 
@@ -383,7 +459,7 @@ def _written_apart(path: Path, data: bytes, temporary: Path) -> Iterator[None]:
         yield
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Path) -> bool:
@@ -395,7 +471,7 @@ def _publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: P
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_folder(temporary)
+        sync_folder(temporary)
         try:
             os.rename(temporary, folder)
         except OSError as error:
@@ -404,14 +480,17 @@ def _publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: P
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return True
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlast a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlast a power cut, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)

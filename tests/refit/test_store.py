@@ -1,11 +1,14 @@
 import contextlib
 import errno
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,9 +18,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from refit.errors import StoreError
+from refit.data.sources import read_table
+from refit.errors import DataError, StoreError
+from refit.outputs import replacing
 from refit.store import DAMAGED, LOCKS, MODELS, OBJECTS, TEMPORARY, Store, is_alive
 
 
@@ -671,3 +678,128 @@ def test_a_relative_store_stays_where_it_was_opened(tmp_path, monkeypatch):
 def test_a_location_is_a_full_path_or_a_url(tmp_path):
     assert Store("store").location("models/m/v1") == str(tmp_path / "store/models/m/v1")
     assert Store("memory://bucket/store").location("models/m/v1") == "memory:///bucket/store/models/m/v1"
+
+
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def no_links(request, monkeypatch) -> None:
+    """As network shares, exFAT and FUSE answer."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP])
+def no_locks(request, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_a_file_is_created_wholly_and_once(store):
+    store.try_out()
+    assert store.create("a/1.json", b"first")
+    assert not store.create("a/1.json", b"second")
+    assert store.read("a/1.json") == b"first"
+    assert store.names("tmp") == []
+
+
+CREATE = """
+import errno, os, sys
+from refit.store import Store
+def refuse(*_):
+    raise OSError(errno.EPERM, "no")
+os.link = refuse
+store = Store(sys.argv[1])
+input()
+print(*(number for number in range(100) if store.create(f"a/{number}", sys.argv[2].encode())))
+"""
+
+
+def test_without_hard_links_processes_that_create_at_once_take_turns(store):
+    command = [sys.executable, "-c", CREATE, store.url]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(n)], **pipes) for n in range(3)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    created = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert sorted(itertools.chain(*created), key=int) == [str(number) for number in range(100)]
+    assert all(store.read(f"a/{number}") == str(n).encode() for n, mine in enumerate(created) for number in mine)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_runs_of_one_recipe_both_do_the_work(store):
+    with store.lock("recipe", pytest.fail), store.lock("recipe", pytest.fail):
+        assert not store.is_locked("recipe")
+    store.try_out()
+    assert store.create("a/1.json", b"first")
+
+
+@pytest.mark.usefixtures("no_links", "no_locks")
+def test_without_links_and_locks_a_store_is_refused_at_its_first_file(store):
+    with pytest.raises(
+        StoreError, match=r"expected a file system with hard links, or with locks, found neither; keep the store on"
+    ):
+        store.try_out()
+    assert store.names("tmp") == []
+
+
+def test_a_file_system_that_cannot_sync_folders_is_written_to_all_the_same(store, monkeypatch):
+    sync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    assert store.get(store.put(b"1")) == b"1"
+    assert store.create("a/1", b"1")
+    assert store.publish("models/a/v1", {"x": b"1"})
+    with replacing("out.txt") as path:
+        path.write_text("1")
+    assert Path("out.txt").read_text() == "1"
+
+
+class _Locked(MemoryFileSystem):
+    """A store far away without credentials, of which its package tells in its own way."""
+
+    protocol = "locked"
+
+    def _refuse(self, *_: object, **__: object) -> None:
+        raise LookupError("Unable to locate credentials")
+
+    exists = ls = cat_file = find = info = isfile = isdir = pipe_file = _refuse
+
+
+def test_what_a_package_of_a_store_far_away_raises_is_a_store_error():
+    fsspec.register_implementation("locked", _Locked, clobber=True)
+    store = Store("locked://bucket/store")
+    for act in (
+        lambda: store.names("models"),
+        lambda: store.exists("a"),
+        lambda: store.read("a"),
+        lambda: store.write("a", b""),
+        lambda: store.create("a", b""),
+        lambda: store.is_published("models/a/v1"),
+        lambda: store.list_files(["objects"]),
+        lambda: store.try_out(),
+    ):
+        with pytest.raises(StoreError, match=r"found: LookupError: .*Unable to locate credentials.*; free space or permit access"):
+            act()
+
+
+def test_s3_without_credentials_is_a_store_error(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match=r"bucket/store/models: expected .*, found: NoCredentialsError: Unable to locate cred"):
+        Store("s3://bucket/store").names("models")
+    with pytest.raises(DataError, match=r"s3://bucket/rows\.csv: expected files that can be read, found NoCredentialsError"):
+        read_table("s3://bucket/rows.csv")

@@ -17,12 +17,12 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote
 
-import fsspec
 from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import DataError
 from refit.memory import find_free_memory
+from refit.store import open_files
 from refit.texts import show
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -120,7 +120,7 @@ def find_files(source: str) -> Files:
     """Find the data files of a source; raises DataError if there are none."""
     if not source.strip():
         raise DataError("expected the path or URL of a file, folder or glob, found an empty text; name one")
-    system, root = fsspec.url_to_fs(source)
+    system, root = open_files(source)
     system.invalidate_cache()
     if system.isfile(root):
         _check_suffix(system, root, source)
