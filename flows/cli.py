@@ -1,5 +1,6 @@
 """The `refit` command. What is heavy is imported by the command that needs it, so that the others answer at once."""
 
+import io
 import json as jsonlib
 import os
 import sys
@@ -41,6 +42,8 @@ MAX_LOSSES_SHOWN = 8
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data, 3 done but look at the champion."""
+    _speak_utf8()
+    _open_streams()
     try:
         code = app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -246,6 +249,26 @@ def gc(
     for damage in damages:
         complain(StoreError(damage))
     return FAILED if damages else COMPLETED
+
+
+def _speak_utf8() -> None:
+    """Begin anew where Python would not take names of files for UTF-8, as Polars and PyTorch do whatever the locale."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _open_streams() -> None:
+    """Have all three streams, as a closed one would become whatever is opened next, and have them write any letter."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _join_values(arguments: Sequence[str]) -> list[str]:

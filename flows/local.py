@@ -3,6 +3,7 @@
 Quiet: a progress bar on a terminal, plain lines elsewhere, all on stderr.
 """
 
+import contextlib
 import gc
 import importlib
 import logging
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from flows.own_server import is_server_named, starting_server
 from flows.terminal import FAILED
 from refit.code import digest_code
-from refit.errors import first_line
+from refit.errors import SettingsError, first_line
 from refit.keys import DATA_CODE, TRAINING_CODE
 from refit.texts import show_line
 
@@ -56,6 +58,7 @@ def run_locally(
         when_stopped: What to say after a signal, in front of the command.
         check: Refuses what the flow would refuse, called while the server starts.
     """
+    _check_clock()
     logging.raiseExceptions = False  # else every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):
@@ -81,6 +84,15 @@ def run_locally(
                 f"PREFECT_API_URL: expected the Prefect server at {url} to serve to the end, found {first_line(error)};"
                 " what was done is kept: see that the server runs and has space left, and give the same command again"
             )
+
+
+def _check_clock() -> None:
+    """Raise SettingsError for a time zone that no clock has, such as TZ=UTC+99, over which Prefect stumbles."""
+    try:
+        datetime.now().astimezone()
+    except ValueError as error:
+        found = os.environ.get("TZ")
+        raise SettingsError(f"TZ: expected a zone such as Europe/Berlin, found {found!r}, too far from UTC; mend it") from error
 
 
 @contextmanager
@@ -130,7 +142,9 @@ def _stopping_soon(advice: str) -> Iterator[None]:
     writer.setblocking(False)
 
     def watch() -> None:
-        signums = reader.recv(1)
+        signums = b""
+        with contextlib.suppress(OSError):  # it is closed at the end
+            signums = reader.recv(1)
         if not signums or signums[0] not in (signal.SIGTERM, signal.SIGINT):
             return
         name = signal.Signals(signums[0]).name

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from flows.terminal import find_prefect_home
 from refit.errors import StoreError
 from refit.store import Store
 
@@ -25,6 +26,7 @@ import time
 gc.disable()
 import uvicorn
 from prefect.server.api.server import create_app
+from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_API_BASE_PATH, temporary_settings
 
 
 def collect():
@@ -33,13 +35,17 @@ def collect():
         gc.collect()
 
 
-app = create_app()
-gc.freeze()  # what was imported stays
-threading.Thread(target=collect, daemon=True).start()
-uvicorn.run(app, port=int(sys.argv[1]), lifespan="on", log_level="error")
+with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_API_BASE_PATH}):  # not those of another
+    app = create_app()
+    gc.freeze()  # what was imported stays
+    threading.Thread(target=collect, daemon=True).start()
+    uvicorn.run(app, port=int(sys.argv[1]), lifespan="on", log_level="error")
 """
 SECONDS_TO_STOP = 4
-HOME = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+HOST = "127.0.0.1"
+
+
+HOME = find_prefect_home()
 
 
 def is_server_named() -> bool:
@@ -76,22 +82,32 @@ def starting_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 f"PREFECT_HOME: expected a folder where a Prefect server can keep its database, found: {error.__cause__};"
                 " set PREFECT_HOME to another, or permit writing and free space there"
             ) from error
+        _pass_proxies_by()
         yield _start_server()
 
 
 def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
     """Start it as Prefect starts a temporary one, which comes only once it is asked for, dies of our signals, and outlives us."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         port = str(probe.getsockname()[1])
     server = subprocess.Popen(
         [sys.executable, "-P", "-c", SERVE, port],
         env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )
     atexit.register(_stop_server, server)
-    return f"http://127.0.0.1:{port}/api", server
+    return f"http://{HOST}:{port}/api", server
+
+
+def _pass_proxies_by() -> None:
+    """Have this process reach its own server directly, whatever proxies the environment names."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = f"{others},{HOST}" if others else HOST
 
 
 def _stop_server(server: subprocess.Popen[bytes]) -> None:

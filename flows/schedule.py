@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from flows.terminal import COMPLETED, FAILED, AsJson, Given, SettingsFile, StoreGiven, app, as_given, cell, open_console, open_store
+from flows.terminal import (
+    COMPLETED,
+    FAILED,
+    AsJson,
+    Given,
+    SettingsFile,
+    StoreGiven,
+    app,
+    as_given,
+    cell,
+    find_prefect_home,
+    open_console,
+    open_store,
+)
 from refit.errors import RefitError, SettingsError
 from refit.registry import find_version, list_models
 from refit.status import Status, list_damaged, read_status
@@ -37,6 +50,7 @@ def deploy(
         notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
         json: Print one JSON object instead of text.
     """
+    find_prefect_home()  # which Prefect looks for on import
     from flows import deploying, project
     from flows.server import REMEMBERING
 
@@ -98,9 +112,10 @@ def status(
 
 def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
     """What the server knows of the deployments that retrain, of `model` if it has one of its own; or why it is not known."""
-    from flows.server import connected, read_deployed
-
     try:
+        find_prefect_home()  # which Prefect looks for on import
+        from flows.server import connected, read_deployed
+
         with connected() as client:
             return (model and read_deployed(client, "retrain", model)) or read_deployed(client, "retrain")
     except RefitError as error:

@@ -133,6 +133,33 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(refit):
     assert predicted.stdout == "[0, 1]\n"
 
 
+ENVIRONMENTS = {
+    "a proxy": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"},
+    "a server of others": {"PREFECT_SERVER_API_AUTH_STRING": "admin:word", "PREFECT_SERVER_API_BASE_PATH": "/prefect"},
+    "ASCII": {"PYTHONIOENCODING": "ascii"},
+    "no UTF-8": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("more", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_a_run_of_its_own_server_takes_nothing_amiss_that_the_environment_says(environment, more):
+    Path("smörgås").mkdir()
+    finished = subprocess.run(
+        [REFIT, "train"], env={**environment, **more}, cwd="smörgås", capture_output=True, timeout=TIMEOUT_SECONDS
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert Path("smörgås/refit-store/models/model/v1/model.pt").exists()
+    assert b"saved model@v1 in " in finished.stdout
+    assert_quiet(finished.stderr.decode())
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_run_whose_streams_are_closed_is_a_run_like_others(environment, closed):
+    finished = subprocess.run(["sh", "-c", f'"$0" train {closed}', REFIT], env=environment, timeout=TIMEOUT_SECONDS)
+    assert finished.returncode == 0
+    assert Path("refit-store/models/model/v1/model.pt").exists()
+
+
 @pytest.mark.usefixtures("served")
 def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(refit):
     finished = refit("train", "--name", "piped")

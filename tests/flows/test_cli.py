@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,18 @@ def test_retraining_that_would_ask_is_refused_where_no_server_can(refit, monkeyp
 def test_the_working_directory_is_not_on_the_import_path(refit):
     refit("settings")
     assert not {"", str(Path.cwd())} & set(sys.path)
+
+
+def test_a_time_zone_that_no_clock_has_is_refused_before_anything_starts(refit, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC+99")
+    time.tzset()
+    try:
+        code, out, err = refit("train")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert (code, out) == (2, "")
+    assert err == "error: TZ: expected a zone such as Europe/Berlin, found 'UTC+99', too far from UTC; mend it\n"
 
 
 def test_settings_prints_every_setting_with_its_default(refit):
@@ -254,3 +268,16 @@ def test_only_commands_that_compute_import_torch_and_prefect():
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_watcher_of_signals_ends_without_a_word(monkeypatch):
+    """A run that fails early closes its pipe while it is read."""
+    from flows import local
+
+    failures: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    for _ in range(300):
+        with local._stopping_soon("go on with"):
+            pass
+    time.sleep(0.1)
+    assert failures == []

@@ -1,9 +1,13 @@
+import os
 import sys
+import urllib.request
+from pathlib import Path
 
 import pytest
 
 from flows import own_server
-from refit.errors import StoreError
+from flows.terminal import find_prefect_home
+from refit.errors import SettingsError, StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,35 @@ def test_so_has_the_environment(monkeypatch, name):
 def test_so_has_a_process_that_knows_prefect_already(monkeypatch):
     monkeypatch.setitem(sys.modules, "prefect", own_server)
     assert own_server.is_server_named()
+
+
+def test_a_user_without_a_home_has_one_in_prefects_folder(monkeypatch):
+    def refuse() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", refuse)
+    monkeypatch.setenv("HOME", "not this one")
+    monkeypatch.setenv("PREFECT_HOME", "/srv/prefect")
+    assert find_prefect_home() == Path("/srv/prefect")
+    assert os.environ["HOME"] == "/srv/prefect"
+    monkeypatch.delenv("PREFECT_HOME")
+    with pytest.raises(SettingsError, match=r"PREFECT_HOME: expected a folder for Prefect's database, found neither it nor HOME"):
+        find_prefect_home()
+
+
+def test_a_server_of_this_process_is_reached_through_no_proxy(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    own_server._pass_proxies_by()
+    assert urllib.request.proxy_bypass("127.0.0.1")
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("NO_PROXY", "intern.example")
+    own_server._pass_proxies_by()
+    assert [bool(urllib.request.proxy_bypass(host)) for host in ("127.0.0.1", "intern.example", "example.org")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_place_where_prefect_cannot_keep_its_database_is_named(tmp_path, monkeypatch):
