@@ -214,7 +214,7 @@ def _read_back(
             if not is_chained or (expected is not None and digest != expected):
                 raise _lose(store, name, n, "other bytes than were written")
             if entry.action == "repair":
-                lost |= {int(lost_number): before for lost_number, before in entry.details[LOST].items()}
+                lost |= {int(lost_number): before for lost_number, before in entry.details.get(LOST, {}).items()}
             if n <= number:
                 yield entry, digest
             expected = entry.previous
