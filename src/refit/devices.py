@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from refit.errors import SettingsError
+from refit.limits import count_processors
 from refit.settings import ComputeSettings
 
-NUM_THREADS = torch.get_num_threads()
-"""PyTorch's choice for this process, before a run has made another."""
+NUM_THREADS = min(torch.get_num_threads(), count_processors())
+"""PyTorch's choice for this process before a run has made another; fewer where a container has a quota, which PyTorch ignores."""
 DEFAULTS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),

@@ -14,7 +14,7 @@ from refit.settings import resolve_settings, walk_settings
 BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val": 0.2}}
 SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
-WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "memory", "refs", "settings", "store", "texts")}
+WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "limits", "refs", "settings", "store", "texts")}
 """Modules that results do not depend on, or by settings and bytes that are ingredients themselves."""
 
 

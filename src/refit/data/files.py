@@ -21,7 +21,7 @@ from fsspec.core import OpenFile
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import DataError
-from refit.memory import find_free_memory
+from refit.limits import find_free_memory
 from refit.store import open_files
 from refit.texts import show
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from refit.data.files import BYTES_A_TEXT, Opened, check_names, open_bytes, outgrow
 from refit.errors import DataError, first_line
-from refit.memory import find_free_memory
+from refit.limits import find_free_memory
 
 BUFFER_BYTES = 1 << 20
 PANDAS_INDEX = re.compile(r"^__index_level_\d+__$")

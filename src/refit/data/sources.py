@@ -23,7 +23,7 @@ from refit.data.files import (
     outgrow,
 )
 from refit.errors import DataError
-from refit.memory import find_free_memory
+from refit.limits import find_free_memory
 from refit.texts import show
 
 NOTEBOOK = "notebook"

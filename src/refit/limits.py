@@ -1,0 +1,66 @@
+"""What machine, container and process leave: memory, so that what cannot fit is refused by a sentence, and processors."""
+
+import contextlib
+import math
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+
+
+def find_free_memory() -> int:
+    """Return the bytes that the machine has free, or the container, or the limit of the process leaves, whichever is least.
+
+    Where the system does not tell, as outside of Linux, there is no limit.
+    """
+    return max(0, min(_find_free_on_machine(), *map(_find_free_in_container, _list_groups()), _find_free_in_process()))
+
+
+def count_processors() -> int:
+    """Return how many processors the process may use at a time: those it may run on, or fewer where the container has a quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # outside of Linux there is none
+    return max(1, min(len(affinity(0)) if affinity else os.cpu_count() or 1, *map(_find_quota, _list_groups())))
+
+
+def _list_groups() -> Iterator[Path]:
+    """The folders of the control groups (version 2) that the process is in, its own first, the outermost last."""
+    own = ""
+    with contextlib.suppress(OSError, LookupError):
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+        own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
+    folder = CGROUP / own
+    yield from (group for group in (folder, *folder.parents) if group.is_relative_to(CGROUP))
+
+
+def _find_quota(group: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):  # `max` is no number
+        quota, period = map(int, (group / "cpu.max").read_text().split())
+        return math.ceil(quota / period)
+    return sys.maxsize
+
+
+def _find_free_on_machine() -> int:
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    return sys.maxsize
+
+
+def _find_free_in_container(group: Path) -> int:
+    with contextlib.suppress(OSError, LookupError, ValueError):  # `max` is no number
+        used, limit = (int((group / f"memory.{name}").read_text()) for name in ("current", "max"))
+        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(fields["inactive_file"])  # what was read from files is given back
+    return sys.maxsize
+
+
+def _find_free_in_process() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        if limit != resource.RLIM_INFINITY:
+            return limit - resource.getpagesize() * int((PROC / "self/statm").read_text().split()[0])
+    return sys.maxsize
