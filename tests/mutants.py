@@ -28,6 +28,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -245,9 +246,9 @@ def _run_tests(mutant: Mutant, timeout: float) -> tuple[bool, float]:
     process = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(mutant.module,))
     process.start()
     process.join(timeout)
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the tests, and what they started and left behind
+    process.join()
     path.write_text(original)
     return process.exitcode == 0, time.monotonic() - started
 
