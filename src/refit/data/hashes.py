@@ -11,7 +11,7 @@ from refit.data.schema import Rows
 
 Hashes = NDArray[np.uint64]
 
-MISSING = np.uint64(0x9E3779B97F4A7C15)
+MISSING = 0x9E3779B97F4A7C15
 """The hash of no value."""
 ROWS_A_BLOCK = 262_144
 """Hashed at once: what is computed in between stays in the processor's cache, and takes little memory."""
@@ -98,18 +98,17 @@ def find_changes(ordered: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 def _hash_values(values: pl.Series) -> Hashes:
     if values.dtype.is_numeric() or values.dtype.is_temporal():
-        physical = values.to_physical() if values.dtype.is_temporal() else values
-        numbers = physical.cast(pl.Float64).to_numpy() + 0.0  # so that -0.0 is 0.0; null is NaN
+        numbers = values.to_physical().cast(pl.Float64).to_numpy() + 0.0  # so that -0.0 is 0.0; null is NaN
         return np.where(np.isnan(numbers), MISSING, numbers.view(np.uint64))
     texts = values.cast(pl.String)
     unique = texts.drop_nulls().unique()
-    known = pl.Series([int(_hash_text(text)) for text in unique], dtype=pl.UInt64)
-    hashes: Hashes = texts.replace_strict(unique, known, default=int(MISSING), return_dtype=pl.UInt64).to_numpy()
+    known = pl.Series([_hash_text(text) for text in unique], dtype=pl.UInt64)
+    hashes: Hashes = texts.replace_strict(unique, known, default=MISSING, return_dtype=pl.UInt64).to_numpy()
     return hashes
 
 
-def _hash_text(text: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
+def _hash_text(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _mix(x: Hashes) -> Hashes:

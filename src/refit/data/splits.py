@@ -99,7 +99,7 @@ def split_by_time(
             f" {len(starts)}; add rows of other times, or set data.split to `random`"
         )
     parts, end = dict[str, Rows](), len(order)
-    left_out = dict.fromkeys(("gap", "window", "units"), 0)
+    left_out = {"gap": 0}
     for num_before, name in reversed([*enumerate(sizes.splits)][1:]):
         start = _find_start(ordered, starts, end, getattr(sizes, name), num_before)
         parts[name] = order[start:end]
@@ -177,12 +177,12 @@ def _assign(sides: Rows, members: Rows, wanted: Rows) -> None:
     missing = np.maximum(wanted - held, 0)
     missing = missing * min(1.0, room / max(1, missing[TEST] + missing[VAL])) if room else missing
     needs_unit = held == 0
-    needs_unit[VAL] &= bool(wanted[VAL])
+    needs_unit[VAL] &= wanted[VAL] > 0
     start = 0
     for side in (TEST, VAL):
         before = np.cumsum(num_rows[start:]) - num_rows[start:]  # rows of the units before each
         enough = int(np.searchsorted(before, missing[side]))
-        end = start + max(0, min(enough, len(units) - start - int(needs_unit[:side].sum())))
+        end = start + max(0, min(enough, len(units) - start - needs_unit[:side].sum()))
         sides[units[start:end]] = side
         start = end
     sides[units[start:]] = TRAIN

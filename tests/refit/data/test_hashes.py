@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from refit.data import hashes
-from refit.data.hashes import Identities, find_known, hash_rows, identify, number_copies
+from refit.data.hashes import Identities, find_changes, find_known, hash_rows, identify, number_copies
 
 HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
 
@@ -26,6 +26,18 @@ def test_any_change_of_a_row_its_column_names_or_the_seed_gives_another_hash() -
     assert not set(hash_rows(rows)) & set(hash_rows(rows, seed=1))
 
 
+def test_a_moment_has_one_hash_wherever_its_clock_hangs() -> None:
+    moments = pl.DataFrame({"t": pl.Series([0, 86_400_000_000]).cast(pl.Datetime("us", "UTC"))})
+    in_tokyo = moments.with_columns(pl.col("t").dt.convert_time_zone("Asia/Tokyo"))
+    assert len(set(hash_rows(moments))) == 2
+    assert hash_rows(in_tokyo).tolist() == hash_rows(moments).tolist()
+
+
+def test_changes_are_the_values_that_differ_from_the_one_before() -> None:
+    assert find_changes(np.array([3, 3, 5, 3])).tolist() == [True, False, True, True]
+    assert find_changes(np.array([])).tolist() == []
+
+
 def test_hashes_are_spread_evenly() -> None:
     spread = hash_rows(pl.DataFrame({"x": range(100_000)}))
     assert len(set(spread)) == 100_000
@@ -39,7 +51,7 @@ def test_copies_are_numbered_in_the_order_of_their_rows() -> None:
 
 
 def test_a_first_row_keeps_its_hash_and_every_copy_gets_another() -> None:
-    equal = np.repeat(hash_rows(pl.DataFrame({"x": range(100)})), 100)
+    equal = np.repeat(np.append(hash_rows(pl.DataFrame({"x": range(99)})), np.uint64(0)), 100)
     numbers = number_copies(equal)
     keys = identify(equal, numbers)
     assert (keys[numbers == 0] == equal[numbers == 0]).all()

@@ -268,6 +268,11 @@ def test_a_split_that_is_left_without_rows_is_named(sizes: dict, split: str) -> 
         split_times(days(*range(10)), **sizes)
 
 
+def test_a_gap_that_leaves_a_single_time_leaves_none_to_train_on() -> None:
+    with pytest.raises(DataError, match="found none left for `train`"):
+        split_times(days(0, 0, 0, 0, 0, 1, 2, 3), val=1, test=1, gap=2)
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_splits_by_time_follow_one_another_and_what_they_leave_out_is_counted(seed: int) -> None:
     generator = np.random.default_rng(seed)
