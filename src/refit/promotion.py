@@ -65,9 +65,9 @@ class Decision(Handle):
     """The champion's score; without one, that of the majority class."""
     majority: float
     difference: float
-    bound: float | None
-    """What the difference exceeds with the stated confidence; None where too few rows differ to tell."""
-    lead: float | None
+    bound: float
+    """What the difference exceeds with the stated confidence."""
+    lead: float
     """What the candidate's lead over the majority class exceeds with that confidence."""
     worse: list[WorseSlice]
     """Those that are refused first, then by drop, largest first."""
@@ -175,12 +175,12 @@ def find_collapse(
     most = _bound(majority - champion.scores, score, chance, clusters)
     least = max(lead_before or 0.0, 0.0)
     figures = _describe_scores(score, f"{champion.scores.mean():.4f}", len(majority), clusters)
-    if most is not None and -most < (LEAD_LOST * least if least else 0):
+    if -most < (LEAD_LOST * least if least else 0):
         before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
         return f"{figures}, where the majority class has {majority.mean():.4f}{before}"
     if settings.min_score is not None:
         missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
-        if missing is not None and missing > 0:
+        if missing > 0:
             return f"{figures}, less than the promotion.min_score of {settings.min_score:g}"
     return None
 
@@ -215,23 +215,23 @@ def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Scor
         classes: (N,); returns (N,).
     """
     names, indices = np.unique(classes, return_inverse=True)
-    known = [*class_counts, *(str(name) for name in names if str(name) not in class_counts)]
+    known = [*class_counts, *(name for name in names if name not in class_counts)]
     counts = np.array([class_counts.get(name, 0) + 1 for name in known], float)
     shares = counts / counts.sum()
     if score == "accuracy":
         shares = (np.arange(len(known)) == counts.argmax()).astype(float)
-    y = np.array([known.index(str(name)) for name in names])
+    y = np.array([known.index(name) for name in names])
     return score_probabilities(np.tile(shares, (len(names), 1)), y, score).scores[indices]
 
 
-def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float | None:
-    """What the mean difference of two models' scores (N,) exceeds, but for this chance; None where that cannot be told."""
+def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
+    """What the mean difference of two models' scores (N,) exceeds, but for this chance."""
     if score == "accuracy" and clusters is None:
         return bound_accuracy(differences, chance)
     return _bound_mean(differences, score, chance, clusters)
 
 
-def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters | None) -> float | None:
+def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
     if clusters is None:
         return bound_mean(values, np.ones(len(values)), SPANS[score], chance)
     _, indices = np.unique(clusters, return_inverse=True)
@@ -276,19 +276,17 @@ def _count_signs(champion: Mask, candidate: Mask, clusters: Clusters | None) -> 
     return int((drops > 0).sum()), int((drops < 0).sum()), len(drops)
 
 
-def _describe_gain(difference: float, bound: float | None, settings: PromotionSettings, is_first: bool) -> tuple[bool, str]:
+def _describe_gain(difference: float, bound: float, settings: PromotionSettings, is_first: bool) -> tuple[bool, str]:
     """Whether the difference counts, and what it is in words."""
     gain = f"better by {_show(difference)}" if difference > 0 else f"worse by {_show(-difference)}" if difference else "no better"
-    sure = "" if bound is None else f" ({100 * settings.confidence:g} % sure of at least {_show(bound)})"
+    sure = f" ({100 * settings.confidence:g} % sure of at least {_show(bound)})"
     if settings.rule == "not_worse" and not is_first:
         margin = f"worse by more than the {_show(settings.margin)} allowed"
-        if bound is not None and bound > -settings.margin:
+        if bound > -settings.margin:
             return True, f"{gain}{sure}, surely not {margin}"
         return False, f"{gain}{sure}, and may be {margin}"
     if difference <= 0:
         return False, gain
-    if bound is None:
-        return False, f"{gain}, which so few rows cannot prove"
     if bound <= 0:
         return False, f"{gain}, which noise can explain{sure}"
     if bound < settings.min_effect:
@@ -296,8 +294,8 @@ def _describe_gain(difference: float, bound: float | None, settings: PromotionSe
     return True, f"{gain}{sure}"
 
 
-def _object_to_lead(score: float, majority: float, lead: float | None) -> Iterator[str]:
-    if lead is None or lead <= 0:
+def _object_to_lead(score: float, majority: float, lead: float) -> Iterator[str]:
+    if lead <= 0:
         is_above = "by more than noise " if score > majority else ""
         yield f"it does not beat the majority class {is_above}({majority:.4f})"
 

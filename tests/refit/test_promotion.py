@@ -101,6 +101,7 @@ def test_by_the_rule_not_worse_a_candidate_may_be_worse_by_the_margin():
     decision = judge(*scores, rule="not_worse", margin=-bound + 1e-6)
     assert decision.is_better
     assert decision.reason.endswith(f"at least {bound:.4f}), surely not worse by more than the {-bound:.4f} allowed")
+    assert not judge(*scores, rule="not_worse", margin=-bound).is_better
     decision = judge(*scores, rule="not_worse", margin=-bound - 1e-6)
     assert not decision.is_better
     assert decision.reason.endswith(f"and may be worse by more than the {-bound:.4f} allowed")
@@ -257,6 +258,7 @@ def test_a_cost_of_just_the_limit_is_allowed():
         ),
         (make_scores(1200, wins=18, losses=30), {}, "not promoted: accuracy 0.9750 against 0.9850 on 1,200 rows, worse by 0.0100"),
         (make_scores(29, wins=0, losses=0), {}, "not promoted: on only 29 rows: accuracy 1.0000 against 1.0000, no better"),
+        (make_scores(30, wins=0, losses=0), {}, "not promoted: accuracy 1.0000 against 1.0000 on 30 rows, no better"),
         (
             make_scores(10**6, wins=120, losses=20),
             {},
@@ -366,6 +368,14 @@ def test_classes_may_be_a_list_or_an_array_or_come_from_polars():
     expected = judge(candidate, champion, classes=classes)
     for given in (np.array(classes), pl.Series(classes).to_numpy()):
         assert judge(candidate, champion, classes=given) == expected
+
+
+def test_a_decision_to_promote_that_is_refused_keeps_its_figures():
+    decision = judge(*make_scores(100, wins=20, losses=0))
+    refused = decision.refuse()
+    assert (decision.is_better, refused.is_better) == (True, False)
+    assert refused.reason == f"not {decision.reason}"
+    assert refused.bound == decision.bound
 
 
 def test_no_rows_are_refused():
