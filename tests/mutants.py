@@ -4,7 +4,8 @@
     python tests/mutants.py splits promotion --per-module 0    # all of two modules
 
 Changed are comparisons, conditions, arithmetic, constants, slices, arguments, elements, handlers, and statements that are left out;
-not the words of messages, annotations and docstrings. Changes that change nothing anyone could notice stand in
+not the words of messages, annotations, docstrings and types (unions, the arguments of `dict[str, int]()`), and not `frozen=True` and
+`strict=True`, which only refuse mistakes that the code does not make. Changes that change nothing anyone could notice stand in
 `equivalent_mutants.toml`, each with the reason. cosmic-ray leaves out no statement and no argument, and mutmut changes nothing in
 decorated functions, such as context managers.
 """
@@ -123,13 +124,27 @@ def _list_places(node: ast.AST, scope: str) -> Iterator[tuple[str, ast.AST, str,
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         scope = f"{scope}.{node.name}".lstrip(".")
     for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "format_spec") or isinstance(node, ast.Raise):
+        if field in ("annotation", "returns", "format_spec") or isinstance(node, ast.Raise) or _is_guard(node):
             continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             is_text = isinstance(child, ast.Constant) and isinstance(node, ast.JoinedStr | ast.Expr)
-            if isinstance(child, ast.AST) and not is_text:
+            if isinstance(child, ast.AST) and not is_text and not _is_type(child, node):
                 yield scope, node, field, index
                 yield from _list_places(child, scope)
+
+
+def _is_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.keyword) and node.arg in ("frozen", "strict") and ast.unparse(node.value) == "True"
+
+
+def _is_type(node: ast.AST, parent: ast.AST) -> bool:
+    """Whether only a type checker reads it: the type that is called in `dict[str, int]()`, or the name given to a union."""
+    match node:
+        case ast.Subscript():
+            return isinstance(parent, ast.Call) and node is parent.func
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.BinOp(op=ast.BitOr())):
+            return not name.isupper()
+    return False
 
 
 def _vary(node: ast.AST) -> Iterator[ast.AST]:
@@ -163,7 +178,8 @@ def _vary(node: ast.AST) -> Iterator[ast.AST]:
         case ast.Slice():
             yield from (changed(**{bound: None}) for bound in ("lower", "upper", "step") if getattr(node, bound))
         case ast.Call(func=func, args=args, keywords=keywords):
-            yield from (changed(keywords=rest) for rest in _leave_one_out(keywords))
+            left_out = (keyword for keyword in keywords if not _is_guard(keyword))
+            yield from (changed(keywords=[other for other in keywords if other is not keyword]) for keyword in left_out)
             called = func.attr if isinstance(func, ast.Attribute) else ast.unparse(func)
             if args[1:] and called in TAKES_LESS:
                 yield changed(args=args[:-1])

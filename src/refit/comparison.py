@@ -178,7 +178,7 @@ def compare(
         reason="; ".join(filter(None, [decision.reason, tell_left_out(left_out), problem, fallen])),
         alarm=alarm,
         judged_by=rival.number,
-        num_left_out=int((~is_fair).sum()),
+        num_left_out=(~is_fair).sum(),
         earlier_looks=earlier_looks,
         scores=scores,
         labels=scored.labels,

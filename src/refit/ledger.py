@@ -151,7 +151,7 @@ def repair_ledger(store: Store, name: str) -> list[int]:
             before=None,
             after=None,
             highest=max((entry.highest for entry in entries), default=0),
-            details={LOST: {str(lost_number): digest for lost_number, digest in lost.items()}},
+            details={LOST: lost},
         )
         if not _write_entry(store, name, entry):
             raise ConflictError(f"{name}: expected nobody else to write to its ledger, found another entry; repair it again")
@@ -210,7 +210,7 @@ def _read_back(
                 continue
             entry, digest = _load_entry(store, name, n, data)
             expected = head.digest if n == head.number else expected
-            is_chained = n != head.number + 1 or head.number in (0, *lost) or entry.previous == head.digest
+            is_chained = n != head.number + 1 or entry.previous == head.digest
             if not is_chained or (expected is not None and digest != expected):
                 raise _lose(store, name, n, "other bytes than were written")
             if entry.action == "repair":

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -225,9 +225,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("ab")
         with file:
-            if not _try_lock(file.fileno()):
+            if not _try_lock(file):
                 on_wait()
-                while not _try_lock(file.fileno()):
+                while not _try_lock(file):
                     time.sleep(SECONDS_BETWEEN_TRIES)
             yield
 
@@ -237,7 +237,7 @@ class Store:
         if not isinstance(self.files, LocalFileSystem) or not path.exists():
             return False
         with path.open("rb") as file:
-            return not _try_lock(file.fileno())
+            return not _try_lock(file)
 
     def list_files(self, folders: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
@@ -320,7 +320,7 @@ class Store:
         paths: list[str] = []
         with _naming_store_errors(f"{self.root}/{folder}"), contextlib.suppress(FileNotFoundError):
             paths = self.files.ls(f"{self.root}/{folder}", detail=False)
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def location(self, path: str) -> str:
         """Where `path`, relative to the store, is: a full path on a disk, a URL elsewhere."""
@@ -386,10 +386,10 @@ def _unusable(path: str, error: OSError) -> StoreError:
     return StoreError(f"{path}: expected a store that can be read and written, found: {found}; free space or permit access there")
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(file: BinaryIO) -> bool:
     """Whether nobody else holds the lock, as far as the file system can tell."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -433,7 +433,7 @@ def _create_in_turn(path: Path, temporary: Path) -> bool:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file:
         try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

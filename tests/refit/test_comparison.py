@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from refit.comparison import Verdict, check_slices, compare, find_slices
+from refit.comparison import Verdict, check_slices, compare, find_slices, score_rows
 from refit.data.dataset import load_test_rows
 from refit.errors import DataError, RefitError
 from refit.fairness import explain_missing_rows
@@ -40,8 +40,12 @@ def find_test_rows(version: SavedModel, store: Store) -> pl.DataFrame:
 def score_plainly(model: Model, rows: pl.DataFrame) -> dict[str, float]:
     probabilities = model.predict_proba(rows)
     truth = [model.classes.tolist().index(label) for label in rows["y"]]
-    likelihoods = np.log(np.maximum(probabilities[np.arange(rows.height), truth], 0.01))
-    return {"accuracy": (probabilities.argmax(1) == truth).mean(), "floored log likelihood": likelihoods.mean()}
+    of_truth = probabilities[np.arange(rows.height), truth]
+    return {
+        "accuracy": (probabilities.argmax(1) == truth).mean(),
+        "log likelihood": np.log(of_truth).mean(),
+        "floored log likelihood": np.log(np.maximum(of_truth, 0.01)).mean(),
+    }
 
 
 def test_both_are_scored_on_the_test_rows_that_the_champion_has_not_learned_from(save_version, store):
@@ -59,7 +63,9 @@ def test_both_are_scored_on_the_test_rows_that_the_champion_has_not_learned_from
     for version in (candidate, champion):
         expected = score_plainly(load_model(version.path), fair)
         found = verdict.scores[version.reference]
+        assert [*found] == ["accuracy", "log likelihood", "ROC AUC", "calibration error", "milliseconds a row", "megabytes"]
         assert found["accuracy"] == pytest.approx(expected["accuracy"])
+        assert found["log likelihood"] == pytest.approx(expected["log likelihood"], rel=1e-5)
     figures = verdict.decision.candidate, verdict.decision.champion
     assert figures == pytest.approx([verdict.scores[name]["accuracy"] for name in ("model@v2", "model@v1")])
     assert sum(map(sum, verdict.confusion)) == fair.height
@@ -170,6 +176,7 @@ def test_without_a_champion_the_majority_class_is_to_be_beaten(save_version, sto
     shares = load_model(candidate.path).manifest.splits["train"].class_counts
     expected = np.log([(shares["ab".index(label)] + 1) / (sum(shares) + 2) for label in tested["y"]]).mean()
     assert verdict.decision.majority == verdict.decision.champion
+    assert verdict.scores["majority class"] == {"accuracy": verdict.decision.majority, "log likelihood": pytest.approx(expected)}
     assert judge(store, candidate, None, score="log_likelihood").decision.champion == pytest.approx(expected)
 
 
@@ -191,6 +198,11 @@ def test_a_class_that_the_champion_does_not_know_is_one_more_row_to_it_and_wrong
     assert verdict.decision.champion == pytest.approx(expected, abs=1e-6)
     assert judge(store, candidate, champion).decision.champion == pytest.approx((1 - share) * known["accuracy"])
     assert [drift.new_categories for drift in verdict.drifts if drift.column == "y"] == [["c"]]
+
+
+def test_classes_that_a_model_does_not_know_come_after_those_that_it_knows_in_the_order_of_their_names(save_version):
+    model = load_model(save_version(make_rows(40, classes="ez")).path)
+    assert score_rows(model, make_rows(16, classes="zyhgfdcb")).labels == [*"ez", *"bcdfghy"]
 
 
 def damage(version: SavedModel) -> None:

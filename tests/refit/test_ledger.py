@@ -176,6 +176,15 @@ def test_an_entry_without_a_head_has_to_follow_the_one_that_has(store, ledger):
         next(read_back(store, "a", 5))
 
 
+def test_the_first_entry_follows_none(store, ledger):
+    for file in (*ledger[1:], ledger[0].parent / "head.json"):
+        file.unlink()
+    assert [entry.number for entry in load_ledger(store, "a")] == [1]
+    edit(ledger[0], previous="0" * 64)
+    with pytest.raises(LostEntryError, match=r"000001\.json: expected entry 1 of the ledger, found other bytes"):
+        load_ledger(store, "a")
+
+
 def tear(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:20])
 

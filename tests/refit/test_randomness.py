@@ -200,6 +200,12 @@ def test_who_gives_way_lets_a_waiting_thread_in_and_has_the_generators_as_before
         assert draw() == expected
 
 
+def test_who_gives_way_to_nobody_does_nothing(monkeypatch):
+    monkeypatch.setattr(randomness, "capture_random_state", None)
+    with holding_generators():
+        give_way()
+
+
 def test_who_does_not_hold_the_generators_lets_nobody_in():
     with holding_generators():
         waiting, other = start_thread(seed_in_turn), start_thread(give_way)

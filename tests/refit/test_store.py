@@ -374,6 +374,16 @@ def test_files_of_others_among_the_temporary_ones_stay_until_they_are_old(store)
     assert store.list_leftovers(unchanged_since=2000) == {"tmp/.DS_Store": 4}
 
 
+def test_a_folder_among_the_temporary_files_is_as_old_as_the_newest_of_its_files(store):
+    folder = Path(store.root, "tmp", "other-host-1-00000000")
+    folder.mkdir(parents=True)
+    (folder / "a").write_bytes(b"1234")
+    os.utime(folder, (1000, 1000))
+    assert store.list_leftovers(unchanged_since=2000) == {}
+    os.utime(folder / "a", (1000, 1000))
+    assert store.list_leftovers(unchanged_since=2000) == {f"tmp/{folder.name}": folder.stat().st_size + 4}
+
+
 def test_a_store_that_is_not_there_has_no_leftovers(any_store):
     any_store.remove_leftovers()
 
