@@ -4,8 +4,8 @@
     python tests/mutants.py splits promotion --per-module 0    # all of two modules
 
 Changed are comparisons, conditions, arithmetic, constants, slices, arguments, elements, handlers, and statements that are left out;
-not the words of messages, annotations, docstrings and types (unions, the arguments of `dict[str, int]()`), and not `frozen=True` and
-`strict=True`, which only refuse mistakes that the code does not make. Changes that change nothing anyone could notice stand in
+not the words of messages, annotations, docstrings and types (unions, the arguments of `dict[str, int]()`), nor `frozen=True` and
+`strict=True`, which refuse mistakes that the code does not make. Changes that change nothing anyone could notice stand in
 `equivalent_mutants.toml`, each with the reason. cosmic-ray leaves out no statement and no argument, and mutmut changes nothing in
 decorated functions, such as context managers.
 """

@@ -73,7 +73,7 @@ def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: 
     if rival.is_learned is not None:
         is_learned["the champion"] = rival.is_learned
     is_fair = ~np.any([*is_learned.values()], axis=0)
-    return is_fair, {who: int(mask.sum()) for who, mask in is_learned.items()}
+    return is_fair, {who: mask.sum() for who, mask in is_learned.items()}
 
 
 def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: Store) -> Mask:

@@ -247,6 +247,14 @@ def test_an_entry_that_is_there_but_cannot_be_read_is_told_from_one_that_is_gone
         load_ledger(store, "a")
 
 
+def test_a_head_that_is_there_but_cannot_be_read_is_told_from_one_that_is_gone(store, ledger):
+    head = ledger[0].parent / "head.json"
+    head.unlink()
+    head.mkdir()
+    with pytest.raises(StoreError, match=rf"{head}: expected a store that can be read and written, found: Is a directory"):
+        load_ledger(store, "a")
+
+
 def test_an_entry_that_was_put_between_is_named_though_all_numbers_are_right(store, ledger):
     for number in (4, 3):
         edit(ledger[number - 1], number=number + 1)
