@@ -37,7 +37,7 @@ from refit.evaluation import evaluate
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.models import build_model
 from refit.optimizers import build_optimizer
-from refit.settings import SettingsTree
+from refit.settings import SettingsTree, resolve_settings
 from refit.store import Store
 from refit.training import build_training_state, train_epoch
 
@@ -79,7 +79,7 @@ def describe_works(folder: Path, is_quick: bool) -> dict[str, dict[str, Any]]:
             "data": {"source": small, "val": 0},
             "model": {"hidden_sizes": [1500, 1500]},
             "loader": {"batch_size": 64},
-            "optimizer": {"lr": 0.01},
+            "optimizer": {"name": "sgd", "lr": 0.01},
             "training": {"num_epochs": 2 if is_quick else 20},
         },
         "medium": {
@@ -148,7 +148,7 @@ def seconds_once_settled(run: Callable[[], object]) -> float:
 
 def measure_done(folder: Path, console: Console) -> None:
     """A run that is all done, beside an empty flow."""
-    done = SettingsTree.model_validate({"training": {"num_epochs": NUM_DONE_EPOCHS}, "store": {"url": str(folder / "done")}})
+    done, _ = resolve_settings({"training": {"num_epochs": NUM_DONE_EPOCHS}, "store": {"url": str(folder / "done")}})
     train(done)
     empty()
     pairs = [(seconds_once_settled(empty), seconds_once_settled(lambda: train(done))) for _ in range(REPEATS)]
@@ -161,7 +161,7 @@ def measure_runs(name: str, given: dict[str, Any], folder: Path) -> tuple[dict[s
     alone, flowing = list[dict[str, float]](), list[dict[str, float]]()
     for repeat in range(REPEATS):
         urls = (str(folder / f"{name}-{repeat}-{kind}") for kind in ("alone", "flow"))
-        apart, ours = (SettingsTree.model_validate({**given, "store": {"url": url}}) for url in urls)
+        apart, ours = (resolve_settings({**given, "store": {"url": url}})[0] for url in urls)
         seconds, manifest = run_alone(apart)
         flowing.append(run_flow(ours))
         plain = seconds_of(lambda apart=apart, manifest=manifest: train_plainly(manifest, Store(apart.store.url), apart))

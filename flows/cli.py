@@ -215,7 +215,10 @@ def settings(*, given: Given = None, settings_file: SettingsFile = None, json: A
     for name, value in values.items():
         origin = f"environment ({env_name(name)})" if origins[name] == "environment" else origins[name]
         table.add_row(
-            name, cell(jsonlib.dumps(value, ensure_ascii=False)), cell(origin), style="bold" if origin != "default" else None
+            name,
+            cell(jsonlib.dumps(value, ensure_ascii=False)),
+            cell(origin),
+            style=None if origin.startswith("default") else "bold",
         )
     open_console().print(table)
     return COMPLETED

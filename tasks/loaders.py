@@ -23,7 +23,8 @@ def build_loaders(
     """Make the loaders of the train and validation rows, or of all rows to train on, and say what they are made of."""
     infos = dataset.load_manifest(snapshot, Store(settings.store.url)).splits
     splits = [*infos] if on_all_rows else ["train"]
-    batch_size, drop_last = settings.loader.batch_size, settings.loader.drop_last
+    batch_size = loaders.choose_batch_size(settings.loader.batch_size, infos["train"].rows)
+    drop_last = settings.loader.drop_last
     num_batches = loaders.count_batches(sum(infos[split].rows for split in splits), batch_size, drop_last)
     ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches, splits=splits)
     open_loaders(ref, settings.store.url, devices.choose_device(settings.compute.device))

@@ -21,6 +21,7 @@ from refit.data.dataset import Manifest
 from refit.errors import StoreError
 from refit.evaluation import Metrics
 from refit.ledger import record_opening
+from refit.loaders import choose_batch_size
 from refit.models import build_for_weights, probe
 from refit.refs import EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
@@ -174,6 +175,8 @@ def save_checkpoint(
     Raises:
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
     """
+    batch_size = choose_batch_size(settings.loader.batch_size, manifest.splits["train"].rows)
+    settings = settings.model_copy(update={"loader": settings.loader.model_copy(update={"batch_size": batch_size})})
     refs = {"model.pt": checkpoint} if refitted is None else {"model.pt": refitted, "held_back.pt": checkpoint}
     contents = {name: _read_checkpoint(ref, store) for name, ref in refs.items()}
     known = {name: _identify(contents[name], ref, settings, manifest) for name, ref in refs.items()}
@@ -237,6 +240,7 @@ def _render_card(
         "learned from": f"{reports.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
         "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
+        "steps": f"{settings.optimizer.name}, learning rate {settings.optimizer.lr:g}, batches of {settings.loader.batch_size}",
         **({"trained once more": _describe_refit(manifest, judged_on, record["epoch"])} if record["refit_on_all"] else {}),
         "created": record["created"],
         "weights": f"SHA-256 `{record['weights_digest']}`",

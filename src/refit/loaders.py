@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from refit.errors import SettingsError
 
 EVALUATION_BATCH_SIZE = 8192
+SMALL_TABLE, SMALL_BATCH, LARGE_BATCH = 5_000, 32, 256
+"""Below how many train rows a training batch has the fewer rows, if the settings do not say."""
 ALIGNMENT = 64
 """Bytes: at a multiple of them PyTorch places every tensor in memory, and the widest instructions read as many."""
 CPU = torch.device("cpu")
@@ -93,6 +95,16 @@ def build_train_loader(x: Tensor, y: Tensor, batch_size: int, drop_last: bool, d
 def build_evaluation_loader(x: Tensor, y: Tensor, device: torch.device = CPU) -> Batches:
     """Build a loader of large ordered batches, for a model on `device`, that leaves the global generator alone."""
     return OrderedLoader(x, y, device)
+
+
+def choose_batch_size(batch_size: int | None, num_rows: int) -> int:
+    """Return the rows in a training batch; where none are asked for, few in a small table, so that an epoch has many steps.
+
+    Args:
+        batch_size: What is asked for.
+        num_rows: Rows of the train split.
+    """
+    return batch_size or (SMALL_BATCH if num_rows < SMALL_TABLE else LARGE_BATCH)
 
 
 def count_batches(num_rows: int, batch_size: int, drop_last: bool) -> int:

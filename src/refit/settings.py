@@ -40,6 +40,20 @@ from refit.errors import SettingsError
 from refit.texts import SECRET, has_secret
 
 SETTINGS_FILE = Path("refit.toml")
+NOTEBOOK = "notebook"
+"""The name of the built-in table, that of a notebook, whose numbers it keeps."""
+NOTEBOOK_DEFAULTS: dict[str, Any] = {
+    "loader.batch_size": 2,
+    "loader.drop_last": True,
+    "model.hidden_sizes": [16, 16],
+    "optimizer.name": "sgd",
+    "optimizer.lr": 1.0,
+    "training.num_epochs": 3,
+    "training.patience": None,
+}
+"""Where it differs from other tables."""
+LR_OF_SGD = 0.01
+ROWS_OF_A_BATCH = "256, or 32 below 5,000 train rows"
 ENV_PREFIX = "REFIT_"
 SPAN = r"[1-9]\d{0,5}(s|min|h|d|w)"
 """A span of time: seconds, minutes, hours, days or weeks."""
@@ -120,7 +134,7 @@ class Section(BaseModel):
     @classmethod
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
         """`none`, as the command line and the environment write None."""
-        if value == "none" and cls.model_fields[str(info.field_name)].default is None:
+        if value == "none" and type(None) in get_args(cls.model_fields[str(info.field_name)].annotation):
             return None
         return value
 
@@ -155,7 +169,7 @@ def describe_field(field: FieldInfo) -> str:
 class DataSettings(Section):
     """Which rows are learned from, and how they are divided."""
 
-    source: Url = "notebook"
+    source: Url = NOTEBOOK
     """A CSV or Parquet file, a folder or glob of them (a path or any fsspec URL), or `notebook`, the built-in toy table."""
     target: str = "y"
     """The column to predict: strings, integers or booleans."""
@@ -188,17 +202,17 @@ class DataSettings(Section):
 class LoaderSettings(Section):
     """How rows become batches."""
 
-    batch_size: int = Field(2, ge=1)
-    """Rows in a training batch."""
-    drop_last: bool = True
-    """Whether a last, shorter training batch is left out."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows in a training batch; None means 256, or 32 below 5,000 train rows. For the notebook table: 2."""
+    drop_last: bool = False
+    """Whether a last, shorter training batch is left out. For the notebook table: true."""
 
 
 class ModelSettings(Section):
     """The network."""
 
-    hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [16, 16]
-    """Units in each hidden layer, first to last; an empty list gives a linear model."""
+    hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
+    """Units in each hidden layer, first to last; an empty list gives a linear model. For the notebook table: [16, 16]."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh"] = "relu"
     """The function after each hidden layer."""
     dropout: Fraction = 0.0
@@ -210,10 +224,10 @@ class ModelSettings(Section):
 class OptimizerSettings(Section):
     """How the parameters move."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The PyTorch optimizer."""
-    lr: float = Field(1.0, gt=0, lt=1e38)
-    """Learning rate, at its highest under a schedule."""
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The PyTorch optimizer. For the notebook table: sgd."""
+    lr: float = Field(0.001, gt=0, lt=1e38)
+    """Learning rate, at its highest under a schedule. With sgd: 0.01, for the notebook table 1."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0, lt=1e38)
@@ -227,10 +241,10 @@ class OptimizerSettings(Section):
 class TrainingSettings(Section):
     """How long and how carefully to train."""
 
-    num_epochs: int = Field(3, ge=1)
-    """Passes over the train rows, at most. The epoch with the lowest validation loss is saved, without validation rows the last."""
-    patience: int | None = Field(None, ge=1)
-    """Epochs without a lower validation loss before training stops; None never stops early."""
+    num_epochs: int = Field(100, ge=1)
+    """Passes over the train rows, at most; the one of lowest validation loss is saved, else the last. For the notebook table: 3."""
+    patience: int | None = Field(10, ge=1)
+    """Epochs without a lower validation loss before training stops; None never stops early, as without validation rows."""
     accumulate_batches: int = Field(1, ge=1)
     """Batches whose gradients make one step, weighted by rows so that it equals one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)
@@ -380,7 +394,9 @@ class Settings(SettingsTree, BaseSettings):
         if data.split_by == "features" and data.group_column is not None:
             raise ValueError("data.split_by: expected `rows`, as data.group_column says what stays on one side; drop one of them")
         if optimizer.momentum and optimizer.name != "sgd":
-            raise ValueError(f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0")
+            raise ValueError(
+                f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0, or set optimizer.name to sgd"
+            )
         highest = 0 if self.promotion.score == "log_likelihood" else 1
         if self.promotion.min_score is not None and self.promotion.min_score >= highest:
             raise ValueError(
@@ -424,10 +440,30 @@ def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path
     for origin, values in sources.items():
         _fill_in(merged, values, origins, origin)
     try:
+        given_tree = SettingsTree(**merged)
+        for name, value in choose_defaults(given_tree).items():
+            section, field = name.split(".")
+            if field not in merged.setdefault(section, {}):
+                merged[section][field] = value
+                origins[name] = _name_default(name, value, given_tree)
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(*explain_validation(error, origins)) from error
     return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
+
+
+def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
+    """Choose, by dotted name, the defaults that are others for the notebook table, or that depend on what a tree was given."""
+    is_notebook = tree.data.source == NOTEBOOK
+    defaults = {name: value for name, value in walk_settings(SettingsTree()) if name in NOTEBOOK_DEFAULTS}
+    if is_notebook:
+        defaults |= NOTEBOOK_DEFAULTS
+    if tree.data.val == 0:
+        defaults["training.patience"] = None
+    optimizer = tree.optimizer.name if "name" in tree.optimizer.model_fields_set else defaults["optimizer.name"]
+    if optimizer != defaults["optimizer.name"]:
+        defaults["optimizer.lr"] = LR_OF_SGD if optimizer == "sgd" else OptimizerSettings().lr
+    return defaults
 
 
 def walk_settings(tree: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -468,6 +504,12 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
         else:
             lines.append(f"{where}: {message}, found {mistake['input']!r}")
     return lines
+
+
+def _name_default(name: str, value: Any, tree: SettingsTree) -> str:
+    """The origin of a setting that nobody gave."""
+    origin = "default for the notebook" if tree.data.source == NOTEBOOK else "default for tables"
+    return f"{origin}: {ROWS_OF_A_BATCH}" if name == "loader.batch_size" and value is None else origin
 
 
 def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:

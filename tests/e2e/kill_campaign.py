@@ -44,6 +44,7 @@ drop_last = false
 hidden_sizes = [64, 32]
 dropout = 0.2
 [optimizer]
+name = "sgd"
 lr = 0.03
 momentum = 0.9
 schedule = "cosine"

@@ -90,7 +90,13 @@ def retrain() -> Iterator[Callable[..., list | int]]:
     )
 
     def run(optimizer: dict, *step: str) -> list | int:
-        settings = {"data": {"source": "rows.csv"}, "loader": {"batch_size": 10}, "optimizer": optimizer}
+        settings = {
+            "data": {"source": "rows.csv"},
+            "loader": {"batch_size": 10},
+            "model": {"hidden_sizes": [16, 16]},
+            "optimizer": {"name": "sgd", **optimizer},
+            "training": {"num_epochs": 3},
+        }
         process.stdin.write(json.dumps([settings, step]) + "\n")
         process.stdin.flush()
         status = int(process.stdout.readline())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.settings import SettingsTree, walk_settings
+from refit.settings import NOTEBOOK_DEFAULTS, SettingsTree, resolve_settings, walk_settings
 
 
 def settings_of(output: str) -> dict[str, tuple]:
@@ -61,7 +61,10 @@ def test_a_time_zone_that_no_clock_has_is_refused_before_anything_starts(refit, 
 def test_settings_prints_every_setting_with_its_default(refit):
     code, out, err = refit("settings", "--json")
     assert (code, err) == (0, "")
-    assert settings_of(out) == {name: (value, "default") for name, value in walk_settings(SettingsTree())}
+    assert settings_of(out) == {
+        name: (value, "default for the notebook" if name in NOTEBOOK_DEFAULTS else "default")
+        for name, value in walk_settings(resolve_settings()[0])
+    }
 
 
 def test_settings_shows_values_as_they_are_whatever_they_hold(refit):
@@ -122,7 +125,7 @@ def test_a_flag_leaves_the_rest_of_its_section_to_weaker_sources(refit):
     Path("refit.toml").write_text("[optimizer]\nmomentum = 0.5\n")
     _, out, _ = refit("settings", "--json", "--optimizer.lr", "0.25")
     assert settings_of(out)["optimizer.momentum"] == (0.5, "refit.toml")
-    assert settings_of(out)["optimizer.name"] == ("sgd", "default")
+    assert settings_of(out)["optimizer.name"] == ("sgd", "default for the notebook")
 
 
 def test_a_named_settings_file_is_read(refit):
@@ -177,7 +180,7 @@ def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, mo
 
 def test_settings_that_contradict_one_another_exit_with_two(refit):
     code, _, err = refit("settings", "--optimizer.name", "adam", "--optimizer.momentum", "0.9")
-    assert (code, err) == (2, "error: optimizer.momentum: only sgd has it, found adam; leave it 0\n")
+    assert (code, err) == (2, "error: optimizer.momentum: only sgd has it, found adam; leave it 0, or set optimizer.name to sgd\n")
 
 
 def test_an_unknown_protocol_of_the_store_is_refused(refit):

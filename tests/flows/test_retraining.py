@@ -39,7 +39,7 @@ from refit.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-GOOD, BAD = {"lr": 0.1}, {"lr": 1e-6}
+GOOD, BAD = {"name": "sgd", "lr": 0.1}, {"name": "sgd", "lr": 1e-6}
 
 
 def write_table(num_rows: int = 200, num_classes: int = 3, without: str | None = None) -> None:
@@ -52,7 +52,14 @@ def write_table(num_rows: int = 200, num_classes: int = 3, without: str | None =
 
 
 def give(optimizer: dict = GOOD, **sections) -> SettingsTree:
-    given = {"data": {"source": "rows.csv"}, "loader": {"batch_size": 10}, "optimizer": optimizer, **sections}
+    given = {
+        "data": {"source": "rows.csv"},
+        "loader": {"batch_size": 10},
+        "model": {"hidden_sizes": [16, 16]},
+        "optimizer": optimizer,
+        "training": {"num_epochs": 3},
+        **sections,
+    }
     return SettingsTree.model_validate(given)
 
 

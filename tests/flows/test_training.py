@@ -64,8 +64,8 @@ def by_time(source: str, **training) -> dict:
         "data": {"source": source, "split": "time", "time_column": "time", "val": 0.2, "test": 0.2},
         "loader": {"batch_size": 8, "drop_last": False},
         "model": {"hidden_sizes": [16], "dropout": 0.2},
-        "optimizer": {"lr": 0.1, "momentum": 0.9},
-        "training": training,
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        "training": {"patience": None, **training},
     }
 
 
@@ -74,6 +74,19 @@ def _no_pictures(monkeypatch):
     """They take half of a run's time, and other tests draw them."""
     monkeypatch.setattr(refit.reports, "draw_losses", lambda *_: b"")
     monkeypatch.setattr(refit.reports, "draw_confusion", lambda *_: b"")
+
+
+def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_version_says_by_which_settings():
+    source = str(Path(__file__).parents[2] / "examples/penguins.csv")
+    result = run({"data": {"source": source, "target": "species"}, "training": {"epochs_per_task": 100}})
+    log, metrics, settings = read(result, "log"), read(result, "metrics"), read(result, "settings")
+    assert metrics["test"]["accuracy"] > 0.9
+    assert metrics["train"]["num_rows"] > 32 * (len(log[0]["batch_losses"]) - 1), "no row is left out"
+    assert settings["loader"] == {"batch_size": 32, "drop_last": False}
+    assert len(log) == min(100, result.best_epoch + 10)
+    card = (Path(result.model.path) / "card.md").read_text()
+    assert "adamw, learning rate 0.001, batches of 32" in card
+    assert "MLP [64, 64], relu" in card
 
 
 @dataclass
@@ -801,7 +814,7 @@ ALL_ROWS = ("train", "val", "test")
 
 
 def test_a_last_fit_on_all_rows_is_what_is_saved_to_predict_and_changes_no_score(tmp_path, done):
-    optimizer = {"lr": 0.1, "momentum": 0.9, "schedule": "cosine"}
+    optimizer = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "schedule": "cosine"}
     given = by_time(write_table(tmp_path / "table.csv", noise=3.0)) | {"optimizer": optimizer}
     on_all = train_plainly(given, 12, ALL_ROWS)
     before = run(given | {"training": {"num_epochs": 12}})

@@ -11,7 +11,7 @@ from refit import keys
 from refit.keys import Recipe, digest_json, write_recipe
 from refit.settings import resolve_settings, walk_settings
 
-BASE = {"optimizer": {"lr": 0.1}, "training": {"num_epochs": 3}, "data": {"val": 0.2}}
+BASE = {"optimizer": {"name": "sgd", "lr": 0.1}, "training": {"num_epochs": 3}, "data": {"source": "rows.csv", "val": 0.2}}
 SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
 WITHOUT_A_SAY = {f"refit.{name}" for name in ("code", "errors", "interruption", "limits", "refs", "settings", "store", "texts")}
@@ -72,7 +72,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.split_by": ("features", DATASET),
     "data.group_column": ("x1", DATASET),
     "loader.batch_size": (3, LOADERS),
-    "loader.drop_last": (False, LOADERS),
+    "loader.drop_last": (True, LOADERS),
     "model.hidden_sizes": ([16], START),
     "model.activation": ("tanh", START),
     "model.dropout": (0.5, START),

@@ -3,11 +3,24 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit.errors import SettingsError
-from refit.loaders import ALIGNMENT, EVALUATION_BATCH_SIZE, build_evaluation_loader, build_train_loader, count_batches
+from refit.loaders import (
+    ALIGNMENT,
+    EVALUATION_BATCH_SIZE,
+    build_evaluation_loader,
+    build_train_loader,
+    choose_batch_size,
+    count_batches,
+)
 
 
 def make_rows(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(num_rows * 3, dtype=torch.float32).view(num_rows, 3), torch.arange(num_rows)
+
+
+@pytest.mark.parametrize(("num_rows", "size"), [(1, 32), (4_999, 32), (5_000, 256), (1_000_000, 256)])
+def test_a_batch_size_that_nobody_gives_is_small_for_a_small_table(num_rows, size):
+    assert choose_batch_size(None, num_rows) == size
+    assert choose_batch_size(7, num_rows) == 7
 
 
 @pytest.mark.parametrize("drop_last", [True, False])

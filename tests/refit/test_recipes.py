@@ -176,13 +176,13 @@ def test_a_changed_setting_is_told_from_old_to_new(source, store):
 def test_all_changed_settings_are_told_and_only_they(source, store):
     run(resolve(source), store)
     found = reasons(
-        forecast(resolve(source, loader__batch_size=5, optimizer__momentum=0.9, model__activation="tanh"), store),
+        forecast(resolve(source, loader__batch_size=5, optimizer__weight_decay=0.9, model__activation="tanh"), store),
         "train epochs 1 to 3",
     )
     assert sorted(found) == [
-        "loader.batch_size: 2 -> 5",
+        "loader.batch_size: None -> 5",
         "model.activation: 'relu' -> 'tanh'",
-        "optimizer.momentum: 0.0 -> 0.9",
+        "optimizer.weight_decay: 0.0 -> 0.9",
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refit.errors import SettingsError
-from refit.settings import NothingGiven, Settings, SettingsTree, env_name, resolve_settings, walk_settings
+from refit.settings import NOTEBOOK_DEFAULTS, NothingGiven, Settings, SettingsTree, env_name, resolve_settings, walk_settings
 
 
 def write(name: str, text: str) -> Path:
@@ -20,11 +20,94 @@ def refused(given: dict | None = None, settings_file: Path | None = None) -> str
     return str(caught.value)
 
 
-def test_without_any_source_every_setting_is_its_default():
+def given_by_name(values: dict) -> dict:
+    """A nested dictionary of values by dotted name."""
+    given: dict = {}
+    for name, value in values.items():
+        section, _, field = name.rpartition(".")
+        (given.setdefault(section, {}) if section else given)[field] = value
+    return given
+
+
+def test_without_any_source_every_setting_is_its_default_and_some_that_of_the_notebook():
     settings, origins = resolve_settings()
-    assert dict(walk_settings(settings)) == dict(walk_settings(SettingsTree()))
+    assert dict(walk_settings(settings)) == dict(walk_settings(SettingsTree())) | NOTEBOOK_DEFAULTS
+    assert {name for name, origin in origins.items() if origin == "default for the notebook"} == {*NOTEBOOK_DEFAULTS}
+    assert {*origins.values()} == {"default", "default for the notebook"}
     assert set(origins) == {name for name, _ in walk_settings(SettingsTree())}
-    assert set(origins.values()) == {"default"}
+
+
+def test_a_table_has_defaults_of_its_own_and_the_batch_size_waits_for_the_number_of_rows():
+    settings, origins = resolve_settings({"data": {"source": "table.csv"}})
+    assert {name: value for name, value in walk_settings(settings) if name in NOTEBOOK_DEFAULTS} == {
+        "loader.batch_size": None,
+        "loader.drop_last": False,
+        "model.hidden_sizes": [64, 64],
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.001,
+        "training.num_epochs": 100,
+        "training.patience": 10,
+    }
+    assert origins.pop("loader.batch_size") == "default for tables: 256, or 32 below 5,000 train rows"
+    assert {name for name, origin in origins.items() if origin == "default for tables"} == {*NOTEBOOK_DEFAULTS} - {
+        "loader.batch_size"
+    }
+
+
+GIVEN = {
+    "loader.batch_size": 7,
+    "loader.drop_last": True,
+    "model.hidden_sizes": [3],
+    "optimizer.name": "adam",
+    "optimizer.lr": 0.5,
+    "training.num_epochs": 2,
+    "training.patience": None,
+}
+
+
+@pytest.mark.parametrize("source", ["notebook", "table.csv"])
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_is_given_beats_the_default_of_a_table_and_of_the_notebook_one_by_one(name, source, monkeypatch):
+    """The learning rate alone has a default that depends on another setting."""
+    value, given = GIVEN[name], {"data.source": source}
+    before, _ = resolve_settings(given_by_name(given))
+    monkeypatch.setenv(env_name(name), "none" if value is None else str(value))
+    after, origins = resolve_settings(given_by_name(given))
+    assert dict(walk_settings(after))[name] == value
+    assert origins[name] == "environment"
+    others = {other for other, found in walk_settings(after) if found != dict(walk_settings(before))[other]} - {name}
+    assert others == ({"optimizer.lr"} if (name, source) == ("optimizer.name", "notebook") else set())
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "lr"),
+    [
+        ("notebook", "sgd", 1.0),
+        ("notebook", "adam", 0.001),
+        ("table.csv", "sgd", 0.01),
+        ("table.csv", "adam", 0.001),
+        ("table.csv", "adamw", 0.001),
+    ],
+)
+def test_the_default_learning_rate_is_that_of_the_optimizer(source, name, lr):
+    given = {"data": {"source": source}, "optimizer": {"name": name}}
+    assert resolve_settings(given)[0].optimizer.lr == lr
+    given["optimizer"]["lr"] = 0.3
+    assert resolve_settings(given)[0].optimizer.lr == 0.3
+
+
+@pytest.mark.parametrize("val", [0, 0.0, "0"])
+def test_without_validation_rows_patience_is_none_unless_it_is_given(val):
+    given = {"data": {"source": "table.csv", "val": val}}
+    assert resolve_settings(given)[0].training.patience is None
+    assert resolve_settings({**given, "training": {"patience": 3}})[0].training.patience == 3
+
+
+def test_resolved_settings_resolve_to_themselves():
+    """A local run resolves them twice: in the command, and in its flow."""
+    for given in ({}, {"data": {"source": "table.csv"}}):
+        settings, _ = resolve_settings(given)
+        assert resolve_settings(settings.model_dump())[0] == settings
 
 
 def test_flags_beat_environment_beats_env_file_beats_toml_beats_defaults(monkeypatch):
@@ -59,7 +142,7 @@ def test_a_named_settings_file_is_read_instead_of_refit_toml():
     write("refit.toml", "seed = 1\n[training]\nnum_epochs = 7\n")
     settings, origins = resolve_settings(settings_file=write("other.toml", "seed = 2\n"))
     assert (settings.seed, origins["seed"]) == (2, "other.toml")
-    assert settings.training.num_epochs == SettingsTree().training.num_epochs
+    assert settings.training.num_epochs == NOTEBOOK_DEFAULTS["training.num_epochs"]
 
 
 def test_a_named_settings_file_that_is_missing_is_refused():
@@ -364,9 +447,12 @@ def test_a_form_of_the_tree_is_empty_and_says_default_and_bounds_of_every_settin
     bounded = [leaf["description"] for leaf in leaves if re.search("[mM]inimum", str({**leaf, "items": None}))]
     assert [text for text in bounded if not re.search(r"(?i) in \[|at least|more than|in \(", text)] == []
     loader, training = (schema["$defs"][name]["properties"] for name in ("LoaderSettings", "TrainingSettings"))
-    assert loader["batch_size"]["description"] == "Rows in a training batch. At least 1. Default: 2."
+    assert loader["batch_size"]["description"] == (
+        "Rows in a training batch; None means 256, or 32 below 5,000 train rows. For the notebook table: 2. At least 1."
+        " Default: none."
+    )
     assert loader["drop_last"]["enum"] == [True, False]
-    assert training["patience"]["description"].endswith("None never stops early. At least 1. Default: none.")
+    assert training["patience"]["description"].endswith("as without validation rows. At least 1. Default: 10.")
 
 
 def test_a_run_that_is_given_nothing_leaves_every_setting_open():

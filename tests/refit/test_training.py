@@ -16,7 +16,7 @@ from refit.errors import RefitError, TrainingError
 from refit.inference import load_model
 from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.randomness import putting_generators_back
-from refit.settings import ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
+from refit.settings import ModelSettings, OptimizerSettings, resolve_settings
 from refit.training import (
     EpochLog,
     PauseClock,
@@ -51,7 +51,7 @@ def constant(lr: float):
 
 
 def train_notebook(num_epochs: int = 3):
-    defaults = SettingsTree()
+    defaults, _ = resolve_settings()
     state = build_training_state(defaults.model, defaults.optimizer, 2, 2, seed=defaults.seed, device=CPU)
     loader = build_train_loader(NOTEBOOK_X, NOTEBOOK_Y, defaults.loader.batch_size, defaults.loader.drop_last)
     logs = [train_epoch(state, loader, constant(defaults.optimizer.lr), device=CPU) for _ in range(num_epochs)]

@@ -49,7 +49,7 @@ def settings(tmp_path) -> SettingsTree:
             "data": {"source": str(tmp_path / "table.csv"), "val": 0.2, "test": 0.2},
             "loader": {"batch_size": 8, "drop_last": False},
             "model": {"hidden_sizes": [8], "dropout": 0.3},
-            "optimizer": {"lr": 0.05, "momentum": 0.9},
+            "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
             "store": {"url": str(tmp_path / "store")},
         }
     )

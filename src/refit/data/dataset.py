@@ -22,10 +22,10 @@ from refit.data.profiles import Profile, profile_columns
 from refit.data.remarks import remark_on_columns
 from refit.data.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.data.sides import TypedTable, choose_sides, read_groups
-from refit.data.sources import NOTEBOOK, Table, read_files, read_names, read_table
+from refit.data.sources import Table, read_files, read_names, read_table
 from refit.errors import DataError
 from refit.refs import Ref
-from refit.settings import DataSettings
+from refit.settings import NOTEBOOK, DataSettings
 from refit.store import Store
 from refit.texts import show
 

@@ -24,9 +24,8 @@ from refit.data.files import (
 )
 from refit.errors import DataError
 from refit.limits import find_free_memory
+from refit.settings import NOTEBOOK
 from refit.texts import show
-
-NOTEBOOK = "notebook"
 
 
 @dataclass(frozen=True)
