@@ -24,6 +24,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 from rich.table import Table
 
+from flows.project import name_pool
 from refit.ledger import load_ledger
 from refit.store import Store
 
@@ -97,7 +98,7 @@ def write_rows(flights: pl.DataFrame, folder: Path, first: date, last: date) -> 
 @contextmanager
 def working(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     """A worker in the folder."""
-    command = [PREFECT, "worker", "start", "--pool", "refit-pool", "--type", "process"]
+    command = [PREFECT, "worker", "start", "--pool", name_pool(folder), "--type", "process"]
     with (folder / "worker.log").open("w") as log:
         worker = subprocess.Popen(command, env={**environment, "PROJECT_FOLDER": str(folder)}, stdout=log, stderr=log)
         try:
@@ -109,7 +110,7 @@ def working(folder: Path, environment: dict[str, str]) -> Iterator[None]:
 
 def retrain(client: SyncPrefectClient) -> FlowRun:
     """Have the worker retrain; the run when it is over."""
-    deployment = client.read_deployment_by_name("retrain/retrain")
+    deployment = client.read_deployment_by_name("retrain/flights")
     run = client.create_flow_run_from_deployment(deployment.id)
     while run.state is None or not run.state.is_final():
         time.sleep(0.2)

@@ -16,10 +16,14 @@ from refit.errors import SettingsError
 
 Labels = Mapping[str, str | list[str]]
 """What events must say of themselves: a text, or one of several."""
+TAG = "refit"
+"""Of our deployments, and so of their runs."""
+FLOWS = ("train", "retrain", "predict")
 CRASH = "refit: crash silent runs"
 RESCHEDULE = "refit: reschedule crashed runs"
 SCORE_AGAIN = "refit: reschedule crashed scoring"
-NOTIFY = "refit: tell of failed retraining"
+NOTIFY = "refit: tell of failed retraining of "
+"""Followed by the model's name."""
 CRASHED = "prefect.flow-run.Crashed"
 TOLD = ("Failed", "TimedOut", "Collapsed", "Incomparable", "Damaged")
 """States of a retraining that somebody should know of."""
@@ -31,29 +35,46 @@ SILENCE = timedelta(seconds=180)
 run started again, up to 140 seconds: a run found silent meanwhile would be called crashed while it starts."""
 
 
-def update_automations(client: SyncPrefectClient, block: str | None) -> list[str]:
+def update_automations(client: SyncPrefectClient, model: str, block: str | None) -> list[str]:
     """Have the server look after runs as this call says, whatever earlier calls said; return the automations' names.
 
     Args:
         client: Of the server.
-        block: `TYPE/NAME` of the Prefect block that is told of failed retraining; None tells nobody.
+        model: Whose deployments it is about; runs of others have the same done for them.
+        block: `TYPE/NAME` of the Prefect block that is told of failed retraining of the model; None tells nobody.
 
     Raises:
         SettingsError: There is no such block.
     """
     wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _reschedule_crashed_scoring()]
-    if block is not None:
-        wanted.append(_tell_of_failed_retraining(client, block))
+    if block is None:
+        remove_automations_of(client, model)
+    else:
+        wanted.append(_tell_of_failed_retraining(client, model, block))
     for automation in wanted:
         found = client.read_automations_by_name(automation.name)
         if found:
             client.update_automation(found[0].id, automation)
         else:
             client.create_automation(automation)
-    if block is None:
-        for unwanted in client.read_automations_by_name(NOTIFY):
-            client.delete_automation(unwanted.id)
     return [automation.name for automation in wanted]
+
+
+def remove_automations_of(client: SyncPrefectClient, model: str) -> list[str]:
+    """Remove those that are about one model alone; return their names."""
+    return _remove(client, [f"{NOTIFY}{model}"])
+
+
+def remove_automations(client: SyncPrefectClient) -> list[str]:
+    """Remove those that are about all models; return their names."""
+    return _remove(client, [CRASH, RESCHEDULE, SCORE_AGAIN])
+
+
+def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
+    found = [automation for name in names for automation in client.read_automations_by_name(name)]
+    for automation in found:
+        client.delete_automation(automation.id)
+    return [automation.name for automation in found]
 
 
 def _crash_silent_runs() -> AutomationCore:
@@ -61,7 +82,7 @@ def _crash_silent_runs() -> AutomationCore:
         name=CRASH,
         description="A run whose heartbeat has stopped died together with its worker, which could not report it.",
         # The last heartbeat of a run that has ended changes nothing: the server refuses to crash it.
-        trigger=_watch_last(HEARTBEAT, ["train", "retrain", "predict"], SILENCE),
+        trigger=_watch_last(HEARTBEAT, FLOWS, SILENCE),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
     )
 
@@ -92,7 +113,7 @@ def _reschedule(name: str, description: str, flows: Sequence[str], run_count: st
     )
 
 
-def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> AutomationCore:
+def _tell_of_failed_retraining(client: SyncPrefectClient, model: str, block: str) -> AutomationCore:
     kind, _, name = block.partition("/")
     try:
         document = client.read_block_document_by_name(name, kind)
@@ -102,9 +123,9 @@ def _tell_of_failed_retraining(client: SyncPrefectClient, block: str) -> Automat
             " `prefect block ls` lists them, the Prefect UI makes them"
         ) from error
     return AutomationCore(
-        name=NOTIFY,
+        name=f"{NOTIFY}{model}",
         description="A retraining failed, or a person should look at the champion.",
-        trigger=_watch(["retrain"], expect={f"prefect.flow-run.{state}" for state in TOLD}),
+        trigger=_watch(["retrain"], deployment=model, expect={f"prefect.flow-run.{state}" for state in TOLD}),
         actions=[
             SendNotification(
                 block_document_id=document.id,
@@ -124,14 +145,30 @@ def _watch_last(event: str, flows: Sequence[str], within: timedelta, match: Labe
     return _watch(flows, Posture.Proactive, match, after={event}, expect={event}, within=within)
 
 
-def _watch(flows: Sequence[str], posture: Posture = Posture.Reactive, match: Labels | None = None, **fields: Any) -> EventTrigger:
-    """Watch each run that a deployment of these flows has started; what runs from a terminal is its user's own."""
+def _watch(
+    flows: Sequence[str],
+    posture: Posture = Posture.Reactive,
+    match: Labels | None = None,
+    deployment: str | None = None,
+    **fields: Any,
+) -> EventTrigger:
+    """Watch each run that one of our deployments of these flows has started; runs from a terminal are their users' own.
+
+    Args:
+        flows: Their names.
+        posture: Whether to act on events, or on their absence.
+        match: Labels of the event, besides that it is one of a run.
+        deployment: Its name, if not any; heartbeats do not tell it.
+        **fields: Of the trigger.
+    """
+    of_deployment = {"prefect.resource.role": "deployment", **({"prefect.resource.name": deployment} if deployment else {})}
     return EventTrigger(
         for_each={"prefect.resource.id"},
         match={"prefect.resource.id": "prefect.flow-run.*", **(match or {})},
         match_related=[
             {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
-            {"prefect.resource.role": "deployment"},
+            {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+            of_deployment,
         ],
         posture=posture,
         threshold=1,

@@ -1,6 +1,9 @@
-"""The folder that runs of deployments work in: PROJECT_FOLDER, in the environment of their worker."""
+"""A project's folder: the work pool of its runs, and PROJECT_FOLDER, in the environment of their worker, where they work."""
 
+import hashlib
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,15 @@ from prefect.deployments.steps.pull import set_working_directory
 
 from refit.errors import SettingsError
 
-START_WORKER = "PROJECT_FOLDER=$PWD prefect worker start --pool refit-pool --type process"
+START_WORKER = "PROJECT_FOLDER=$PWD prefect worker start --pool {pool} --type process"
 APART = "refit-run"
+
+
+def name_pool(folder: Path) -> str:
+    """Name the work pool of the project in a folder of this machine; workers of other projects poll others."""
+    place = os.fsencode(f"{socket.gethostname()}:{folder.resolve()}")
+    word = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")
+    return "-".join(filter(None, ["refit", word, hashlib.sha256(place).hexdigest()[:8]]))
 
 
 def start_apart() -> dict[str, Any]:
@@ -34,6 +44,7 @@ def enter_project() -> None:
     if not directory or not Path(directory).is_dir():
         raise SettingsError(
             "PROJECT_FOLDER: expected the folder of `refit.toml` in the worker's environment,"
-            f" found {f'no folder {directory}' if directory else 'none'}; start the worker by `{START_WORKER}`"
+            f" found {f'no folder {directory}' if directory else 'none'};"
+            f" start the worker by `{START_WORKER.format(pool='POOL')}`, with the pool that `refit deploy` prints"
         )
     os.chdir(directory)

@@ -4,6 +4,7 @@ import json as jsonlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -15,6 +16,7 @@ from flows.terminal import (
     Given,
     SettingsFile,
     StoreGiven,
+    Switch,
     app,
     as_given,
     cell,
@@ -38,33 +40,57 @@ VERBS = {"promote": "promoted", "keep": "turned down", "rollback": "went back to
 
 @app.command
 def deploy(
-    *, given: Given = None, cron: str | None = None, timezone: str | None = None, notify: str | None = None, json: AsJson = False
+    *,
+    given: Given = None,
+    cron: str | None = None,
+    timezone: str | None = None,
+    notify: str | None = None,
+    pool: str | None = None,
+    remove: Switch = False,
+    json: AsJson = False,
 ) -> int:
     """Have the Prefect server retrain every night and look after the runs; called again, it says anew when and how.
 
     Args:
-        given: The settings of all runs; what is not given here is left to the machine that runs them. A `--name` is that of the
-            deployments too, so that one server can retrain several models.
+        given: The settings of all runs; what is not given here is left to the machine that runs them, but for the model's name,
+            which is that of the deployments too.
         cron: When to retrain: `0 3 * * *`, if this is not given.
         timezone: Of that, such as `Europe/Berlin`; UTC, if it is not given.
         notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
+        pool: The work pool whose workers take the runs; if it is not given, one for this folder of this machine.
+        remove: Remove what was deployed instead: of the model after `--name`, or else of all models of this folder.
         json: Print one JSON object instead of text.
     """
     find_prefect_home()  # which Prefect looks for on import
     from flows import deploying, project
     from flows.server import REMEMBERING
 
-    deployed, automations, forgets_soon = deploying.deploy(as_given(given), cron, timezone, notify)
+    pool = pool or project.name_pool(Path.cwd())
+    if remove:
+        return _print_removed(deploying.remove(pool, as_given(given).get("name")), json)
+    registered = deploying.deploy(as_given(given), pool, cron, timezone, notify)
+    deployed, worker = registered.deployments, project.START_WORKER.format(pool=pool)
     if json:
-        shown = {"deployments": [asdict(entry) for entry in deployed], "automations": automations}
+        shown = {**asdict(registered), "pool": pool, "worker": worker}
         print(jsonlib.dumps(shown, default=datetime.isoformat))
         return COMPLETED
     _print_block("deployed", {entry.name: _describe_plan(entry) for entry in deployed})
-    _print_block("the server will", {name.removeprefix("refit: "): "" for name in automations})
+    _print_block("the server will", {name.removeprefix("refit: "): "" for name in registered.automations})
+    if registered.others:
+        remedies = {name: f"`refit deploy --remove --name {name.partition('/')[2]}`" for name in registered.others}
+        _print_block("also deployed from here, and to be removed by", remedies)
     if not all(entry.num_workers for entry in deployed):
-        _print_block("no worker is online", {"start one in the project's folder": project.START_WORKER})
-    if forgets_soon:
+        _print_block("no worker is online", {"start one in the project's folder": worker})
+    if registered.forgets_soon:
         _print_block("the server forgets runs that a power cut ends", {"start it with": REMEMBERING})
+    return COMPLETED
+
+
+def _print_removed(removed: list[str], json: bool) -> int:
+    if json:
+        print(jsonlib.dumps({"removed": removed}))
+    else:
+        _print_block("removed", dict.fromkeys(removed or ["nothing: nothing was deployed from here"], ""))
     return COMPLETED
 
 
@@ -111,13 +137,13 @@ def status(
 
 
 def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
-    """What the server knows of the deployments that retrain, of `model` if it has one of its own; or why it is not known."""
+    """What the server knows of the deployments that retrain, all or those of `model`; or why it is not known."""
     try:
         find_prefect_home()  # which Prefect looks for on import
         from flows.server import connected, read_deployed
 
         with connected() as client:
-            return (model and read_deployed(client, "retrain", model)) or read_deployed(client, "retrain")
+            return read_deployed(client, "retrain", model)
     except RefitError as error:
         return error
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from kill_campaign import REFIT, write_work
 
+from flows.project import name_pool
 from refit.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +63,8 @@ class Site:
         return server
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        return self.start(
-            "worker", [PREFECT, "worker", "start", "--pool", "refit-pool", "--type", "process"], self.desk, self.of_worker
-        )
+        command = [PREFECT, "worker", "start", "--pool", name_pool(self.desk), "--type", "process"]
+        return self.start("worker", command, self.desk, self.of_worker)
 
     def start(
         self, log: str, command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str] | None = None

@@ -35,19 +35,19 @@ def runs(site) -> dict[str, str]:
     settings = SETTINGS.replace("num_epochs = 10", "num_epochs = 60").replace("patience = 2", "patience = 60")
     (site.project / "refit.toml").write_text(settings)
     (site.project / "suicidal.py").write_text(SUICIDAL)
-    assert site.refit("deploy").returncode == 0
+    assert site.refit("deploy", "--name", "digits").returncode == 0
     assert site.refit("train", "--name", "scorer", "--training.num_epochs", "1", cwd=site.project).returncode == 0
     rows = pl.read_parquet(site.project / "digits.parquet")
     pl.concat([rows] * NUM_COPIES).write_parquet(site.project / "large.parquet")
     site.start_worker()
     given = {"model": "scorer@v1", "source": "large.parquet", "output": "scores.parquet"}
-    scoring = site.start_run("predict/predict", given).json()["id"]
+    scoring = site.start_run("predict/digits", given).json()["id"]
     await_state(site, scoring, "RUNNING")
     os.kill(wait_for(lambda: find_training(scoring)), signal.SIGKILL)
     await_state(site, scoring, "CRASHED")
     num_before = len(site.store.names("results"))
-    doomed = site.start_run("train/train", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
-    training = site.start_run("train/train", {"settings": {}}).json()["id"]
+    doomed = site.start_run("train/digits", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
+    training = site.start_run("train/digits", {"settings": {}}).json()["id"]
     await_state(site, doomed, "CRASHED")
     wait_for(lambda: len(site.store.names("results")) >= num_before + 4)
     assert find_training(training)

@@ -18,6 +18,7 @@ import pytest
 from kill_campaign import REFIT
 from servers import FINAL, ROOT, TIMEOUT_SECONDS, wait_for
 
+from flows.project import name_pool
 from refit.registry import list_versions, read_alias
 
 pytestmark = pytest.mark.slow
@@ -48,13 +49,13 @@ def first_champion(site) -> dict[str, float]:
         (folder / f"{name}.py").write_text("raise RuntimeError('only the factory is imported from here')")
     site.start_worker()
     started = time.monotonic()
-    settings = ("--training.num_epochs", "2", "--model.factory", "network:build")
+    settings = ("--name", "digits", "--training.num_epochs", "2", "--model.factory", "network:build")
     deployed = site.refit("deploy", "--cron", EVERY_THIRTY_SECONDS, "--timezone", "Europe/Berlin", *settings)
     assert deployed.returncode == 0, deployed.stderr
     assert "power cut" not in deployed.stdout
     wait_for(lambda: read_alias(site.store, "digits"))
     seconds = {"to the first champion": time.monotonic() - started}
-    wait_for(lambda: [run for run in site.list_runs("retrain/retrain") if "nothing new" in (run["state"]["message"] or "")])
+    wait_for(lambda: [run for run in site.list_runs("retrain/digits") if "nothing new" in (run["state"]["message"] or "")])
     seconds["to the first that found nothing new"] = time.monotonic() - started
     assert site.refit("deploy", *settings).returncode == 0
     return seconds
@@ -63,7 +64,7 @@ def first_champion(site) -> dict[str, float]:
 def test_a_planned_run_promotes_the_first_champion_and_the_next_finds_nothing_new(site, first_champion, capsys):
     with capsys.disabled():
         print(f"\nseconds from `refit deploy`: {first_champion}")
-    runs = site.list_runs("retrain/retrain")
+    runs = site.list_runs("retrain/digits")
     assert {run["created_by"]["type"] for run in runs} == {"SCHEDULE"}
     assert (runs[0]["state_type"], runs[0]["state_name"]) == ("COMPLETED", "Promoted")
     assert {run["state_name"] for run in runs[1:]} == {"Skipped"}
@@ -79,7 +80,7 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
         "refit: reschedule crashed runs",
         "refit: reschedule crashed scoring",
     ]
-    (plan,) = site.read("/deployments/name/retrain/retrain")["schedules"]
+    (plan,) = site.read("/deployments/name/retrain/digits")["schedules"]
     assert (plan["schedule"]["cron"], plan["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
 
 
@@ -92,7 +93,7 @@ def test_no_folder_of_the_deploying_machine_is_in_a_deployment(site, first_champ
 def test_run_and_version_tell_the_settings_that_deployment_and_worker_gave(site, first_champion):  # noqa: ARG001
     settings = json.loads(site.store.read("models/digits/v1/settings.json"))
     assert (settings["training"]["num_epochs"], settings["optimizer"]["momentum"]) == (2, 0.9)
-    run = site.list_runs("retrain/retrain")[0]
+    run = site.list_runs("retrain/digits")[0]
     shown = site.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["digits-settings"]}})
     rows = {row["setting"]: (row["value"], row["from"]) for row in json.loads(shown.json()[0]["data"])}
     assert rows["training.num_epochs"] == ("2", "parameter")
@@ -122,7 +123,7 @@ def test_status_tells_the_champion_and_the_last_and_next_run(site, first_champio
 )
 def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion, settings, message):  # noqa: ARG001
     num_runs = site.ask("/flow_runs/count").json()
-    answer = site.start_run("train/train", {"settings": settings})
+    answer = site.start_run("train/digits", {"settings": settings})
     assert answer.is_client_error
     assert message in answer.json()["detail"]
     assert site.ask("/flow_runs/count").json() == num_runs
@@ -148,16 +149,16 @@ def mailbox() -> Iterator[tuple[str, Queue]]:
 def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, first_champion, mailbox):  # noqa: ARG001
     url, messages = mailbox
     subprocess.run([sys.executable, "-c", MAKE_BLOCK, url], env=site.environment, check=True)
-    refused = site.refit("deploy", "--notify", "custom-webhook/nobody")
+    refused = site.refit("deploy", "--name", "digits", "--notify", "custom-webhook/nobody")
     assert refused.returncode == 2
     assert "--notify: expected TYPE/NAME of a Prefect block, found no block custom-webhook/nobody" in refused.stderr
-    assert site.refit("deploy", "--notify", "custom-webhook/team").returncode == 0
-    site.start_run("retrain/retrain", {"settings": {"data": {"source": "nowhere.parquet"}}})
+    assert site.refit("deploy", "--name", "digits", "--notify", "custom-webhook/team").returncode == 0
+    site.start_run("retrain/digits", {"settings": {"data": {"source": "nowhere.parquet"}}})
     message = messages.get(timeout=TIMEOUT_SECONDS)
     assert re.fullmatch(r"retrain digits, .*: Failed", message["subject"])
     assert "nowhere.parquet: expected a file, folder or glob, found nothing there" in message["body"]
-    assert site.refit("deploy").returncode == 0
-    assert "refit: tell of failed retraining" not in [found["name"] for found in site.ask("/automations/filter").json()]
+    assert site.refit("deploy", "--name", "digits").returncode == 0
+    assert "refit: tell of failed retraining of digits" not in [found["name"] for found in site.ask("/automations/filter").json()]
 
 
 def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champion):  # noqa: ARG001
@@ -172,9 +173,9 @@ def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champ
 
 def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
     site.start_worker()
-    wait_for(lambda: len(site.ask("/work_pools/refit-pool/workers/filter").json()) == 2)
+    wait_for(lambda: len(site.ask(f"/work_pools/{name_pool(site.desk)}/workers/filter").json()) == 2)
     settings = [{"name": "away", "seed": seed, "training": {"num_epochs": 20, "patience": None}} for seed in (1, 2)]
-    runs = [site.start_run("train/train", {"settings": given}).json()["id"] for given in settings]
+    runs = [site.start_run("train/digits", {"settings": given}).json()["id"] for given in settings]
     wait_for(lambda: all(site.ask("/task_runs/count", flow_runs={"id": {"any_": [run]}}).json() for run in runs))
     site.kill(site.server)
     assert list_versions(site.store, "away") == []
