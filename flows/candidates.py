@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.approval import ask_person
 from flows.training import build_snapshot, train_version, training_alone
@@ -20,6 +21,9 @@ from refit.store import Store
 from refit.texts import show_line
 from tasks.promotion import compare, explain_missing_rows, keep, promote
 from tasks.reporting import report, show_report
+
+RUN = "run"
+"""Of an entry's details, the one that holds the id of the flow run that decided."""
 
 
 def judge_candidate(
@@ -43,7 +47,7 @@ def judge_candidate(
             recipe = build_recipe(settings, source_digests, first_weights)
             number = registry.read_alias(store, settings.name)
             needed = explain_missing_rows(build_snapshot(recipe, settings), number, settings)
-            if needed is not None and keep(None, number, needed, {KEY: key}, settings) is not None:
+            if needed is not None and keep(None, number, needed, {KEY: key, RUN: flow_run.id}, settings) is not None:
                 return RetrainingResult(outcome="kept", reason=needed, champion=_refer(settings.name, number))
             trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
@@ -51,6 +55,12 @@ def judge_candidate(
         candidate = registry.read_version(store, settings.name, decided.after or 0)
     with _judging(candidate):
         verdict, entry = _judge(candidate, decided, newest, key, settings)
+    if verdict is None:
+        reason = f"gives way to another run, which decided the same at {entry.at}: {entry.why}"
+        get_run_logger().info("skipped: %s", show_line(reason))
+        return RetrainingResult(
+            outcome="skipped", reason=reason, champion=_refer(settings.name, registry.read_alias(store, settings.name))
+        )
     get_run_logger().info("%s: %s", candidate.reference, show_line(entry.why))
     place = report(candidate, verdict, entry, settings)
     if recipe is not None:
@@ -76,11 +86,13 @@ def _judging(candidate: SavedModel) -> Iterator[None]:
         raise RefitError(f"{candidate.reference} was trained and saved, but cannot be judged: {error}") from error
 
 
-def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, settings: Settings) -> tuple[Verdict, Entry]:
-    """Compare and act, again after another run has moved the champion meanwhile: perhaps by a decision on this very recipe."""
+def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, settings: Settings) -> tuple[Verdict | None, Entry]:
+    """Compare and act, again after another run has moved the champion; no verdict if that has decided on this very recipe."""
     store = Store(settings.store.url)
     while True:
         entry = decided or find_decision(store, settings.name, key, since=newest)
+        if decided is None and entry is not None and entry.details.get(RUN) != flow_run.id:
+            return None, entry
         number = registry.read_alias(store, settings.name) if entry is None else entry.before
         judged = candidate if entry is None else registry.read_version(store, settings.name, entry.after or 0)
         with training_alone():  # else the time that it takes to score a row would be longer
@@ -113,7 +125,11 @@ def _should_ask(verdict: Verdict, promotion: PromotionSettings) -> bool:
 
 def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
     """Promote the candidate or write down why not; None if the champion is another by now."""
-    details = {KEY: key, **verdict.model_dump(mode="json", include={"alarm", "decision", "num_left_out", "scores"})}
+    details = {
+        KEY: key,
+        RUN: flow_run.id,
+        **verdict.model_dump(mode="json", include={"alarm", "decision", "num_left_out", "scores"}),
+    }
     why, objection = verdict.reason, None
     if candidate.version == champion:  # of another retraining, whose recipe was the same
         return keep(candidate, champion, f"{candidate.reference} is the champion already", details, settings)

@@ -47,10 +47,25 @@ def promote(
 def keep(
     candidate: SavedModel | None, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
 ) -> Entry | None:
-    """Write into the ledger why no candidate replaces the champion; None if that is another than it was compared with."""
+    """Write into the ledger why no candidate replaces the champion; None if another run has written there since, or moved it."""
     store, name, alias = Store(settings.store.url), settings.name, registry.CHAMPION
+    newest = ledger.find_newest(store, name)
     if registry.read_alias(store, name) != champion:
         get_run_logger().warning("%s@%s is another version since the comparison", name, alias)
         return None
     version = None if candidate is None else candidate.version
-    return ledger.append_entry(store, name, action="keep", alias=alias, before=champion, after=version, why=why, details=details)
+    try:
+        return ledger.append_entry(
+            store,
+            name,
+            action="keep",
+            alias=alias,
+            before=champion,
+            after=version,
+            why=why,
+            details=details,
+            expected_number=newest + 1,
+        )
+    except ConflictError as error:
+        get_run_logger().warning("%s", error)
+        return None

@@ -1,6 +1,7 @@
 """Nights of retraining, on the CPU, in seconds."""
 
 import json
+import pydoc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +22,13 @@ from prefect.flow_engine import run_flow
 from prefect.states import Running, Scheduled
 
 import flows.approval
+import flows.candidates
 import flows.runs
 import refit.comparison
 import refit.registry
 import refit.reports
 import refit.training
+import tasks.promotion
 from flows.retraining import retrain
 from flows.server import HEARTBEAT, is_alive
 from flows.terminal import complain
@@ -360,19 +363,35 @@ def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monke
     assert [(entry.before, entry.after) for entry in read_ledger() if entry.action == "promote"] == [(None, 1), (1, 2)]
 
 
-def test_two_runs_of_one_recipe_promote_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("function", "optimizer", "name", "action"),
+    [
+        ("refit.registry.move_alias", GOOD, "Promoted", "promote"),
+        ("refit.registry.read_alias", BAD, "Kept", "keep"),
+        ("refit.ledger.append_entry", BAD, "Kept", "keep"),
+    ],
+)
+def test_of_two_runs_of_one_recipe_one_decides_and_the_other_gives_way(monkeypatch, function, optimizer, name, action):
     """The second comes to its decision after the first has acted."""
-    move, outer = refit.registry.move_alias, []
+    original, outer = pydoc.locate(function), []
+    acting, act = [], getattr(tasks.promotion, action)
 
-    def move_after_the_other_run(*given, **named):
-        if not outer:
+    def act_and_note(*given, **named):
+        acting.append(True)
+        return act(*given, **named)
+
+    def call_after_the_other_run(*given, **named):
+        if acting and not outer:
             outer.append("")
-            outer[0] = run().name
-        return move(*given, **named)
+            outer[0] = run(optimizer).name
+        return original(*given, **named)
 
-    monkeypatch.setattr(refit.registry, "move_alias", move_after_the_other_run)
-    assert [run().name, *outer] == ["Promoted", "Promoted"]
-    assert [(entry.action, entry.after) for entry in read_ledger()] == [("promote", 1)]
+    monkeypatch.setattr(flows.candidates, action, act_and_note)
+    monkeypatch.setattr(function, call_after_the_other_run)
+    state = run(optimizer)
+    assert [state.name, *outer] == ["Skipped", name]
+    assert state.message.startswith("gives way to another run, which decided the same at 20")
+    assert [(entry.action, entry.after) for entry in read_ledger()] == [(action, 1)]
 
 
 def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_none_after_it_either(caplog, trained):
