@@ -138,7 +138,7 @@ def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: 
     elif verdict.decision.is_better and _should_ask(verdict, settings.promotion):
         question = f"Shall {candidate.reference} be the champion?"
         show_report(candidate, verdict, question, settings)
-        text = f"**{question}** Its {verdict.figures}. The report is among the run's artifacts."
+        text = f"**{question}** Its {verdict.figures}. The report is the first of the run's artifacts."
         answer = ask_person(text, f"v{candidate.version}-v{champion or 0}", settings.promotion.timeout_seconds)
         comment = f" ({answer.comment})" if answer and answer.comment else ""
         if answer is None:

@@ -27,7 +27,7 @@ from tasks.checkpoints import save_checkpoint
 from tasks.dataset import build_dataset
 from tasks.evaluation import evaluate
 from tasks.loaders import build_loaders
-from tasks.reporting import ProgressBar
+from tasks.reporting import TrainingCurve
 from tasks.training import start_training, train_epoch
 
 TRIES = 3
@@ -152,7 +152,7 @@ def _train_epochs(
         checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings, champion)
 
     epochs: list[EpochResult] = []
-    bar = ProgressBar(settings.name)
+    curve = TrainingCurve(settings.name)
     for result, is_new in _run_epochs(recipe, last, checkpoint, loaders, settings, deadline):
         epochs.append(result)
         epoch = result.epoch
@@ -161,7 +161,7 @@ def _train_epochs(
         if is_new:
             description = rows + result.describe(recipe.num_epochs)
             logger.info(description, extra={"progress": (epoch, recipe.num_epochs)})
-            bar.move(1.0 if is_last else epoch / recipe.num_epochs, description)
+            curve.grow(epochs, description, is_last)
         best = epochs[best_epoch(val_losses) - 1]
         if keep is not None:
             best_before = epochs[: best_epoch(val_losses[:-1])][-1:] if epoch > 1 else []
@@ -191,6 +191,8 @@ def _run_epochs(
     fresh = train_epoch if size == 1 else train_epoch.with_options(refresh_cache=True)
     for task, part in ((train_epoch, recipe.epoch_keys[:last]), (fresh, recipe.epoch_keys[last:])):
         for keys in (part[start : start + size] for start in range(0, len(part), size)):
+            if last and epoch == last:
+                get_run_logger().info("going on from epoch %d", last + 1)
             epoch += len(keys)
             with holding_signals():
                 state = task(epoch, keys[-1], checkpoint, loaders, settings, deadline, keys[:-1], return_state=True)

@@ -1,6 +1,7 @@
 """The report of a retraining: what was decided and why, with its figures and pictures."""
 
 import json
+from datetime import datetime
 
 from refit.comparison import MAJORITY, Verdict
 from refit.ledger import Entry
@@ -44,8 +45,8 @@ def render_report(
     return render_run_report(report)
 
 
-def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: Store) -> tuple[str, str]:
-    """Write the report as one HTML file beside the candidate's folder.
+def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: Store, run: str | None = None) -> tuple[str, str]:
+    """Write the report as one HTML file beside the candidate's folder; `run` is the name of the run that decided.
 
     Returns:
         The report as Markdown, and where the file is.
@@ -53,7 +54,8 @@ def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: S
     headline = describe_outcome(candidate.name, entry)
     if verdict.alarm is not None:
         headline += f"; the champion before was {verdict.alarm}" if entry.action == "promote" else f", but it is {verdict.alarm}"
-    markdown = render_report(candidate, verdict, headline, entry.why, store, f"Decided at {entry.at} by {entry.who}.")
+    context = f"Decided on {datetime.fromisoformat(entry.at):%-d %b %Y at %H:%M %Z} by {entry.who}{f', run {run}' if run else ''}."
+    markdown = render_report(candidate, verdict, headline, entry.why, store, context)
     path = report_path(candidate.name, candidate.version)
     store.write(path, render_html(markdown, headline).encode())
     return markdown, store.location(path)

@@ -74,6 +74,12 @@ class Decision(Handle):
     not_judged: list[str]
     """Classes and slices with too few rows to show any drop."""
 
+    @property
+    def summary(self) -> str:
+        """The figures alone, without names from the data."""
+        scores = f"{self.candidate:.4f} against {self.champion:.4f}"
+        return f"{self.score.replace('_', ' ')} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
+
     def refuse(self) -> "Decision":
         """The same figures, but no promotion."""
         return self.model_copy(update={"is_better": False, "reason": f"not {self.reason}"})

@@ -43,7 +43,11 @@ table {{ display: block; overflow-x: auto; width: max-content; max-width: 100%; 
 th, td {{ padding: .3rem .8rem; border: 1px solid var(--line); text-align: left; font-variant-numeric: tabular-nums }}
 th {{ background: var(--shade); white-space: nowrap }}
 code {{ padding: .1rem .3rem; border-radius: 4px; background: var(--shade); font-size: 90%; overflow-wrap: break-word }}
-@media (max-width: 30rem) {{ th, td {{ padding: .2rem .35rem; font-size: 80% }} }}
+@media (max-width: 30rem) {{
+  th, td {{ padding: .2rem .35rem; font-size: 80% }}
+  th {{ white-space: normal }}
+  td:first-child {{ min-width: 6rem; overflow-wrap: anywhere }}
+}}
 img {{ max-width: 100%; border-radius: 6px; background: white }}
 </style>
 </head>
@@ -209,7 +213,7 @@ def _render_scores(report: RunReport) -> str:
         return ""
     models = list(report.scores.values())
     names = [*map(render_name, report.scores)]
-    header = ["metric", *names[:2], *["difference"] * (len(models) > 1), *names[2:]]
+    header = ["metric", *["difference"] * (len(models) > 1), *names]
     metrics = dict.fromkeys(metric for scores in models for metric in scores)
     rows = [[metric, *_with_difference([scores.get(metric) for scores in models])] for metric in metrics]
     what = "" if report.num_scored is None else f"{report.num_scored:,} "
@@ -222,9 +226,9 @@ def _render_scores(report: RunReport) -> str:
 def _render_slices(slices: Sequence[SliceRow]) -> str:
     if not slices:
         return ""
-    header = ["class or slice", "rows", "candidate right", "champion right", "difference"]
+    header = ["class or slice", "difference", "candidate right", "champion right", "rows"]
     rows = [
-        [render_name(entry.name), entry.num_rows, *_with_difference([entry.candidate, entry.champion])]
+        [render_name(entry.name), *_with_difference([entry.candidate, entry.champion]), entry.num_rows]
         for entry in slices[:MAX_SLICES_SHOWN]
     ]
     return f"## Worse than the champion\n\n{render_table(header, rows)}{_render_rest(len(slices) - len(rows), 'slices')}"
@@ -326,11 +330,11 @@ def _render_rest(num_more: int, what: str) -> str:
 
 
 def _with_difference(values: Sequence[float | None]) -> list[object]:
-    """Scores, and behind the second how much higher the first is."""
+    """How much higher the first score is than the second, where a narrow screen shows it, and all scores."""
     if len(values) < 2:
         return list(values)
-    candidate, champion, *others = values
-    return [candidate, champion, None if candidate is None or champion is None else f"{candidate - champion:+.4f}", *others]
+    candidate, champion, *_ = values
+    return [None if candidate is None or champion is None else f"{candidate - champion:+.4f}", *values]
 
 
 def _render_text(text: str) -> str:

@@ -156,18 +156,22 @@ def test_a_better_candidate_is_promoted_a_worse_one_kept_with_its_reason_and_wha
     assert champion() == 2
 
 
-def test_the_runs_page_has_the_report_a_full_bar_and_says_what_ran_when():
+def test_the_runs_page_has_the_report_first_the_curve_of_the_training_and_says_what_ran_when():
     state = run(name="my_model")
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(state.state_details.flow_run_id)
-    artifacts = {artifact.type: artifact for artifact in find_artifacts(state)}
+    report, curve = sorted(find_artifacts(state), key=lambda artifact: artifact.key, reverse=True)
     due = flow_run.expected_start_time.astimezone()
     assert flow_run.name == f"retrain my_model, {due.day} {due:%b %Y %H:%M}"
-    assert set(artifacts) == {"markdown", "progress"}
-    assert (artifacts["progress"].key, artifacts["progress"].data) == ("my-model-training", 100.0)
-    assert artifacts["progress"].description.startswith("epoch 3/3: train loss")
-    assert artifacts["markdown"].key == "my-model-report"
-    assert artifacts["markdown"].data.startswith("# my\\_model@v1 is the champion now")
+    assert (report.key, report.task_run_id) == ("my-model-verdict", None), "the page shows those of task runs last"
+    assert report.data.startswith("# my\\_model@v1 is the champion now")
+    assert (
+        report.description
+        == f"my_model@v1 is the champion now: {state.message.removeprefix('promoted: ').split(' of the maj')[0]} on 30 rows"
+    )
+    assert f"run {flow_run.name}.".replace("_", "\\_") in report.data
+    assert (curve.key, curve.task_run_id) == ("my-model-training", None)
+    assert curve.description.startswith("epoch 3/3: train loss")
 
 
 def damage() -> None:
@@ -325,8 +329,10 @@ def test_with_mode_ask_a_persons_word_counts(answering):
     approved = run(promotion={"mode": "ask", "min_effect": 0.001, "timeout_seconds": 60})
     assert (approved.name, champion()) == ("Promoted", 1)
     assert read_ledger()[-1].why.startswith("approved in the Prefect UI; promoted: accuracy")
-    (report,) = (artifact for artifact in find_artifacts(approved) if artifact.type == "markdown")
-    assert report.description == "model@v1 is the champion now", "what the person was shown has become the report"
+    (report,) = (artifact for artifact in find_artifacts(approved) if artifact.key == "model-verdict")
+    assert report.description.startswith("model@v1 is the champion now: accuracy"), (
+        "what the person was shown has become the report"
+    )
     again = run()
     assert (again.name, again.message) == ("Kept", "model@v1 is the champion already")
 

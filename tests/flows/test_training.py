@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 import shutil
 import threading
 from collections import Counter
@@ -479,7 +480,7 @@ def test_refresh_does_every_step_anew_and_says_nothing_else(tmp_path, done, capl
 
 
 @pytest.mark.parametrize("is_forgetful", [False, True], ids=["same process", "other process"])
-def test_more_epochs_go_on_where_the_run_before_ended_and_fewer_are_all_there(tmp_path, done, is_forgetful):
+def test_more_epochs_go_on_where_the_run_before_ended_and_fewer_are_all_there(tmp_path, done, caplog, is_forgetful):
     source = write_table(tmp_path / "table.csv")
     plain = train_plainly(by_time(source), 8)
     for num_epochs, expected in [(4, [1, 2, 3, 4]), (8, [5, 6, 7, 8]), (3, [])]:
@@ -491,6 +492,7 @@ def test_more_epochs_go_on_where_the_run_before_ended_and_fewer_are_all_there(tm
         assert result.is_new
         assert len(read(result, "log")) == num_epochs
         assert_plain(result, plain)
+    assert re.findall("going on from epoch [0-9]+", caplog.text) == ["going on from epoch 5"], "as nothing was left of the third"
 
 
 def test_under_a_cosine_another_number_of_epochs_is_another_run(tmp_path, done):

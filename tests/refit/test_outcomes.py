@@ -28,7 +28,7 @@ def test_the_report_lies_beside_the_candidate_whose_files_stay_as_they_are(save_
     move_alias(store, "model", 1, expected=None, why="first")
     entry = move_alias(store, "model", 2, expected=1, why=verdict.reason)
 
-    markdown, place = write_report(candidate, verdict, entry, store)
+    markdown, place = write_report(candidate, verdict, entry, store, "retrain model, 2 Oct 2026 03:00")
     assert place == str(Path(candidate.path).parent / "reports/v2.html")
     page = Path(place).read_text()
     assert page.startswith("<!doctype html>")
@@ -39,7 +39,8 @@ def test_the_report_lies_beside_the_candidate_whose_files_stay_as_they_are(save_
     accuracy = verdict.scores["model@v2"]["accuracy"]
     for part in (
         verdict.reason,
-        f"| accuracy | {accuracy:.4f} |",
+        f"| accuracy | {accuracy - verdict.scores['model@v1']['accuracy']:+.4f} | {accuracy:.4f} |",
+        ", run retrain model, 2 Oct 2026 03:00.",
         "`new`",
         champion.path,
         f"| train | {before} | {now} |",

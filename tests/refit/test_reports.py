@@ -236,12 +236,12 @@ def test_a_report_without_news_is_its_headline():
 def test_tables_of_a_report_hold_what_it_was_given():
     scores, slices, rows, drifts, versions, epochs = read_tables(render_run_report(REPORT))
     assert scores == [
-        ["metric", "penguins@v8", "penguins@v7", "difference"],
-        ["accuracy", "0.9700", "0.9400", "+0.0300"],
-        ["ROC AUC", "0.9900", "-", "-"],
-    ]
+        ["metric", "difference", "penguins@v8", "penguins@v7"],
+        ["accuracy", "+0.0300", "0.9700", "0.9400"],
+        ["ROC AUC", "-", "0.9900", "-"],
+    ], "the difference where a narrow screen shows it"
     assert "Too few rows to tell whether it is worse: `island = Torgersen`." in render_run_report(REPORT)
-    assert slices[1] == ["island = Dream", "25", "0.9200", "0.9600", "-0.0400"]
+    assert slices[1] == ["island = Dream", "-0.0400", "0.9200", "0.9600", "25"]
     assert rows == [["rows of", "before", "now"], ["train", "240", "280"], ["val", "51", "-"], ["test", "-", "60"]]
     assert drifts[1:] == [
         ["year", "-", "-", "added", "-\u00a0→\u00a050.0%", "-"],

@@ -1,3 +1,7 @@
+import re
+from base64 import b64decode
+from uuid import UUID
+
 import httpx
 import pytest
 from prefect import flow
@@ -5,54 +9,70 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
 
+from refit.refs import EpochResult, Ref
 from tasks import reporting
-from tasks.reporting import ProgressBar
+from tasks.reporting import TrainingCurve
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def find_bars(identity: str) -> list[tuple[float, str]]:
+REF = Ref(kind="checkpoint", digest="0" * 64, size=1)
+EPOCHS = [
+    EpochResult(epoch=epoch, checkpoint=REF, log=REF, train_loss=1 / epoch, val_loss=2 / epoch, val_score=0.5)
+    for epoch in range(1, 6)
+]
+
+
+def count_points(markdown: str) -> list[int]:
+    """Points of each line of the picture in an artifact."""
+    svg = b64decode(re.search(r"base64,([^)]+)", markdown)[1]).decode()
+    return [len(points.split()) for points in re.findall('points="([^"]*)"', svg)]
+
+
+def find_curves(identity: str) -> list[tuple[list[int], str, UUID | None]]:
     with get_client(sync_client=True) as client:
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[identity]))
-        return [(artifact.data, artifact.description) for artifact in client.read_artifacts(artifact_filter=of_run)]
+        found = client.read_artifacts(artifact_filter=of_run)
+        return [(count_points(artifact.data), artifact.description, artifact.task_run_id) for artifact in found]
 
 
-def test_a_bar_is_made_at_once_moved_seldom_and_full_at_the_end():
+def test_the_curve_of_a_training_is_there_at_once_grows_seldom_and_is_whole_at_the_end():
     seen = []
 
     @flow
-    def move() -> None:
-        bar = ProgressBar("my_model")
+    def train() -> None:
+        curve = TrainingCurve("my_model")
         for epoch in range(1, 6):
-            bar.move(epoch / 5, f"epoch {epoch}")
-            seen.extend(find_bars(flow_run.id))
+            curve.grow(EPOCHS[:epoch], f"epoch {epoch}", is_last=epoch == 5)
+            seen.extend(find_curves(flow_run.id))
 
-    move()
-    assert seen == [(20.0, "epoch 1")] * 4 + [(100.0, "epoch 5")]
+    train()
+    assert seen == [([2, 2], "epoch 1", None)] * 4 + [([5, 5], "epoch 5", None)]
 
 
-def test_a_bar_is_moved_again_after_a_while(monkeypatch):
+def test_the_curve_grows_after_a_while_and_goes_on_where_an_earlier_attempt_of_the_run_was(monkeypatch):
     monkeypatch.setattr(reporting, "SECONDS_BETWEEN_UPDATES", 0.0)
 
     @flow
-    def move() -> list[tuple[float, str]]:
-        bar = ProgressBar("a")
-        for epoch in (1, 2):
-            bar.move(epoch / 5, f"epoch {epoch}")
-        return find_bars(flow_run.id)
+    def train() -> list[tuple[list[int], str, UUID | None]]:
+        first = TrainingCurve("a")
+        for epoch in (2, 3):
+            first.grow(EPOCHS[:epoch], f"epoch {epoch}", is_last=False)
+        TrainingCurve("a").grow(EPOCHS[:4], "epoch 4", is_last=False)
+        return find_curves(flow_run.id)
 
-    assert move() == [(40.0, "epoch 2")]
+    assert train() == [([4, 4], "epoch 4", None)]
 
 
 def test_a_server_that_is_away_does_not_stop_the_training(monkeypatch, caplog):
     def refuse(*_) -> None:
         raise httpx.ConnectError("connection refused")
 
-    monkeypatch.setattr(reporting, "create_progress_artifact", refuse)
+    monkeypatch.setattr(reporting, "_show", refuse)
 
     @flow
-    def move() -> None:
-        ProgressBar("a").move(0.5, "epoch 1")
+    def train() -> None:
+        TrainingCurve("a").grow(EPOCHS, "epoch 5", is_last=True)
 
-    move()
-    assert "the progress bar cannot be moved: connection refused" in caplog.text
+    train()
+    assert "the curve of the training cannot be shown: connection refused" in caplog.text
