@@ -19,10 +19,10 @@ Labels = Mapping[str, str | list[str]]
 TAG = "refit"
 """Of our deployments, and so of their runs."""
 FLOWS = ("train", "retrain", "predict")
-CRASH = "refit: crash silent runs"
-RESCHEDULE = "refit: reschedule crashed runs"
-SCORE_AGAIN = "refit: reschedule crashed scoring"
-NOTIFY = "refit: tell of failed retraining of "
+CRASH = "refit: note that a silent run has crashed"
+RESCHEDULE = "refit: start a crashed run again"
+SCORE_AGAIN = "refit: start crashed scoring again"
+NOTIFY = "refit: tell of trouble with "
 """Followed by the model's name."""
 CRASHED = "prefect.flow-run.Crashed"
 TOLD = ("Failed", "TimedOut", "Collapsed", "Incomparable", "Damaged")
@@ -80,7 +80,7 @@ def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
 def _crash_silent_runs() -> AutomationCore:
     return AutomationCore(
         name=CRASH,
-        description="A run whose heartbeat has stopped died together with its worker, which could not report it.",
+        description="A run that has sent no sign of life for three minutes died with its worker, which could not say so.",
         # The last heartbeat of a run that has ended changes nothing: the server refuses to crash it.
         trigger=_watch_last(HEARTBEAT, FLOWS, SILENCE),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pydantic
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CoercionError, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 from rich.table import Table
 
 from flows import schedule, versions  # noqa: F401  # their commands
@@ -49,9 +49,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except CycloptsError as error:
-        mistake = error.__cause__
-        refused = explain_validation(mistake) if isinstance(mistake, pydantic.ValidationError) else str(error).splitlines()
-        sys.exit(complain(SettingsError(*refused)))
+        sys.exit(complain(SettingsError(*_explain_arguments(error))))
     except RefitError as error:
         sys.exit(complain(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -272,6 +270,23 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _explain_arguments(error: CycloptsError) -> list[str]:
+    """Say what is wrong with the arguments, and what to write instead."""
+    if isinstance(error.__cause__, pydantic.ValidationError):
+        return explain_validation(error.__cause__)
+    if isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+        if not option.startswith("--"):
+            return [f"{option}: expected an option or an argument, found neither; write a file of this name as `./{option}`"]
+    if isinstance(error, UnusedCliTokensError):
+        found = ", ".join(map(repr, error.unused_tokens or []))
+        return [f"expected no more arguments, found {found}; put a value that holds blanks in quotes"]
+    if isinstance(error, CoercionError) and error.target_type is bool and error.token is not None:
+        name = (error.token.keyword or "").lstrip("-")
+        return [f"{name}: expected true or false, found {error.token.value!r}; take such a value"]
+    return str(error).splitlines()
 
 
 def _join_values(arguments: Sequence[str]) -> list[str]:

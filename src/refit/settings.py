@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -57,7 +57,18 @@ ROWS_OF_A_BATCH = "256, or 32 below 5,000 train rows"
 ENV_PREFIX = "REFIT_"
 SPAN = r"[1-9]\d{0,5}(s|min|h|d|w)"
 """A span of time: seconds, minutes, hours, days or weeks."""
+SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
+"""What was meant as a span, perhaps."""
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
+FACTORY = r"^[\w.]+:\w+$"
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+PATTERNS = {
+    f"^{SPAN}$": "a span of time such as `14d`",
+    MODEL_NAME: "lower-case letters, digits, `-` and `_`, a letter or digit first",
+    FACTORY: "`package.module:function`",
+    DEVICE: "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`",
+}
+"""What texts that match are, in words."""
 MAX_NAME_LENGTH = 64
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
@@ -81,8 +92,28 @@ def _read_size(value: Any) -> Any:
             size = kind(value) if isinstance(value, str) else value
     is_share = isinstance(size, int | float) and not isinstance(size, bool) and 0 <= size < 1
     if not is_share and (type(size) is not int or size < 1):
-        raise ValueError(f"expected a share in [0, 1), a number of rows, or a span of time such as `14d`, found {value!r}")
+        remedy = _explain_span(str(value))
+        raise ValueError(
+            f"expected a share in [0, 1), a number of rows, or a span of time such as `14d`, found {value!r}; {remedy}"
+        )
     return float(size) if is_share else size
+
+
+def _explain_span(text: str) -> str:
+    """What to do about a text that may be meant as a span, but is none."""
+    match = re.fullmatch(SPAN_OF_A_KIND, text.strip())
+    if match is None:
+        return "name one of these"
+    number, unit = match.groups()
+    if not re.fullmatch("(s|min|h|d|w)", unit):
+        return "the unit of a span is `s`, `min`, `h`, `d` or `w`"
+    if not number.strip("0."):
+        return "write `0` for no rows"
+    if not number.isdecimal():
+        return "take a whole number of a smaller unit, such as `36h` for one and a half days"
+    if len(number.lstrip("0")) > 6:
+        return "take at most 6 digits, of a larger unit if need be"
+    return f"write it as `{number.lstrip('0')}{unit}`"
 
 
 def refuse_secret(url: str) -> str:
@@ -159,11 +190,16 @@ def describe_field(field: FieldInfo) -> str:
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
     if any(choice not in sentence for choice in choices):
         sentence += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
-    rules = [(sign, getattr(rule, sign)) for rule in field.metadata for sign in BOUNDS if hasattr(rule, sign)]
-    if rules and " in [" not in sentence:
-        bounds = [f"{BOUNDS[sign]} {f'2^{bound.bit_length() - 1}' if bound == 2**63 else f'{bound:g}'}" for sign, bound in rules]
-        sentence += f" {' and '.join(bounds).capitalize()}."
+    bounds = _describe_bounds(field.metadata)
+    if bounds and " in [" not in sentence:
+        sentence += f" {bounds.capitalize()}."
     return sentence
+
+
+def _describe_bounds(metadata: Iterable[Any]) -> str:
+    rules = [(sign, getattr(rule, sign)) for rule in metadata for sign in BOUNDS if hasattr(rule, sign)]
+    bounds = [f"{BOUNDS[sign]} {f'2^{bound.bit_length() - 1}' if bound == 2**63 else f'{bound:g}'}" for sign, bound in rules]
+    return " and ".join(bounds)
 
 
 class DataSettings(Section):
@@ -217,7 +253,7 @@ class ModelSettings(Section):
     """The function after each hidden layer."""
     dropout: Fraction = 0.0
     """Chance that a unit is zeroed after each hidden activation, in [0, 1)."""
-    factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    factory: str | None = Field(None, pattern=FACTORY)
     """Your own model, `package.module:function`, called as `function(num_inputs, num_outputs)`; None builds the MLP."""
 
 
@@ -271,7 +307,7 @@ class CheckpointSettings(Section):
 class ComputeSettings(Section):
     """Where the arithmetic runs."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICE)
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     engine: Literal["eager", "compiled", "auto"] = "eager"
     """How steps run: with the bits of plain PyTorch, compiled (faster, other last bits), or compiled once that pays."""
@@ -494,15 +530,14 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
         name = ".".join(part for part in mistake["loc"] if isinstance(part, str))
         origin = (origins or {}).get(name)
         where = f"{name} (from {origin})" if origin else name
-        message = re.sub(r"^\w+ should (be )?", lambda match: "expected " if match[1] else "expected to ", mistake["msg"])
         if mistake["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "`refit settings` lists them"
             lines.append(f"{where}: unknown setting; {hint}")
         elif mistake["type"] == "value_error":
-            lines.append((f"{where}: " if name else "") + message.removeprefix("Value error, "))
+            lines.append((f"{where}: " if name else "") + mistake["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{where}: {message}, found {mistake['input']!r}")
+            lines.append(f"{where}: expected {_describe_expected(mistake, name)}, found {mistake['input']!r}; take such a value")
     return lines
 
 
@@ -510,6 +545,34 @@ def _name_default(name: str, value: Any, tree: SettingsTree) -> str:
     """The origin of a setting that nobody gave."""
     origin = "default for the notebook" if tree.data.source == NOTEBOOK else "default for tables"
     return f"{origin}: {ROWS_OF_A_BATCH}" if name == "loader.batch_size" and value is None else origin
+
+
+def _describe_expected(mistake: ErrorDetails, name: str) -> str:
+    """What a value should be, with its choices or bounds."""
+    context, kind = mistake.get("ctx", {}), mistake["type"]
+    if kind == "literal_error":
+        return str(context["expected"])
+    if context.get("pattern") in PATTERNS:
+        return PATTERNS[context["pattern"]]
+    if kind.startswith("bool"):
+        return "true or false"
+    if kind.startswith(("int", "float", "greater", "less", "finite")):
+        field = _find_field(name)
+        is_float = field is not None and float in (field.annotation, *get_args(field.annotation))
+        bounds = _describe_bounds(field.metadata if field else ())
+        bounds = bounds or " and ".join(f"{BOUNDS[sign]} {bound:g}" for sign, bound in context.items() if sign in BOUNDS)
+        return ("a number" if is_float else "a whole number") + (f" of {bounds}" if bounds else "")
+    return re.sub(r"^\w+ should (be )?", lambda match: "" if match[1] else "to ", mistake["msg"])
+
+
+def _find_field(name: str) -> FieldInfo | None:
+    """The field of a dotted name."""
+    section: Any = SettingsTree
+    *sections, last = name.split(".")
+    for part in sections:
+        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
+        section = field.annotation if field else None
+    return section.model_fields.get(last) if isinstance(section, type) and issubclass(section, BaseModel) else None
 
 
 def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
     assert len(site.ask("/work_pools/filter").json()) == 1
     automations = site.ask("/automations/filter").json()
     assert [automation["name"] for automation in automations] == [
-        "refit: crash silent runs",
-        "refit: reschedule crashed runs",
-        "refit: reschedule crashed scoring",
+        "refit: note that a silent run has crashed",
+        "refit: start a crashed run again",
+        "refit: start crashed scoring again",
     ]
     (plan,) = site.read("/deployments/name/retrain/digits")["schedules"]
     assert (plan["schedule"]["cron"], plan["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
@@ -158,7 +158,7 @@ def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, firs
     assert re.fullmatch(r"retrain digits, .*: Failed", message["subject"])
     assert "nowhere.parquet: expected a file, folder or glob, found nothing there" in message["body"]
     assert site.refit("deploy", "--name", "digits").returncode == 0
-    assert "refit: tell of failed retraining of digits" not in [found["name"] for found in site.ask("/automations/filter").json()]
+    assert "refit: tell of trouble with digits" not in [found["name"] for found in site.ask("/automations/filter").json()]
 
 
 def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champion):  # noqa: ARG001

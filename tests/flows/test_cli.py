@@ -134,14 +134,21 @@ def test_a_named_settings_file_is_read(refit):
     assert settings_of(out)["seed"] == (9, "other.toml")
 
 
+def test_a_file_whose_name_begins_with_a_dash_is_scored_once_it_is_no_option(refit):
+    _, _, err = refit("predict", "toy", "-rf.csv", "--output", "scores.parquet")
+    assert err == "error: -rf.csv: expected an option or an argument, found neither; write a file of this name as `./-rf.csv`\n"
+
+
 @pytest.mark.parametrize("command", ["settings", "train", "why"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--optimizer.lrr", "1"), "--optimizer.lrr"),
-        (("--optimizer.lr", "fast"), "optimizer.lr: expected a valid number"),
-        (("--optimizer.lr", "-1"), "optimizer.lr: expected greater than 0, found '-1'"),
-        (("--model.hidden_sizes", "[0]"), "model.hidden_sizes: expected greater than or equal to 1"),
+        (("--optimizer.lr", "fast"), "optimizer.lr: expected a number of more than 0 and less than 1e+38, found 'fast'; take such"),
+        (("--optimizer.lr", "-1"), "optimizer.lr: expected a number of more than 0 and less than 1e+38, found '-1'; take such"),
+        (("--model.hidden_sizes", "[0]"), "model.hidden_sizes: expected a whole number of at least 1, found 0; take such"),
+        (("--loader.drop_last", "maybe"), "loader.drop_last: expected true or false, found 'maybe'; take such"),
+        (("--data.val", "14", "d"), "expected no more arguments, found 'd'; put a value that holds blanks in quotes"),
         (("--model.hidden_sizes", "[16"), "model.hidden_sizes"),
         (("--model.activation", "softsign"), "model.activation"),
         (("--loader.drop_last", "perhaps"), "loader.drop_last"),
@@ -174,7 +181,7 @@ def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, mo
     Path("refit.toml").write_text("[training]\nepochs = 3\n")
     code, out, err = refit("train")
     assert (code, out) == (2, "")
-    assert "error: optimizer.lr (from environment): expected greater than 0, found '0'\n" in err
+    assert "error: optimizer.lr (from environment): expected a number of more than 0 and less than 1e+38, found '0'" in err
     assert "error: training.epochs (from refit.toml): unknown setting; did you mean `training.num_epochs`?\n" in err
 
 
@@ -231,7 +238,7 @@ def test_after_a_run_why_says_what_is_done_and_what_has_changed(refit, command):
     ("arguments", "message"),
     [
         (("--data.source", "absent.csv"), "absent.csv: expected a file, folder or glob, found nothing there"),
-        (("--optimizer.lr", "0"), "optimizer.lr: expected greater than 0"),
+        (("--optimizer.lr", "0"), "optimizer.lr: expected a number of more than 0"),
         (("--model.factory", "absent_networks:build"), "model.factory: expected a module with Python source"),
         (("--compute.device", "cuda:99"), "compute.device: expected a device of this machine"),
     ],

@@ -62,7 +62,7 @@ def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, 
     [
         (("--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
         (("--timezone", "Berlin"), "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'"),
-        (("--optimizer.lr", "0"), "optimizer.lr: expected greater than 0"),
+        (("--optimizer.lr", "0"), "optimizer.lr: expected a number of more than 0"),
         (("--store.url", "s3://key:s3cret@bucket"), "store.url: expected a URL without a secret"),
     ],
 )

@@ -275,8 +275,7 @@ def test_a_value_out_of_bounds_is_refused_with_the_setting_its_origin_and_the_va
     section, _, field = name.rpartition(".")
     message = refused({section: {field: value}} if section else {field: value})
     found = value[-1] if value == [16, 0] else value
-    assert message.startswith(f"{name} (from command line): ")
-    assert message.endswith(f"found {found!r}")
+    assert re.fullmatch(rf"{name} \(from command line\): expected .*, found {re.escape(repr(found))}(; .+)", message), message
 
 
 @pytest.mark.parametrize(
@@ -299,7 +298,44 @@ def test_every_refusal_says_what_was_expected_before_what_was_found(name, value)
 
 def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
     monkeypatch.setenv("REFIT_OPTIMIZER__LR", "-1")
-    assert refused() == "optimizer.lr (from environment): expected greater than 0, found '-1'"
+    assert refused() == (
+        "optimizer.lr (from environment): expected a number of more than 0 and less than 1e+38, found '-1'; take such a value"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("optimizer.name", "lion", "'sgd', 'adam' or 'adamw'"),
+        ("training.num_epochs", 2.5, "a whole number of at least 1"),
+        ("model.hidden_sizes", ["x"], "a whole number"),
+        ("promotion.min_score", "high", "a number"),
+        ("promotion.confidence", 2, "a number of more than 0.5 and less than 1"),
+        ("compute.device", "gpu", "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`"),
+        ("loader.drop_last", "perhaps", "true or false"),
+        ("model.factory", "networks", "`package.module:function`"),
+    ],
+)
+def test_a_refusal_names_the_values_that_are_allowed(name, value, expected):
+    section, _, field = name.rpartition(".")
+    assert f"expected {expected}, found" in refused({section: {field: value}})
+
+
+@pytest.mark.parametrize(
+    ("span", "remedy"),
+    [
+        ("0d", "write `0` for no rows"),
+        ("14 d", "write it as `14d`"),
+        ("014d", "write it as `14d`"),
+        ("1.5d", "take a whole number of a smaller unit, such as `36h` for one and a half days"),
+        ("3m", "the unit of a span is `s`, `min`, `h`, `d` or `w`"),
+        ("99999999d", "take at most 6 digits, of a larger unit if need be"),
+        ("two weeks", "name one of these"),
+    ],
+)
+def test_a_span_that_is_none_is_refused_with_the_reason(span, remedy):
+    message = refused({"data": {"val": span, "split": "time", "time_column": "t"}})
+    assert message.endswith(f"or a span of time such as `14d`, found {span!r}; {remedy}")
 
 
 def test_all_mistakes_are_named_at_once_one_a_line(monkeypatch):
