@@ -114,6 +114,6 @@ def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_pla
     removed = json.loads(refit("deploy", "--remove", "--json")[1])["removed"]
     assert removed[:3] == ["train/crab", "retrain/crab", "predict/crab"]
     assert removed[-1] == f"work pool {name_pool(project)}"
-    assert "refit: crash silent runs" in removed
+    assert "refit: note that a silent run has crashed" in removed
     assert not is_planned(of_crab)
     assert "nothing: nothing was deployed from here" in refit("deploy", "--remove")[1]
