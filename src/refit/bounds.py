@@ -36,7 +36,7 @@ def bound_accuracy(differences: Numbers, chance: float) -> float:
     Shape:
         differences: (N,).
     """
-    num_rows, wins, losses = len(differences), int((differences > 0).sum()), int((differences < 0).sum())
+    num_rows, wins, losses = len(differences), (differences > 0).sum(), (differences < 0).sum()
     shares = np.array([wins, losses, num_rows - wins - losses]) / num_rows
     resampled = np.random.default_rng(SEED).multinomial(num_rows, shares, NUM_RESAMPLES)
     percentile = np.quantile((resampled[:, 0] - resampled[:, 1]) / num_rows, chance, method="lower")
@@ -210,8 +210,6 @@ def _find_last(function: Callable[[float], float], guess: float, step: float) ->
 
 def _bound_wins(wins: int, trials: int, chance: float) -> float:
     """The share at which so many wins or more have this chance."""
-    if wins == 0:
-        return 0.0
     k, log_ways = np.arange(wins, trials + 1), _list_log_ways(wins, trials)
     low, high = 0.0, 1.0
     for _ in range(50):

@@ -17,6 +17,7 @@ from gate import (
 )
 from scipy import stats
 
+from refit import bounds
 from refit.bounds import (
     Numbers,
     bound_accuracy,
@@ -151,6 +152,25 @@ def test_a_cluster_that_outweighs_all_others_proves_nothing():
     sizes = np.append(np.ones(200), 1000.0)
     assert bound_mean(sizes, sizes, 1.0, CHANCE) < 0
     assert bound_mean(np.ones(200), np.ones(200), 1.0, CHANCE) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("clusters", "most"),
+    [
+        (make_rows(9, 1, 10), 6),
+        (make_rows(0, 0, 100), 7),
+        (make_rows(300, 200, 5000), 6),
+        (make_rows(1, 0), 15),
+        (draw_clusters(25, seed=1), 6),
+        (draw_clusters(300, seed=1), 6),
+    ],
+    ids=["few", "ties", "many", "one", "25 clusters", "300 clusters"],
+)
+def test_a_bound_takes_few_p_values_as_each_passes_over_all_rows(monkeypatch, clusters, most):
+    means = []
+    monkeypatch.setattr(bounds, "compute_mean_p_value", lambda *given: means.append(given[-1]) or compute_mean_p_value(*given))
+    bound_mean(*clusters, 1.0, CHANCE)
+    assert 3 <= len(means) <= most
 
 
 @pytest.mark.parametrize("difference", [-1.0, 1.0])

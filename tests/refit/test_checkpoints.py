@@ -490,6 +490,28 @@ def test_the_card_of_a_model_trained_on_all_rows_says_whose_scores_it_has(saved,
     assert "trained once more" not in (Path(saved[0].path) / "card.md").read_text()
 
 
+def test_a_checkpoint_of_another_optimizer_is_refused(store):
+    def build() -> TrainingState:
+        return build_training_state(ModelSettings(), OptimizerSettings(), 2, 2, seed=0, device=CPU)
+
+    state = build()
+    state.optimizer = torch.optim.SGD(list(state.model.parameters())[:1])
+    ref = save_state(state, store)
+    with pytest.raises(StoreError, match=f"checkpoint {ref.digest}: expected one of this model, found another's: .*; start anew"):
+        load_state(ref, build(), store)
+
+
+def test_the_card_counts_epochs_and_shortens_a_long_source(saved, store):
+    _, state, manifest, log, metrics, judged, settings = saved
+    state.epoch = 2
+    settings = settings.model_copy(update={"data": DataSettings(source="n" * 300)})
+    model = save_checkpoint(judged, settings, manifest, [log], metrics, store, refitted=save_state(state, store))
+    card = (Path(model.path) / "card.md").read_text()
+    assert "on all 7 rows for 2 epochs, from the same start" in card
+    assert "n" * 190 in card
+    assert "n" * 201 not in card
+
+
 def test_both_checkpoints_of_a_version_are_no_garbage(saved, refitted, store):
     _, served, judged = refitted
     shutil.rmtree(saved[0].path)  # which has one of them, too

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from refit import comparison
 from refit.comparison import Verdict, check_slices, compare, find_slices, score_rows
 from refit.data.dataset import load_test_rows
 from refit.errors import DataError, RefitError
@@ -95,6 +96,7 @@ def test_by_log_likelihood_that_is_what_decides(save_version, store):
         assert figure == pytest.approx(expected["floored log likelihood"], abs=1e-6)
     assert verdict.decision.is_better
     assert verdict.num_left_out == 0
+    assert "learned from" not in verdict.reason
 
 
 def test_test_rows_that_the_candidate_has_learned_from_are_left_out_before_and_after_training(save_version, store):
@@ -150,12 +152,36 @@ def test_the_same_values_at_another_time_are_another_row(save_version, store):
     assert (verdict.decision.num_rows, verdict.num_left_out) == (50, 0)
 
 
+def test_rows_that_the_champion_has_learned_from_are_left_out_though_the_candidate_cannot_tell_them_apart(save_version, store):
+    rows = make_rows(240).with_columns(pl.col("x0").round())
+    rows[:40].write_parquet("test.parquet")
+    apart = {"test_source": "test.parquet", "test": None}
+    champion, candidate = save_version(rows[10:200], **apart), save_version(rows[200:], features=("x0",), **apart)
+    verdict = judge(store, candidate, champion)
+    assert verdict.reason.endswith("; without rows that were learned from (30 by the champion)")
+
+
+def test_rows_of_another_time_are_others_to_a_champion_that_knows_times_and_copies_to_a_candidate_that_does_not(
+    save_version, store
+):
+    before, after = (make_rows(40).with_columns(time=pl.lit(time)) for time in (0, 1))
+    pl.concat([before, after]).write_parquet("test.parquet")
+    apart = {"test_source": "test.parquet", "test": None, "val": 0.0}
+    champion = save_version(after, split="time", time_column="time", **apart)
+    candidate = save_version(make_rows(60, seed=1).with_columns(time=pl.lit(0)), **apart)
+    assert judge(store, candidate, champion).reason.endswith("; without rows that were learned from (40 by the champion)")
+
+
 def test_copies_of_rows_and_rows_of_a_group_count_together(save_version, store):
     copies = pl.concat([make_rows(40)] * 10)
     verdict = judge(store, save_version(copies, num_epochs=10), None)
     assert verdict.decision.num_rows == 120
     assert 30 < verdict.decision.num_clusters <= 40
     assert f"on 120 rows in {verdict.decision.num_clusters} groups" in verdict.reason
+
+    pairs = pl.concat([make_rows(100)] * 2)
+    verdict = judge(store, save_version(pairs, split_by="features"), None)
+    assert verdict.decision.num_clusters == verdict.decision.num_rows / 2
 
     daily = make_rows(600).with_columns(customer=pl.arange(600, eager=True) // 4)
     verdict = judge(store, save_version(daily, group_column="customer"), None)
@@ -328,7 +354,8 @@ def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, stor
         assert what in refused.reason
 
 
-def test_limits_of_time_and_size_hold_for_the_candidate_alone(save_version, store):
+def test_limits_of_time_and_size_hold_for_the_candidate_alone(save_version, store, monkeypatch):
+    monkeypatch.setattr(comparison, "time_row", lambda model, _: float(len(model.settings.model.hidden_sizes)))
     rows = make_rows(200)
     champion, candidate = save_version(rows, hidden_sizes=(64, 64), seed=1), save_version(rows, seed=1)
     sizes = [Path(version.path, "model.pt").stat().st_size / 1e6 for version in (candidate, champion)]
@@ -336,6 +363,8 @@ def test_limits_of_time_and_size_hold_for_the_candidate_alone(save_version, stor
     assert "megabytes" not in judge(store, candidate, champion, max_size_mb=sum(sizes) / 2).reason
     assert "the weights take" not in judge(store, candidate, champion, max_size_mb=sum(sizes) / 2).reason
     assert "the weights take" in judge(store, champion, candidate, max_size_mb=sum(sizes) / 2).reason
+    assert "a row takes" not in judge(store, candidate, champion, max_latency_ms=1.0).reason
+    assert "a row takes 2 ms" in judge(store, champion, candidate, max_latency_ms=1.0).reason
 
 
 def test_slices_are_judged_on_their_own_rows_among_those_that_are_left(save_version, store):

@@ -629,9 +629,11 @@ def test_a_repair_of_what_is_whole_changes_nothing(store):
 def test_an_alias_file_without_any_ledger_is_not_believed(store):
     add_versions(store, 1)
     promote(store, 1)
-    (Path(store.root) / entry_path("a", 1)).unlink()
-    with pytest.raises(StoreError, match=r"(000001|head)\.json: expected .* by `refit repair a`"):
-        read_alias(store, "a")
+    entry = Path(store.root) / entry_path("a", 1)
+    for file in (entry, entry.with_name("head.json")):
+        file.unlink()
+        with pytest.raises(StoreError, match=r"(000001|head)\.json: expected .* by `refit repair a`"):
+            read_alias(store, "a")
 
 
 def test_what_was_decided_without_a_move_leaves_the_champion(any_store):

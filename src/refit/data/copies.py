@@ -39,7 +39,7 @@ def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
         chances = 1 - (1 - np.nan_to_num(len(train) * likelihoods / fewest)) ** fewest
     return Copies(
         rows=num_rows,
-        by_chance=round(float(chances.sum()), 2),  # the last bits depend on the processor
+        by_chance=round(chances.sum(), 2),  # the last bits depend on the processor
         is_more_than_chance=is_more_than_chance(num_rows, chances),
     )
 
@@ -68,7 +68,7 @@ def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = 
     It is wrong about rows that are equal by chance alone once in 1,000 times.
     A sum of independent events varies less than the Poisson distribution of the same mean, which stands in for it.
     """
-    expected = torch.tensor(float(chances.sum()), dtype=torch.float64)
+    expected = torch.tensor(chances.sum(), dtype=torch.float64)
     chance = torch.special.gammainc(torch.tensor(float(num_observed), dtype=torch.float64), expected) if num_observed else 1.0
     return bool(chance < RARE and num_observed - chances.sum() > min_share * len(chances))
 

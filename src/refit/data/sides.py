@@ -39,7 +39,7 @@ class TypedTable:
     @property
     def labelled(self) -> Rows:
         """Numbers of the rows that have a class."""
-        return np.flatnonzero(self.y.is_not_null().to_numpy())
+        return np.flatnonzero(self.y.is_not_null())
 
 
 def read_groups(settings: DataSettings, table: Table, target: pl.Series) -> Hashes | None:

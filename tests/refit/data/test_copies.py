@@ -1,9 +1,10 @@
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 from scipy import stats
 
-from refit.data.copies import count_copies, estimate_chances, is_more_than_chance
+from refit.data.copies import Copies, count_copies, estimate_chances, is_more_than_chance
 
 
 def draw(generator: np.random.Generator, num_rows: int, levels: tuple[int, ...]) -> pl.DataFrame:
@@ -18,12 +19,14 @@ def test_a_row_is_as_likely_as_its_values_among_the_other_rows() -> None:
     for numbers in (np.zeros(5, np.int64), np.array([0, 1, 0, 2, 5])):
         np.testing.assert_allclose(estimate_chances(frame, numbers, 10), stats.poisson.sf(numbers, 10 * likelihoods), atol=1e-15)
     assert estimate_chances(frame[:1], np.zeros(1, np.int64), 10).tolist() == [0]
+    assert estimate_chances(frame[:2], np.zeros(2, np.int64), 10) == pytest.approx(stats.poisson.sf(0, 10))
 
 
 def test_the_only_column_has_equal_rows_as_a_hypergeometric_draw_has() -> None:
     values = np.random.default_rng(0).integers(0, 100, 200)
     found = count_copies(pl.DataFrame({"x": values}), np.arange(50), np.arange(50, 200))
     others = np.bincount(values)[values[50:]] - 1
+    assert found.by_chance == round(found.by_chance, 2)
     assert found.by_chance == pytest.approx((1 - stats.hypergeom.pmf(0, 199, others, 50)).sum(), rel=0.01)
 
 
@@ -56,3 +59,10 @@ def test_more_than_chance_is_what_would_happen_once_in_a_thousand() -> None:
 def test_few_copies_among_many_rows_are_not_told() -> None:
     assert not is_more_than_chance(10, np.zeros(1000))
     assert is_more_than_chance(11, np.zeros(1000))
+    assert not is_more_than_chance(5900, np.full(100_000, 0.05))
+    assert is_more_than_chance(6100, np.full(100_000, 0.05))
+
+
+def test_a_count_of_copies_has_no_other_fields() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Copies.model_validate({"rows": 1, "by_chance": 0.5, "is_more_than_chance": False, "share": 0.1})

@@ -103,3 +103,34 @@ def test_rows_to_train_on_must_be_left(columns: dict[str, Any], given: dict[str,
         DataError, match=rf"data\.val \+ data\.test: expected less than all 190 rows, .* found {re.escape(sizes)}; lower one"
     ):
         choose(columns, **given, **split)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "a `random` split knows no times"),
+        ({"split": "time", "time_column": "customer"}, "column `customer` holds no date-times"),
+    ],
+)
+def test_a_span_of_time_needs_times(columns: dict[str, Any], given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.test: expected a share or a number of rows, as {reason}, found 5d; give one"):
+        choose(columns, test="5d", **given)
+
+
+def test_window_and_gap_are_left_out_of_a_split_by_time(columns: dict[str, Any]) -> None:
+    parts, left_out = choose(columns, split="time", time_column="customer", val=20, test=20, gap=8, window=50)
+    assert left_out.keys() == {"gap", "window"}
+    assert 16 <= left_out["gap"] < 24
+    assert 46 < len(parts["train"]) < 54
+
+
+def test_a_span_is_that_of_the_newest_rows(columns: dict[str, Any]) -> None:
+    days = pl.Series(columns["customer"]).cast(pl.Date)
+    parts, _ = choose(columns | {"day": days}, split="time", time_column="day", val="10d", test="5d")
+    assert sorted(set(days[parts["test"]].to_physical())) == [*range(45, 50)]
+    assert sorted(set(days[parts["val"]].to_physical())) == [*range(35, 45)]
+
+
+def test_a_column_of_groups_that_is_not_there_is_named(columns: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"data\.group_column: expected a column of rows\.csv, found no `client`"):
+        choose(columns, group_column="client")
