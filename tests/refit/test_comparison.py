@@ -161,7 +161,7 @@ def test_rows_that_the_champion_has_learned_from_are_left_out_though_the_candida
     assert verdict.reason.endswith("; without rows that were learned from (30 by the champion)")
 
 
-def test_rows_of_another_time_are_others_to_a_champion_that_knows_times_and_copies_to_a_candidate_that_does_not(
+def test_rows_of_another_time_are_others_to_a_champion_that_knows_times_and_copies_to_a_candidate_without(
     save_version, store
 ):
     before, after = (make_rows(40).with_columns(time=pl.lit(time)) for time in (0, 1))

@@ -190,6 +190,7 @@ def test_the_epochs_on_all_rows_begin_where_the_others_do_and_their_number_chang
     assert (on_all.dataset, on_all.start, on_all.num_epochs) == (recipe.dataset, recipe.start, 8)
     assert recipe.on_all_rows(5).epoch_keys == on_all.epoch_keys[:5]
     assert len(write().fits) == 1
+    assert [fit.is_on_all_rows for fit in recipe.fits] == [False, True]
 
 
 def test_no_two_steps_have_one_key():

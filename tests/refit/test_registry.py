@@ -618,6 +618,15 @@ def test_an_edited_move_is_not_believed_and_repaired_by_the_alias_file(store):
     assert read_alias(store, "a") == 2
 
 
+def test_a_ledger_that_has_lost_all_moves_is_repaired_by_the_alias_file(store):
+    add_versions(store, 1)
+    promote(store, 1)
+    (Path(store.root) / entry_path("a", 1)).write_bytes(b"{")
+    lost, (move,) = repair(store, "a")
+    assert (lost, move.before, move.after, move.number) == ([1], None, 1, 3)
+    assert read_alias(store, "a") == 1
+
+
 def test_a_repair_of_what_is_whole_changes_nothing(store):
     add_versions(store, 2)
     promote(store, 1)
