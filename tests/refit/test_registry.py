@@ -27,6 +27,7 @@ from refit.registry import (
     locate,
     move_alias,
     read_alias,
+    read_files,
     read_version,
     repair,
     resolve_reference,
@@ -518,6 +519,13 @@ DAMAGES = [
     ("version.json", b"[1]", "expected `files`, their digests, found none"),
     ("version.json", b'{"files": 1}', "expected `files`, their digests, found none"),
 ]
+
+
+def test_the_files_of_a_version_are_read_with_their_record_first(store):
+    add_versions(store, 1)
+    files = list(read_files(store, version_folder("a", 1)))
+    assert [name for name, _ in files] == ["version.json", "model.pt"]
+    assert all(data == store.read(f"{version_folder('a', 1)}/{name}") for name, data in files)
 
 
 def test_a_record_that_names_files_elsewhere_is_damaged(store):
