@@ -87,6 +87,7 @@ def train(
     store = Store(settings.store.url)
     folder = registry.version_folder(result.model.name, result.model.version)
     log, metrics, manifest = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics", "manifest"))
+    lead = jsonlib.loads(store.read(f"{folder}/version.json"))["lead"]
     if json:
         fields = {
             **result.model.model_dump(),
@@ -95,10 +96,13 @@ def train(
             "best_epoch": result.best_epoch,
             "epochs": log,
             "metrics": metrics,
+            "lead": lead,
         }
         print(jsonlib.dumps({**fields, "seconds": result.seconds}))
     else:
         _print_result(log, metrics, f"{result.model.name}@v{result.model.version}", result.model.path, result.is_new)
+        if lead["warning"]:
+            say(f"warning: {lead['warning']}")
     return COMPLETED
 
 

@@ -2,7 +2,7 @@
 
 from prefect import get_run_logger, task
 
-from refit import checkpoints
+from refit import checkpoints, comparison, devices, models
 from refit.data import dataset
 from refit.evaluation import Metrics
 from refit.refs import DatasetRef, EpochResult, Ref, SavedModel
@@ -25,15 +25,23 @@ def save_checkpoint(
 ) -> SavedModel:
     """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
+    manifest = dataset.load_manifest(snapshot, store)
+    network = models.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    device = devices.prepare_compute(settings.compute)
+    network = checkpoints.load_weights(best.checkpoint, network, store).to(device)
+    lead = comparison.measure_lead(network, manifest, settings, store, device)
     saved = checkpoints.save_checkpoint(
         best.checkpoint,
         settings,
-        dataset.load_manifest(snapshot, store),
+        manifest,
         [checkpoints.load_report(result.log, EpochLog, store) for result in epochs],
         {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
         store,
         key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
         refitted=None if refitted is None else refitted.checkpoint,
+        lead=lead,
     )
+    if warning := lead.warn():
+        get_run_logger().warning(warning)
     get_run_logger().info("saved %s@v%d in %s", saved.name, saved.version, saved.path)
     return saved

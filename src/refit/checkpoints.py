@@ -23,6 +23,7 @@ from refit.evaluation import Metrics
 from refit.ledger import record_opening
 from refit.loaders import choose_batch_size
 from refit.models import build_for_weights, probe
+from refit.promotion import Lead
 from refit.refs import EpochResult, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -161,6 +162,7 @@ def save_checkpoint(
     store: Store,
     key: str | None = None,
     refitted: Ref | None = None,
+    lead: Lead | None = None,
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
@@ -169,8 +171,8 @@ def save_checkpoint(
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json` (digests, also of all other files and of a factory's code, versions of packages, and logits by which the network
-    is known again), the card: `card.md` with its pictures, and with `refitted` `held_back.pt`. The ledger counts that the test rows
-    have judged it.
+    is known again, the `lead` over the majority class), the card: `card.md` with its pictures, and with `refitted` `held_back.pt`.
+    The ledger counts that the test rows have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
@@ -183,6 +185,7 @@ def save_checkpoint(
     record = known["model.pt"] | {
         "refit_on_all": refitted is not None,
         "held_back": known.get("held_back.pt"),
+        "lead": None if lead is None else lead.model_dump() | {"warning": lead.warn()},
         "torch": torch.__version__,
         "code": digest_user_code(settings.model.factory),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -250,6 +253,8 @@ def _render_card(
         for split, scored in metrics.items()
     ]
     classes = [(reports.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes]
+    warning = record["lead"] and record["lead"]["warning"]
+    caution = f"\n**Caution:** {warning}.\n" if warning else ""
     return f"""# {settings.name}
 
 {reports.render_fields(overview)}
@@ -257,7 +262,7 @@ def _render_card(
 ## Scores
 
 {reports.render_table(["split", "rows", "loss", "accuracy", "ROC AUC", "calibration error"], scores)}
-
+{caution}
 By class, on the rows of {judged_on}:
 
 {reports.render_table(["class", "precision", "recall", "F1", "rows"], classes)}

@@ -9,19 +9,22 @@ from typing import cast
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from refit.data.dataset import Manifest, convert_rows, load_test_rows
+from refit import promotion
+from refit.data.dataset import Manifest, convert_rows, load_identities, load_split, load_test_rows
 from refit.data.drift import Drift, compare_profiles
 from refit.data.schema import check_columns
 from refit.data.sources import read_names
 from refit.errors import DataError, RefitError
-from refit.evaluation import Metrics, compute_metrics, refuse_non_finite_logits
+from refit.evaluation import Metrics, compute_logits, compute_metrics, refuse_non_finite_logits
 from refit.fairness import Rival, explain_incomparable, explain_unfair, find_clusters, find_fair_rows, find_rival, tell_left_out
 from refit.inference import DEFAULTS, Model, load_version
 from refit.ledger import record_opening
+from refit.loaders import build_evaluation_loader
 from refit.promotion import (
     Decision,
+    Lead,
     Mask,
     RowScores,
     Score,
@@ -186,6 +189,35 @@ def compare(
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),
         drifts=[] if rival.model is None else compare_profiles(rival.model.manifest.profiles, manifest.profiles),
+    )
+
+
+def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree, store: Store, device: torch.device) -> Lead:
+    """Measure how far a network is ahead of the majority class on the rows that it is judged on, as `compare` would.
+
+    Args:
+        network: On `device`.
+        manifest: Of the data set that it learned from.
+        settings: What decides.
+        store: Where the data set is.
+        device: What computes.
+    """
+    split = list(manifest.splits)[-1]
+    x, y = load_split(manifest, split, store)
+    logits, _ = compute_logits(network, build_evaluation_loader(x, y), device, settings.compute.precision)
+    score, labels = settings.promotion.score, list(map(str, manifest.classes))
+    counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
+    clusters = (
+        find_clusters(manifest, load_test_rows(manifest, store), store)
+        if split == "test"
+        else load_identities(manifest, split, store).groups
+    )
+    return promotion.measure_lead(
+        score_probabilities(logits.double().softmax(dim=1).numpy(), y.numpy(), score),
+        score_majority([labels[index] for index in y.tolist()], counts, score),
+        settings.promotion,
+        split,
+        clusters,
     )
 
 

@@ -50,6 +50,27 @@ class WorseSlice(Handle):
     """Whether the drop is more than is allowed, and more than noise explains."""
 
 
+class Lead(Handle):
+    """How far a model is ahead of the majority class, on the rows of one split."""
+
+    split: str
+    score: Score
+    num_rows: int
+    model: float
+    majority: float
+    bound: float
+    """What the lead exceeds with the stated confidence."""
+
+    def warn(self) -> str | None:
+        """Say that the model does not beat the majority class, with the figures; None if it does, by more than noise."""
+        objection = _object_to_lead(self.model, self.majority, self.bound)
+        if objection is None:
+            return None
+        only = "only " if self.num_rows < FEW_ROWS else ""
+        figures = f"{self.score.replace('_', ' ')} {self.model:.4f} on {only}{self.num_rows:,} {self.split} rows"
+        return f"the model {objection}: {figures}, where the majority class has {self.majority:.4f}"
+
+
 class Decision(Handle):
     """Whether the candidate is to be promoted, and the figures that say so."""
 
@@ -131,7 +152,7 @@ def decide(
         worse, not_judged = _find_worse(parts, candidate.is_right, champion.is_right, clusters, settings)
     mean, average = float(candidate.scores.mean()), float(majority.mean())
     objections = [
-        *(_object_to_lead(mean, average, lead) if champion is not None else ()),
+        *([f"it {objection} ({average:.4f})"] if (objection := _object_to_lead(mean, average, lead)) and champion else ()),
         *_object_to_score(mean, settings.min_score),
         *_object_to_drops(worse),
         *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),
@@ -154,6 +175,28 @@ def decide(
         lead=lead,
         worse=worse,
         not_judged=not_judged,
+    )
+
+
+def measure_lead(
+    model: RowScores, majority: Scores, settings: PromotionSettings, split: str, clusters: Clusters | None = None
+) -> Lead:
+    """Measure how far a model is ahead of the majority class; `decide` asks for the same.
+
+    Args:
+        model: What it gets for each row.
+        majority: What `score_majority` returns.
+        settings: Score and confidence.
+        split: Where the rows are from.
+        clusters: As `decide` takes them.
+    """
+    return Lead(
+        split=split,
+        score=settings.score,
+        num_rows=len(majority),
+        model=float(model.scores.mean()),
+        majority=float(majority.mean()),
+        bound=_bound(model.scores - majority, settings.score, 1 - settings.confidence, clusters),
     )
 
 
@@ -300,10 +343,10 @@ def _describe_gain(difference: float, bound: float, settings: PromotionSettings,
     return True, f"{gain}{sure}"
 
 
-def _object_to_lead(score: float, majority: float, lead: float) -> Iterator[str]:
-    if lead <= 0:
-        is_above = "by more than noise " if score > majority else ""
-        yield f"it does not beat the majority class {is_above}({majority:.4f})"
+def _object_to_lead(score: float, majority: float, bound: float) -> str | None:
+    if bound > 0:
+        return None
+    return "does not beat the majority class" + " by more than noise" * (score > majority)
 
 
 def _object_to_score(score: float, min_score: float | None) -> Iterator[str]:

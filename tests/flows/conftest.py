@@ -59,7 +59,11 @@ def trained_store(tmp_path_factory, rows) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     rows.write_csv(folder / "rows.csv")
     features = ["size", "colour", "is_new", "seen"]
-    given = {"name": "toy", "data": {"source": str(folder / "rows.csv"), "target": "label", "features": features}}
+    given = {
+        "name": "toy",
+        "data": {"source": str(folder / "rows.csv"), "target": "label", "features": features},
+        "model": {"hidden_sizes": [16, 16]},
+    }
     settings, store, cpu = SettingsTree.model_validate(given), Store(str(folder / "store")), torch.device("cpu")
     manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
     state = build_training_state(settings.model, settings.optimizer, len(manifest.input_names), 2, seed=0, device=cpu)

@@ -88,6 +88,21 @@ def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_ver
     card = (Path(result.model.path) / "card.md").read_text()
     assert "adamw, learning rate 0.001, batches of 32" in card
     assert "MLP [64, 64], relu" in card
+    assert read(result, "version")["lead"]["warning"] is None
+    assert "Caution" not in card
+
+
+def test_a_model_that_has_learned_nothing_is_said_so_in_log_record_and_card(tmp_path, caplog):
+    generator = torch.Generator().manual_seed(5)
+    noise = {f"x{i}": torch.randn(200, generator=generator).tolist() for i in range(3)}
+    pl.DataFrame({**noise, "y": [number % 2 for number in range(200)]}).write_csv(tmp_path / "table.csv")
+    result = run({"data": {"source": str(tmp_path / "table.csv")}, "training": {"num_epochs": 2}})
+    warning = read(result, "version")["lead"]["warning"]
+    assert re.match(
+        r"the model does not beat the majority class( by more than noise)?: accuracy 0\.\d{4} on \d+ test rows", warning
+    )
+    assert warning in caplog.text
+    assert f"**Caution:** {warning}." in (Path(result.model.path) / "card.md").read_text()
 
 
 @dataclass

@@ -37,7 +37,7 @@ from refit.loaders import build_evaluation_loader, build_train_loader
 from refit.models import probe
 from refit.refs import EpochResult, Ref
 from refit.registry import check_version, list_versions, read_version
-from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree
+from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
 from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
 
 CPU = torch.device("cpu")
@@ -354,7 +354,7 @@ def test_a_report_comes_back_to_the_bit(store):
 @pytest.fixture
 def saved(store):
     """The notebook's model, trained for one epoch and saved."""
-    settings = SettingsTree(name="toy", data=DataSettings(source="notebook"))
+    settings = SettingsTree(**resolve_settings({"name": "toy"})[0].model_dump())
     manifest = load_manifest(build_dataset(settings.data, 0, store), store)
     state = build_training_state(settings.model, settings.optimizer, 2, 2, seed=0, device=CPU)
     log = train_epoch(state, build_train_loader(*load_split(manifest, "train", store), 2, True), lambda _: 1.0, device=CPU)
@@ -407,7 +407,7 @@ def test_the_card_says_what_the_model_is_and_how_good(saved):
     model, _, _, _, metrics, _, _ = saved
     lines = (Path(model.path) / "card.md").read_text().splitlines()
     created = json.loads((Path(model.path) / "version.json").read_text())["created"]
-    assert lines[:9] == [
+    assert lines[:10] == [
         "# toy",
         "",
         "- **predicts**: `y`, one of 2 classes",
@@ -415,6 +415,7 @@ def test_the_card_says_what_the_model_is_and_how_good(saved):
         "- **learned from**: `notebook`, 5 rows",
         "- **model**: MLP [16, 16], relu",
         "- **trained**: 1 epochs, seed 0; the weights are those after epoch 1",
+        "- **steps**: sgd, learning rate 1, batches of 2",
         f"- **created**: {created}",
         f"- **weights**: SHA-256 `{model.weights_digest}`",
     ]

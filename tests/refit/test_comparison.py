@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from torch import nn
 
 from refit import comparison
-from refit.comparison import Verdict, check_slices, compare, find_slices, score_rows
-from refit.data.dataset import load_test_rows
+from refit.comparison import Verdict, check_slices, compare, find_slices, measure_lead, score_rows
+from refit.data.dataset import build_dataset, load_manifest, load_test_rows
 from refit.errors import DataError, RefitError
 from refit.fairness import explain_missing_rows
 from refit.inference import Model, load_model
 from refit.refs import SavedModel
 from refit.registry import move_alias
-from refit.settings import DataSettings, PromotionSettings
+from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store import Store
 
 
@@ -406,3 +408,23 @@ def test_a_function_that_only_the_champions_record_names_is_not_called(store, sa
     with contextlib.suppress(RefitError):
         judge(store, candidate, champion)
     assert "trap" not in sys.modules
+
+
+@pytest.mark.parametrize("score", ["accuracy", "log_likelihood"])
+@pytest.mark.parametrize("data", [{}, {"group_column": "shop"}], ids=["rows", "groups"])
+def test_the_lead_of_a_new_version_is_that_of_its_first_decision(save_version, store, score, data):
+    rows = make_rows(300).with_columns(shop=pl.col("id") // 10)
+    version, promotion = save_version(rows, **data), PromotionSettings(score=score)
+    model, decision = load_model(version.path), compare(version, None, promotion, store).decision
+    settings = model.settings.model_copy(update={"promotion": promotion})
+    lead = measure_lead(model.module, model.manifest, settings, store, torch.device("cpu"))
+    assert (lead.split, lead.num_rows) == ("test", decision.num_rows)
+    assert (lead.model, lead.majority, lead.bound) == (decision.candidate, decision.majority, decision.lead)
+
+
+def test_without_test_rows_the_lead_is_that_on_the_last_split_there_is(store):
+    make_rows(100).write_csv("rows.csv")
+    settings = SettingsTree.model_validate({"data": {"source": "rows.csv", "test": 0}})
+    manifest = load_manifest(build_dataset(settings.data, 0, store), store)
+    lead = measure_lead(nn.Linear(len(manifest.input_names), 2), manifest, settings, store, torch.device("cpu"))
+    assert (lead.split, lead.num_rows) == ("val", manifest.splits["val"].rows)

@@ -19,7 +19,7 @@ from refit.errors import DataError, SettingsError, StoreError
 from refit.evaluation import evaluate
 from refit.inference import load_version
 from refit.loaders import build_evaluation_loader, build_train_loader
-from refit.settings import SettingsTree
+from refit.settings import SettingsTree, resolve_settings
 from refit.store import Store
 from refit.training import build_training_state, train_epoch
 
@@ -31,7 +31,7 @@ NOTEBOOK_LOGITS = [[8.0681, -7.6774], [7.3428, -6.9849], [6.2796, -5.9794], [-3.
 
 def train_and_save(store: Store, given: dict) -> tuple[str, torch.nn.Module]:
     """A version trained on what `given` says, and the model as it was in the process that trained it."""
-    settings = SettingsTree.model_validate(given)
+    settings, _ = resolve_settings(given)
     manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
     widths = len(manifest.input_names), len(manifest.classes)
     state = build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=CPU)
@@ -63,7 +63,7 @@ def make_table(path: Path, labels: list) -> dict:
     return {
         "data": {"source": str(path), "target": "label", "val": 0, "test": 0},
         "loader": {"batch_size": 5},
-        "optimizer": {"lr": 0.3},
+        "optimizer": {"name": "sgd", "lr": 0.3},
         "training": {"num_epochs": 20},
     }
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from refit.errors import DataError
-from refit.promotion import Decision, RowScores, Scores, decide, find_collapse, score_majority, score_probabilities
+from refit.promotion import Decision, RowScores, Scores, decide, find_collapse, measure_lead, score_majority, score_probabilities
 from refit.settings import PromotionSettings
 
 CHANCE = 0.05
@@ -381,3 +381,34 @@ def test_a_decision_to_promote_that_is_refused_keeps_its_figures():
 def test_no_rows_are_refused():
     with pytest.raises(DataError, match=r"expected test rows to compare models on, found none; raise data\.test"):
         judge(np.array([]), np.array([]), majority=np.array([]))
+
+
+@pytest.mark.parametrize(
+    ("right", "majority", "warning"),
+    [
+        (80, 50, None),
+        (
+            53,
+            50,
+            "the model does not beat the majority class by more than noise: accuracy 0.5300 on 100 test rows, where the majority"
+            " class has 0.5000",
+        ),
+        (
+            50,
+            50,
+            "the model does not beat the majority class: accuracy 0.5000 on 100 test rows, where the majority class has 0.5000",
+        ),
+    ],
+)
+def test_a_model_that_does_not_beat_the_majority_class_is_warned_of_as_a_decision_would_object(right, majority, warning):
+    model, rival = (np.arange(100) < right).astype(float), (np.arange(100)[::-1] < majority).astype(float)
+    lead = measure_lead(as_rows(model), rival, PromotionSettings(), "test")
+    assert lead.warn() == warning
+    decision = judge(model, np.zeros(100), majority=rival)
+    assert (lead.bound, lead.majority) == (decision.lead, decision.majority)
+    assert ("does not beat the majority class" in decision.reason) == (warning is not None)
+
+
+def test_a_warning_says_that_rows_are_few():
+    warning = measure_lead(as_rows(np.ones(2)), np.array([1.0, 0.0]), PromotionSettings(), "val").warn()
+    assert "by more than noise: accuracy 1.0000 on only 2 val rows, where" in warning
