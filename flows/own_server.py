@@ -15,32 +15,7 @@ from flows.terminal import find_prefect_home
 from refit.errors import StoreError
 from refit.store import Store
 
-# Garbage is collected by a thread of its own. A cursor among it may have to wait for SQLite, and SQLite for a transaction of the
-# thread that serves: where that one collects, Prefect stands still until SQLite gives up, after 60 seconds.
-SERVE = """
-import gc
-import sys
-import threading
-import time
-
-gc.disable()
-import uvicorn
-from prefect.server.api.server import create_app
-from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_API_BASE_PATH, temporary_settings
-
-
-def collect():
-    while True:
-        time.sleep(5)
-        gc.collect()
-
-
-with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_API_BASE_PATH}):  # not those of another
-    app = create_app()
-    gc.freeze()  # what was imported stays
-    threading.Thread(target=collect, daemon=True).start()
-    uvicorn.run(app, port=int(sys.argv[1]), lifespan="on", log_level="error")
-"""
+STEADY = str(Path(__file__).with_name("steady_server.py"))
 SECONDS_TO_STOP = 4
 HOST = "127.0.0.1"
 
@@ -92,7 +67,7 @@ def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
         probe.bind((HOST, 0))
         port = str(probe.getsockname()[1])
     server = subprocess.Popen(
-        [sys.executable, "-P", "-c", SERVE, port],
+        [sys.executable, "-P", STEADY, "own", port],
         env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

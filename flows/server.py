@@ -36,8 +36,6 @@ from refit.errors import RefitError, SettingsError, first_line
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 PAUSED = "paused"
-REMEMBERING = "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER=P1D"
-"""Has a server remember for a day what it was watching when it went away; else it is a minute."""
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
 """A server that was just started takes a few."""
@@ -137,7 +135,7 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
     if not url:
         raise SettingsError(
             "PREFECT_API_URL: expected the address of a Prefect server, found none;"
-            " start one by `prefect server start` and set it to http://127.0.0.1:4200/api"
+            " start one by `refit server` and set it to http://127.0.0.1:4200/api"
         )
     try:
         await_server(seconds)
@@ -148,7 +146,7 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
 
 
 def forgets_soon(client: SyncPrefectClient) -> bool:
-    """Whether the server was started without `REMEMBERING`, or the like; Prefect Cloud does not tell, and does not go away."""
+    """Whether it soon forgets what it was watching when it went away; Prefect Cloud does not tell, and does not go away."""
     try:
         remembers_for = client.request("GET", "/admin/settings").json()["server"]["events"]["expired_bucket_buffer"]
     except (PrefectHTTPStatusError, KeyError):  # or it is of a version that calls it something else

@@ -49,8 +49,6 @@ class Site:
             **mine,
             "PREFECT_API_URL": self.url,
             "PREFECT_HOME": make_home(folder, database),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P1D",  # as README says
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
         self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": f"{clone / 'src'}:{clone}"}
@@ -58,7 +56,7 @@ class Site:
         self.server = self.start_server()
 
     def start_server(self) -> subprocess.Popen[bytes]:
-        server = self.start("server", [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)], self.desk)
+        server = self.start("server", [REFIT, "server", "--host", "127.0.0.1", "--port", str(self.port)], self.desk)
         wait_for(self.is_ready)
         return server
 

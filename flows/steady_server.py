@@ -1,0 +1,87 @@
+"""Prefect's server, as it holds on SQLite; a script of a process of its own, which imports nothing of ours.
+
+`steady_server.py own PORT` serves a local run; `steady_server.py start …` does as `prefect server start …`.
+"""
+
+import gc
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+gc.disable()  # before Prefect is imported, whose objects stay
+
+SECONDS_BETWEEN_COLLECTIONS = 5
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until a signal."""
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_API_BASE_PATH, temporary_settings
+
+    if arguments[0] == "own":
+        with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_API_BASE_PATH}):
+            write_first()
+            serve(int(arguments[1]))
+    else:
+        from prefect.cli import app
+
+        write_first()
+        collect_aside()
+        sys.argv = ["prefect", "server", *arguments]
+        app()
+
+
+def serve(port: int) -> None:
+    """Serve on the loopback interface, for a local run."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    server = create_app()
+    collect_aside()
+    uvicorn.run(server, port=port, lifespan="on", log_level="error")
+
+
+def collect_aside() -> None:
+    """Have garbage collected by a thread of its own.
+
+    A cursor among it may have to wait for SQLite, and SQLite for a transaction of the thread that serves: where that one collects,
+    Prefect stands still until SQLite gives up, after 60 seconds.
+    """
+
+    def collect() -> None:
+        while True:
+            time.sleep(SECONDS_BETWEEN_COLLECTIONS)
+            gc.collect()
+
+    gc.freeze()
+    threading.Thread(target=collect, daemon=True).start()
+
+
+def write_first() -> None:
+    """Have every transaction of SQLite take its turn to write when it begins.
+
+    Prefect's begin by reading. If another has written by the time that such a one writes, SQLite refuses it at once, whatever time
+    it has to wait, and Prefect answers 503.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+    from prefect.server.database.dependencies import set_database_config
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+
+    class WritingFirst(AioSqliteConfiguration):
+        @asynccontextmanager
+        async def begin_transaction(
+            self, session: AsyncSession, with_for_update: bool = False
+        ) -> AsyncGenerator[AsyncSessionTransaction, None]:
+            del with_for_update
+            async with super().begin_transaction(session, with_for_update=True) as transaction:
+                yield transaction
+
+    url = PREFECT_API_DATABASE_CONNECTION_URL.value()
+    if url.startswith("sqlite"):
+        set_database_config(WritingFirst(url))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
