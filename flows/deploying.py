@@ -1,5 +1,6 @@
 """Deployments of the flows, as `prefect.yaml` beside this file says: for each model one of each flow, in its project's pool."""
 
+import asyncio
 import json
 import os
 import socket
@@ -9,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,11 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
+from prefect.server.schemas.schedules import CronSchedule as ServerCronSchedule
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
-from flows.automations import FLOWS, TAG, remove_automations, remove_automations_of, update_automations
+from flows.automations import FLOWS, TAG, announce, remove_automations, remove_automations_of, update_automations
 from flows.server import PAUSED, SECONDS_TO_ANSWER, Deployed, ServerError, connected, forgets_soon, read_deployed
 from refit.errors import SettingsError
 from refit.settings import resolve_settings
@@ -38,6 +42,7 @@ from refit.settings import resolve_settings
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 SECONDS_TO_SCHEDULE = 30
 """The server's scheduler looks for new deployments every few seconds."""
+NUM_DATES = 60
 OF_PROJECT = "Runs of the Refit project in "
 """Begins the description of a pool that `deploy` has made."""
 
@@ -79,8 +84,9 @@ def deploy(
     with connected(SECONDS_TO_ANSWER) as client:
         _refuse_name_of_others(client, name, pool)
         _make_pool(client, pool)
-        automations = update_automations(client, name, block)
+        automations = update_automations(client, name, _find_period(document), block)
         _run_prefect_deploy(document)
+        announce(name, client.read_deployment_by_name(f"retrain/{name}").id)
         deployed = [_await_schedule(client, entry) for entry in document["deployments"]]
         others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=pool) if other.name != name]
         return Registered(deployed, automations, others, forgets_soon(client))
@@ -142,6 +148,14 @@ def _read_prefect_file(settings: Mapping[str, Any], pool: str, cron: str | None,
                     f" found {mistake['input']!r}"
                 ) from error
     return document
+
+
+def _find_period(document: Mapping[str, Any]) -> timedelta:
+    """The longest time between two planned runs, as far as the next sixty tell."""
+    (plan,) = [schedule for entry in document["deployments"] for schedule in entry.get("schedules", [])]
+    dates = asyncio.run(ServerCronSchedule(**plan).get_dates(NUM_DATES))
+    seconds = [(following - date).total_seconds() for date, following in pairwise(dates)]
+    return timedelta(seconds=max(seconds, default=86400))
 
 
 def _find(client: SyncPrefectClient, flow: str, name: str | None = None, pool: str | None = None) -> list[DeploymentResponse]:

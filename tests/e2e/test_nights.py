@@ -1,0 +1,123 @@
+"""What a real server does by itself for runs that crash, fall silent, are cancelled, or do not come at all; without a worker."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from queue import Queue
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.events import emit_event
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, State
+from servers import TIMEOUT_SECONDS, Site, wait_for
+from test_schedule import MAKE_BLOCK, mailbox  # noqa: F401
+
+from flows import automations
+from flows.automations import announce, update_automations
+from flows.server import HEARTBEAT
+
+pytestmark = pytest.mark.slow
+
+AFTER_CRASH, SILENCE, TO_CANCEL = (timedelta(seconds=seconds) for seconds in (12, 30, 15))
+
+
+@pytest.fixture
+def client(site: Site, monkeypatch) -> Iterator[SyncPrefectClient]:
+    """Of a server whose automations wait seconds where others wait minutes."""
+    monkeypatch.setattr(automations, "BETWEEN_REPORTS", AFTER_CRASH)
+    monkeypatch.setattr(automations, "SILENCE", SILENCE)
+    monkeypatch.setattr(automations, "TO_CANCEL", TO_CANCEL)
+    with temporary_settings({PREFECT_API_URL: site.url}), get_client(sync_client=True) as client:
+        yield client
+
+
+def register(client: SyncPrefectClient, flow: str, name: str, tags: list[str]) -> UUID:
+    return client.create_deployment(client.create_flow_from_name(flow), name, tags=tags)
+
+
+def start(client: SyncPrefectClient, deployment: UUID, *states: State) -> FlowRun:
+    run = client.create_flow_run_from_deployment(deployment)
+    for state in states:
+        client.set_flow_run_state(run.id, state, force=True)
+    return run
+
+
+def beat(run: FlowRun, flow: str = "train") -> None:
+    """As Prefect's engine does for a run."""
+    related = [
+        {"prefect.resource.role": "flow", "prefect.resource.id": "prefect.flow.1", "prefect.resource.name": flow},
+        {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{run.deployment_id}"},
+        *({"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"} for tag in run.tags),
+    ]
+    emit_event(HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, related=related)
+
+
+def names(client: SyncPrefectClient, run: FlowRun) -> list[str]:
+    return [state.name for state in client.read_flow_run_states(run.id)]
+
+
+def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_elses_do(site, client):
+    update_automations(client, "fish", timedelta(days=1), block=None)
+    ours, others = register(client, "train", "fish", ["refit"]), register(client, "train", "theirs", ["other"])
+    time.sleep(3)  # the server reads its automations
+    unbegun = start(client, ours, Pending(), Crashed())
+    cancelled = start(client, ours, Running(), Crashed(), Cancelled())
+    foreign = start(client, others, Running(), Crashed())
+    done, silent, half_cancelled, elsewhere = (start(client, number, Running()) for number in (ours, ours, ours, others))
+    for run in (done, silent, half_cancelled, elsewhere):
+        beat(run)
+    time.sleep(5)  # as long as a heartbeat takes to the server
+    client.set_flow_run_state(done.id, Completed())
+    client.set_flow_run_state(half_cancelled.id, Cancelling())
+    assert names(client, half_cancelled)[-1] == "Cancelling"
+
+    for attempts in (1, 2):
+        wait_for(lambda times=attempts: names(client, unbegun).count("AwaitingRetry") == times)
+        client.set_flow_run_state(unbegun.id, Crashed(), force=True)
+    wait_for(lambda: names(client, unbegun)[-1] == "Failed")
+    assert client.read_flow_run(unbegun.id).state.message.startswith("Died 3 times before it began: see the worker's log")
+    wait_for(lambda: names(client, silent)[-2:] == ["Crashed", "AwaitingRetry"])
+    wait_for(lambda: names(client, half_cancelled)[-1] == "Cancelled")
+    time.sleep(2 * AFTER_CRASH.seconds)
+    last = {"unbegun": unbegun, "cancelled": cancelled, "foreign": foreign, "done": done, "elsewhere": elsewhere}
+    assert {name: names(client, run)[-1] for name, run in last.items()} == {
+        "unbegun": "Failed",
+        "cancelled": "Cancelled",
+        "foreign": "Crashed",
+        "done": "Completed",
+        "elsewhere": "Running",
+    }
+    assert names(client, half_cancelled)[-1] == "Cancelled"
+    log = site.log("server").read_text()
+    assert "Action failed" not in log
+    assert "database is locked" not in log
+
+
+def test_crashes_and_lost_nights_are_told_to_the_block_of_the_model(site, client, mailbox):  # noqa: F811
+    url, messages = mailbox
+    subprocess.run([sys.executable, "-c", MAKE_BLOCK, url], env=site.environment, check=True)
+    deployment = register(client, "retrain", "crab", ["refit"])
+    update_automations(client, "crab", timedelta(seconds=20), "custom-webhook/team")
+    time.sleep(3)
+    announce("crab", deployment)
+    assert find_subject(messages) == "retrain/crab: no run has ended for 0:00:30"
+    run = start(client, deployment, Running(), Crashed())
+    assert find_subject(messages) == f"{run.name}: Crashed"
+    start(client, deployment, Running(), Completed(name="Kept"))
+    assert find_subject(messages) == "retrain/crab: no run has ended for 0:00:30"
+    assert [entry["name"] for entry in site.ask("/automations/filter").json() if "crab" in entry["name"]] == [
+        "refit: tell of trouble with crab",
+        "refit: tell of lost nights of crab",
+    ]
+    update_automations(client, "crab", timedelta(seconds=20), None)
+    assert "crab" not in json.dumps(site.ask("/automations/filter").json())
+
+
+def find_subject(messages: Queue) -> str:
+    return messages.get(timeout=TIMEOUT_SECONDS)["subject"]
