@@ -319,7 +319,7 @@ def _check_files(source: str, output: str) -> None:
 
 def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
     """What a program may want to know of the rows that were learned from."""
-    names = ("rows", "rows_without_target", "target", "classes", "dropped_columns", "remarks")
+    names = ("rows", "rows_without_target", "target", "classes", "rare_classes", "dropped_columns", "remarks")
     return {
         **{name: manifest[name] for name in names},
         "splits": {split: info["rows"] for split, info in manifest["splits"].items()},

@@ -178,7 +178,7 @@ def compare(
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     return Verdict(
         decision=decision,
-        reason="; ".join(filter(None, [decision.reason, tell_left_out(left_out), problem, fallen])),
+        reason="; ".join(filter(None, [decision.reason, tell_left_out(left_out), manifest.tell_rare_classes(), problem, fallen])),
         alarm=alarm,
         judged_by=rival.number,
         num_left_out=(~is_fair).sum(),

@@ -400,6 +400,16 @@ def test_of_two_runs_of_one_recipe_one_decides_and_the_other_gives_way(monkeypat
     assert [(entry.action, entry.after) for entry in read_ledger()] == [(action, 1)]
 
 
+def test_a_row_of_a_new_class_loses_no_night_and_is_told():
+    run()
+    write_table(300)
+    with Path("rows.csv").open("a") as file:
+        file.write("0.5,0.5,0.5,c3\n")
+    state = run()
+    assert state.name in ("Kept", "Promoted")
+    assert "left out: 1 row of classes of y with too few to be in every split: c3 (1); add rows of them" in state.message
+
+
 def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_none_after_it_either(caplog, trained):
     run(training={"num_epochs": 2})
     trained.clear()

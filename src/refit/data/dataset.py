@@ -23,6 +23,7 @@ from refit.data.remarks import remark_on_columns
 from refit.data.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.data.sides import TypedTable, choose_sides, read_groups
 from refit.data.sources import Table, read_files, read_names, read_table
+from refit.data.splits import RareClassesError
 from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import NOTEBOOK, DataSettings
@@ -31,6 +32,8 @@ from refit.texts import show
 
 MAX_CLASSES_SHOWN = 10
 MAX_REMARKS_SHOWN = 30
+MAX_RARE_SHARE = 0.1
+"""Share of the rows with a class up to which those of rare classes are left out; beyond it, the target may be no class."""
 MAX_BYTES_CHECKED = 20_000_000
 """Of files that are read twice, once to refuse them early."""
 ROWS_A_BLOCK = 65_536
@@ -64,7 +67,8 @@ class Manifest(BaseModel):
     source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
     rows as they were read; `time_column` is that of a `time` split. The profiles are of the train rows, and cover the target too,
     as categories. `rows_left_out` are in no split though they have a target: by data.gap, data.window, or, as `units`, because
-    they belong together with rows of a later split. `remarks` say what people should know of the table, a line each.
+    they belong together with rows of a later split. `rare_classes` counts the rows of each class that has too few to be in every
+    split; they are in none. `remarks` say what people should know of the table, a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +88,7 @@ class Manifest(BaseModel):
     test_copies: Copies | None
     dropped_columns: dict[str, str]
     remarks: list[str] = []
+    rare_classes: dict[str, int] = {}
     source_digest: str
     test_source_digest: str | None
 
@@ -124,7 +129,22 @@ class Manifest(BaseModel):
         return lines
 
     def list_warnings(self) -> list[str]:
-        """Say what makes the test score doubtful."""
+        """Say what a person should mend."""
+        return [*filter(None, [self.tell_rare_classes()]), *self._warn_of_copies()]
+
+    def tell_rare_classes(self) -> str | None:
+        """Say which classes the model does not know, as they have too few rows."""
+        if not self.rare_classes:
+            return None
+        named = ", ".join(f"{show(label)} ({number})" for label, number in [*self.rare_classes.items()][:MAX_CLASSES_SHOWN])
+        more = f" and {len(self.rare_classes) - MAX_CLASSES_SHOWN} more" if len(self.rare_classes) > MAX_CLASSES_SHOWN else ""
+        total = sum(self.rare_classes.values())
+        return (
+            f"left out: {total} row{'s' * (total != 1)} of classes of {show(self.target)} with too few to be in every split:"
+            f" {named}{more}; add rows of them"
+        )
+
+    def _warn_of_copies(self) -> list[str]:
         if self.test_copies is None or not self.test_copies.is_more_than_chance:
             return []
         remedy = (
@@ -154,6 +174,7 @@ class _Prepared:
     parts: dict[str, Rows]
     """Row numbers of `source` in each split."""
     left_out: dict[str, int]
+    rare: dict[str, int]
     columns: list[AnyColumn]
 
     @property
@@ -208,12 +229,13 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         },
         test_rows=Ref(kind="rows", digest=digests[TEST_ROWS], size=sizes[TEST_ROWS]) if TEST_ROWS in digests else None,
         rows=sum(map(sum, counts.values())),
-        rows_without_target=source.y.null_count() + (0 if test is None else test.y.null_count()),
+        rows_without_target=source.y.null_count() + (test.y.null_count() if test else 0) - sum(prepared.rare.values()),
         rows_left_out=prepared.left_out,
         source_rows=source.frame.height,
         test_copies=_count_copies(columns, sides["train"], sides["test"]) if "test" in sides else None,
         dropped_columns={name: "no value in the train rows" for name in prepared.readings if name not in fitted},
         remarks=_remark(settings, prepared),
+        rare_classes=prepared.rare,
         source_digest=source.table.digest,
         test_source_digest=test.table.digest if test else None,
     )
@@ -242,18 +264,7 @@ def _prepare(settings: DataSettings, seed: int) -> _Prepared:
     table = read_table(settings.source)
     test_table = _read_test_table(settings, table)
     readings, frame = _type_features(settings, table)
-    target_kind, target = _type_target(settings, table)
-    classes = target.drop_nulls().unique().sort()
-    if len(classes) < 2:
-        found = f"only {list_names(map(str, classes))}" if len(classes) else "none"
-        raise DataError(
-            f"{table.name}, column `{show(target.name)}`: expected two classes or more, found {found}; add rows of other classes,"
-            " or name another column in data.target"
-        )
-    groups = read_groups(settings, table, target)
-    source = TypedTable(table, frame, target, _index_classes(target, classes, table), groups)
-    test = None if test_table is None else _convert_test_rows(settings, test_table, readings, target_kind, classes)
-    parts, left_out = choose_sides(settings, seed, source, test, classes.to_list())
+    classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame)
     kinds = {name: reading.kind for name, reading in readings.items()}
     formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
     try:
@@ -262,7 +273,42 @@ def _prepare(settings: DataSettings, seed: int) -> _Prepared:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
-    return _Prepared(readings, classes, source, test, parts, left_out, columns)
+    return _Prepared(readings, classes, source, test, parts, left_out, rare, columns)
+
+
+def _divide(
+    settings: DataSettings, seed: int, table: Table, test_table: Table | None, readings: dict[str, Reading], frame: pl.DataFrame
+) -> tuple[pl.Series, TypedTable, TypedTable | None, dict[str, Rows], dict[str, int], dict[str, int]]:
+    """Divide the rows, without those of a few classes that are too rare for it; all of `_Prepared` that depends on this."""
+    kind, target = _type_target(settings, table)
+    groups, known = read_groups(settings, table, target), target.drop_nulls()
+    rare = known.clear()
+    while True:
+        classes = known.filter(~known.is_in(rare.implode())).unique().sort()
+        if len(classes) < 2:
+            found = f"only {list_names(map(str, classes))}" if len(classes) else "none"
+            raise DataError(
+                f"{table.name}, column `{show(target.name)}`: expected two classes or more, found {found};"
+                " add rows of other classes, or name another column in data.target"
+            )
+        kept = _leave_out(target, rare)
+        source = TypedTable(table, frame, kept, _index_classes(kept, classes, table), groups)
+        test = None if test_table is None else _convert_test_rows(settings, test_table, readings, kind, classes, rare)
+        counts = dict(known.filter(known.is_in(rare.implode())).cast(pl.String).value_counts(sort=True).rows())
+        try:
+            return classes, source, test, *choose_sides(settings, seed, source, test, classes.to_list()), counts
+        except RareClassesError as error:
+            rare = pl.concat([rare, classes.gather(error.places)])
+            num_rare = int(known.is_in(rare.implode()).sum())
+            if len(error.places) > len(classes) - 2 or num_rare > MAX_RARE_SHARE * len(known):
+                raise
+
+
+def _leave_out(target: pl.Series, rare: pl.Series) -> pl.Series:
+    """The classes of rows, null for those of rare ones."""
+    if not len(rare):
+        return target
+    return target.set(target.cast(rare.dtype, strict=False).is_in(rare.implode()).fill_null(False), None)
 
 
 def _remark(settings: DataSettings, prepared: _Prepared) -> list[str]:
@@ -277,7 +323,7 @@ def _remark(settings: DataSettings, prepared: _Prepared) -> list[str]:
             for name in source.table.outer
             if name not in used
         ),
-        *remark_on_target(source.table.frame[settings.target], source.target),
+        *remark_on_target(source.table.frame[settings.target], _type_target(settings, source.table)[1]),
         *remark_on_columns(prepared.columns, prepared.readings, source.frame, source.table.frame, prepared.parts["train"]),
     ]
 
@@ -430,7 +476,7 @@ def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]
 
 
 def _convert_test_rows(
-    settings: DataSettings, table: Table, readings: Mapping[str, Reading], target_kind: Kind, classes: pl.Series
+    settings: DataSettings, table: Table, readings: Mapping[str, Reading], target_kind: Kind, classes: pl.Series, rare: pl.Series
 ) -> TypedTable:
     """The rows of `test_source`, converted as those of `source` were."""
     times = [settings.time_column] if settings.split == "time" and settings.time_column else []
@@ -450,8 +496,8 @@ def _convert_test_rows(
     _, target = convert_target(table.frame[settings.target], target_kind, settings.null_values, table.locate)
     if target.null_count() == len(target):
         raise DataError(f"{table.name}, column `{show(target.name)}`: expected a class in some row, found none; add the classes")
-    y = _index_classes(target, classes, table)
-    return TypedTable(table, frame, target, y, read_groups(settings, table, target))
+    groups, target = read_groups(settings, table, target), _leave_out(target, rare)
+    return TypedTable(table, frame, target, _index_classes(target, classes, table), groups)
 
 
 def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:

@@ -19,6 +19,14 @@ MICROSECONDS = {unit: seconds * 10**6 for unit, seconds in (("s", 1), ("min", 60
 UNASSIGNED, TRAIN, VAL, TEST = -1, 0, 1, 2
 
 
+class RareClassesError(DataError):
+    """Classes have too few rows to be where they are needed; `places` are theirs among all classes."""
+
+    def __init__(self, message: str, places: Rows) -> None:
+        super().__init__(message)
+        self.places = places
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large splits are. Only a split by time knows spans, a window of train rows, and gaps before val and test."""
@@ -52,7 +60,7 @@ def split_randomly(units: Hashes, y: Rows, classes: Sequence[Any], sizes: Sizes,
         Indices of the rows of each split that has any.
 
     Raises:
-        DataError: A class has too few rows or units to be in every split.
+        RareClassesError: Classes have too few rows or units to be in every split.
     """
     hashes, unit = np.unique(units, return_inverse=True)  # (U,), (N,): a unit is known by its place in the order of hashes
     class_sizes = np.bincount(y, minlength=len(classes))
@@ -88,7 +96,8 @@ def split_by_time(
         Indices of the rows of each split that has any, and how many rows `gap`, `window` and `units` left out, where they did.
 
     Raises:
-        DataError: There are too few times, no rows are left for a split, or none of a class to train on.
+        DataError: There are too few times, or no rows are left for a split.
+        RareClassesError: There are no rows of some classes to train on.
     """
     order = np.argsort(times, kind="stable")
     ordered = times[order]
@@ -114,29 +123,33 @@ def split_by_time(
 
 
 def _check_classes(class_sizes: Rows, classes: Sequence[Any], sizes: Sizes, where: str) -> None:
-    """Raise DataError for the first class with too few rows to be in every split, if each row is a unit."""
+    """Raise RareClassesError for the classes with too few rows to be in every split, if each row is a unit."""
     shares = [size / class_sizes.sum() if isinstance(size, int) else float(size) for size in (sizes.val, sizes.test)]
-    for index, size in enumerate(class_sizes.tolist()):
-        if _hold_out(shares, size) >= size:
-            needed = next(more for more in count(size + 1) if _hold_out(shares, more) < more)
-            raise DataError(
-                f"{where}: expected {needed} rows or more of every class, to have it in every split, found {size} of class"
-                f" {classes[index]!r}; add rows of it, leave its rows out, or lower data.val and data.test"
-            )
+    rare = np.flatnonzero([_hold_out(shares, size) >= size for size in class_sizes.tolist()])
+    if len(rare):
+        first = int(rare[0])
+        size = int(class_sizes[first])
+        needed = next(more for more in count(size + 1) if _hold_out(shares, more) < more)
+        raise RareClassesError(
+            f"{where}: expected {needed} rows or more of every class, to have it in every split, found {size} of class"
+            f" {classes[first]!r}; add rows of it, leave its rows out, or lower data.val and data.test",
+            rare,
+        )
 
 
 def _check_units(
     parts: dict[str, Rows], members: Sequence[Rows], y: Rows, classes: Sequence[Any], sizes: Sizes, where: str
 ) -> None:
-    """Raise DataError for the first class whose units did not suffice for every split."""
+    """Raise RareClassesError for the classes whose units did not suffice for every split."""
     for name in sizes.splits:
         absent = np.flatnonzero(np.bincount(y[parts[name]], minlength=len(classes)) == 0)
         if len(absent):
             num_units = len(np.unique(members[absent[0]]))
-            raise DataError(
+            raise RareClassesError(
                 f"{where}: expected every class in every split, found none of class {classes[absent[0]]!r} for `{name}`, as its"
                 f" rows are in only {num_units} groups that stay together; add groups of it, leave its rows out, or lower"
-                " data.val and data.test"
+                " data.val and data.test",
+                absent,
             )
 
 
@@ -238,7 +251,8 @@ def _check_parts(parts: dict[str, Rows], y: Rows, classes: Sequence[Any], sizes:
             )
     absent = np.flatnonzero(np.bincount(y[parts["train"]], minlength=len(classes)) == 0)
     if len(absent):
-        raise DataError(
+        raise RareClassesError(
             f"{where}: expected every class among the {len(parts['train'])} train rows, older than the others, found none of class"
-            f" {classes[absent[0]]!r}; add older rows of it, leave its rows out, or set data.split to `random`"
+            f" {classes[absent[0]]!r}; add older rows of it, leave its rows out, or set data.split to `random`",
+            absent,
         )

@@ -275,7 +275,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found only `a`; add rows"),
     "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found none; add rows"),
     "a small class": (
-        {CSV: rows("x,y", "7,2")},
+        {CSV: rows("x,y", "7,2", "8,3", "9,4")},
         {},
         r"column `y`: expected 3 rows or more of every class, .* found 1 of class 2; add",
     ),
@@ -322,7 +322,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {},
         r"column `y`: expected strings, integers or booleans .* found date-times",
     ),
-    "text in target": ({CSV: rows("x,y", "1,?")}, {}, r"column `y`: expected 3 rows or more of every class, .* 1 of class '\?'"),
+    "text in target": ({CSV: rows("x,y", "1,?", "2,!", "3,-")}, {}, r"column `y`: expected 3 rows or more .* 1 of class '!'"),
     "no values": ({CSV: b"x,y\n" + b",0\n,1\n" * 9}, {}, r"expected a column to learn from, found no value in any"),
     "sizes": (
         {CSV: rows()},
@@ -341,9 +341,9 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         r"row 21 of .* column `t`: expected a time, found none",
     ),
     "no old row of a class": (
-        {CSV: rows("t,x,y", "30,2,2")},
+        {CSV: rows("t,x,y", "30,2,2", "30,3,2", "30,4,2")},
         {"split": "time", "time_column": "t"},
-        r"expected every class among the 15 train rows.* found none of class 2",
+        r"expected every class among the 17 train rows.* found none of class 2",
     ),
     "spans of numbers": (
         {CSV: rows("t,x,y")},
@@ -679,6 +679,33 @@ def test_rows_that_are_left_out_are_counted_and_said(store: Store, tmp_path: Pat
     assert "left out: 16 rows in the gaps before validation and test" in told
     assert "left out: 128 rows older than the window" in told
     assert f"left out: {left_out['units']} rows whose customer is that of a row in a later split" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_rare"),
+    [
+        ({}, 1),
+        ({"split_by": "features"}, 2),
+        ({"group_column": "t"}, 3),
+        ({"split": "time", "time_column": "t"}, 3),
+        ({"test_source": "test.csv"}, 1),
+    ],
+)
+def test_rows_of_a_class_too_rare_for_every_split_are_left_out_as_if_they_were_not_there(
+    store: Store, tmp_path: Path, settings: dict[str, Any], num_rare: int
+) -> None:
+    without = rows("t,x,y", count=80)
+    Path("test.csv").write_bytes(rows("t,x,y", count=81))
+    (tmp_path / CSV).write_bytes(without)
+    expected = build(store, source=str(tmp_path / CSV), **settings)
+    (tmp_path / CSV).write_bytes(without + b"90,5,7\n" * num_rare)
+    manifest = build(store, source=str(tmp_path / CSV), **settings)
+    assert (expected.rare_classes, manifest.rare_classes) == ({}, {"7": num_rare})
+    assert (expected.classes, manifest.classes) == ([0, 1], [0, 1])
+    assert manifest.splits == expected.splits
+    assert (manifest.rows, manifest.rows_without_target) == (expected.rows, 0)
+    told = rf"left out: {num_rare} rows? of classes of y with too few to be in every split: 7 \({num_rare}\); add rows of them"
+    assert re.fullmatch(told, manifest.list_warnings()[0])
 
 
 def test_test_rows_that_look_like_train_rows_are_counted_and_more_than_chance_is_a_warning(store: Store, tmp_path: Path) -> None:
