@@ -1,6 +1,7 @@
 """Commands about saved versions of a model."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -29,6 +30,9 @@ from refit.registry import CHAMPION
 from refit.settings import resolve_settings
 from refit.store import Store
 from refit.texts import escape_controls
+
+WIDTH_OF_CARD = 100
+"""In a pipe, at most: its titles stand in the middle."""
 
 
 @app.command
@@ -91,7 +95,7 @@ def show(model: str, /, *, given: StoreGiven = None, settings_file: SettingsFile
     except StoreError as error:
         damages.append(error)
     print()
-    open_console().print(Markdown("\n".join(map(escape_controls, card.split("\n"))), hyperlinks=False))
+    _print_card("\n".join(map(escape_controls, card.split("\n"))))
     for damage in damages:
         complain(damage)
     return FAILED if damages else COMPLETED
@@ -237,6 +241,19 @@ def export(
     say(f"exported {name}@v{number}: {output}")
     print(f"largest difference of a probability on its {len(rows)} test rows: {difference:.2g}")
     return COMPLETED
+
+
+def _print_card(card: str) -> None:
+    """Print Markdown as people read it, pictures by the names of their files; without colours and padding into a pipe."""
+    console = open_console()
+    text = Markdown(re.sub(r"(?m)^!\[(.*)\]\((.*)\)$", r"\1: \2", card), hyperlinks=False)
+    if console.is_terminal:
+        console.print(text)
+        return
+    with console.capture() as capture:
+        console.print(text, width=min(console.width, WIDTH_OF_CARD))
+    for line in capture.get().splitlines():
+        print(line.rstrip())
 
 
 def _describe_version(store: Store, name: str, number: int) -> list[str]:

@@ -101,6 +101,15 @@ def test_show_prints_the_newest_card_or_that_of_a_version(refit):
         assert card[0].split() == ["a", "|", "ü", "|", "猫", "|"], "as text, not as Markdown"
 
 
+def test_show_into_a_pipe_has_no_padding_no_colours_and_names_pictures_by_their_files(refit, monkeypatch):
+    add_model("a", 0.75)
+    Path("refit-store/models/a/v1/card.md").write_text("# a\n\n- **rows**: 7\n\n![loss by epoch](loss.png)\n")
+    monkeypatch.setenv("COLUMNS", "30")
+    _, out, _ = refit("show", "a")
+    assert out.splitlines()[1:3] == ["", "              a"]
+    assert out.splitlines()[3:] == ["", " • rows: 7", "", "loss by epoch: loss.png"]
+
+
 def test_show_says_since_when_and_why_a_version_is_champion(refit):
     add_model("a", 0.75)
     add_model("a", 0.8)
@@ -341,7 +350,7 @@ def test_models_and_show_name_a_damaged_champion_and_fail(refit, toy, damage):
     assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
     code, out, err = refit("show", "toy")
     assert code == 1
-    assert " toy " in out
+    assert "\n     toy\n" in re.sub("  +", "     ", out)
     assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
 
 
