@@ -190,6 +190,7 @@ def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
         settings_file: A TOML file to read instead of `refit.toml`.
     """
     settings, _ = resolve_settings(as_given(given), settings_file)
+    _check_data(settings)
     from refit.recipes import forecast
 
     table = Table("step", "", "because")

@@ -14,11 +14,22 @@ from torch import Tensor, nn
 from refit import promotion
 from refit.data.dataset import Manifest, convert_rows, load_identities, load_split, load_test_rows
 from refit.data.drift import Drift, compare_profiles
+from refit.data.files import list_names
 from refit.data.schema import check_columns
 from refit.data.sources import read_names
 from refit.errors import DataError, RefitError
 from refit.evaluation import Metrics, compute_logits, compute_metrics, refuse_non_finite_logits
-from refit.fairness import Rival, explain_incomparable, explain_unfair, find_clusters, find_fair_rows, find_rival, tell_left_out
+from refit.fairness import (
+    WITHOUT_CLASS,
+    WITHOUT_COLUMN,
+    Rival,
+    explain_incomparable,
+    explain_unfair,
+    find_clusters,
+    find_fair_rows,
+    find_rival,
+    tell_left_out,
+)
 from refit.inference import DEFAULTS, Model, load_version
 from refit.ledger import record_opening
 from refit.loaders import build_evaluation_loader
@@ -175,10 +186,14 @@ def compare(
     alarm, problem = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged), rival.problem
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
         decision, problem = decision.refuse(), f"{problem}; promotion.when_incomparable is `keep`"
+    elif problem is not None and decision.is_better and settings.when_incomparable == "promote":
+        problem = problem.removesuffix(f"; {WITHOUT_COLUMN}").removesuffix(f"; {WITHOUT_CLASS}")
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
+    useless = explain_useless_slices(rows.filter(is_fair), settings.slices)
+    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), problem, fallen, useless]
     return Verdict(
         decision=decision,
-        reason="; ".join(filter(None, [decision.reason, tell_left_out(left_out), manifest.tell_rare_classes(), problem, fallen])),
+        reason="; ".join(filter(None, [decision.reason, *notes])),
         alarm=alarm,
         judged_by=rival.number,
         num_left_out=(~is_fair).sum(),
@@ -247,6 +262,14 @@ def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[st
         for value in values.unique().sort():
             name = f"{column} is missing" if value is None else f"{column} = {value}"
             yield name, values.eq_missing(value).to_numpy()
+
+
+def explain_useless_slices(rows: pl.DataFrame, columns: Sequence[str]) -> str | None:
+    """Say which columns have a value of its own in each row, whose slices can show nothing; None if there is none."""
+    useless = [name for name in columns if rows.height > 1 and rows[name].n_unique() == rows.height]
+    if not useless:
+        return None
+    return f"promotion.slices by {list_names(useless)} have one row each, which can show no drop; name columns of fewer values"
 
 
 def time_row(model: Model, rows: pl.DataFrame) -> float:

@@ -19,6 +19,9 @@ from refit.settings import SettingsTree
 from refit.store import Store
 
 LEARNED_FROM = ("train", "val")
+WITHOUT_COLUMN = "bring them back, or promote a candidate by hand"
+WITHOUT_CLASS = "add such rows, or, if there will be none any more, promote a candidate by hand"
+"""What to do where a champion cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,7 @@ def _refuse_lost_columns(before: Manifest, rows: pl.DataFrame) -> None:
     """Raise DataError if the data lacks a column that a model needs."""
     lost = [name for name in _list_columns(before) if name is not None and name not in rows.columns]
     if lost:
-        raise DataError(
-            f"expected the columns that it needs, found no {list_names(sorted(lost))} in the data; bring them back, or promote a"
-            " candidate by hand"
-        )
+        raise DataError(f"expected the columns that it needs, found no {list_names(sorted(lost))} in the data; {WITHOUT_COLUMN}")
 
 
 def _refuse_lost_classes(before: Manifest, now: Manifest) -> None:
@@ -144,7 +144,7 @@ def _refuse_lost_classes(before: Manifest, now: Manifest) -> None:
     if lost:
         raise DataError(
             f"column `{now.target}`: expected rows of every class that it knows, found none of {list_names(map(str, lost))};"
-            " add such rows, or, if there will be none any more, promote a candidate by hand"
+            f" {WITHOUT_CLASS}"
         )
 
 

@@ -439,6 +439,10 @@ class Settings(SettingsTree, BaseSettings):
                 f"promotion.min_score: expected less than {highest}, the best {self.promotion.score.replace('_', ' ')},"
                 f" found {self.promotion.min_score:g}; lower it"
             )
+        slices = self.promotion.slices
+        twice = next((name for name in slices if slices.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"promotion.slices: expected each column once, found {twice!r} {slices.count(twice)} times; drop one")
         if self.promotion.min_effect and self.promotion.rule == "not_worse":
             raise ValueError("promotion.min_effect: expected 0, as promotion.rule is `not_worse`; leave it 0, or take `better`")
         return self

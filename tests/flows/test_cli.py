@@ -134,6 +134,14 @@ def test_a_named_settings_file_is_read(refit):
     assert settings_of(out)["seed"] == (9, "other.toml")
 
 
+@pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")])
+def test_a_forecast_refuses_columns_that_are_not_there(refit, command):
+    Path("rows.csv").write_text("x,y\n" + "1,a\n2,b\n" * 20)
+    code, _, err = refit(*command, "--data.source", "rows.csv", "--data.group_column", "shop")
+    assert code == 2
+    assert "data.group_column: expected a column of rows.csv, found no `shop` among `x`, `y`" in err
+
+
 def test_a_file_whose_name_begins_with_a_dash_is_scored_once_it_is_no_option(refit):
     _, _, err = refit("predict", "toy", "-rf.csv", "--output", "scores.parquet")
     assert err == "error: -rf.csv: expected an option or an argument, found neither; write a file of this name as `./-rf.csv`\n"

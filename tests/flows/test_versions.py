@@ -175,7 +175,7 @@ def test_a_torn_entry_is_named_and_can_be_done_without(refit):
     torn.write_bytes(torn.read_bytes()[:40])
     code, out, err = refit("show", "a@v1")
     assert code == 1
-    assert " a " in out
+    assert " a\n" in out
     assert re.fullmatch(r"error: .*ledger/000002\.json: expected entry 2 of the ledger, found .*; put .* `refit repair a`\n", err)
     assert refit("status", "a")[0] == 1
     assert refit("repair", "a") == (0, "a: lost entries: 2\na@champion: v1 -> v2\n", "")
@@ -385,7 +385,7 @@ def test_the_store_of_another_folder_is_looked_into(refit):
     add_model("a", 0.75)
     Path("refit-store").rename("other")
     assert "a@v1" in refit("models", "--store.url", "other")[1]
-    assert " a " in refit("show", "a", "--store.url", "other")[1]
+    assert " a\n" in refit("show", "a", "--store.url", "other")[1]
 
 
 @pytest.mark.parametrize("command", [("models",), ("show", "a"), ("promote", "a@v1"), ("rollback", "a")])

@@ -163,9 +163,7 @@ def test_rows_that_the_champion_has_learned_from_are_left_out_though_the_candida
     assert verdict.reason.endswith("; without rows that were learned from (30 by the champion)")
 
 
-def test_rows_of_another_time_are_others_to_a_champion_that_knows_times_and_copies_to_a_candidate_without(
-    save_version, store
-):
+def test_rows_of_another_time_are_others_to_a_champion_that_knows_times_and_copies_to_a_candidate_without(save_version, store):
     before, after = (make_rows(40).with_columns(time=pl.lit(time)) for time in (0, 1))
     pl.concat([before, after]).write_parquet("test.parquet")
     apart = {"test_source": "test.parquet", "test": None, "val": 0.0}
@@ -295,6 +293,7 @@ def test_a_champion_that_cannot_be_compared_stays_unless_the_settings_say_otherw
         verdict = judge(store, candidate, champion, when_incomparable=choice)
         assert (verdict.alarm, verdict.decision.is_better) == ("incomparable", True)
         assert "of the majority class" in verdict.reason
+    assert "promote a candidate by hand" not in verdict.reason, "as it is promoted"
 
 
 def test_a_champion_that_no_longer_beats_the_majority_class_has_collapsed_whatever_becomes_of_the_candidate(save_version, store):
@@ -341,6 +340,13 @@ def test_a_slice_that_is_no_column_of_the_test_rows_is_refused_before_there_is_a
         ):
             check_slices(PromotionSettings(slices=["ship"]), data)
     check_slices(PromotionSettings(slices=["x1"]), DataSettings())
+
+
+def test_slices_of_one_row_each_are_said_to_show_nothing(save_version, store):
+    candidate = save_version(make_rows(300), num_epochs=2)
+    told = "promotion.slices by `id` have one row each, which can show no drop; name columns of fewer values"
+    assert told in judge(store, candidate, None, slices=["shop", "id"]).reason
+    assert "promotion.slices" not in judge(store, candidate, None, slices=["shop"]).reason
 
 
 def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, store):

@@ -338,6 +338,12 @@ def test_a_span_that_is_none_is_refused_with_the_reason(span, remedy):
     assert message.endswith(f"or a span of time such as `14d`, found {span!r}; {remedy}")
 
 
+def test_a_slice_column_that_is_named_twice_is_refused():
+    assert refused({"promotion": {"slices": ["shop", "id", "shop"]}}) == (
+        "promotion.slices: expected each column once, found 'shop' 2 times; drop one"
+    )
+
+
 def test_all_mistakes_are_named_at_once_one_a_line(monkeypatch):
     monkeypatch.setenv("REFIT_SEED", "x")
     lines = refused({"optimizer": {"lr": 0, "nam": "sgd"}}).splitlines()

@@ -255,8 +255,11 @@ def check_data(settings: DataSettings, seed: int) -> None:
             num_bytes += sum(map(os.path.getsize, files.paths))
     if num_bytes <= MAX_BYTES_CHECKED:
         _prepare(settings, seed)
-    else:
-        check_columns("data.target", [settings.target], read_names(settings.source), settings.source)
+        return
+    names = read_names(settings.source)
+    for setting in ("target", "features", "categorical", "group_column", "time_column"):
+        value = getattr(settings, setting)
+        check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)
 
 
 def _prepare(settings: DataSettings, seed: int) -> _Prepared:
@@ -479,13 +482,15 @@ def _convert_test_rows(
     settings: DataSettings, table: Table, readings: Mapping[str, Reading], target_kind: Kind, classes: pl.Series, rare: pl.Series
 ) -> TypedTable:
     """The rows of `test_source`, converted as those of `source` were."""
-    times = [settings.time_column] if settings.split == "time" and settings.time_column else []
+    time_column = settings.time_column if settings.split == "time" else None
+    needed = filter(None, (settings.target, time_column, settings.group_column))
     present = set(table.frame.columns)
-    missing = [name for name in (*readings, settings.target, *times) if name not in present]
+    missing = [name for name in (*readings, *needed) if name not in present]
     if missing:
+        choice = ", or leave it out with data.features" if readings.keys() >= {*missing} else ""
         raise DataError(
             f"data.test_source: expected column {list_names(missing)} in {table.name} as in data.source,"
-            f" found {list_names(table.frame.columns)}; add what is missing, or leave it out with data.features"
+            f" found {list_names(table.frame.columns)}; add what is missing{choice}"
         )
     frame = pl.DataFrame(
         [

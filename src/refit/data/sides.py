@@ -14,6 +14,7 @@ from refit.data.sources import Table
 from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.settings import DataSettings
+from refit.texts import show
 
 DEFAULT_SHARE = 0.15
 
@@ -139,7 +140,11 @@ def _read_times(settings: DataSettings, typed: TypedTable) -> NDArray[Any]:
     check_columns("data.time_column", [name], table.frame.columns, table.name)
     reading, times = find_reading(table.frame[name], settings.null_values, table.locate)
     if reading.kind not in ("numeric", "datetime"):
-        raise DataError(f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text; name another")
+        example = show(table.frame[name].drop_nulls().head(1).item())
+        raise DataError(
+            f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text such as {example!r};"
+            " write dates as 2026-12-31, which leaves no choice, or name another column"
+        )
     missing = (times.is_null() & typed.y.is_not_null()).arg_true()
     if len(missing):
         raise DataError(f"{table.locate(missing[0])}, column `{name}`: expected a time, found none; fill it in or drop the row")

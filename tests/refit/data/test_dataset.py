@@ -333,7 +333,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "text as time": (
         {CSV: b"t,x,y\n" + b"a,1,0\nb,2,1\n" * 9},
         {"split": "time", "time_column": "t"},
-        r"column `t`: expected date-times or numbers .* found text",
+        r"column `t`: expected date-times or numbers .* found text such as 'a'; write dates as 2026-12-31",
     ),
     "missing time": (
         {CSV: rows("t,x,y", ",2,1")},
@@ -371,7 +371,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "test group column": (
         {CSV: rows("g,x,y"), "test.csv": b"x,y\n1,1\n"},
         {**BOTH, "group_column": "g"},
-        r"data\.group_column: expected a column of .*test\.csv, found no `g` among `x`, `y`",
+        r"data\.test_source: expected column `g` in .*test\.csv as in data\.source, found `x`, `y`; add what is missing$",
     ),
     "test class": (
         {CSV: rows(), "test.csv": b"x,y\n1,1\n2,5\n"},
@@ -381,7 +381,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "test column": (
         {CSV: rows(), "test.csv": b"X,y\n1,1\n"},
         BOTH,
-        r"data\.test_source: expected column `x` in .*test\.csv as in data\.source, found `X`, `y`; add what is missing",
+        r"data\.test_source: expected column `x` in .*test\.csv as in data\.source, found `X`, `y`; add .*, or leave it out",
     ),
     "test text": (
         {CSV: rows(), "test.csv": b"x,y\na,1\n"},
@@ -445,6 +445,9 @@ def test_of_large_files_only_the_header_is_read_before_a_run(tmp_path: Path, mon
     check_data(DataSettings(source=f"{tmp_path}/rows.csv"), 0)
     with pytest.raises(DataError, match=r"data\.target: expected a column of .*rows\.csv, found no `z`"):
         check_data(DataSettings(source=f"{tmp_path}/rows.csv", target="z"), 0)
+    for name, value in (("features", ["x", "z"]), ("categorical", ["z"]), ("group_column", "z"), ("time_column", "z")):
+        with pytest.raises(DataError, match=rf"data\.{name}: expected a column of .*rows\.csv, found no `z`"):
+            check_data(DataSettings.model_validate({"source": f"{tmp_path}/rows.csv", name: value}), 0)
 
 
 FULL = """
