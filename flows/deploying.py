@@ -35,7 +35,7 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from flows.automations import FLOWS, TAG, announce, remove_automations, remove_automations_of, update_automations
-from flows.server import PAUSED, SECONDS_TO_ANSWER, Deployed, ServerError, connected, forgets_soon, read_deployed
+from flows.server import PAUSED, SECONDS_TO_DEPLOY, Deployed, ServerError, connected, forgets_soon, read_deployed
 from refit.errors import SettingsError
 from refit.settings import resolve_settings
 
@@ -81,7 +81,7 @@ def deploy(
     """
     name = resolve_settings(settings)[0].name
     document = _read_prefect_file({**settings, "name": name}, pool, cron, timezone)
-    with connected(SECONDS_TO_ANSWER) as client:
+    with connected(SECONDS_TO_DEPLOY) as client:
         _refuse_name_of_others(client, name, pool)
         _make_pool(client, pool)
         automations = update_automations(client, name, _find_period(document), block)
@@ -106,7 +106,7 @@ def remove(pool: str, name: str | None = None) -> list[str]:
         SettingsError: No server is set, or the project has no deployment of that name.
         ServerError: The server does not answer, or refuses.
     """
-    with connected(SECONDS_TO_ANSWER) as client:
+    with connected(SECONDS_TO_DEPLOY) as client:
         found = [(flow, entry) for flow in FLOWS for entry in _find(client, flow, name, pool)]
         if name is not None and not found:
             there = sorted({entry.name for entry in _find(client, "retrain", pool=pool)})

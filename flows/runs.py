@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from uuid import UUID
@@ -20,12 +21,24 @@ from prefect.states import Crashed
 
 from flows.project import enter_project
 from flows.server import find_runs, in_states, is_alive
-from refit.errors import SettingsError
+from refit.errors import RefitError, SettingsError
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
 """Of a run that lives: for 15 minutes it goes on while its server is away."""
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Take the traceback off what Prefect logs of an error that a user can mend, and what it logs of the same error later."""
+    if record.exc_info and isinstance(record.exc_info[1], RefitError):
+        record.exc_info = record.exc_text = None
+        return not record.getMessage().startswith("Engine execution exited")
+    return True
+
+
+for _runs in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_runs).addFilter(is_worth_a_line)
 
 
 def name_run() -> str:

@@ -1,6 +1,7 @@
 """The Prefect server that PREFECT_API_URL names: does it answer, and what does it know of a deployment and its runs."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,12 +34,17 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFEC
 from pydantic import TypeAdapter
 
 from refit.errors import RefitError, SettingsError, first_line
+from refit.texts import show_line
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 PAUSED = "paused"
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
 """A server that was just started takes a few."""
+SECONDS_TO_DEPLOY = 120
+"""On a machine under load it takes a minute; whoever deploys has just started it."""
+SECONDS_TO_SAY_SO = 3
+"""Of waiting, until people are told."""
 SECONDS_TO_START = 60
 """Of a server that a local run starts for itself."""
 
@@ -86,7 +92,7 @@ def await_server(seconds: float) -> None:
     Raises:
         ServerError: It does not, for so long, or refuses.
     """
-    give_up_at = time.monotonic() + seconds
+    began_at, is_told = time.monotonic(), False
     impatient = get_client(httpx_settings={"timeout": SECONDS_TO_CONNECT}, sync_client=True)
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), impatient as client:
         while True:
@@ -96,8 +102,13 @@ def await_server(seconds: float) -> None:
             except (httpx.HTTPError, ValueError) as error:
                 if isinstance(error, httpx.HTTPStatusError | httpx.ReadTimeout) and not _is_refusal(error):
                     return  # it is busy, which Prefect's client waits out
-                if _is_refusal(error) or time.monotonic() > give_up_at:
+                waited = time.monotonic() - began_at
+                if _is_refusal(error) or waited > seconds:
                     raise ServerError.of(PREFECT_API_URL.value(), error) from error
+                if waited > SECONDS_TO_SAY_SO and not is_told:
+                    is_told = True
+                    told = f"waiting up to {seconds:g} seconds for a Prefect server at {PREFECT_API_URL.value()}"
+                    print(show_line(told), file=sys.stderr, flush=True)
             time.sleep(0.05)
 
 

@@ -400,6 +400,13 @@ def test_of_two_runs_of_one_recipe_one_decides_and_the_other_gives_way(monkeypat
     assert [(entry.action, entry.after) for entry in read_ledger()] == [(action, 1)]
 
 
+def test_a_source_that_is_missing_is_one_line_in_the_log(caplog):
+    assert run(data={"source": "nowhere.csv"}).type == StateType.FAILED
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.exc_info for record in errors] == [None]
+    assert "nowhere.csv: expected a file, folder or glob, found nothing there" in errors[0].getMessage()
+
+
 def test_a_row_of_a_new_class_loses_no_night_and_is_told():
     run()
     write_table(300)

@@ -48,8 +48,8 @@ def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(ref
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.parametrize("command", ["deploy", "train"])
 def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, command, monkeypatch):
-    for module in ("server", "deploying"):
-        monkeypatch.setattr(f"flows.{module}.SECONDS_TO_ANSWER", 0.1)
+    monkeypatch.setattr("flows.server.SECONDS_TO_ANSWER", 0.1)
+    monkeypatch.setattr("flows.deploying.SECONDS_TO_DEPLOY", 0.1)
     code, out, err = refit(command)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: PREFECT_API_URL: expected a Prefect server at {NOWHERE}, found ")

@@ -65,3 +65,10 @@ def test_a_server_of_pages_is_none_of_prefects(url):
 def test_a_server_as_prefect_starts_it_forgets_soon():
     with connected() as client:
         assert forgets_soon(client)
+
+
+def test_who_waits_for_a_server_that_still_starts_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("flows.server.SECONDS_TO_SAY_SO", 0.1)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(ServerError, match="start it"):
+        await_server(5)
+    assert capsys.readouterr().err == "waiting up to 5 seconds for a Prefect server at http://127.0.0.1:9/api\n"
