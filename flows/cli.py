@@ -78,6 +78,7 @@ def train(
     if dry_run:
         return why(given=given, settings_file=settings_file)
     settings, _ = resolve_settings(as_given(given), settings_file)
+    _check_headers(settings.data.source, settings.data.test_source)
     from flows import local
 
     tree = SettingsTree(**settings.model_dump())
@@ -136,6 +137,7 @@ def predict(
     check_url(source, "SOURCE")
     check_url(output, "--output")
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
+    _check_headers(source)
     from flows import local
 
     arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()), strict)
@@ -170,6 +172,7 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: T
     from flows.approval import check_server
 
     check_server(settings.promotion)
+    _check_headers(settings.data.source, settings.data.test_source)
     tree = SettingsTree(**settings.model_dump())
     result = local.run_locally("flows.retraining:retrain", tree, check=lambda: _check_data(tree))
     if isinstance(result, BaseException):
@@ -304,6 +307,15 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _check_headers(*sources: str | None) -> None:
+    """Refuse files of this machine that are not there or hold nothing, before anything is started or imported that takes long."""
+    from refit.data.sources import NOTEBOOK, read_names
+
+    for source in sources:
+        if source not in (None, NOTEBOOK) and "://" not in source:
+            read_names(source)
 
 
 def _check_data(settings: SettingsTree) -> None:

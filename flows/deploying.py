@@ -35,7 +35,16 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from flows.automations import FLOWS, TAG, announce, remove_automations, remove_automations_of, update_automations
-from flows.server import PAUSED, SECONDS_TO_DEPLOY, Deployed, ServerError, connected, forgets_soon, read_deployed
+from flows.server import (
+    PAUSED,
+    SECONDS_TO_DEPLOY,
+    Deployed,
+    ServerError,
+    connected,
+    forgets_soon,
+    name_planned_runs,
+    read_deployed,
+)
 from refit.errors import SettingsError
 from refit.settings import resolve_settings
 
@@ -88,6 +97,9 @@ def deploy(
         _run_prefect_deploy(document)
         announce(name, client.read_deployment_by_name(f"retrain/{name}").id)
         deployed = [_await_schedule(client, entry) for entry in document["deployments"]]
+        for entry in document["deployments"]:
+            flow = entry["entrypoint"].partition(":")[2]
+            name_planned_runs(client, client.read_deployment_by_name(f"{flow}/{name}").id, flow, name)
         others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=pool) if other.name != name]
         return Registered(deployed, automations, others, forgets_soon(client))
 

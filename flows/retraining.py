@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.approval import check_server
-from flows.runs import DEFAULTS, find_newer_run, find_run_at_work, name_run, resolve_given, show_settings
+from flows.runs import DEFAULTS, find_newer_run, find_run_at_work, name_next_runs, name_run, resolve_given, show_settings
 from refit.data.sources import digest_sources
 from refit.keys import retraining_key
 from refit.refs import RetrainingResult
@@ -26,6 +26,7 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     resolved = resolve_given(settings)
     check_server(resolved.promotion)
     store, name = Store(resolved.store.url), resolved.name
+    name_next_runs(name)
     newer = find_newer_run(resolved.schedule.max_delay_seconds)
     if newer is not None:
         return _skip(store, name, f"gives way to {newer.name}, as it starts late")

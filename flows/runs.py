@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
 from flows.project import enter_project
-from flows.server import find_runs, in_states, is_alive
+from flows.server import describe_run, find_runs, in_states, is_alive, name_planned_runs
 from refit.errors import RefitError, SettingsError
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 
@@ -42,12 +42,12 @@ for _runs in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def name_run() -> str:
-    """Say what runs and when it was due, such as `retrain penguins, 2 Oct 2026 03:00`, in the time of this machine."""
+    """Say what runs and when it was due."""
     settings = flow_run.parameters["settings"]
     with contextlib.suppress(SettingsError):  # the flow will raise it
         enter_project()
         settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
-    return f"{flow_run.flow_name} {settings.name}, {flow_run.scheduled_start_time.astimezone():%-d %b %Y %H:%M}"
+    return describe_run(flow_run.flow_name, settings.name, flow_run.scheduled_start_time)
 
 
 def resolve_given(settings: SettingsTree) -> Settings:
@@ -72,6 +72,15 @@ def show_settings(settings: SettingsTree) -> None:
             create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins")
     except httpx.HTTPError as error:
         get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
+
+
+def name_next_runs(model: str) -> None:
+    """Name the runs of the same deployment that are planned, as one that dies before it begins cannot name itself."""
+    deployment = _find_deployment()
+    if deployment is None:
+        return
+    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        name_planned_runs(client, deployment, flow_run.flow_name, model)
 
 
 def find_newer_run(max_delay_seconds: float) -> FlowRun | None:

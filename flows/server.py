@@ -192,6 +192,19 @@ def find_runs(
     return client.read_flow_runs(deployment_filter=of_deployment, flow_run_filter=runs, sort=sort, limit=limit)
 
 
+def describe_run(flow: str, model: str, at: datetime) -> str:
+    """The name of a run, such as `retrain penguins, 2 Oct 2026 03:00`, in the time of this machine."""
+    return f"{flow} {model}, {at.astimezone():%-d %b %Y %H:%M}"
+
+
+def name_planned_runs(client: SyncPrefectClient, deployment: UUID, flow: str, model: str) -> None:
+    """Name the planned runs of a deployment as they call themselves once they begin; the server calls them by two odd words."""
+    planned = FlowRunFilter(state=in_states(StateType.SCHEDULED))
+    for run in find_runs(client, deployment, planned, FlowRunSort.EXPECTED_START_TIME_ASC):
+        if run.expected_start_time is not None:
+            client.update_flow_run(run.id, name=describe_run(flow, model, run.expected_start_time))
+
+
 def in_states(*types: StateType) -> FlowRunFilterState:
     """The filter for runs that are in one of these states."""
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=[*types]))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -132,6 +133,17 @@ def test_a_named_settings_file_is_read(refit):
     Path("other.toml").write_text("seed = 9\n")
     _, out, _ = refit("settings", "--json", "--settings", "other.toml")
     assert settings_of(out)["seed"] == (9, "other.toml")
+
+
+@pytest.mark.parametrize("command", ["train", "retrain", "predict"])
+@pytest.mark.parametrize(("name", "found"), [("empty.csv", "found an empty file"), ("missing.csv", "found nothing there")])
+def test_a_file_that_is_empty_or_missing_is_refused_before_anything_starts(refit, monkeypatch, command, name, found):
+    monkeypatch.setattr("flows.local.run_locally", None)
+    Path("empty.csv").touch()
+    scoring = ("toy", name, "--output", "scores.parquet")
+    code, out, err = refit(command, *(scoring if command == "predict" else ("--data.source", name)))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: .*{name}: expected .*, {found}; .*\n", err)
 
 
 @pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")])

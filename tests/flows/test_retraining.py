@@ -30,7 +30,7 @@ import refit.reports
 import refit.training
 import tasks.promotion
 from flows.retraining import retrain
-from flows.server import HEARTBEAT, is_alive
+from flows.server import HEARTBEAT, describe_run, is_alive
 from flows.terminal import complain
 from refit.errors import DataError
 from refit.ledger import Entry, load_ledger
@@ -463,6 +463,17 @@ def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatc
         assert client.read_flow_run(first.id).state_name == "Crashed"
 
 
+def test_a_run_names_those_that_are_planned_as_one_that_dies_before_it_begins_cannot():
+    at = datetime(2031, 10, 2, 3, tzinfo=UTC)
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(retrain), "named")
+        states = None, Scheduled(scheduled_time=at)
+        now, later = (client.create_flow_run_from_deployment(deployment, state=state) for state in states)
+        run_flow(retrain, flow_run=now, parameters={"settings": give(name="toy")}, return_type="state")
+        assert client.read_flow_run(later.id).name == f"retrain toy, {at.astimezone():%-d %b %Y %H:%M}"
+        assert client.read_flow_run(later.id).state_name == "Scheduled"
+
+
 def test_a_run_is_alive_while_its_heart_beats():
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(retrain, state=Running())
@@ -491,5 +502,8 @@ def test_a_late_run_gives_way_to_a_newer_one_that_is_due(trained):
     oldest, _, newest, _ = runs
     state = run_flow(retrain, flow_run=oldest, parameters=parameters, return_type="state")
     assert (state.name, trained) == ("Skipped", [])
-    assert state.message == f"model has no champion; gives way to {newest.name}, as it starts late"
+    assert (
+        state.message
+        == f"model has no champion; gives way to {describe_run('retrain', 'model', newest.expected_start_time)}, as it starts late"
+    )
     assert run_flow(retrain, flow_run=newest, parameters=parameters, return_type="state").name == "Promoted"
