@@ -502,8 +502,6 @@ def test_a_late_run_gives_way_to_a_newer_one_that_is_due(trained):
     oldest, _, newest, _ = runs
     state = run_flow(retrain, flow_run=oldest, parameters=parameters, return_type="state")
     assert (state.name, trained) == ("Skipped", [])
-    assert (
-        state.message
-        == f"model has no champion; gives way to {describe_run('retrain', 'model', newest.expected_start_time)}, as it starts late"
-    )
+    other = describe_run("retrain", "model", newest.expected_start_time)
+    assert state.message == f"model has no champion; gives way to {other}, as it starts late"
     assert run_flow(retrain, flow_run=newest, parameters=parameters, return_type="state").name == "Promoted"
