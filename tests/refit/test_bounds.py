@@ -203,6 +203,10 @@ def test_the_sign_test_is_that_of_scipy(wins, losses):
     assert compute_sign_p_value(wins, losses) == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_sign_test_gives_no_chance_above_1():
+    assert max(compute_sign_p_value(0, losses) for losses in range(300)) == 1
+
+
 @pytest.mark.parametrize(
     ("least", "expected"),
     [

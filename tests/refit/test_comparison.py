@@ -227,8 +227,10 @@ def test_a_class_that_the_champion_does_not_know_is_one_more_row_to_it_and_wrong
 
 
 def test_classes_that_a_model_does_not_know_come_after_those_that_it_knows_in_the_order_of_their_names(save_version):
-    model = load_model(save_version(make_rows(40, classes="ez")).path)
-    assert score_rows(model, make_rows(16, classes="zyhgfdcb")).labels == [*"ez", *"bcdfghy"]
+    model = load_model(save_version(make_rows(40, classes="ezz")).path)
+    scored = score_rows(model, make_rows(16, classes="zyhgfdcb"))
+    assert scored.labels == [*"ez", *"bcdfghy"]
+    assert scored.score_majority("accuracy", np.ones(16, bool)).tolist() == [1.0, *[0.0] * 7] * 2
 
 
 def damage(version: SavedModel) -> None:
