@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from prefect import get_run_logger, task
 from prefect.runtime import task_run
 
-from refit import checkpoints, devices, models, optimizers, training, warm_start
+from refit import checkpoints, devices, optimizers, training, warm_start
 from refit.data import dataset
 from refit.interruption import deliver_signal, is_signal_held
+from refit.models import trials
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
 from refit.settings import SettingsTree
 from refit.store import Store
@@ -39,9 +40,11 @@ def start_training(
 ) -> Ref:
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
     store = Store(settings.store.url)
-    state = _build_state(snapshot, settings, store)
     manifest = dataset.load_manifest(snapshot, store)
-    unkept = models.find_unkept_state(settings.model, len(manifest.input_names), len(manifest.classes))
+    widths = len(manifest.input_names), len(manifest.classes)
+    trials.check_contract(settings.model, *widths)
+    state = _build_state(snapshot, settings, store)
+    unkept = trials.find_unkept_state(settings.model, *widths)
     if unkept:
         get_run_logger().warning(
             "model.factory: %s changes %s in training, which no checkpoint and no saved version holds; if results depend on it, "

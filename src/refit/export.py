@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from refit.data.dataset import Manifest
 from refit.data.preprocessing import CategoricalColumn
 from refit.errors import DataError, RefitError, SettingsError, first_line
 from refit.inference import Model
+from refit.models.trials import NUM_ROWS
 from refit.outputs import check_output, replacing
 from refit.randomness import putting_generators_back
 from refit.scorer import MISSING_CATEGORY, Scorer, build_array, describe_column
@@ -29,6 +31,8 @@ ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INTERNAL = "refit/"
 """What names within an ONNX graph begin with, unlike those of columns."""
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+FIXED_ROWS = re.compile(r"You marked \w+ as dynamic but your code specialized it to be a constant \(\d+\)")
+USER_LINE = re.compile(r'call raised this error:\n\s*File "(.+)", line (\d+), in \w+\n\s*(.+)')
 MAX_DIFFERENCE = 1e-5
 MAX_TIE = 1e-6
 """Classes whose probabilities are as close as that may swap."""
@@ -99,6 +103,8 @@ def export_model(
             if format == "onnx"
             else _write_torch(scorer, model.manifest, name, path)
         )
+        for num_rows in NUM_ROWS:  # as many as a program may be asked for: some were traced for two or more
+            _check(run, model, rows[np.arange(num_rows) % rows.height], has_text=format == "onnx")
         return _check(run, model, rows, has_text=format == "onnx")
 
 
@@ -232,21 +238,39 @@ def _naming_export_errors() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        found = error.__cause__ or error
         raise RefitError(
-            f"--format: expected a network that can be exported, found {type(found).__name__}: {first_line(found)};"
-            " leave out branches that depend on values in its forward, or load it with refit.load_model"
+            f"--format: expected a network that can be exported, found {_explain(error.__cause__ or error)}, or load it with"
+            " refit.load_model"
         ) from error
     finally:
         logger.setLevel(level)
 
 
+def _explain(error: BaseException) -> str:
+    """The line of the compiler's message that says most, the user's line that it is about, and what to do."""
+    text = str(error)
+    cause, advice = first_line(error), "leave out branches that depend on values in its forward"
+    if match := FIXED_ROWS.search(text):
+        cause, advice = match[0], "in its forward, write x.shape[0] for len(x) or int(x.shape[0]), and no loop over rows"
+    place = f" ({match[1]}, line {match[2]}: {match[3]})" if (match := USER_LINE.search(text)) else ""
+    return f"{type(error).__name__}: {cause}{place}; {advice}"
+
+
 def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
     """The largest difference of a probability; raises RefitError where it is too large, or another class is the likeliest."""
     compute = model.settings.compute.model_copy(update={"precision": "fp32"})
-    logits = Model(model.module, model.manifest, model.settings.model_copy(update={"compute": compute})).predict_logits(rows)
+    original = Model(model.module, model.manifest, model.settings.model_copy(update={"compute": compute}))
+    arrays = [build_array(column, rows, has_text) for column in model.manifest.columns]
+    try:
+        logits, (classes, found) = original.predict_logits(rows), run(arrays)
+    except RefitError:
+        raise
+    except Exception as error:
+        raise RefitError(
+            f"--format: expected a model that scores {rows.height} row{'s' * (rows.height > 1)}, exported or not, found"
+            f" {type(error).__name__}: {first_line(error)}; keep rows as the first dimension in its forward, also a single one"
+        ) from error
     labels, expected = model.classes[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()
-    classes, found = run([build_array(column, rows, has_text) for column in model.manifest.columns])
     differences = np.abs(found - expected).max(axis=1)
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
     is_right = (differences <= MAX_DIFFERENCE) & ((classes == labels) | (first - second <= MAX_TIE))

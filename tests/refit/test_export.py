@@ -247,6 +247,20 @@ class OtherWhenTraced(nn.Module):
         return logits
 
 
+class Counting(nn.Module):
+    """Takes the number of rows as a plain number."""
+
+    def forward(self, x):
+        return x[:, :3] + torch.zeros(len(x), 1)
+
+
+class Squeezing(nn.Module):
+    """Drops the dimension of rows where there is one."""
+
+    def forward(self, x):
+        return x[:, :3].squeeze()
+
+
 class Interrupted(nn.Module):
     def forward(self, _):
         raise KeyboardInterrupt
@@ -257,6 +271,9 @@ class Interrupted(nn.Module):
     ("network", "error", "message"),
     [
         (Branching(), RefitError, r"--format: expected a network that can be exported, found \w+: .*; leave out branches"),
+        (Branching(), RefitError, r"test_export\.py, line \d+: return x\[:, :3\] if x\.sum\(\) > 0 else x\[:, 3:6\]\); leave"),
+        (Counting(), RefitError, r"your code specialized it to be a constant \(3\); in its forward, write x\.shape\[0\] for len"),
+        (Squeezing(), RefitError, r"expected a model that scores 1 row, exported or not, found \w+: .*; keep rows as the first"),
         (OtherWhenTraced(), RefitError, r"row 1 of the rows to check: expected class no and .*0\.3333.*, found yes and .*0\.57"),
         (Interrupted(), KeyboardInterrupt, None),
     ],

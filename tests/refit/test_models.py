@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from refit.errors import SettingsError
-from refit.models import build_model, find_unkept_state, import_anew
+from refit.models import build_model, import_anew
 from refit.models.mlp import ACTIVATIONS, build_mlp
+from refit.models.trials import check_contract, find_unkept_state
 from refit.settings import ModelSettings
 
 
@@ -260,3 +261,89 @@ def test_what_a_model_changes_in_training_and_no_state_dict_has_is_found_by_name
     before = torch.get_rng_state()
     assert find_unkept_state(settings, 3, 2) == expected
     assert torch.equal(torch.get_rng_state(), before)
+
+
+OWN = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+class Network(nn.Module):
+    def __init__(self, num_inputs, num_outputs):
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(num_inputs), nn.Linear(num_inputs, num_outputs)
+
+    def forward(self, x):
+        logits = self.linear(self.norm(x))
+        return {result}
+
+shared = Network(3, 2)
+
+def build(num_inputs, num_outputs):
+    return {built}
+"""
+
+
+def write_own(write_factory, result: str, built: str = "Network(num_inputs, num_outputs)") -> ModelSettings:
+    return ModelSettings(factory=write_factory(OWN.format(result=result, built=built)))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "functional.dropout(logits, 0.3)",
+        "logits + torch.randn(())",
+        "logits + __import__('random').random()",
+        "logits + __import__('numpy').random.rand()",
+    ],
+)
+def test_a_model_that_draws_while_it_scores_is_refused(write_factory, result):
+    message = (
+        r"expected the model of \S+ to score the same rows alike whatever the seed, found other logits in a second pass .*; give"
+        r" functional\.dropout `training=self\.training`, or use nn\.Dropout"
+    )
+    with pytest.raises(SettingsError, match=message):
+        check_contract(write_own(write_factory, result), 3, 2)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "logits",
+        "functional.dropout(logits, 0.3, self.training)",
+        "nn.Dropout(0.3).train(self.training)(logits)",
+        "logits * torch.nan",
+    ],
+)
+def test_a_model_that_draws_in_training_alone_is_taken(write_factory, result):
+    check_contract(write_own(write_factory, result), 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        ("logits.squeeze()", r"\(1, 2\) for 1 row in evaluation mode, found float32 of \(2,\); keep .* which squeeze\(\) drops"),
+        ("logits[:2]", r"\(33, 2\) for 33 rows in evaluation mode, found float32 of \(2, 2\)"),
+        ("logits.double()", r"\(1, 2\) for 1 row in evaluation mode, found float64 of \(1, 2\)"),
+        ("(logits, logits) if self.training else logits", r"\(33, 2\) for 33 rows in training mode, found tuple"),
+    ],
+)
+def test_a_model_that_gives_other_than_a_row_of_float32_a_row_is_refused(write_factory, result, found):
+    with pytest.raises(SettingsError, match=r"expected the model of \S+ to give float32 logits of " + found):
+        check_contract(write_own(write_factory, result), 3, 2)
+
+
+def test_a_model_that_fails_on_a_number_of_rows_is_refused(write_factory):
+    with pytest.raises(SettingsError, match=r"give logits for 33 rows in evaluation mode, found RuntimeError: .*; let it take any"):
+        check_contract(write_own(write_factory, "logits if len(x) < 3 else logits.view(2, 2)"), 3, 2)
+
+
+def test_trying_a_model_leaves_generators_and_the_statistics_of_a_module_that_a_factory_gives_again(write_factory):
+    settings = write_own(write_factory, "functional.dropout(logits, 0.3, self.training)", built="shared")
+    model = build_model(settings, 3, 2)
+    before, state = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    check_contract(settings, 3, 2)
+    find_unkept_state(settings, 3, 2)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

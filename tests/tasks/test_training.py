@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 import tasks.training
 from refit import checkpoints, training
 from refit.data import dataset
-from refit.errors import StoreError, TrainingError
+from refit.errors import SettingsError, StoreError, TrainingError
 from refit.interruption import holding_signals
 from refit.refs import EpochResult, Ref
 from refit.settings import SettingsTree
@@ -182,6 +182,13 @@ def test_a_model_that_checkpoints_cannot_hold_is_warned_of(settings, monkeypatch
 
     run()
     assert "model.factory: counting:Network changes num_calls in training, which no checkpoint" in caplog.text
+
+
+def test_a_model_that_could_not_be_served_is_refused_before_it_is_trained(settings, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = with_own_forward(settings, tmp_path / "squeezing.py", "        return super().forward(x).squeeze()\n")
+    with pytest.raises(SettingsError, match=r"float32 logits of \(1, 3\) for 1 row in evaluation mode, found float32 of \(3,\)"):
+        train_first_epoch(settings, new_key())
 
 
 def test_an_epoch_trained_twice_from_one_checkpoint_gives_the_same_bits(settings):

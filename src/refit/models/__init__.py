@@ -1,9 +1,6 @@
 """Models: the MLP that settings describe, or a user's own factory."""
 
-import contextlib
 import importlib
-import io
-import pickle
 import sys
 from collections.abc import Callable
 
@@ -49,26 +46,6 @@ def build_for_weights(settings: ModelSettings, num_inputs: int, num_outputs: int
     """Build the model for weights that are there already, so that nothing is drawn; raises as `build_model` does."""
     with putting_generators_back():
         return build_model(settings, num_inputs, num_outputs)
-
-
-def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int) -> list[str]:
-    """Name what the model changes from pass to pass in training though no `state_dict` has it, such as `layers.1.num_calls`.
-
-    Neither checkpoints nor saved versions hold it. Two passes over the same rows tell it from what is made once, or anew from the
-    rows; what cannot be pickled is not looked at.
-    """
-    if settings.factory is None:
-        return []
-    found = []
-    with putting_generators_back():
-        model, rows = build_model(settings, num_inputs, num_outputs), torch.randn(2, num_inputs)
-        for _ in range(2):
-            try:
-                model(rows)
-            except Exception:
-                return []  # training says it better
-            found.append(_pickle_unkept(model))
-    return [name for name, value in found[1].items() if value != found[0].get(name)]
 
 
 def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
@@ -156,28 +133,3 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
 def _make_rows(num_inputs: int) -> Tensor:
     """Two rows of numbers from 0 to 1."""
     return torch.linspace(0, 1, 2 * num_inputs, dtype=torch.float32).view(2, num_inputs)
-
-
-class _ValuePickler(pickle.Pickler):
-    """Writes tensors by what they hold; PyTorch's way writes where they lie, too."""
-
-    def persistent_id(self, value: object) -> object:
-        if not isinstance(value, Tensor):
-            return None
-        return value.dtype, value.shape, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _pickle_unkept(model: nn.Module) -> dict[str, bytes]:
-    """What modules hold besides parameters and the buffers of their `state_dict`, by the names of attributes."""
-    found = {}
-    for path, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            continue
-        kept = {"_parameters", "_modules", "_buffers"}
-        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
-        for name, value in {**vars(module), **buffers}.items():
-            if name not in kept and not callable(value):
-                with contextlib.suppress(Exception):
-                    _ValuePickler(pickled := io.BytesIO()).dump(value)
-                    found[f"{path}.{name}".lstrip(".")] = pickled.getvalue()
-    return found

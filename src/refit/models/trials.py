@@ -1,0 +1,121 @@
+"""Tries a user's model before it is trained: does it keep the contract, does it score alike, what does it keep to itself."""
+
+import contextlib
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from refit.errors import SettingsError
+from refit.models import build_model
+from refit.randomness import putting_generators_back, seed_everything
+from refit.settings import ModelSettings
+
+NUM_ROWS = (1, 2, 33)
+"""The rows that a model is tried with: a single one, and more than fill the widest registers."""
+
+
+def check_contract(settings: ModelSettings, num_inputs: int, num_outputs: int) -> None:
+    """Try the model with 1, 2 and 33 rows, and refuse what could not be served once it is trained.
+
+    Raises:
+        SettingsError: It does not give float32 `(B, num_outputs)` for float32 `(B, num_inputs)`, or two passes over the same rows
+            in evaluation mode under different seeds differ by a bit.
+    """
+    if settings.factory is None:
+        return
+    with _building(settings, num_inputs, num_outputs) as model:
+        for num_rows in NUM_ROWS:
+            rows = torch.linspace(-1, 1, num_rows * num_inputs).view(num_rows, num_inputs)
+            one, other = (_score(model.eval(), settings.factory, rows, num_outputs, seed) for seed in (0, 1))
+            if not torch.equal(one.view(torch.int32), other.view(torch.int32)):  # as bits, which tell that two NaN are equal
+                raise SettingsError(
+                    f"model.factory: expected the model of {settings.factory} to score the same rows alike whatever the seed, found"
+                    " other logits in a second pass in evaluation mode, as if it drew random numbers there; give"
+                    " functional.dropout `training=self.training`, or use nn.Dropout"
+                )
+        _score(model.train(), settings.factory, rows, num_outputs, seed=0)
+
+
+def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int) -> list[str]:
+    """Name what the model changes from pass to pass in training though no `state_dict` has it, such as `layers.1.num_calls`.
+
+    Neither checkpoints nor saved versions hold it. Two passes over the same rows tell it from what is made once, or anew from the
+    rows; what cannot be pickled is not looked at.
+    """
+    if settings.factory is None:
+        return []
+    found = []
+    with _building(settings, num_inputs, num_outputs) as model:
+        rows = torch.randn(2, num_inputs)
+        for _ in range(2):
+            try:
+                model(rows)
+            except Exception:
+                return []  # training says it better
+            found.append(_pickle_unkept(model))
+    return [name for name, value in found[1].items() if value != found[0].get(name)]
+
+
+@contextlib.contextmanager
+def _building(settings: ModelSettings, num_inputs: int, num_outputs: int) -> Iterator[nn.Module]:
+    """Build a model to try; generators are put back, and its state, as a factory may return the same module again."""
+    with putting_generators_back():
+        model = build_model(settings, num_inputs, num_outputs)
+        state = copy.deepcopy(model.state_dict())
+        try:
+            yield model
+        finally:
+            model.load_state_dict(state, strict=False)  # it may have made more of it when it was called
+            model.train()
+
+
+def _score(model: nn.Module, name: str, rows: Tensor, num_outputs: int, seed: int) -> Tensor:
+    """Logits of the rows, `(B, F)` to contiguous `(B, C)`; raises SettingsError where they are not."""
+    seed_everything(seed)
+    num_rows, mode = len(rows), "training" if model.training else "evaluation"
+    where = f"for {num_rows} row{'s' * (num_rows > 1)} in {mode} mode"
+    try:
+        with torch.no_grad():
+            logits = model(rows)
+    except Exception as error:
+        raise SettingsError(
+            f"model.factory: expected the model of {name} to give logits {where}, found {type(error).__name__}: {error};"
+            " let it take any number of rows"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (num_rows, num_outputs) or logits.dtype != torch.float32:
+        found = f"{logits.dtype} of {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise SettingsError(
+            f"model.factory: expected the model of {name} to give float32 logits of ({num_rows}, {num_outputs}) {where}, found"
+            f" {found.removeprefix('torch.')}; keep rows as the first dimension, also a single one, which squeeze() drops, and"
+            " return the logits alone"
+        )
+    return logits.contiguous()
+
+
+class _ValuePickler(pickle.Pickler):
+    """Writes tensors by what they hold; PyTorch's way writes where they lie, too."""
+
+    def persistent_id(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return None
+        return value.dtype, value.shape, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _pickle_unkept(model: nn.Module) -> dict[str, bytes]:
+    """What modules hold besides parameters and the buffers of their `state_dict`, by the names of attributes."""
+    found = {}
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            continue
+        kept = {"_parameters", "_modules", "_buffers"}
+        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        for name, value in {**vars(module), **buffers}.items():
+            if name not in kept and not callable(value):
+                with contextlib.suppress(Exception):
+                    _ValuePickler(pickled := io.BytesIO()).dump(value)
+                    found[f"{path}.{name}".lstrip(".")] = pickled.getvalue()
+    return found
