@@ -34,7 +34,7 @@ from flows.terminal import (
 from refit import registry
 from refit.errors import RefitError, SettingsError, StoreError
 from refit.refs import RetrainingResult
-from refit.settings import SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
+from refit.settings import NOTEBOOK, SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
 from refit.store import Store
 
 MAX_LOSSES_SHOWN = 8
@@ -311,7 +311,7 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
 
 def _check_headers(*sources: str | None) -> None:
     """Refuse files of this machine that are not there or hold nothing, before anything is started or imported that takes long."""
-    from refit.data.sources import NOTEBOOK, read_names
+    from refit.data.sources import read_names
 
     for source in sources:
         if source not in (None, NOTEBOOK) and "://" not in source:
