@@ -292,7 +292,8 @@ def _divide(
             found = f"only {list_names(map(str, classes))}" if len(classes) else "none"
             raise DataError(
                 f"{table.name}, column `{show(target.name)}`: expected two classes or more, found {found};"
-                " add rows of other classes, or name another column in data.target"
+                " add rows of other classes, or name another column in data.target",
+                *remark_on_target(table.frame[target.name], target),
             )
         kept = _leave_out(target, rare)
         source = TypedTable(table, frame, kept, _index_classes(kept, classes, table), groups)

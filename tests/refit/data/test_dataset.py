@@ -272,6 +272,11 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "no category": ({CSV: rows()}, {"categorical": ["q"]}, r"data\.categorical: .* found no `q` among `x`, `y`"),
     "target as feature": ({CSV: rows()}, {"features": ["x", "y"]}, r"data\.features: .* found the target `y`; take it out"),
     "target alone": ({CSV: b"y\n0\n1\n"}, {}, r"rows\.csv: expected a column to learn from, found `y`"),
+    "another class is a mark": (
+        {CSV: b"x,y\n" + b"1,ZA\n2,NA\n" * 9},
+        {},
+        r"found only `ZA`.*\n.*`NA` counts as a missing value, in 9 rows; take it out of data\.null_values if it is a class",
+    ),
     "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found only `a`; add rows"),
     "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found none; add rows"),
     "a small class": (
