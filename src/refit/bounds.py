@@ -133,7 +133,7 @@ def share_chance(least_p_values: Sequence[float] | Numbers, chance: float) -> fl
     Source:
         Tarone, A modified Bonferroni method for discrete data (1990).
     """
-    least, num_tests = np.asarray(least_p_values, dtype=float), 1
+    least, num_tests = np.asarray(least_p_values), 1
     while (least <= chance / num_tests).sum() > num_tests:
         num_tests += 1
     return chance / num_tests

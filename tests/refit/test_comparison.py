@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from refit import comparison
-from refit.comparison import Verdict, check_slices, compare, find_slices, measure_lead, score_rows
+from refit.comparison import Verdict, check_slices, compare, find_slices, measure_lead, score_rows, time_row
 from refit.data.dataset import build_dataset, load_manifest, load_test_rows
 from refit.errors import DataError, RefitError
 from refit.fairness import explain_missing_rows
@@ -113,7 +114,8 @@ def test_test_rows_that_the_candidate_has_learned_from_are_left_out_before_and_a
     learned_from = load_model(candidate.path).manifest.splits
     assert verdict.num_left_out == verdict.rows_now["train"] + learned_from["val"].rows - 200 == 30
     assert verdict.decision.num_rows == 10
-    assert verdict.reason.startswith("not promoted: on only 10 rows: accuracy")
+    assert verdict.reason == f"not promoted: {verdict.figures}"
+    assert verdict.figures.startswith("on only 10 rows: accuracy")
     assert verdict.reason.endswith("; without rows that were learned from (30 by the candidate)")
 
     manifest = load_model(candidate.path).manifest
@@ -320,6 +322,7 @@ def test_a_champion_that_no_longer_beats_the_majority_class_has_collapsed_whatev
 
 def test_slices_are_the_rows_of_each_value_of_a_column(save_version, store):
     rows = make_rows(200)
+    assert len(list(find_slices(rows, ["shop"]))) == 3
     found = dict(find_slices(rows, ["shop"]))
     assert {name: int(mask.sum()) for name, mask in found.items()} == {
         "shop is missing": rows["shop"].null_count(),
@@ -362,6 +365,30 @@ def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, stor
         refused = judge(store, candidate, None, **budget)
         assert not refused.decision.is_better
         assert what in refused.reason
+
+
+def test_the_time_of_a_row_is_the_median_in_milliseconds(save_version, monkeypatch):
+    rows = make_rows(40)
+    model, seconds = load_model(save_version(rows).path), itertools.count()
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: (number := next(seconds)) * 0.002 + 9.0 * (number > 40))
+    assert time_row(model, rows) == pytest.approx(2.0)
+
+
+def test_a_champion_that_cannot_score_the_rows_is_not_compared(save_version, store, monkeypatch):
+    rows = make_rows(200)
+    champion, candidate = save_version(rows, seed=1), save_version(rows)
+
+    def fail_later(*given):
+        monkeypatch.setattr(comparison, "score_rows", fail)
+        return score_rows(*given)
+
+    def fail(*_):
+        raise DataError("no finite logits")
+
+    monkeypatch.setattr(comparison, "score_rows", fail_later)
+    verdict = judge(store, candidate, champion)
+    assert (verdict.alarm, verdict.judged_by, verdict.decision.is_better) == ("incomparable", None, False)
+    assert "; model@v1 cannot be compared: no finite logits; promotion.when_incomparable is `keep`" in verdict.reason
 
 
 def test_limits_of_time_and_size_hold_for_the_candidate_alone(save_version, store, monkeypatch):

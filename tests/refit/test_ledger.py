@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from refit import ledger as ledger_module
-from refit.errors import ConflictError, StoreError
+from refit.errors import ConflictError, SettingsError, StoreError
 from refit.ledger import (
     LostEntryError,
     append_entry,
@@ -174,6 +174,21 @@ def test_an_entry_without_a_head_has_to_follow_the_one_that_has(store, ledger):
     edit(Path(store.root) / entry_path("a", 5), previous="0" * 64)
     with pytest.raises(LostEntryError, match=r"000005\.json: expected entry 5 of the ledger, found other bytes"):
         next(read_back(store, "a", 5))
+
+
+def test_an_entry_stands_though_the_head_cannot_be_written(store, ledger, monkeypatch):
+    def fail(*_: object) -> None:
+        raise StoreError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", fail)
+        assert append_entry(store, "a", action="keep", why="reason 5").number == 5
+    assert [entry.number for entry in load_ledger(store, "a")] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_no_name_of_a_model_has_no_ledger(store):
+    with pytest.raises(SettingsError, match=r"expected the name of a model, found '\.\./a'; use a-z"):
+        append_entry(store, "../a", action="keep", why="no better")
 
 
 def test_the_first_entry_follows_none(store, ledger):

@@ -87,6 +87,14 @@ def test_the_least_effect_is_held_against_what_is_sure():
     assert decision.reason.endswith(f"(95 % sure of at least {bound:.4f}), less than the {bound + 0.001:.4f} asked for")
 
 
+def test_a_small_gain_on_every_row_proves_nothing_while_a_rare_large_loss_may_not_have_been_seen():
+    champion = np.full(50, -0.5)
+    decision = judge(champion + 0.1, champion, score="log_likelihood")
+    unseen = 1 - CHANCE ** (1 / 50)
+    assert decision.bound == pytest.approx(0.1 - unseen * (0.1 + math.log(100)), abs=1e-4)
+    assert not decision.is_better
+
+
 def test_a_higher_confidence_lowers_the_bound():
     for score, scores in {"accuracy": make_scores(500, 40, 20), "log_likelihood": make_log_likelihoods(500, 0)}.items():
         bounds = [judge(*scores, score=score, confidence=confidence).bound for confidence in (0.6, 0.9, 0.99, 0.9999)]
@@ -102,6 +110,7 @@ def test_by_the_rule_not_worse_a_candidate_may_be_worse_by_the_margin():
     assert decision.is_better
     assert decision.reason.endswith(f"at least {bound:.4f}), surely not worse by more than the {-bound:.4f} allowed")
     assert not judge(*scores, rule="not_worse", margin=-bound).is_better
+    assert judge(*scores, rule="not_worse", margin=0.0).reason.endswith("may be worse by more than the 0.0000 allowed")
     decision = judge(*scores, rule="not_worse", margin=-bound - 1e-6)
     assert not decision.is_better
     assert decision.reason.endswith(f"and may be worse by more than the {-bound:.4f} allowed")

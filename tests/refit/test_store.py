@@ -539,6 +539,13 @@ def test_a_file_is_whole_on_the_disk_before_it_has_its_name_and_the_name_is_on_t
     assert calls == [("sync", temporary, 3), ("place", str(target), temporary), ("sync", str(target.parent), None)]
 
 
+def test_an_output_is_whole_on_the_disk_before_it_has_its_name_and_the_name_is_on_the_disk_before_it_counts(calls, tmp_path):
+    with replacing(f"{tmp_path}/out.txt") as path:
+        path.write_text("abc")
+    target = f"{tmp_path}/out.txt"
+    assert calls == [("sync", str(path), 3), ("place", target, str(path)), ("sync", str(tmp_path), None)]
+
+
 def test_a_folder_is_whole_on_the_disk_before_it_has_its_name_and_the_name_is_on_the_disk_before_it_counts(store, calls):
     store.publish("models/m/v1", {"a": b"abc", "b": b"abcd"})
     target, temporary = Path(store.root, "models/m/v1"), os.path.dirname(calls[0][1])

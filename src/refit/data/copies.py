@@ -33,7 +33,7 @@ def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
     often as any row; so the number of train rows that equal it is binomial.
     """
     hashes = hash_rows(features)
-    num_rows = int(find_known(hashes[test], hashes[train]).sum())
+    num_rows = find_known(hashes[test], hashes[train]).sum()
     likelihoods, fewest = _estimate_likelihoods(features, test)
     with np.errstate(invalid="ignore"):
         chances = 1 - (1 - np.nan_to_num(len(train) * likelihoods / fewest)) ** fewest
@@ -69,7 +69,7 @@ def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = 
     A sum of independent events varies less than the Poisson distribution of the same mean, which stands in for it.
     """
     expected = torch.tensor(chances.sum(), dtype=torch.float64)
-    chance = torch.special.gammainc(torch.tensor(float(num_observed), dtype=torch.float64), expected) if num_observed else 1.0
+    chance = torch.special.gammainc(torch.tensor(float(num_observed), dtype=torch.float64), expected)
     return bool(chance < RARE and num_observed - chances.sum() > min_share * len(chances))
 
 
