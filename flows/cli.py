@@ -101,9 +101,11 @@ def train(
         }
         print(jsonlib.dumps({**fields, "seconds": result.seconds}))
     else:
-        _print_result(log, metrics, f"{result.model.name}@v{result.model.version}", result.model.path, result.is_new)
+        _print_result(log, metrics)
         if lead["warning"]:
             say(f"warning: {lead['warning']}")
+        version = f"{result.model.name}@v{result.model.version}"
+        say(f"{'saved' if result.is_new else 'nothing has changed since'} {version} in {result.model.path}")
     return COMPLETED
 
 
@@ -356,7 +358,7 @@ def _print_decision(result: RetrainingResult) -> None:
         say(f"report: {result.report}")
 
 
-def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: str, path: str, is_new: bool) -> None:
+def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     console = open_console()
     epochs = Table("epoch", "batch losses", "train loss", "val loss", "val score", "lr", "rows/s")
     for entry in log:
@@ -372,4 +374,3 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], version: s
         figures = (f"{scored['accuracy']:.4f}", f"{scored['loss']:.4f}", roc_auc, f"{scored['calibration_error']:.4f}")
         scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *figures)
     console.print(scores)
-    say(f"{'saved' if is_new else 'nothing has changed since'} {version} in {path}")

@@ -120,6 +120,8 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(refit):
     assert losses == ["0.80", "0.82", "0.30", "0.22", "0.00", "0.00"]
     assert (result["name"], result["version"], result["best_epoch"]) == ("model", 1, 3)
     assert {split: scores["accuracy"] for split, scores in result["metrics"].items()} == {"train": 1.0, "test": 1.0}
+    assert (result["lead"]["model"], result["lead"]["majority"], result["lead"]["split"]) == (1.0, 0.5, "test")
+    assert result["lead"]["warning"].startswith("the model does not beat the majority class by more than noise: accuracy 1.0000")
     assert result["data"]["splits"] == {"train": 5, "test": 2}
     assert result["data"]["kinds"] == {"x1": "numeric", "x2": "numeric"}
     assert (result["data"]["rows"], result["data"]["classes"], result["data"]["dropped_columns"]) == (7, [0, 1], {})
@@ -168,6 +170,8 @@ def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(r
     assert "0.30 0.22" in finished.stdout
     assert "5/5" in finished.stdout
     assert "2/2" in finished.stdout
+    warning = "the model does not beat the majority class by more than noise: accuracy 1.0000 on only 2 test rows, where the"
+    assert finished.stdout.splitlines()[-2].startswith(f"warning: {warning}")
     assert finished.stdout.splitlines()[-1] == f"saved piped@v1 in {Path('refit-store/models/piped/v1').resolve()}"
     assert "\x1b" not in finished.stdout + finished.stderr
     assert_quiet(finished.stderr)
@@ -177,10 +181,13 @@ def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(r
     assert card.split()[0] == "piped"
 
 
+GROUPED = ("--training.epochs_per_task", "20")
+
+
 @pytest.mark.usefixtures("served")
 def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(refit):
     source = str(Path(__file__).parents[2] / "examples/penguins.csv")
-    arguments = ("retrain", "--name", "penguins", "--data.source", source, "--data.target", "species")
+    arguments = ("retrain", "--name", "penguins", "--data.source", source, "--data.target", "species", *GROUPED)
     first = refit(*arguments, "--training.num_epochs", "20")
     assert first.returncode == 0, first.stderr
     assert_quiet(first.stderr)
