@@ -66,6 +66,7 @@ def deploy(
     timezone: str | None = None,
     notify: str | None = None,
     pool: str | None = None,
+    systemd: Switch = False,
     remove: Switch = False,
     json: AsJson = False,
 ) -> int:
@@ -78,19 +79,21 @@ def deploy(
         timezone: Of that, such as `Europe/Berlin`; UTC, if it is not given.
         notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
         pool: The work pool whose workers take the runs; if it is not given, one for this folder of this machine.
+        systemd: Write units for systemd too, which start the worker with the machine, and the server if it is on this one.
         remove: Remove what was deployed instead: of the model after `--name`, or else of all models of this folder.
         json: Print one JSON object instead of text.
     """
     find_prefect_home()  # which Prefect looks for on import
-    from flows import deploying, project
+    from flows import deploying, project, units
 
     pool = pool or project.name_pool(Path.cwd())
     if remove:
         return _print_removed(deploying.remove(pool, as_given(given).get("name")), json)
     registered = deploying.deploy(as_given(given), pool, cron, timezone, notify)
     deployed, worker = registered.deployments, project.START_WORKER.format(pool=pool)
+    written = units.write_units(Path.cwd(), pool) if systemd else []
     if json:
-        shown = {**asdict(registered), "pool": pool, "worker": worker}
+        shown = {**asdict(registered), "pool": pool, "worker": worker, "units": list(map(str, written))}
         print(jsonlib.dumps(shown, default=datetime.isoformat))
         return COMPLETED
     _print_block("deployed", {entry.name: _describe_plan(entry) for entry in deployed})
@@ -98,7 +101,12 @@ def deploy(
     if registered.others:
         remedies = {name: f"`refit deploy --remove --name {name.partition('/')[2]}`" for name in registered.others}
         _print_block("also deployed from here, and to be removed by", remedies)
-    if not all(entry.num_workers for entry in deployed):
+    if written:
+        _print_block("units for systemd", dict.fromkeys(map(str, written), ""))
+        names = " ".join(path.name for path in written)
+        enable = f"systemctl --user daemon-reload && systemctl --user enable --now {names} && loginctl enable-linger"
+        _print_block("stop the server and the worker that run now, and have these start with the machine by", {enable: ""})
+    elif not all(entry.num_workers for entry in deployed):
         _print_block("no worker is online", {"start one in the project's folder": worker})
     if registered.forgets_soon:
         _print_block("the server forgets runs that a power cut ends", {"start it by": "refit server"})

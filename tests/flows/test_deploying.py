@@ -99,9 +99,12 @@ def test_another_project_with_that_name_is_refused_by_the_folder_that_has_it(ref
 
 
 @pytest.mark.usefixtures("quickly")
-def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_planned_runs(refit, project):
-    assert refit("deploy")[0] == 0
-    out = refit("deploy", "--name", "crab")[1]
+def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_planned_runs(refit, project, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "config"))
+    told = json.loads(refit("deploy", "--systemd", "--json")[1])
+    assert told["units"][1:] == [f"{project}/config/systemd/user/refit-worker-{told['pool'].removeprefix('refit-')}.service"]
+    out = refit("deploy", "--name", "crab", "--systemd")[1]
+    assert "systemctl --user enable --now refit-server.service refit-worker-" in out.replace("\n  ", " ")
     of_fish, of_crab = plan_run("fish"), plan_run("crab")
     assert re.search(r"also deployed from here, and to be removed by\n +retrain/fish +`refit deploy --remove --name fish`", out)
     code, out, _ = refit("deploy", "--remove", "--name", "fish", "--json")
