@@ -76,6 +76,8 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
     assert len(site.ask("/work_pools/filter").json()) == 1
     automations = site.ask("/automations/filter").json()
     assert [automation["name"] for automation in automations] == [
+        "refit: end cancelled runs whose worker does not",
+        "refit: give up on runs that die before they begin",
         "refit: note that a silent run has crashed",
         "refit: start a crashed run again",
         "refit: start crashed scoring again",
