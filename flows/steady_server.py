@@ -4,6 +4,7 @@
 """
 
 import gc
+import logging
 import sys
 import threading
 import time
@@ -37,9 +38,12 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    server = create_app()
+    server = uvicorn.Server(uvicorn.Config(create_app(), port=port, lifespan="on", log_level="error"))
+    # Prefect cannot be stopped while it starts without a traceback, which would hide why it was stopped.
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
     collect_aside()
-    uvicorn.run(server, port=port, lifespan="on", log_level="error")
+    server.run()
+    sys.exit(0 if server.started else 3)
 
 
 def collect_aside() -> None:

@@ -176,7 +176,8 @@ def test_an_entry_without_a_head_has_to_follow_the_one_that_has(store, ledger):
         next(read_back(store, "a", 5))
 
 
-def test_an_entry_stands_though_the_head_cannot_be_written(store, ledger, monkeypatch):
+@pytest.mark.usefixtures("ledger")
+def test_an_entry_stands_though_the_head_cannot_be_written(store, monkeypatch):
     def fail(*_: object) -> None:
         raise StoreError("disk full")
 
