@@ -42,7 +42,10 @@ def make_rows(num_rows: int = 50, num_inputs: int = 4, num_classes: int = 3) -> 
 def build_state(
     model: dict | None = None, optimizer: dict | None = None, num_inputs: int = 4, num_outputs: int = 3
 ) -> TrainingState:
-    settings = ModelSettings(**(model or {"hidden_sizes": [8]})), OptimizerSettings(**(optimizer or {"lr": 0.1}))
+    settings = (
+        ModelSettings(**(model or {"hidden_sizes": [8]})),
+        OptimizerSettings(**{"name": "sgd", "lr": 0.1, **(optimizer or {})}),
+    )
     return build_training_state(*settings, num_inputs, num_outputs, seed=0, device=CPU)
 
 
