@@ -70,6 +70,13 @@ def test_the_p_value_of_clusters_is_exact(num_clusters, mean):
         assert compute_mean_p_value(*clusters, 2.0, mean) == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("mean", [-0.5, 0.0])
+def test_the_p_value_is_exact_where_one_cluster_outweighs_all_others(mean):
+    sums, sizes = (np.append(found, [600.0]) for found in draw_clusters(12, seed=0))
+    expected = integrate_by_fractions(sums, sizes, 1.0, mean)
+    assert compute_mean_p_value(sums, sizes, 1.0, mean) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_bound_is_a_quantile_of_the_mean_under_random_weights():
     sums, sizes = draw_clusters(30, seed=0)
     weights = np.random.default_rng(0).exponential(size=(200_000, 31))

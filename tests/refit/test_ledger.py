@@ -239,6 +239,13 @@ def test_after_a_repair_all_other_entries_are_read_and_their_changes_are_found(s
         file.write_bytes(before)
 
 
+def test_only_a_repair_says_what_is_lost(store, ledger):
+    append_entry(store, "a", action="keep", why="reason 5", details={"lost": {"2": ""}})
+    edit(ledger[1], why="another reason")
+    with pytest.raises(LostEntryError, match=r"000002\.json: expected entry 2 of the ledger, found other bytes"):
+        load_ledger(store, "a")
+
+
 def test_a_ledger_is_repaired_more_than_once(store, ledger):
     tear(ledger[1])
     assert repair_ledger(store, "a") == [2]

@@ -75,7 +75,7 @@ def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = 
 
 def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Rows]:
     """How likely another row is to equal each of `rows`; how many others have the one of its values that is rarest."""
-    likelihoods, fewest = np.ones(len(rows)), np.full(len(rows), frame.height - 1)
+    likelihoods, fewest = np.ones(len(rows)), np.full(len(rows), frame.height)
     for name in frame.columns:
         if not likelihoods.any():
             break

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,21 @@ def test_a_span_is_that_of_the_newest_rows(columns: dict[str, Any]) -> None:
 def test_a_column_of_groups_that_is_not_there_is_named(columns: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"data\.group_column: expected a column of rows\.csv, found no `client`"):
         choose(columns, group_column="client")
+
+
+def test_a_column_of_times_that_is_not_there_is_named(columns: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"data\.time_column: expected a column of rows\.csv, found no `day`"):
+        choose(columns, split="time", time_column="day")
+
+
+def test_of_a_table_without_a_class_no_row_is_left_to_train_on(columns: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="expected less than all 0 rows"):
+        choose(columns | {"y": pl.Series([None] * 200, dtype=pl.Int64)}, val=10)
+
+
+def test_a_table_that_comes_as_it_is_has_no_validation_unless_it_is_asked_for(columns: dict[str, Any]) -> None:
+    for val, splits in ((None, ["train", "test"]), (0.2, ["train", "val", "test"])):
+        settings = DataSettings(source="rows.csv", val=val)
+        typed = make_table(columns, settings)
+        raw = replace(typed, table=replace(typed.table, is_raw=True))
+        assert list(choose_sides(settings, 0, raw, None, [0, 1])[0]) == splits
