@@ -190,6 +190,10 @@ def test_the_epochs_on_all_rows_begin_where_the_others_do_and_their_number_chang
     assert (on_all.dataset, on_all.start, on_all.num_epochs) == (recipe.dataset, recipe.start, 8)
     assert recipe.on_all_rows(5).epoch_keys == on_all.epoch_keys[:5]
     assert len(write().fits) == 1
+    assert recipe.evaluation("val", 3).ingredients["weights"] == recipe.epoch_keys[2]
+    saved = recipe.saving("model", 3, 5, []).ingredients
+    keys_saved = [saved[name] for name in ("weights", "served", "epochs")]
+    assert keys_saved == [recipe.epoch_keys[2], on_all.epoch_keys[2], recipe.epoch_keys[4]]
     assert [fit.is_on_all_rows for fit in recipe.fits] == [False, True]
 
 

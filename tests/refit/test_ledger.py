@@ -229,6 +229,7 @@ def test_after_a_repair_all_other_entries_are_read_and_their_changes_are_found(s
     assert repair_ledger(store, "a") == []
     assert append_entry(store, "a", action="keep", why="goes on").number == 6
     told = load_ledger(store, "a")[-2]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told.at)
     assert (told.action, told.why) == ("repair", f"lost: {', '.join(f'entry {number}' for number in spoilt)}")
     for number in [*rest, 5, 6]:
         file = Path(store.root) / entry_path("a", number)

@@ -98,6 +98,29 @@ def test_bytes_that_are_there_are_not_written_again(store):
     assert path.stat().st_mtime > now - 1, "marked as new"
 
 
+def test_a_file_whose_bytes_are_there_does_not_replace_them(store):
+    path = Path(store.root, store.object_path(store.put(b"abc")))
+    before = path.stat().st_ino
+    put_file(store, "")
+    assert path.stat().st_ino == before
+
+
+def test_a_lock_of_a_store_far_away_is_none_and_leaves_nothing_on_this_machine():
+    store = Store(f"memory://{uuid.uuid4().hex}/store")
+    with store.lock("a", pytest.fail), store.lock("a", pytest.fail):
+        assert not Path(store.root).exists()
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_lock_that_fails_otherwise_is_told_as_it_is(store, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StoreError, match="expected a store that can be read and written, found: Input/output error"):
+        store.create("a/1.json", b"first")
+
+
 def test_an_object_cut_short_is_written_anew_by_the_next_put(store):
     digest = store.put(b"abc")
     (path,) = (path for path in Path(store.root).rglob("*") if path.is_file())

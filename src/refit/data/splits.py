@@ -204,7 +204,7 @@ def _assign(sides: Rows, members: Rows, wanted: Rows) -> None:
 def _find_start(ordered: NDArray[Any], starts: Rows, end: int, size: Size, num_before: int) -> int:
     """Find where a split that ends before row `end` begins, with `num_before` times or more before it."""
     if isinstance(size, str):
-        return int(np.searchsorted(ordered[:end], ordered[end - 1] - read_span(size), side="right")) if end else 0
+        return int(np.searchsorted(ordered[:end], ordered[end - 1] - read_span(size), side="right"))
     target = end - _count_rows(size, len(ordered))
     candidates = starts[num_before : np.searchsorted(starts, end)]
     if target <= 0 or not len(candidates):
