@@ -49,8 +49,9 @@ its hooks. A second report after the rescheduling would undo it."""
 SILENCE = timedelta(seconds=180)
 """Six heartbeats; `prefect.yaml` sets how often they come. More than from the last one before a reported crash to the first of the
 run started again, up to 140 seconds: a run found silent meanwhile would be called crashed while it starts."""
-TO_CANCEL = timedelta(seconds=120)
-"""More than the half minute that a worker gives a run, and before a run that died unseen would be called silent."""
+TO_CANCEL = timedelta(seconds=45)
+"""More than the half minute that a worker gives a run; less than until a crash is rescheduled, as the run's end can be called one
+before its worker says that it was cancelled (seen: 15 seconds)."""
 MAX_ATTEMPTS = 3
 """That die before they begin."""
 PERIODS = 1.5
@@ -161,7 +162,7 @@ def _give_up() -> AutomationCore:
 
 
 def _end_cancelled_runs() -> AutomationCore:
-    """Else a run whose worker died while it was being cancelled would be found silent, and start again."""
+    """Else a run whose worker died while it was being cancelled would be found crashed or silent, and start again."""
     return AutomationCore(
         name=CANCEL,
         description="A run that somebody cancelled while its worker was away is over, and does not start again.",

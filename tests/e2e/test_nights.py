@@ -24,7 +24,7 @@ from flows.server import HEARTBEAT
 
 pytestmark = pytest.mark.slow
 
-AFTER_CRASH, SILENCE, TO_CANCEL = (timedelta(seconds=seconds) for seconds in (12, 30, 15))
+AFTER_CRASH, SILENCE, TO_CANCEL = (timedelta(seconds=seconds) for seconds in (24, 45, 12))
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
     time.sleep(3)  # the server reads its automations
     unbegun = start(client, ours, Pending(), Crashed())
     cancelled = start(client, ours, Running(), Crashed(), Cancelled())
+    killed = start(client, ours, Running(), Cancelling(), Crashed())
     foreign = start(client, others, Running(), Crashed())
     done, silent, half_cancelled, elsewhere = (start(client, number, Running()) for number in (ours, ours, ours, others))
     for run in (done, silent, half_cancelled, elsewhere):
@@ -84,6 +85,7 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
     assert client.read_flow_run(unbegun.id).state.message.startswith("Died 3 times before it began: see the worker's log")
     wait_for(lambda: names(client, silent)[-2:] == ["Crashed", "AwaitingRetry"])
     wait_for(lambda: names(client, half_cancelled)[-1] == "Cancelled")
+    wait_for(lambda: names(client, killed)[-1] == "Cancelled")
     time.sleep(2 * AFTER_CRASH.seconds)
     last = {"unbegun": unbegun, "cancelled": cancelled, "foreign": foreign, "done": done, "elsewhere": elsewhere}
     assert {name: names(client, run)[-1] for name, run in last.items()} == {
@@ -93,7 +95,9 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
         "done": "Completed",
         "elsewhere": "Running",
     }
-    assert names(client, half_cancelled)[-1] == "Cancelled"
+    for run in (half_cancelled, killed):
+        assert names(client, run)[-1] == "Cancelled"
+        assert "AwaitingRetry" not in names(client, run)
     log = site.log("server").read_text()
     assert "Action failed" not in log
     assert "database is locked" not in log
