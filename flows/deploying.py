@@ -35,6 +35,7 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from flows.automations import FLOWS, TAG, announce, remove_automations, remove_automations_of, update_automations
+from flows.forms import show_effective_values
 from flows.server import (
     PAUSED,
     SECONDS_TO_DEPLOY,
@@ -100,6 +101,7 @@ def deploy(
         for entry in document["deployments"]:
             flow = entry["entrypoint"].partition(":")[2]
             name_planned_runs(client, client.read_deployment_by_name(f"{flow}/{name}").id, flow, name)
+            show_effective_values(client, f"{flow}/{name}", settings)
         others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=pool) if other.name != name]
         return Registered(deployed, automations, others, forgets_soon(client))
 
