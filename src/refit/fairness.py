@@ -100,7 +100,7 @@ def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: S
     learned = np.concatenate([load_identities(manifest, split, store).keys for split in splits])
     is_learned = find_known(identify(hashes, numbers), learned)
     chances = estimate_chances(known, numbers, len(learned))
-    return is_learned if is_more_than_chance(int(is_learned.sum()), chances, min_share=0.0) else np.zeros(len(is_learned), bool)
+    return is_learned if is_more_than_chance(is_learned.sum(), chances, min_share=0.0) else np.zeros(len(is_learned), bool)
 
 
 def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clusters | None:
@@ -115,7 +115,7 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
     hashes = hash_rows(known[[*(column.name for column in manifest.columns), manifest.target]])
     _, places, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     chances = estimate_chances(known, np.zeros(len(hashes), np.int64), len(hashes) - 1)
-    return hashes if is_more_than_chance(int((counts[places] > 1).sum()), chances) else None
+    return hashes if is_more_than_chance((counts[places] > 1).sum(), chances) else None
 
 
 def explain_missing_rows(

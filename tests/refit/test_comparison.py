@@ -198,6 +198,7 @@ def test_without_a_champion_the_majority_class_is_to_be_beaten(save_version, sto
     verdict = judge(store, candidate, None)
     assert verdict.decision.champion == pytest.approx((tested["y"] == "a").mean())
     assert "of the majority class on" in verdict.reason
+    assert ";" not in verdict.reason
     assert list(verdict.scores)[:-1] == ["model@v1"]
     assert (verdict.drifts, verdict.rows_before) == ([], None)
 

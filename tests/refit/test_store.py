@@ -662,6 +662,12 @@ def test_a_store_that_cannot_be_used_is_an_error_that_names_it(blocked, act):
         act(blocked)
 
 
+def test_a_store_that_takes_no_file_is_an_error_that_names_it(blocked, tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    with pytest.raises(StoreError, match=f"{blocked.root}/objects"):
+        blocked.put_file(tmp_path / "a")
+
+
 def test_the_store_is_made_when_it_is_first_written_to(tmp_path):
     store = Store(str(tmp_path / "new" / "store"))
     assert store.names("models") == []

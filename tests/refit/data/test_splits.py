@@ -146,6 +146,15 @@ def test_groups_are_divided_by_the_rule(seed: int) -> None:
             split_randomly(units, y, ["a", "b", "c"], Sizes(0.15, 0.2), "rows.csv")
 
 
+@pytest.mark.parametrize("seed", [2, 5])
+def test_of_many_classes_that_are_as_large_the_first_takes_its_turn_first(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    units = generator.integers(0, 2**62, 80, np.uint64)[generator.integers(0, 80, 1600)]
+    y = generator.permutation(np.repeat(np.arange(40), generator.choice([30, 50], 40))[:1600])
+    parts = split_randomly(units, y, [str(label) for label in range(40)], Sizes(0.15, 0.2), "rows.csv")
+    assert {unit: name for name, rows in parts.items() for unit in units[rows]} == assign_plainly(units, y, 0.15, 0.2)
+
+
 def test_a_group_stays_on_its_side_when_others_come() -> None:
     generator = np.random.default_rng(0)
     units = np.repeat(generator.integers(0, 2**62, 200, np.uint64), 10)
