@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from refit.data.dataset import Manifest
 from refit.data.preprocessing import CategoricalColumn
 from refit.errors import DataError, RefitError, SettingsError, first_line
-from refit.inference import Model
+from refit.inference import Model, list_classes
 from refit.models.trials import NUM_ROWS
 from refit.outputs import check_output, replacing
 from refit.randomness import putting_generators_back
@@ -126,7 +126,7 @@ def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> R
         described = json.dumps(_describe_all(manifest, name, has_text=False))
         torch.export.save(program, path, extra_files={"manifest.json": described, "README.txt": README})
     loaded = torch.export.load(path).module()
-    classes = np.array(manifest.classes)
+    classes = list_classes(manifest)
 
     def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[np.float32]]:
         with torch.inference_mode():

@@ -38,7 +38,7 @@ class Model:
         self.module = module
         self.manifest = manifest
         self.settings = settings
-        self.classes = np.array(manifest.classes)
+        self.classes = list_classes(manifest)
 
     def predict(self, rows: Any) -> NDArray[Any]:
         """Return the likeliest class of each row, `(N,)`, as the target column writes it.
@@ -59,6 +59,12 @@ class Model:
         x = apply_columns(self.manifest.columns, read_frame(rows))
         loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
         return compute_logits(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
+
+
+def list_classes(manifest: Manifest) -> NDArray[Any]:
+    """The classes, `(C,)`, as the target column writes them."""
+    is_unsigned = any(isinstance(label, int) and label >= 2**63 for label in manifest.classes)
+    return np.array(manifest.classes, np.uint64 if is_unsigned else None)  # numpy alone would take floats
 
 
 def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:

@@ -88,11 +88,11 @@ def load_onnx(path: str, columns: Sequence[AnyColumn]) -> Run:
 def load_torch(path: str, columns: Sequence[AnyColumn]) -> Run:
     files = {"manifest.json": ""}
     program = torch.export.load(path, extra_files=files).module()
-    classes = np.array(json.loads(files["manifest.json"])["classes"])
+    classes = json.loads(files["manifest.json"])["classes"]
 
     def run(rows: pl.DataFrame) -> list[np.ndarray]:
         places, probabilities = program(*[torch.tensor(build_array(it, rows, has_text=False)) for it in columns])
-        return [classes[places.numpy()], probabilities.detach().numpy()]
+        return [np.array([classes[place] for place in places.tolist()], object), probabilities.detach().numpy()]
 
     return run
 
@@ -142,6 +142,7 @@ def test_date_parts_are_those_of_polars_from_year_1_to_9999():
 )
 def test_the_file_scores_other_rows_as_the_model_does(format, is_whole, classes, names, capfd):
     model, output = make_model(classes, is_whole, names=names), f"model{SUFFIXES[format]}"
+    assert model.classes.tolist() == classes
     assert export_model(model, output, format, make_rows(1)) < 1e-6
     run = LOAD[format](output, model.manifest.columns)
     for rows in (make_rows(2), make_rows(3, is_whole=True), make_rows(4, num_rows=1)):
