@@ -403,6 +403,12 @@ def test_a_saved_version_holds_all_that_it_needs(saved, store):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_card_tells_the_classes_on_the_last_split(saved, store):
+    _, _, manifest, log, metrics, ref, settings = saved
+    model = save_checkpoint(ref, settings, manifest, [log], {"train": metrics["train"], "val": metrics["train"], **metrics}, store)
+    assert "By class, on the rows of test:" in (Path(model.path) / "card.md").read_text()
+
+
 def test_the_card_says_what_the_model_is_and_how_good(saved):
     model, _, _, _, metrics, _, _ = saved
     lines = (Path(model.path) / "card.md").read_text().splitlines()
