@@ -116,8 +116,8 @@ def test_crashes_and_lost_nights_are_told_to_the_block_of_the_model(site, client
     start(client, deployment, Running(), Completed(name="Kept"))
     assert find_subject(messages) == "retrain/crab: no run has ended for 0:00:30"
     assert [entry["name"] for entry in site.ask("/automations/filter").json() if "crab" in entry["name"]] == [
-        "refit: tell of trouble with crab",
         "refit: tell of lost nights of crab",
+        "refit: tell of trouble with crab",
     ]
     update_automations(client, "crab", timedelta(seconds=20), None)
     assert "crab" not in json.dumps(site.ask("/automations/filter").json())
