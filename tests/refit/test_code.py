@@ -103,13 +103,23 @@ PACKAGE = {
         "import refit.models, tables, os, json.decoder\nfrom torch import nn\nfrom networks.parts import gate\nclass Net: ...\n"
     ),
     "networks/blocks.py": "def block():\n    from ..beyond import nothing\n    from . import sizes\n",
-    "networks/sizes.py": "from __main__ import x\n",
+    "networks/sizes.py": "from __main__ import x\nimportlib.import_module(name)\nimportlib.import_module('.late', __package__)\n",
+    "networks/late.py": "",
     "networks/parts/gate.py": "import networks.wide\nfrom . import scale\n",
     "networks/parts/scale.py": "try:\n    import absent\nexcept ImportError:\n    import polars.dataframe as pl\n",
     "networks/unused.py": "",
     "tables.py": "from sklearn.base import BaseEstimator as networks\n",
 }
-USED = {"networks", "networks.wide", "networks.blocks", "networks.sizes", "networks.parts.gate", "networks.parts.scale", "tables"}
+USED = {
+    "networks",
+    "networks.wide",
+    "networks.blocks",
+    "networks.sizes",
+    "networks.late",
+    "networks.parts.gate",
+    "networks.parts.scale",
+    "tables",
+}
 
 
 @pytest.fixture

@@ -107,15 +107,23 @@ def read_header(opened: Opened, path: str) -> Header:
         raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
     if not names:
         raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
+    if NO_TEXT.search(names[0]):
+        raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")
     if len(names) == 1 and OTHER_SEPARATORS.search(names[0]):
         raise DataError(
             f"{path}: expected commas between columns, found `{show(names[0])}` as the header; write the file with commas"
         )
-    widths = {len(cells) for cells in rows}
-    if len(widths) == 1 and len(names) < max(widths):
+    width = max(map(len, rows), default=0)
+    if len(names) < width and sum(len(cells) == width for cells in rows) > len(rows) / 2:
+        ends_in_comma = len(names) == width - 1 and not any(cells[-1] for cells in rows)
+        remedy = (
+            "remove the comma at the end of the rows"
+            if ends_in_comma
+            else "remove what stands above the header, or name all columns"
+        )
         raise DataError(
-            f"{path}: expected a header with a name for each of the {max(widths)} cells of the rows, found {len(names)} in"
-            f" `{show(','.join(names))}`; remove what stands above the header, or name all columns"
+            f"{path}: expected a header with a name for each of the {width} cells of the rows, found {len(names)} in"
+            f" `{show(','.join(names))}`; {remedy}"
         )
     return Header(check_names(names, path), num_bytes)
 

@@ -1,5 +1,6 @@
 """How rows to score deviate from the train rows, counted by column, so that a source that has changed is not scored in silence."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,12 @@ from refit.data.schema import Numbers
 from refit.refs import Deviation
 from refit.texts import show
 
-MORE_ROWS = 0.5
-"""Share of the rows, beyond that of the train rows, from which on a deviation is told."""
+MORE_ROWS = 0.1
+"""Share of the rows, beyond that of the train rows, from which on a deviation is told, if chance does not explain it."""
+SIGMAS = 3.0
+"""Standard deviations of the number of rows that chance explains."""
 MANY_TIMES = 100.0
-"""How many times as large or as small as the train rows' median a number must be to look like one of another unit."""
+"""How many times as small as the train rows' median a number must be to look like one of another unit."""
 
 
 @dataclass
@@ -68,10 +71,10 @@ class Deviations:
         if isinstance(column, CategoricalColumn):
             others[0].add(values, (inputs[:, -1] > 0) & ~is_missing)
         elif isinstance(column, NumericColumn):
-            sizes = np.abs(inputs[:, 0] * column.scale.std + column.scale.mean)
-            usual = _find_usual_size(self._profiles[column.name])
-            others[0].add(values, (sizes > MANY_TIMES * usual) & ~is_missing)
-            others[1].add(values, (sizes < usual / MANY_TIMES) & ~is_missing)
+            profile = self._profiles[column.name]
+            numbers, (low, high) = inputs[:, 0] * column.scale.std + column.scale.mean, _find_bounds(profile)
+            others[0].add(values, ((numbers < low) | (numbers > high)) & ~is_missing)
+            others[1].add(values, (np.abs(numbers) < _find_usual_size(profile) / MANY_TIMES) & ~is_missing)
 
     def find(self) -> list[Deviation]:
         """What `MORE_ROWS` of the rows have beyond the share of the train rows that had it, in the order of columns."""
@@ -79,7 +82,9 @@ class Deviations:
         for name, counts in self._counts.items():
             num_rows = self._num_rows[name]
             for count in counts:
-                if num_rows and count.rows / num_rows - count.before >= MORE_ROWS:
+                excess = count.rows - num_rows * count.before
+                noise = SIGMAS * math.sqrt(num_rows * count.before * (1 - count.before))
+                if num_rows and excess >= MORE_ROWS * num_rows and excess > noise:
                     what = f"{count.what.format(example=count.example)} ({count.before:.0%} of the train rows)"
                     found.append(Deviation(column=name, rows=count.rows, of=num_rows, what=what))
         return found
@@ -94,11 +99,19 @@ def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
         known = sum(profile.counts.get(category, 0) for category in column.categories)
         unknown = (profile.num_rows - profile.num_missing - known) / profile.num_rows
         yield _Count(unknown, "hold a category that the model does not know, such as `{example}`")
-    elif isinstance(column, NumericColumn) and (usual := _find_usual_size(profile)):
-        sizes, rows = _list_sizes(profile)
-        for word, chosen in {"large": sizes > MANY_TIMES * usual, "small": sizes < usual / MANY_TIMES}.items():
-            what = f"hold numbers more than {MANY_TIMES:g} times as {word} as is usual, {usual:.4g}, such as `{{example}}`"
-            yield _Count(float(rows[chosen].sum()) / profile.num_rows, what)
+    elif isinstance(column, NumericColumn) and profile.marks:
+        between = f"{profile.marks[0]:.4g} and {profile.marks[-1]:.4g}"
+        yield _Count(0.0, f"hold numbers far from those between {between}, such as `{{example}}`")
+        usual, (sizes, rows) = _find_usual_size(profile), _list_sizes(profile)
+        before = float(rows[sizes < usual / MANY_TIMES].sum()) / profile.num_rows
+        what = f"hold numbers more than {MANY_TIMES:g} times as small as is usual, {usual:.4g}, such as `{{example}}`"
+        yield _Count(before, what)
+
+
+def _find_bounds(profile: Profile) -> tuple[float, float]:
+    """Beyond them lies what is farther from the train rows' numbers than those are from one another."""
+    span = profile.marks[-1] - profile.marks[0]
+    return profile.marks[0] - span, profile.marks[-1] + span
 
 
 def _find_usual_size(profile: Profile) -> float:

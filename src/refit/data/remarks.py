@@ -38,6 +38,7 @@ def remark_on_columns(
             told.append(_remark_on_constant(column, raw[column.name][_find_first(frame[column.name], rows)]))
         elif isinstance(column, CategoricalColumn):
             told.append(_remark_on_categories(column, take_rows(frame[column.name], rows)))
+            told.append(_remark_on_marks(frame[column.name], raw[column.name]))
         if isinstance(column, NumericColumn):
             told.append(_remark_on_digits(frame[column.name], raw[column.name], lengths.get(column.name, 0)))
         if any(told):
@@ -70,6 +71,18 @@ def _remark_on_categories(column: CategoricalColumn, values: pl.Series) -> str |
         f"{present.n_unique():,} categories in the train rows, of which the {len(column.categories)} most frequent have inputs of"
         f" their own; all others, in {share:.0%} of the rows, share one"
     )
+
+
+def _remark_on_marks(values: pl.Series, raw: pl.Series) -> str | None:
+    """The most frequent text that means a missing value, where texts are categories."""
+    if raw.dtype != pl.String:
+        return None
+    marks = raw.filter(values.is_null()).str.strip_chars()
+    counts = marks.filter(marks != "").alias("mark").value_counts(name="rows").sort("rows", "mark", descending=[True, False])
+    if not counts.height:
+        return None
+    mark, num_rows = counts.row(0)
+    return f"`{show(mark)}` counts as a missing value, in {num_rows} rows; take it out of data.null_values if it is a category"
 
 
 def _remark_on_digits(numbers: pl.Series, raw: pl.Series, length: int | None) -> str | None:

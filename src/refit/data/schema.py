@@ -3,8 +3,10 @@
 The same conversion runs over training files and over raw rows that are scored later.
 """
 
+import contextlib
 import difflib
 import functools
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +28,8 @@ Rows = NDArray[np.int64]
 """Numbers of rows, from 0."""
 Numbers = NDArray[np.float64]
 
+ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
+"""The end of a time that names its zone."""
 MISTAKE_SHARE = 0.5
 """Text of which this share reads as numbers (or dates) was meant to be numbers (or dates): the rest are mistakes."""
 LOOK_SHARE = 0.1
@@ -48,8 +52,8 @@ CONTINUOUS = (
 )
 BOOLEANS = (["true", "false"], ["True", "False"], ["TRUE", "FALSE"])
 """Ways to write booleans, each of which gives back its texts to the letter."""
-WHOLE_NUMBERS = (r"^(?:0|-?[1-9]\d*)$", r"^(?:0|-?[1-9]\d*)\.0$")
-"""Ways to write whole numbers, as integers and as floats, each of which gives back its texts to the letter."""
+WHOLE_NUMBER = r"^(?:0|-?[1-9]\d*)$"
+"""How a whole number is written that gives back its text to the letter."""
 MISSING_MARKS = (
     *("-", "--", "\u2013", "\u2014", ".", "..", "?", "#n/a", "#n/a n/a", "#na", "<na>", "n/a", "na", "n.a.", "nan", "-nan", "nat"),
     *("null", "nil", "none", "missing", "unknown", "undefined", "not available"),
@@ -227,17 +231,27 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
             f"column `{show(values.name)}`: {list_names(unknown, max_shown)} counts as a class;"
             " add it to data.null_values if it means a missing value"
         )
-    alike = classes.to_frame("class").group_by(pl.col("class").str.strip_chars().str.to_lowercase().alias("key")).agg("class")
-    for names in alike.filter(pl.col("class").list.len() > 1).sort("key")["class"].head(max_shown):
+    alike: dict[str, list[str]] = {}
+    for label in classes:
+        alike.setdefault(_simplify(label), []).append(label)
+    for names in [names for names in alike.values() if len(names) > 1][:max_shown]:
         remarks.append(
-            f"column `{show(values.name)}`: {list_names(map(_quote, names.sort()), max_shown)} are different classes;"
+            f"column `{show(values.name)}`: {list_names(map(_quote, names), max_shown)} are different classes;"
             " write them alike if they are one"
         )
     return remarks
 
 
+def _simplify(text: str) -> str:
+    """What a class is apart from letter case, blanks, code points that look alike, and ways to write a number."""
+    text = unicodedata.normalize("NFKC", text).strip().casefold()
+    with contextlib.suppress(ValueError):
+        return repr(float(text))
+    return text
+
+
 def _quote(text: str) -> str:
-    return text if text == text.strip() else repr(text)
+    return text if text == text.strip() and unicodedata.is_normalized("NFKC", text) else ascii(text)
 
 
 def _clean_labels(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
@@ -253,7 +267,7 @@ def _find_kind_of_labels(values: pl.Series, locate: Locate) -> Kind:
     if any(texts.is_in(words).all() for words in BOOLEANS) and texts.len():
         return "boolean"
     numbers = texts.cast(pl.Float64, strict=False)
-    if not numbers.has_nulls() and any(texts.str.contains(form).all() for form in WHOLE_NUMBERS) and _fits_whole(texts):
+    if not numbers.has_nulls() and texts.str.contains(WHOLE_NUMBER).all() and _fits_whole(texts):
         return "numeric"
     is_fraction = _is_fraction(values)
     num_fractions, num_values = int(is_fraction.sum()), values.len() - values.null_count()
@@ -268,8 +282,7 @@ def _find_kind_of_labels(values: pl.Series, locate: Locate) -> Kind:
 def _convert_whole(values: pl.Series, locate: Locate) -> pl.Series:
     """Whole numbers, exact beyond 2**53, where floats are not: Int64, or UInt64 where they need it."""
     if values.dtype == pl.String:
-        texts = values.str.strip_suffix(".0")
-        given = texts.set(~texts.str.contains(WHOLE_NUMBERS[0]), None)
+        given = values.set(~values.str.contains(WHOLE_NUMBER), None)
     else:
         numbers = pl.Series(convert_numbers(values, (), locate), nan_to_null=True)
         given = values.set((numbers != numbers.floor()) | numbers.is_null(), None)
@@ -286,8 +299,7 @@ def _convert_whole(values: pl.Series, locate: Locate) -> pl.Series:
 
 
 def _fits_whole(texts: pl.Series) -> bool:
-    digits = texts.str.strip_suffix(".0")
-    return any(not digits.cast(dtype, strict=False).has_nulls() for dtype in (pl.Int64, pl.UInt64))
+    return any(not texts.cast(dtype, strict=False).has_nulls() for dtype in (pl.Int64, pl.UInt64))
 
 
 def _is_fraction(texts: pl.Series) -> pl.Series:
@@ -330,12 +342,12 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
     texts = counts["text"]
     kinds: tuple[Kind, ...] = ("numeric", "datetime", "boolean")
     parsed = {kind: _parse(texts, kind) for kind in kinds}
-    if not parsed["numeric"].has_nulls() and _has_codes(texts):
+    if _count_rows(counts, parsed["numeric"].is_not_null()) >= MISTAKE_SHARE and _has_codes(texts):
         example = texts.filter(texts.str.contains(CODE)).min()
         return Reading("categorical", remark=f"categories, as numbers lose the zeros before `{show(example)}`")
     for kind in kinds:
         if not parsed[kind].has_nulls():
-            return Reading(kind)
+            return Reading(kind, remark=_remark_on_zones(texts) if kind == "datetime" else None)
     formats = find_formats(texts)
     if len(formats) == 1:
         return Reading("datetime" if isinstance(formats[0], DateFormat) else "numeric", formats[0], _describe(values, formats))
@@ -345,6 +357,14 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
     if formats:
         return Reading("categorical", remark=_describe(values, formats))
     return Reading("categorical", remark=_look_at(values, counts, locate))
+
+
+def _remark_on_zones(texts: pl.Series) -> str | None:
+    """What to say of times of which only some name their zone."""
+    has_zone = texts.str.contains(ZONE)
+    if has_zone.all() or not has_zone.any():
+        return None
+    return f"times without a zone, such as `{show(texts.filter(~has_zone).min())}`, are taken as UTC; others name theirs"
 
 
 def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | None:
@@ -360,10 +380,10 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
     formats = find_formats(alike.unique())
     if share >= MISTAKE_SHARE and len(formats) == 1:
         _refuse(values, formats[0].read(values), formats[0].describe(), locate, MISTAKES)
-    rest = f" and others do not, such as `{show(others[0])}`" if others.len() else ", each in another way"
+    rest = f"`, and others do not, such as `{show(others[0])}`" if others.len() else "`, but in no one way that is known"
     return (
         f"categories, though {share:.0%} of its values look like numbers or dates, such as"
-        f" `{show(alike[0])}`,{rest}; mend these, add them to data.null_values if they mean a missing value, or name the column in"
+        f" `{show(alike[0])}{rest}; mend these, add them to data.null_values if they mean a missing value, or name the column in"
         " data.categorical if categories are meant"
     )
 

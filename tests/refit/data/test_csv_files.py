@@ -93,6 +93,9 @@ def test_excel_s_line_that_names_the_comma_is_skipped() -> None:
             b"a,b\nx,1,2\ny,1,2\n",
             r"each of the 3 cells of the rows, found 2 in `a,b`; remove what stands above the header, or name all",
         ),
+        (b"# by us\n# on Monday\na,b\nx,1\ny,1\n", r"cells of the rows, found 1 in `# by us`; remove what stands above the header"),
+        (b"a,b\nx,1,\ny,1,\n", r"found 2 in `a,b`; remove the comma at the end of the rows"),
+        ("a\tb\nx\t1\n".encode("utf-16"), r"expected UTF-8 text, found other bytes in the header; write the file in UTF-8"),
         (b"sep=;\na;b\n1;2\n", r"expected commas between columns, found `sep=;` as the header; write the file with commas"),
     ],
 )

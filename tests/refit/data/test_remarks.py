@@ -41,6 +41,12 @@ def test_columns_of_which_nothing_is_learned_are_named(store: Store) -> None:
     ]
 
 
+def test_a_mark_that_may_be_a_category_is_told(store: Store) -> None:
+    assert build_lines(store, {"country": ["NA", "DE", "FR", ""] * 5, "x": list(range(20))}) == [
+        "column `country`: `NA` counts as a missing value, in 5 rows; take it out of data.null_values if it is a category"
+    ]
+
+
 def test_categories_that_share_an_input_are_counted(store: Store) -> None:
     (line,) = build_lines(store, {"level": [f"level {n % 300}" for n in range(3000)], "x": list(range(3000))})
     assert re.match(

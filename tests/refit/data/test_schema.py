@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from refit.data.schema import convert_column, convert_target, find_reading, remark_on_target
+from refit.data.schema import Reading, convert_column, convert_target, find_reading, remark_on_target
 from refit.errors import DataError
 
 NOON = datetime(2020, 5, 17, 12)
@@ -110,7 +110,7 @@ def test_a_boolean_is_the_same_from_text_number_and_boolean() -> None:
         ([1.0, 2.0, float("nan")], [1, 2, None]),
         (["true", "false"], [True, False]),
         (["True", "False"], [True, False]),
-        (["1.0", "2.0", ""], [1, 2, None]),
+        (["1.0", "2.0", ""], ["1.0", "2.0", None]),
         (["18446744073709551615", "1"], [2**64 - 1, 1]),
         (["true", "TRUE"], ["true", "TRUE"]),
         (["1E2", "2E3", "100"], ["1E2", "2E3", "100"]),
@@ -160,6 +160,30 @@ def test_a_target_that_is_no_class_is_refused(cells: list[Any], message: str) ->
 
 def test_numbers_are_classes_where_the_target_is_named_a_category() -> None:
     assert convert_target(pl.Series("y", ["0.5", "1"]), "categorical", [], locate)[1].to_list() == ["0.5", "1"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [(["1", "1.0", "01", "x"], "`01`, `1`, `1.0`"), (["caf\u00e9", "cafe\u0301", "x"], "`'cafe\\u0301'`, `caf\u00e9`")],
+)
+def test_classes_that_are_one_number_or_look_alike_are_told(labels: list[str], named: str) -> None:
+    cells = pl.Series("y", labels)
+    told = [f"column `y`: {named} are different classes; write them alike if they are one"]
+    assert remark_on_target(cells, convert_target(cells, None, [], locate)[1]) == told
+
+
+def test_codes_stay_categories_when_one_with_a_letter_comes() -> None:
+    codes = pl.Series("c", ["01", "02", "13"] * 30 + ["2A"])
+    reading, values = find_reading(codes, [], locate)
+    assert (reading.kind, values.to_list()) == ("categorical", codes.to_list())
+    assert reading.remark == "categories, as numbers lose the zeros before `01`"
+
+
+def test_times_of_which_some_name_no_zone_are_told() -> None:
+    times = pl.Series("c", ["2026-01-01T10:00:01", "2026-01-02T10:01:01Z"] * 5)
+    told = "times without a zone, such as `2026-01-01T10:00:01`, are taken as UTC; others name theirs"
+    assert find_reading(times, [], locate)[0] == Reading("datetime", remark=told)
+    assert find_reading(times[:1], [], locate)[0] == find_reading(times[1:2], [], locate)[0] == Reading("datetime")
 
 
 def test_of_classes_that_may_not_be_meant_people_are_told() -> None:
