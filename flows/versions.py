@@ -257,7 +257,7 @@ def _print_card(card: str) -> None:
 
 
 def _describe_version(store: Store, name: str, number: int) -> list[str]:
-    record, metrics = (registry.load_part(store, name, number, part) for part in ("version", "metrics"))
+    record, metrics = registry.read_record(store, name, number), registry.load_part(store, name, number, "metrics")
     try:
         split, scores = list(metrics.items())[-1]
         created = record["created"][:16].replace("T", " ")

@@ -170,8 +170,9 @@ def save_checkpoint(
     With `refitted`, a checkpoint of as many epochs on all rows, its weights are served, and the others kept to judge by.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
-    `version.json` (digests, also of all other files and of a factory's code, versions of packages, and logits by which the network
-    is known again, the `lead` over the majority class), the card: `card.md` with its pictures, and with `refitted` `held_back.pt`.
+    `version.json` (name and number, digests, also of all other files and of a factory's code, versions of packages, and logits by
+    which the network is known again, the `lead` over the majority class), the card: `card.md` with its pictures, and with
+    `refitted` `held_back.pt`.
     The ledger counts that the test rows have judged it.
 
     Raises:
@@ -207,7 +208,7 @@ def save_checkpoint(
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     number = None if key is None else registry.find_saved(store, settings.name, key)
     if number is None:
-        number = registry.add_version(store, settings.name, {**files, "version.json": _to_json(record)})
+        number = registry.add_version(store, settings.name, files, record)
     if manifest.test_rows is not None:
         record_opening(store, settings.name, number, manifest.test_rows.digest)
     path, judged = store.location(registry.version_folder(settings.name, number)), record["held_back"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refit.registry import load_part
+from refit.registry import load_part, read_record
 from refit.store import Store
 
 Pair = tuple[Any, Any]
@@ -29,8 +29,10 @@ def find_differences(store: Store, one: tuple[str, int], other: tuple[str, int])
     """Compare two versions, each given by name and number.
 
     Raises:
-        StoreError: A version's files cannot be read, or are damaged.
+        StoreError: A version's files cannot be read, are damaged, or are those of another version.
     """
+    for version in (one, other):
+        read_record(store, *version)
     settings, manifests, metrics = (
         (load_part(store, *one, part), load_part(store, *other, part)) for part in ("settings", "manifest", "metrics")
     )

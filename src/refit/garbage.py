@@ -51,7 +51,7 @@ def find_garbage(store: Store, on_damage: Callable[[str], object] = lambda _: No
 def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
     """Checkpoints, data set and test rows of a version; raises StoreError if its record is damaged."""
     folder = registry.version_folder(name, number)
-    record = registry.load_part(store, name, number, "version")
+    record = registry.read_record(store, name, number)
     try:
         digests = {str(weights["checkpoint"]) for weights in (record, record.get("held_back") or record)}
         manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))

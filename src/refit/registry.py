@@ -25,8 +25,10 @@ class Position(Handle):
     entry: int
 
 
-def add_version(store: Store, name: str, contents: Mapping[str, bytes]) -> int:
+def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: Mapping[str, Any] | None = None) -> int:
     """Keep `contents` (file name to bytes) as the next version of model `name` and return its number.
+
+    A `record` becomes `version.json`, together with the model's name and the version's number.
 
     Of two that save at once, each gets a number of its own. None gets that of a version which is gone but was decided upon, as
     it would be taken for that one, such as the champion.
@@ -35,7 +37,7 @@ def add_version(store: Store, name: str, contents: Mapping[str, bytes]) -> int:
         StoreError: The newest entry of the ledger is damaged.
     """
     number = max([*list_versions(store, name), find_highest(store, name)]) + 1
-    while not store.publish(version_folder(name, number), contents):
+    while not store.publish(version_folder(name, number), {**contents, **_write_record(name, number, record)}):
         number += 1
     return number
 
@@ -44,7 +46,7 @@ def find_saved(store: Store, name: str, key: str) -> int | None:
     """Return the number of the newest version of model `name` if it is whole and was saved under this key, else None."""
     for number in list_versions(store, name)[-1:]:
         with contextlib.suppress(StoreError):
-            if load_part(store, name, number, "version").get("key") == key:
+            if read_record(store, name, number).get("key") == key:
                 check_version(store, name, number)
                 return number
     return None
@@ -114,21 +116,28 @@ def load_part(store: Store, name: str, number: int, part: str) -> Any:
         StoreError: It cannot be read, or is damaged.
     """
     path = f"{version_folder(name, number)}/{part}.json"
-    try:
-        return json.loads(store.read(path))
-    except ValueError as error:
-        raise StoreError(f"{store.location(path)}: expected JSON, found a damaged file: {error}; {RESTORE}") from error
+    return _parse_json(store, path, store.read(path))
+
+
+def read_record(store: Store, name: str, number: int) -> dict[str, Any]:
+    """Return what a version's `version.json` says.
+
+    Raises:
+        StoreError: It cannot be read, is damaged, or is the record of another version.
+    """
+    folder = version_folder(name, number)
+    return _parse_record(store, folder, store.read(f"{folder}/version.json"))
 
 
 def read_version(store: Store, name: str, number: int) -> SavedModel:
     """Return the handle of a version.
 
     Raises:
-        StoreError: There is no such version, or its record is damaged.
+        StoreError: There is no such version, or its record is damaged or of another version.
     """
     folder = find_version(store, f"{name}@v{number}")
+    record = read_record(store, name, number)
     try:
-        record = json.loads(store.read(f"{folder}/version.json"))
         held_back = record.get("held_back") or {}
         return SavedModel(
             name=name,
@@ -147,7 +156,8 @@ def check_version(store: Store, name: str, number: int) -> None:
     """Read a version's files and compare them with the digests in its `version.json`.
 
     Raises:
-        StoreError: There is no such version, or a file of it is missing or has other bytes; the message names it.
+        StoreError: There is no such version, its record is of another one, or a file of it is missing or has other bytes; the
+            message names the file.
     """
     for _ in read_files(store, find_version(store, f"{name}@v{number}")):
         pass
@@ -157,7 +167,7 @@ def read_files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of a version's files, `version.json` first, each compared with its digest there.
 
     Raises:
-        StoreError: A file is missing or has other bytes, or a name leads elsewhere.
+        StoreError: A file is missing or has other bytes, a name leads elsewhere, or the record is of another version.
     """
 
     def read(file: str) -> bytes:
@@ -168,7 +178,7 @@ def read_files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
 
     record, place = read("version.json"), store.location(f"{folder}/version.json")
     try:
-        digests = dict(json.loads(record)["files"])
+        digests = dict(_parse_record(store, folder, record)["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{place}: expected `files`, their digests, found none; {RESTORE}") from error
     yield "version.json", record
@@ -326,6 +336,37 @@ def _conflict(name: str, alias: str, expected: int | None, present: Entry | None
     was = "no version" if expected is None else f"v{expected}"
     now = f"v{present.after}, by {present.who} at {present.at}: {present.why}" if present else "that it was never set"
     return ConflictError(f"{name}@{alias}: expected {was}, found {now}; compare with that one and decide again")
+
+
+def _write_record(name: str, number: int, record: Mapping[str, Any] | None) -> dict[str, bytes]:
+    if record is None:
+        return {}
+    return {"version.json": json.dumps({"name": name, "version": number, **record}, indent=1).encode()}
+
+
+def _parse_record(store: Store, folder: str, data: bytes) -> dict[str, Any]:
+    """Parse the `version.json` of a folder; one in a store has to name the version that the folder is called after."""
+    path = f"{folder}/version.json"
+    record = _parse_json(store, path, data)
+    if not isinstance(record, dict):
+        raise StoreError(f"{store.location(path)}: expected the record of a version, found other JSON; {RESTORE}")
+    place = re.search(rf"(?:^|/){MODELS}/([^/]+)/v(\d+)$", store.location(folder))
+    if place is not None:  # a version that was copied out of the store may be called anything
+        expected = f"{place[1]}@v{place[2]}"
+        found = f"{record.get('name', place[1])}@v{record.get('version', place[2])}"
+        if found != expected:
+            raise StoreError(
+                f"{store.location(path)}: expected the record of {expected}, found that of {found};"
+                " put the folders back as they were, or take another version"
+            )
+    return record
+
+
+def _parse_json(store: Store, path: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"{store.location(path)}: expected JSON, found a damaged file: {error}; {RESTORE}") from error
 
 
 def _read_position(store: Store, name: str, alias: str) -> Position | None:

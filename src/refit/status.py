@@ -1,13 +1,12 @@
 """How a model stands: its champion, what was last decided of it, and what is damaged."""
 
-import json
 from collections.abc import Callable
 from typing import TypeVar
 
 from refit.errors import StoreError
 from refit.ledger import Entry, load_ledger
 from refit.refs import Handle
-from refit.registry import check_version, list_versions, read_alias, version_folder
+from refit.registry import check_version, list_versions, read_alias, read_record
 from refit.store import DAMAGED, Store
 
 Found = TypeVar("Found")
@@ -64,4 +63,4 @@ def list_damaged(store: Store) -> list[str]:
 def _find_birth(store: Store, name: str, version: int) -> str:
     """When a version was saved; raises if it is damaged."""
     check_version(store, name, version)
-    return str(json.loads(store.read(f"{version_folder(name, version)}/version.json"))["created"])
+    return str(read_record(store, name, version)["created"])

@@ -28,6 +28,7 @@ from refit.registry import (
     move_alias,
     read_alias,
     read_files,
+    read_record,
     read_version,
     repair,
     resolve_reference,
@@ -335,11 +336,39 @@ def test_a_version_s_handle_says_where_it_is_in_this_store_and_what_its_weights_
         read_version(any_store, "a", 3)
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]"])
-def test_a_version_whose_record_is_damaged_has_no_handle(any_store, content):
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "JSON, found a damaged file: .*"),
+        (b"{}", "`weights_digest`, found none"),
+        (b"[1]", "the record of a version, found other"),
+    ],
+)
+def test_a_version_whose_record_is_damaged_has_no_handle(any_store, content, expected):
     add_version(any_store, "a", {"version.json": content})
-    with pytest.raises(StoreError, match=r"v1/version\.json: expected `weights_digest`, found none; put it back from a backup"):
+    with pytest.raises(StoreError, match=rf"v1/version\.json: expected {expected}.*; put it back from a backup"):
         read_version(any_store, "a", 1)
+
+
+def test_a_record_names_its_version_so_that_swapped_and_renamed_folders_are_refused(store):
+    folder = Path(store.root) / "models/a"
+    for _ in range(3):
+        add_version(store, "a", {}, {"files": {}, "weights_digest": "1" * 64, "key": "key"})
+    for number in (1, 2, 3):
+        assert read_record(store, "a", number).items() >= {"name": "a", "version": number}.items()
+        check_version(store, "a", number)
+    for old, new in (("v2", "t"), ("v3", "v2"), ("t", "v3")):
+        (folder / old).rename(folder / new)
+    message = (
+        rf"{folder}/v2/version\.json: expected the record of a@v2, found that of a@v3; put the folders back as they were, or take"
+    )
+    for read in (check_version, read_version, read_record):
+        with pytest.raises(StoreError, match=message):
+            read(store, "a", 2)
+    assert find_saved(store, "a", "key") is None
+    (folder / "v1").rename(folder / "v9")
+    with pytest.raises(StoreError, match="expected the record of a@v9, found that of a@v1"):
+        check_version(store, "a", 9)
 
 
 @pytest.mark.parametrize("alias", ["v3", "3", "ledger", "A", "", "a/b", "../x", "-a", "a.json"])
@@ -514,9 +543,10 @@ DAMAGES = [
     ("model.pt", b"other", "expected bytes with the digest in version.json, found others"),
     ("model.pt", None, "expected a file of a saved version, found none"),
     ("version.json", None, "expected a file of a saved version, found none"),
-    ("version.json", b"\xff", "expected `files`, their digests, found none"),
+    ("version.json", b"\xff", "expected JSON, found a damaged file: .*"),
+    ("version.json", b"{garbage", "expected JSON, found a damaged file: .*"),
     ("version.json", b"{}", "expected `files`, their digests, found none"),
-    ("version.json", b"[1]", "expected `files`, their digests, found none"),
+    ("version.json", b"[1]", "expected the record of a version, found other JSON"),
     ("version.json", b'{"files": 1}', "expected `files`, their digests, found none"),
 ]
 
