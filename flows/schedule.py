@@ -190,7 +190,7 @@ def _describe_model(status: Status) -> dict[str, str]:
     if status.champion is not None:
         ages = {"trained": status.trained_at, "promoted": status.promoted_at}
         known = [f"{verb} {_describe_age(at)} ago" for verb, at in ages.items() if at is not None]
-        lines["champion"] = ", ".join([f"v{status.champion} of {max(status.champion, *status.versions)}", *known])
+        lines["champion"] = ", ".join([f"v{status.champion} of {max([status.champion, *status.versions])}", *known])
     if (decision := status.decision) is not None:
         reason = escape_controls(decision.why).removeprefix("not ").removeprefix("promoted: ")
         verb = "kept" if decision.action == "keep" and decision.after == decision.before else VERBS[decision.action]

@@ -52,7 +52,8 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
         except StoreError as error:
             damages.append(error)
             aliases = {}
-        for number in registry.list_versions(store, name):
+        versions = registry.list_versions(store, name)
+        for number in sorted({*versions, *(entry.after for entry in aliases.values() if entry.after)}):
             mine = ", ".join(alias for alias, entry in aliases.items() if entry.after == number)
             try:
                 if mine:  # what is in use has to be whole
@@ -62,7 +63,7 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
                 )
             except StoreError as error:
                 damages.append(error)
-                table.add_row(f"{name}@v{number}", mine, "damaged")
+                table.add_row(f"{name}@v{number}", mine, "damaged" if number in versions else "lost")
     if table.rows:
         open_console().print(table)
     else:

@@ -53,8 +53,9 @@ def find_saved(store: Store, name: str, key: str) -> int | None:
 
 
 def list_models(store: Store) -> list[str]:
-    """Names of the models that have a version."""
-    return [name for name in store.names(MODELS) if is_model_name(name) and list_versions(store, name)]
+    """Names of the models that have a version, or had one that an alias names."""
+    names = filter(is_model_name, store.names(MODELS))
+    return [name for name in names if list_versions(store, name) or _list_aliases(store, name)]
 
 
 def list_versions(store: Store, name: str) -> list[int]:
@@ -93,7 +94,7 @@ def resolve_reference(store: Store, reference: str, default: str = "") -> tuple[
     reference = f"{name}@{wanted}" if wanted else name
     versions = list_versions(store, name)
     if not versions:
-        models = ", ".join(list_models(store)) or "none"
+        models = ", ".join(other for other in list_models(store) if other != name) or "none"
         raise StoreError(f"{reference}: expected a model in {store.url}, found no {name!r}; models there: {models}")
     if _is_alias(wanted) and (version := read_alias(store, name, wanted)) is not None:
         wanted = f"v{version}"

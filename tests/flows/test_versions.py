@@ -354,6 +354,19 @@ def test_models_and_show_name_a_damaged_champion_and_fail(refit, toy, damage):
     assert re.fullmatch(r"error: .*toy/v1/\w+\.json: expected .*; put it back from a backup, or take another version\n", err)
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_models_and_status_name_a_champion_whose_folder_is_gone(refit, others):
+    for _ in range(1 + others):
+        add_model("a", 0.75)
+    move_alias(Store("refit-store"), "a", 1, expected=None, why="")
+    shutil.rmtree("refit-store/models/a/v1")
+    code, out, err = refit("models")
+    assert (code, rows_of(out)[0][:3]) == (1, ["a@v1", "champion", "lost"])
+    assert re.match(r"error: a@v?1: expected a (version|model) .*, found no ", err)
+    code, out, _ = refit("status")
+    assert (code, "champion" in out, "expected a " in out) == (1, True, True)
+
+
 def test_models_names_a_version_with_other_scores_than_those_it_shows(refit):
     add_model("a", 0.75)
     Path("refit-store/models/a/v1/metrics.json").write_text('{"test": {"accuracy": "high"}}')
