@@ -186,7 +186,7 @@ def _is_ill(retraining: "list[Deployed] | RefitError") -> bool:
 
 
 def _describe_model(status: Status) -> dict[str, str]:
-    lines = {"champion": "none"}
+    lines = {"champion": "unknown" if status.damaged else "none"}
     if status.champion is not None:
         ages = {"trained": status.trained_at, "promoted": status.promoted_at}
         known = [f"{verb} {_describe_age(at)} ago" for verb, at in ages.items() if at is not None]

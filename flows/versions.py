@@ -152,6 +152,7 @@ def promote(
     name, number = registry.resolve_reference(store, version)
     before = registry.read_alias(store, name, alias)
     if before == number:
+        registry.check_version(store, name, number)
         print(f"{name}@{alias} is v{number} already")
     else:
         registry.move_alias(store, name, number, expected=before, why=why, alias=alias)

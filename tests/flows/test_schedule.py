@@ -159,6 +159,14 @@ def test_damage_is_told_and_the_exit_code_is_one(refit, toy):
     assert str(path) in out
 
 
+def test_a_champion_that_a_damaged_ledger_hides_is_unknown(refit, toy):
+    move_alias(toy, "toy", 1, expected=None, why="")
+    entry = append_entry(toy, "toy", action="keep", why="it may be luck", alias="champion", before=1, after=2)
+    Path(toy.root, entry_path("toy", entry.number)).write_text("{")
+    code, out, _ = refit("status")
+    assert (code, lines_of(out)["champion"]) == (1, "unknown")
+
+
 @pytest.mark.usefixtures("nowhere")
 def test_status_tells_the_ledger_when_the_server_does_not_answer_and_the_exit_code_is_one(refit, toy):
     move_alias(toy, "toy", 1, expected=None, why="")

@@ -367,6 +367,16 @@ def test_models_and_status_name_a_champion_whose_folder_is_gone(refit, others):
     assert (code, "champion" in out, "expected a " in out) == (1, True, True)
 
 
+def test_a_damaged_champion_is_not_said_to_be_the_champion_already(refit):
+    add_model("a", 0.75)
+    assert refit("promote", "a@v1")[0] == 0
+    assert refit("promote", "a@v1") == (0, "a@champion is v1 already\n", "")
+    Path("refit-store/models/a/v1/card.md").write_text("other")
+    code, out, err = refit("promote", "a@v1")
+    assert (code, out) == (1, "")
+    assert re.match(r"error: .*a/v1/card\.md: expected bytes with the digest in version\.json, found others; put it back", err)
+
+
 def test_models_names_a_version_with_other_scores_than_those_it_shows(refit):
     add_model("a", 0.75)
     Path("refit-store/models/a/v1/metrics.json").write_text('{"test": {"accuracy": "high"}}')
