@@ -107,10 +107,17 @@ def deploy(
         enable = f"systemctl --user daemon-reload && systemctl --user enable --now {names} && loginctl enable-linger"
         _print_block("stop the server and the worker that run now, and have these start with the machine by", {enable: ""})
     elif not all(entry.num_workers for entry in deployed):
-        _print_block("no worker is online", {"start one in the project's folder": worker})
+        _print_missing_worker(pool)
     if registered.forgets_soon:
         _print_block("the server forgets runs that a power cut ends", {"start it by": "refit server"})
     return COMPLETED
+
+
+def _print_missing_worker(pool: str) -> None:
+    from flows import project
+
+    worker = project.START_WORKER.format(pool=pool)
+    _print_block(f"no worker of the pool {pool} is online", {"start one in the project's folder": worker})
 
 
 def _print_removed(removed: list[str], json: bool) -> int:
@@ -157,6 +164,8 @@ def status(
         else:
             for planned in retraining:
                 _print_block(planned.name, _describe_runs(planned))
+            for pool in dict.fromkeys(planned.pool for planned in retraining if planned.pool and not planned.num_workers):
+                _print_missing_worker(pool)
         if damaged:
             _print_block("set aside, as damaged", dict.fromkeys(damaged, ""))
     is_ill = _is_ill(retraining) or bool(damaged) or any(entry.damaged for entry in models)

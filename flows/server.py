@@ -82,6 +82,8 @@ class Deployed:
     """Cron line and time zone, or `paused`; empty where it runs only when it is told to."""
     last_run: Ran | None
     next_run_at: datetime | None
+    pool: str | None
+    """The work pool whose workers take its runs."""
     num_workers: int
     """Those that are online."""
 
@@ -224,6 +226,7 @@ def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentRespo
         schedule=_describe_schedules(deployment),
         last_run=_describe_run(last) if last else None,
         next_run_at=following.next_scheduled_start_time if following else None,
+        pool=deployment.work_pool_name,
         num_workers=_count_workers(client, deployment.work_pool_name),
     )
 

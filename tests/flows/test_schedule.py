@@ -132,10 +132,20 @@ def test_a_champion_that_is_trained_again_is_kept_and_not_turned_down(refit, toy
 def test_a_retraining_that_failed_or_is_late_has_status_exit_with_one(refit, monkeypatch, has_failed, minutes_late, code):
     now = datetime.now(UTC)
     following = None if minutes_late is None else now - timedelta(minutes=minutes_late)
-    deployed = Deployed("retrain/a", "0 3 * * *", Ran("a", "Ended", has_failed, "", now), following, num_workers=1)
+    deployed = Deployed("retrain/a", "0 3 * * *", Ran("a", "Ended", has_failed, "", now), following, "pool", num_workers=1)
     monkeypatch.setattr("flows.schedule._read_retraining", lambda _: [deployed])
     assert refit("status")[0] == code
     assert json.loads(refit("status", "--json")[1])["retraining"][0]["last_run"]["has_failed"] == has_failed
+
+
+def test_status_says_how_to_start_a_worker_where_none_is_online(refit, monkeypatch):
+    deployed = [Deployed(f"retrain/{name}", "", None, None, "night", num_workers=0) for name in ("a", "b")]
+    monkeypatch.setattr("flows.schedule._read_retraining", lambda _: deployed)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = refit("status")
+    assert code == 0
+    assert out.count("no worker of the pool night is online\n") == 1
+    assert lines_of(out)["start one in the project's folder"] == project.START_WORKER.format(pool="night")
 
 
 def test_status_of_a_model_that_is_not_there_names_those_there_are(refit, toy):  # noqa: ARG001

@@ -74,11 +74,11 @@ def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_rec
     [
         (b"{", "expected JSON"),
         (b"{}", "expected the record and the manifest of a saved version, found damaged ones"),
-        (b"[1]", "expected the record and the manifest"),
+        (b"[1]", "expected the record of a version, found other JSON"),
         (b'{"checkpoint": "a", "held_back": 1}', "expected the record and the manifest"),
         (b'{"checkpoint": "a"}', "expected the record and the manifest"),
     ],
-    ids=["no JSON", "without a checkpoint", "no record", "held back is none", "of a damaged manifest"],
+    ids=["no JSON", "without a checkpoint", "no object", "held back is none", "of a damaged manifest"],
 )
 def test_while_a_version_is_damaged_no_object_goes_as_it_may_be_its_own_and_all_else_does(store, runs, record, found):
     add_version(store, "a", {"version.json": record, "manifest.json": b'{"target": "y"}'})
