@@ -168,7 +168,7 @@ def test_the_same_bytes_and_settings_give_the_same_digest_wherever_they_are(stor
 
 @pytest.mark.parametrize(
     ("cells", "classes"),
-    [(["b", "a"], ["a", "b"]), (["10", "9"], [9, 10]), (["true", "false"], [False, True]), (["1.0", "0.0"], [0, 1])],
+    [(["b", "a"], ["a", "b"]), (["10", "9"], [9, 10]), (["true", "false"], [False, True]), (["1.0", "0.0"], ["0.0", "1.0"])],
 )
 def test_classes_keep_their_type_through_the_store(store: Store, tmp_path: Path, cells: list[str], classes: list[Any]) -> None:
     (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{row},{cells[row % 2]}\n" for row in range(20)))
