@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refit.data.files import BYTES_A_TEXT, Opened, check_names, open_bytes, outgrow
+from refit.data.files import BYTES_A_TEXT, Opened, check_names, describe_content, open_bytes, outgrow
 from refit.errors import DataError, first_line
 from refit.limits import find_free_memory
 
@@ -56,6 +56,10 @@ def iterate_parquet(
 def _open(opened: Opened, path: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_bytes(opened) as file:
+            if (head := file.read(16)) and not head.startswith(b"PAR1"):
+                found = describe_content(head) or "another; write it again, or rename it to end in .csv if it is CSV"
+                raise DataError(f"{path}: expected a Parquet file, found {found}")
+            file.seek(0)
             # Neither whole row groups nor whole columns are held in memory.
             yield pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
     except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:

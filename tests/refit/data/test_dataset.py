@@ -277,6 +277,11 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {},
         r"found only `ZA`.*\n.*`NA` counts as a missing value, in 9 rows; take it out of data\.null_values if it is a class",
     ),
+    "CSV called Parquet": (
+        {"a.parquet": b"x,y\n1,a\n2,b\n"},
+        {"source": "{}/a.parquet"},
+        r"expected a Parquet file, found another; .* to end in \.csv",
+    ),
     "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found only `a`; add rows"),
     "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found none; add rows"),
     "a small class": (
