@@ -369,6 +369,10 @@ def test_a_record_names_its_version_so_that_swapped_and_renamed_folders_are_refu
     (folder / "v1").rename(folder / "v9")
     with pytest.raises(StoreError, match="expected the record of a@v9, found that of a@v1"):
         check_version(store, "a", 9)
+    (folder / "v9").rename(folder / "v1")
+    folder.rename(folder.with_name("b"))
+    with pytest.raises(StoreError, match="expected the record of b@v1, found that of a@v1"):
+        read_record(store, "b", 1)
 
 
 @pytest.mark.parametrize("alias", ["v3", "3", "ledger", "A", "", "a/b", "../x", "-a", "a.json"])
