@@ -50,8 +50,8 @@ from refit.errors import SettingsError
 from refit.settings import resolve_settings
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
-SECONDS_TO_SCHEDULE = 30
-"""The server's scheduler looks for new deployments every few seconds."""
+SECONDS_TO_SCHEDULE = 120
+"""The server's scheduler looks for new deployments every few seconds; on a busy machine, 30 were not enough."""
 NUM_DATES = 60
 OF_PROJECT = "Runs of the Refit project in "
 """Begins the description of a pool that `deploy` has made."""
