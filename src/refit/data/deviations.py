@@ -1,13 +1,15 @@
 """How rows to score deviate from the train rows, counted by column, so that a source that has changed is not scored in silence."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from refit.data.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn
+from refit.data.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn, Scale
 from refit.data.profiles import Profile
 from refit.data.schema import Numbers
 from refit.refs import Deviation
@@ -28,6 +30,8 @@ class _Count:
     before: float
     """Share of the train rows that had it."""
     what: str
+    has_it: Callable[[Inputs], Mask] | None = None
+    """Which rows have it, by their inputs; None where having no value is it."""
     rows: int = 0
     example: str | None = None
 
@@ -64,17 +68,10 @@ class Deviations:
             inputs: (N, F); is_missing: (N,).
         """
         self._num_rows[column.name] = self._num_rows.get(column.name, 0) + len(is_missing)
-        missing, *others = self._counts.setdefault(column.name, list(_start(column, self._profiles.get(column.name))))
-        missing.add(values, is_missing)
-        if not others:
-            return
-        if isinstance(column, CategoricalColumn):
-            others[0].add(values, (inputs[:, -1] > 0) & ~is_missing)
-        elif isinstance(column, NumericColumn):
-            profile = self._profiles[column.name]
-            numbers, (low, high) = inputs[:, 0] * column.scale.std + column.scale.mean, _find_bounds(profile)
-            others[0].add(values, ((numbers < low) | (numbers > high)) & ~is_missing)
-            others[1].add(values, (np.abs(numbers) < _find_usual_size(profile) / MANY_TIMES) & ~is_missing)
+        if column.name not in self._counts:
+            self._counts[column.name] = list(_start(column, self._profiles.get(column.name)))
+        for count in self._counts[column.name]:
+            count.add(values, is_missing if count.has_it is None else count.has_it(inputs) & ~is_missing)
 
     def find(self) -> list[Deviation]:
         """What `MORE_ROWS` of the rows have beyond the share of the train rows that had it, in the order of columns."""
@@ -98,27 +95,33 @@ def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
     if isinstance(column, CategoricalColumn) and column.categories:
         known = sum(profile.counts.get(category, 0) for category in column.categories)
         unknown = (profile.num_rows - profile.num_missing - known) / profile.num_rows
-        yield _Count(unknown, "hold a category that the model does not know, such as `{example}`")
+        what = "hold a category that the model does not know, such as `{example}`"
+        yield _Count(unknown, what, lambda inputs: inputs[:, -1] > 0)
     elif isinstance(column, NumericColumn) and profile.marks:
-        between = f"{profile.marks[0]:.4g} and {profile.marks[-1]:.4g}"
-        yield _Count(0.0, f"hold numbers far from those between {between}, such as `{{example}}`")
-        usual, (sizes, rows) = _find_usual_size(profile), _list_sizes(profile)
-        before = float(rows[sizes < usual / MANY_TIMES].sum()) / profile.num_rows
-        what = f"hold numbers more than {MANY_TIMES:g} times as small as is usual, {usual:.4g}, such as `{{example}}`"
-        yield _Count(before, what)
+        yield from _start_numbers(column.scale, profile)
 
 
-def _find_bounds(profile: Profile) -> tuple[float, float]:
-    """Beyond them lies what is farther from the train rows' numbers than those are from one another."""
-    span = profile.marks[-1] - profile.marks[0]
-    return profile.marks[0] - span, profile.marks[-1] + span
+def _start_numbers(scale: Scale, profile: Profile) -> Iterator[_Count]:
+    """Numbers farther from those of the train rows than these are from one another, and numbers much smaller than is usual."""
 
+    def read(inputs: Inputs) -> NDArray[np.floating[Any]]:
+        return inputs[:, 0] * scale.std + scale.mean
 
-def _find_usual_size(profile: Profile) -> float:
-    """About the median of the train rows' numbers without their sign."""
+    least, greatest = profile.marks[0], profile.marks[-1]
+    low, high = least - (greatest - least), greatest + (greatest - least)
+    what = f"hold numbers far from those between {least:.4g} and {greatest:.4g}, such as `{{example}}`"
+    yield _Count(0.0, what, lambda inputs: (read(inputs) < low) | (read(inputs) > high))
     sizes, rows = _list_sizes(profile)
+    usual = _find_median(sizes, rows)
+    small = usual / MANY_TIMES
+    what = f"hold numbers more than {MANY_TIMES:g} times as small as is usual, {usual:.4g}, such as `{{example}}`"
+    yield _Count(float(rows[sizes < small].sum()) / profile.num_rows, what, lambda inputs: np.abs(read(inputs)) < small)
+
+
+def _find_median(sizes: Numbers, rows: Numbers) -> float:
+    """The median of sizes that so many rows have each."""
     order = np.argsort(sizes)
-    return float(sizes[order][np.searchsorted(np.cumsum(rows[order]), rows.sum() / 2)]) if len(sizes) else 0.0
+    return float(sizes[order][np.searchsorted(np.cumsum(rows[order]), rows.sum() / 2)])
 
 
 def _list_sizes(profile: Profile) -> tuple[Numbers, Numbers]:
