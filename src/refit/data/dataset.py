@@ -168,6 +168,8 @@ class _Prepared:
     """A data set before it is frozen."""
 
     readings: dict[str, Reading]
+    target: pl.Series
+    """Of all rows of `source`, those of rare classes too."""
     classes: pl.Series
     source: TypedTable
     test: TypedTable | None
@@ -267,7 +269,8 @@ def _prepare(settings: DataSettings, seed: int) -> _Prepared:
     table = read_table(settings.source)
     test_table = _read_test_table(settings, table)
     readings, frame = _type_features(settings, table)
-    classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame)
+    kind, target = _type_target(settings, table)
+    classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame, kind, target)
     kinds = {name: reading.kind for name, reading in readings.items()}
     formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
     try:
@@ -276,14 +279,20 @@ def _prepare(settings: DataSettings, seed: int) -> _Prepared:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
-    return _Prepared(readings, classes, source, test, parts, left_out, rare, columns)
+    return _Prepared(readings, target, classes, source, test, parts, left_out, rare, columns)
 
 
 def _divide(
-    settings: DataSettings, seed: int, table: Table, test_table: Table | None, readings: dict[str, Reading], frame: pl.DataFrame
+    settings: DataSettings,
+    seed: int,
+    table: Table,
+    test_table: Table | None,
+    readings: dict[str, Reading],
+    frame: pl.DataFrame,
+    kind: Kind,
+    target: pl.Series,
 ) -> tuple[pl.Series, TypedTable, TypedTable | None, dict[str, Rows], dict[str, int], dict[str, int]]:
     """Divide the rows, without those of a few classes that are too rare for it; all of `_Prepared` that depends on this."""
-    kind, target = _type_target(settings, table)
     groups, known = read_groups(settings, table, target), target.drop_nulls()
     rare = known.clear()
     while True:
@@ -327,7 +336,7 @@ def _remark(settings: DataSettings, prepared: _Prepared) -> list[str]:
             for name in source.table.outer
             if name not in used
         ),
-        *remark_on_target(source.table.frame[settings.target], _type_target(settings, source.table)[1]),
+        *remark_on_target(source.table.frame[settings.target], prepared.target),
         *remark_on_columns(prepared.columns, prepared.readings, source.frame, source.table.frame, prepared.parts["train"]),
     ]
 

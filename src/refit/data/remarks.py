@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from refit.data.preprocessing import AnyColumn, CategoricalColumn, NumericColumn
-from refit.data.schema import Reading, Rows, take_rows
+from refit.data.schema import Reading, Rows, count_marks, take_rows
 from refit.texts import show
 
 LUMPED_SHARE = 0.1
@@ -77,11 +77,10 @@ def _remark_on_marks(values: pl.Series, raw: pl.Series) -> str | None:
     """The most frequent text that means a missing value, where texts are categories."""
     if raw.dtype != pl.String:
         return None
-    marks = raw.filter(values.is_null()).str.strip_chars()
-    counts = marks.filter(marks != "").alias("mark").value_counts(name="rows").sort("rows", "mark", descending=[True, False])
-    if not counts.height:
+    marks = count_marks(raw, values)
+    if not marks:
         return None
-    mark, num_rows = counts.row(0)
+    mark, num_rows = marks[0]
     return f"`{show(mark)}` counts as a missing value, in {num_rows} rows; take it out of data.null_values if it is a category"
 
 

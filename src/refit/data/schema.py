@@ -219,8 +219,7 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
     if values.dtype != pl.String:
         return []
     remarks = []
-    marks = values.filter(target.is_null()).drop_nulls().str.strip_chars().alias("mark").value_counts(name="rows")
-    for mark, num_rows in marks.filter(pl.col("mark") != "").sort("rows", "mark", descending=[True, False]).head(max_shown).rows():
+    for mark, num_rows in count_marks(values, target)[:max_shown]:
         remarks.append(
             f"column `{show(values.name)}`: `{show(mark)}` counts as a missing value, in {num_rows} rows;"
             " take it out of data.null_values if it is a class"
@@ -240,6 +239,17 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
             " write them alike if they are one"
         )
     return remarks
+
+
+def count_marks(values: pl.Series, converted: pl.Series) -> list[tuple[str, int]]:
+    """Count the texts that mean a missing value, most frequent first: each and its number of rows.
+
+    Args:
+        values: A column of text as it was read.
+        converted: What became of it.
+    """
+    marks = values.filter(converted.is_null()).drop_nulls().str.strip_chars().alias("mark").value_counts(name="rows")
+    return marks.filter(pl.col("mark") != "").sort("rows", "mark", descending=[True, False]).rows()
 
 
 def _simplify(text: str) -> str:
