@@ -86,9 +86,9 @@ def train(
     if isinstance(result, BaseException):
         return complain(result)
     store = Store(settings.store.url)
-    folder = registry.version_folder(result.model.name, result.model.version)
-    log, metrics, manifest = (jsonlib.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "metrics", "manifest"))
-    lead = jsonlib.loads(store.read(f"{folder}/version.json"))["lead"]
+    name, number = result.model.name, result.model.version
+    log, metrics, manifest = (registry.load_part(store, name, number, part) for part in ("log", "metrics", "manifest"))
+    lead = registry.read_record(store, name, number)["lead"]
     if json:
         fields = {
             **result.model.model_dump(),
@@ -104,8 +104,7 @@ def train(
         _print_result(log, metrics)
         if lead["warning"]:
             say(f"warning: {lead['warning']}")
-        version = f"{result.model.name}@v{result.model.version}"
-        say(f"{'saved' if result.is_new else 'nothing has changed since'} {version} in {result.model.path}")
+        say(f"{'saved' if result.is_new else 'nothing has changed since'} {result.model.reference} in {result.model.path}")
     return COMPLETED
 
 
