@@ -100,8 +100,9 @@ def deploy(
         deployed = [_await_schedule(client, entry) for entry in document["deployments"]]
         for entry in document["deployments"]:
             flow = entry["entrypoint"].partition(":")[2]
-            name_planned_runs(client, client.read_deployment_by_name(f"{flow}/{name}").id, flow, name)
-            show_effective_values(client, f"{flow}/{name}", settings)
+            found = client.read_deployment_by_name(f"{flow}/{name}")
+            name_planned_runs(client, found.id, flow, name)
+            show_effective_values(client, found, settings)
         others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=pool) if other.name != name]
         return Registered(deployed, automations, others, forgets_soon(client))
 

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.responses import DeploymentResponse
 
 from refit.settings import SettingsTree, resolve_settings, walk_settings
 
 DEFAULT = re.compile(r" Default: .*\.$")
 
 
-def show_effective_values(client: SyncPrefectClient, deployment: str, given: Mapping[str, Any]) -> None:
+def show_effective_values(client: SyncPrefectClient, deployment: DeploymentResponse, given: Mapping[str, Any]) -> None:
     """Have a deployment's form tell the values of this folder, where they are no defaults.
 
     Args:
         client: Of the server.
-        deployment: `FLOW/NAME`.
+        deployment: As the server has it.
         given: The settings that its runs are given.
     """
-    found = client.read_deployment_by_name(deployment)
-    schema = fill_in_values(found.parameter_openapi_schema or {}, given)
-    client.request("PATCH", "/deployments/{id}", path_params={"id": found.id}, json={"parameter_openapi_schema": schema})
+    schema = fill_in_values(deployment.parameter_openapi_schema or {}, given)
+    client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json={"parameter_openapi_schema": schema})
 
 
 def fill_in_values(schema: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

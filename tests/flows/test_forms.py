@@ -20,7 +20,7 @@ def test_a_form_tells_the_values_that_hold_where_it_is_left_open_and_nothing_els
             parameter_openapi_schema=parameter_schema(retrain).model_dump(),
         )
         before = client.read_deployment(identity)
-        show_effective_values(client, "retrain/form", {"optimizer": {"lr": 0.5}})
+        show_effective_values(client, before, {"optimizer": {"lr": 0.5}})
         after = client.read_deployment(identity)
     forms = after.parameter_openapi_schema["definitions"]
     assert forms["SettingsTree"]["properties"]["name"]["description"].endswith(' Here: "toy", from refit.toml.')
