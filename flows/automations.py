@@ -150,13 +150,12 @@ def _reschedule(name: str, description: str, flows: Sequence[str], match: Labels
 
 def _give_up() -> AutomationCore:
     """A run that begins raises its count, and can give up by itself; on a worker without Refit none begins."""
-    trigger = _watch(FLOWS, for_each={"prefect.resource.id", "prefect.run-count"}, expect={CRASHED}, within=timedelta(hours=1))
-    trigger.threshold = MAX_ATTEMPTS
+    of_attempts = {"prefect.resource.id", "prefect.run-count"}
     message = f"Died {MAX_ATTEMPTS} times before it began: see the worker's log, then start a new run."
     return AutomationCore(
         name=GIVE_UP,
         description="A run that is not begun, again and again, has failed.",
-        trigger=trigger,
+        trigger=_watch(FLOWS, for_each=of_attempts, threshold=MAX_ATTEMPTS, expect={CRASHED}, within=timedelta(hours=1)),
         actions=[ChangeFlowRunState(state=StateType.FAILED, message=message)],
     )
 
@@ -233,6 +232,7 @@ def _watch(
     match: Labels | None = None,
     deployment: str | None = None,
     for_each: Set[str] = frozenset({"prefect.resource.id"}),
+    threshold: int = 1,
     **fields: Any,
 ) -> EventTrigger:
     """Watch each run that one of our deployments of these flows has started; runs from a terminal are their users' own.
@@ -243,6 +243,7 @@ def _watch(
         match: Labels of the event, besides that it is one of a run.
         deployment: Its name, if not any; heartbeats do not tell it.
         for_each: Labels whose values have a count of their own.
+        threshold: The count from which on to act.
         **fields: Of the trigger.
     """
     of_deployment = {"prefect.resource.role": "deployment", **({"prefect.resource.name": deployment} if deployment else {})}
@@ -255,6 +256,6 @@ def _watch(
             of_deployment,
         ],
         posture=posture,
-        threshold=1,
+        threshold=threshold,
         **fields,
     )
