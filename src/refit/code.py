@@ -117,9 +117,8 @@ def _list_imports(source: bytes, module: str, is_package: bool) -> list[str]:
             origin = ".".join([*parents, *filter(None, [node.module])])
             names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")) and node.args:
-            with contextlib.suppress(
-                AttributeError, ImportError, ValueError
-            ):  # a relative name outside of a package, or one that is computed
+            # But a name that is computed, or relative outside of a package.
+            with contextlib.suppress(AttributeError, ImportError, ValueError):
                 names.append(importlib.util.resolve_name(ast.literal_eval(node.args[0]), package))
     return names
 
