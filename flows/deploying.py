@@ -96,13 +96,13 @@ def deploy(
         _make_pool(client, pool)
         automations = update_automations(client, name, _find_period(document), block)
         _run_prefect_deploy(document)
-        announce(name, client.read_deployment_by_name(f"retrain/{name}").id)
+        found = {flow: client.read_deployment_by_name(f"{flow}/{name}") for flow in FLOWS}
+        for deployment in found.values():  # first, as the server plans the runs of a deployment that is changed anew
+            show_effective_values(client, deployment, settings)
+        announce(name, found["retrain"].id)
         deployed = [_await_schedule(client, entry) for entry in document["deployments"]]
-        for entry in document["deployments"]:
-            flow = entry["entrypoint"].partition(":")[2]
-            found = client.read_deployment_by_name(f"{flow}/{name}")
-            name_planned_runs(client, found.id, flow, name)
-            show_effective_values(client, found, settings)
+        for flow, deployment in found.items():
+            name_planned_runs(client, deployment.id, flow, name)
         others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=pool) if other.name != name]
         return Registered(deployed, automations, others, forgets_soon(client))
 

@@ -84,6 +84,8 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
     ]
     (plan,) = site.read("/deployments/name/retrain/digits")["schedules"]
     assert (plan["schedule"]["cron"], plan["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
+    planned = site.ask("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}}).json()
+    assert min(planned, key=lambda run: run["expected_start_time"])["name"].startswith("retrain digits, ")
 
 
 def test_no_folder_of_the_deploying_machine_is_in_a_deployment(site, first_champion):  # noqa: ARG001
