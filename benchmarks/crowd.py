@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from flows.project import name_pool
+from refit.server.project import name_pool
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "e2e"))
 from kill_campaign import REFIT, SETTINGS, write_work

@@ -24,9 +24,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 from rich.table import Table
 
-from flows.project import name_pool
-from refit.ledger import load_ledger
-from refit.store import Store
+from refit.registry.ledger import load_ledger
+from refit.server.project import name_pool
+from refit.store.store import Store
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "e2e"))
 

@@ -28,18 +28,18 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows.own_server import starting_server
-from flows.server import await_own_server
-from flows.training import train
-from refit.data.dataset import Manifest, build_dataset, load_manifest, load_split
-from refit.devices import prepare_compute
-from refit.evaluation import evaluate
-from refit.loaders import build_evaluation_loader, build_train_loader
-from refit.models import build_model
-from refit.optimizers import build_optimizer
+from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.flows.training import train
+from refit.models.building import build_model
+from refit.runtime.devices import prepare_compute
+from refit.server.api import await_own_server
+from refit.server.own_server import starting_server
 from refit.settings import SettingsTree, resolve_settings
-from refit.store import Store
-from refit.training import build_training_state, train_epoch
+from refit.store.store import Store
+from refit.tables.dataset import Manifest, build_dataset, load_manifest, load_split
+from refit.training.evaluation import evaluate
+from refit.training.loop import build_training_state, train_epoch
+from refit.training.optimizers import build_optimizer
 
 REPEATS = 3
 NUM_DONE_EPOCHS = 100

@@ -14,7 +14,7 @@ def print_peak() -> None:
 if __name__ == "__main__":
     atexit.register(print_peak)
     if len(sys.argv) > 1:
-        from flows.cli import main
+        from refit.commands.cli import main
 
         main()
     else:

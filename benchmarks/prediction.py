@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from refit.checkpoints import save_checkpoint, save_state
-from refit.data.dataset import build_dataset, load_manifest, load_split
-from refit.evaluation import evaluate
-from refit.inference import load_model
-from refit.loaders import build_evaluation_loader, build_train_loader
-from refit.prediction import score_files
+from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.serving.saved_model import load_model
+from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
-from refit.store import Store
-from refit.training import build_training_state, train_epoch
+from refit.store.store import Store
+from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.evaluation import evaluate
+from refit.training.loop import build_training_state, train_epoch
 
 NUM_ROWS = (500_000, 5_000_000)
 NUM_TRAIN_ROWS = 20_000

@@ -36,9 +36,9 @@ import safetensors.torch
 from rich.console import Console
 from rich.table import Table
 
-from refit.data.dataset import build_dataset, load_manifest, load_split
 from refit.settings import SettingsTree
-from refit.store import Store
+from refit.store.store import Store
+from refit.tables.dataset import build_dataset, load_manifest, load_split
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "e2e"))

@@ -6,21 +6,21 @@ from contextlib import contextmanager
 from prefect import get_run_logger
 from prefect.runtime import flow_run
 
-from flows.approval import ask_person
-from flows.training import build_snapshot, train_version, training_alone
-from refit import registry
-from refit.attempts import forget_attempts
-from refit.comparison import Verdict, check_slices
 from refit.errors import DataError, RefitError, SettingsError
-from refit.ledger import Entry, find_newest
-from refit.recipes import build_recipe
+from refit.flows.approval import ask_person
+from refit.flows.training import build_snapshot, train_version, training_alone
+from refit.promotion.comparison import Verdict, check_slices
+from refit.promotion.news import KEY, find_champion, find_decision
 from refit.refs import RetrainingResult, SavedModel
-from refit.retraining import KEY, find_champion, find_decision
+from refit.registry import versions
+from refit.registry.ledger import Entry, find_newest
+from refit.runs.attempts import forget_attempts
+from refit.runs.recipes import build_recipe
 from refit.settings import PromotionSettings, Settings
-from refit.store import Store
+from refit.store.store import Store
+from refit.tasks.promotion import compare, explain_missing_rows, keep, promote
+from refit.tasks.reporting import report, show_report
 from refit.texts import show_line
-from tasks.promotion import compare, explain_missing_rows, keep, promote
-from tasks.reporting import report, show_report
 
 RUN = "run"
 """Of an entry's details, the one that holds the id of the flow run that decided."""
@@ -45,21 +45,21 @@ def judge_candidate(
         with training_alone():
             first_weights = (champion.held_back_digest or champion.weights_digest) if champion else None
             recipe = build_recipe(settings, source_digests, first_weights)
-            number = registry.read_alias(store, settings.name)
+            number = versions.read_alias(store, settings.name)
             needed = explain_missing_rows(build_snapshot(recipe, settings), number, settings)
             if needed is not None and keep(None, number, needed, {KEY: key, RUN: flow_run.id}, settings) is not None:
                 return RetrainingResult(outcome="kept", reason=needed, champion=_refer(settings.name, number))
             trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
     else:
-        candidate = registry.read_version(store, settings.name, decided.after or 0)
+        candidate = versions.read_version(store, settings.name, decided.after or 0)
     with _judging(candidate):
         verdict, entry = _judge(candidate, decided, newest, key, settings)
     if verdict is None:
         reason = f"gives way to another run, which decided the same at {entry.at}: {entry.why}"
         get_run_logger().info("skipped: %s", show_line(reason))
         return RetrainingResult(
-            outcome="skipped", reason=reason, champion=_refer(settings.name, registry.read_alias(store, settings.name))
+            outcome="skipped", reason=reason, champion=_refer(settings.name, versions.read_alias(store, settings.name))
         )
     get_run_logger().info("%s: %s", candidate.reference, show_line(entry.why))
     place = report(candidate, verdict, entry, settings)
@@ -93,8 +93,8 @@ def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, 
         entry = decided or find_decision(store, settings.name, key, since=newest)
         if decided is None and entry is not None and entry.details.get(RUN) != flow_run.id:
             return None, entry
-        number = registry.read_alias(store, settings.name) if entry is None else entry.before
-        judged = candidate if entry is None else registry.read_version(store, settings.name, entry.after or 0)
+        number = versions.read_alias(store, settings.name) if entry is None else entry.before
+        judged = candidate if entry is None else versions.read_version(store, settings.name, entry.after or 0)
         with training_alone():  # else the time that it takes to score a row would be longer
             verdict = compare(judged, number, settings)
         entry = entry or _act_on(verdict, candidate, number, key, settings)
@@ -114,7 +114,7 @@ def _find_start(settings: Settings, store: Store) -> SavedModel | None:
     if number is None:
         get_run_logger().info("starting from new weights, as there is no champion that is whole")
         return None
-    return registry.read_version(store, settings.name, number)
+    return versions.read_version(store, settings.name, number)
 
 
 def _should_ask(verdict: Verdict, promotion: PromotionSettings) -> bool:

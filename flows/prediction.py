@@ -3,12 +3,12 @@
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.runs import DEFAULTS, resolve_given, show_settings
-from refit import registry
 from refit.refs import Prediction
+from refit.registry import versions
+from refit.server.flow_runs import DEFAULTS, resolve_given, show_settings
 from refit.settings import SettingsTree, Url
-from refit.store import Store
-from tasks.prediction import score_files
+from refit.store.store import Store
+from refit.tasks.prediction import score_files
 
 
 def _name_run() -> str:
@@ -32,5 +32,5 @@ def predict(
     """
     resolved = resolve_given(settings)
     show_settings(settings)
-    name, version = registry.resolve_reference(Store(resolved.store.url), model, registry.CHAMPION)
+    name, version = versions.resolve_reference(Store(resolved.store.url), model, versions.CHAMPION)
     return score_files(name, version, source, output, keep, resolved, strict)

@@ -4,15 +4,23 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.approval import check_server
-from flows.runs import DEFAULTS, find_newer_run, find_run_at_work, name_next_runs, name_run, resolve_given, show_settings
-from refit.data.sources import digest_sources
-from refit.keys import retraining_key
+from refit.flows.approval import check_server
+from refit.promotion.news import find_champion, find_decision, is_reported
 from refit.refs import RetrainingResult
-from refit.registry import read_alias
-from refit.retraining import find_champion, find_decision, is_reported
+from refit.registry.versions import read_alias
+from refit.runs.keys import retraining_key
+from refit.server.flow_runs import (
+    DEFAULTS,
+    find_newer_run,
+    find_run_at_work,
+    name_next_runs,
+    name_run,
+    resolve_given,
+    show_settings,
+)
 from refit.settings import SettingsTree
-from refit.store import Store
+from refit.store.store import Store
+from refit.tables.sources import digest_sources
 
 
 @flow(name="retrain", flow_run_name=name_run)
@@ -42,7 +50,7 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
         return _skip(store, name, f"nothing new since the decision of {decided.at}")
 
     show_settings(settings)
-    from flows.candidates import judge_candidate
+    from refit.flows.candidates import judge_candidate
 
     result = judge_candidate(resolved, source_digests, key, decided)
     return Completed(name=(result.alarm or result.outcome).capitalize(), message=result.reason, data=result)

@@ -8,27 +8,28 @@ from contextlib import contextmanager
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows.runs import DEFAULTS, name_run, resolve_given, show_settings
-from refit import devices, registry
-from refit.attempts import forget_attempts, note_attempt
-from refit.checkpoints import prune_checkpoints
 from refit.errors import SettingsError, StoreError
-from refit.interruption import holding_signals
-from refit.keys import Recipe
-from refit.ledger import find_highest
-from refit.recipes import Run, build_recipe, record_run
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
-from refit.results import find_last_epoch, load_result
+from refit.registry import versions
+from refit.registry.ledger import find_highest
+from refit.runs.attempts import forget_attempts, note_attempt
+from refit.runs.keys import Recipe
+from refit.runs.recipes import Run, build_recipe, record_run
+from refit.runs.results import find_last_epoch, load_result
+from refit.runtime import devices
+from refit.runtime.interruption import holding_signals
+from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings
 from refit.settings import Settings, SettingsTree
-from refit.store import Store
-from refit.training import best_epoch, check_deadline, has_lost_patience
-from tasks.caching import results_in
-from tasks.checkpoints import save_checkpoint
-from tasks.dataset import build_dataset
-from tasks.evaluation import evaluate
-from tasks.loaders import build_loaders
-from tasks.reporting import TrainingCurve
-from tasks.training import start_training, train_epoch
+from refit.store.store import Store
+from refit.tasks.caching import results_in
+from refit.tasks.checkpoints import save_checkpoint
+from refit.tasks.dataset import build_dataset
+from refit.tasks.evaluation import evaluate
+from refit.tasks.loaders import build_loaders
+from refit.tasks.reporting import TrainingCurve
+from refit.tasks.training import start_training, train_epoch
+from refit.training.checkpoints import prune_checkpoints
+from refit.training.loop import best_epoch, check_deadline, has_lost_patience
 
 TRIES = 3
 """Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
@@ -117,7 +118,7 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
                 _, refitted = _train_epochs(last_fit, snapshot, settings, champion, store, started, refresh)
         with _timed("save_checkpoint", seconds):
             saved = save_checkpoint(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
-    model = registry.locate(saved.result(), store)
+    model = versions.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
 

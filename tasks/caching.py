@@ -15,8 +15,8 @@ from prefect.tasks import exponential_backoff
 from pydantic import PrivateAttr
 
 from refit.errors import StoreError
-from refit.results import load_usable_result, result_path
-from refit.store import Store
+from refit.runs.results import load_usable_result, result_path
+from refit.store.store import Store
 
 RECIPE_KEY = re.compile("[0-9a-f]{64}")
 

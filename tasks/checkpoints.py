@@ -2,15 +2,18 @@
 
 from prefect import get_run_logger, task
 
-from refit import checkpoints, comparison, devices, models
-from refit.data import dataset
-from refit.evaluation import Metrics
+from refit.models import building
+from refit.promotion import comparison
 from refit.refs import DatasetRef, EpochResult, Ref, SavedModel
-from refit.results import load_result
+from refit.runs.results import load_result
+from refit.runtime import devices
 from refit.settings import SettingsTree
-from refit.store import Store
-from refit.training import EpochLog
-from tasks.caching import CACHED, RETRIED
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.tasks.caching import CACHED, RETRIED
+from refit.training import checkpoints
+from refit.training.evaluation import Metrics
+from refit.training.loop import EpochLog
 
 
 @task(task_run_name="save checkpoint", **CACHED, **RETRIED)
@@ -26,7 +29,7 @@ def save_checkpoint(
     """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
     manifest = dataset.load_manifest(snapshot, store)
-    network = models.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    network = building.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
     device = devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, network, store).to(device)
     lead = comparison.measure_lead(network, manifest, settings, store, device)

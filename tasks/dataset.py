@@ -2,11 +2,11 @@
 
 from prefect import get_run_logger, task
 
-from refit.data import dataset
 from refit.refs import DatasetRef
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import CACHED, RETRIED
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.tasks.caching import CACHED, RETRIED
 
 
 @task(task_run_name="build data set", **CACHED, **RETRIED)

@@ -2,13 +2,16 @@
 
 from prefect import task
 
-from refit import checkpoints, devices, evaluation, loaders, models
-from refit.data import dataset
+from refit.data import loaders
+from refit.models import building
 from refit.refs import DatasetRef, Ref
+from refit.runtime import devices
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import CACHED, RETRIED
-from tasks.loaders import close_loaders
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.tasks.caching import CACHED, RETRIED
+from refit.tasks.loaders import close_loaders
+from refit.training import checkpoints, evaluation
 
 
 @task(task_run_name="evaluate {split}", **CACHED, **RETRIED)
@@ -19,7 +22,7 @@ def evaluate(key: str, split: str, checkpoint: Ref, snapshot: DatasetRef, settin
     manifest = dataset.load_manifest(snapshot, store)
     device = devices.prepare_compute(settings.compute)
     model = checkpoints.load_weights(
-        checkpoint, models.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes)), store
+        checkpoint, building.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes)), store
     )
     metrics = evaluation.evaluate(
         model.to(device),

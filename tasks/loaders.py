@@ -5,12 +5,13 @@ from functools import lru_cache
 import torch
 from prefect import task
 
-from refit import devices, loaders
-from refit.data import dataset
+from refit.data import loaders
 from refit.refs import DatasetRef, LoadersRef
+from refit.runtime import devices
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import CACHED, RETRIED
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.tasks.caching import CACHED, RETRIED
 
 
 @task(task_run_name="build loaders", **CACHED, **RETRIED)

@@ -4,11 +4,12 @@ import time
 
 from prefect import get_run_logger, task
 
-from refit import inference, outputs, prediction
 from refit.refs import Prediction
+from refit.serving import saved_model, scoring
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import RETRIED
+from refit.store import outputs
+from refit.store.store import Store
+from refit.tasks.caching import RETRIED
 
 SECONDS_BETWEEN_LINES = 2.0
 
@@ -21,7 +22,7 @@ def score_files(
     logger, reference = get_run_logger(), f"{name}@v{version}"
     store = Store(settings.store.url)
     outputs.check_outside(output, store)
-    model = inference.load_version(store, name, version, settings)
+    model = saved_model.load_version(store, name, version, settings)
     logger.info("model: %s", reference)
     started = told = time.monotonic()
 
@@ -32,7 +33,7 @@ def score_files(
             told = now
             logger.info(_describe(num_rows, now - started), extra={"progress": (num_rows, None)})
 
-    num_rows, deviations = prediction.score_files(model, source, output, reference, tell, keep, strict)
+    num_rows, deviations = scoring.score_files(model, source, output, reference, tell, keep, strict)
     seconds = time.monotonic() - started
     logger.info(_describe(num_rows, seconds))
     for deviation in deviations:

@@ -6,15 +6,16 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from refit import comparison, fairness, ledger, registry
-from refit.comparison import Verdict
-from refit.data.dataset import load_manifest
 from refit.errors import ConflictError
-from refit.ledger import Entry
+from refit.promotion import comparison, fair_rows
+from refit.promotion.comparison import Verdict
 from refit.refs import DatasetRef, SavedModel
+from refit.registry import ledger, versions
+from refit.registry.ledger import Entry
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import RETRIED
+from refit.store.store import Store
+from refit.tables.dataset import load_manifest
+from refit.tasks.caching import RETRIED
 
 
 @task(task_run_name="compare with the champion", cache_policy=NO_CACHE, **RETRIED)
@@ -27,7 +28,7 @@ def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree)
 def explain_missing_rows(snapshot: DatasetRef, champion: int | None, settings: SettingsTree) -> str | None:
     """Say what is needed if no test row could judge a candidate; None if there are some."""
     store = Store(settings.store.url)
-    return fairness.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store, settings)
+    return fair_rows.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store, settings)
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE, **RETRIED)
@@ -37,7 +38,7 @@ def promote(
     """Make the candidate the champion; None if another has become it since the comparison."""
     store = Store(settings.store.url)
     try:
-        return registry.move_alias(store, candidate.name, candidate.version, expected=champion, why=why, details=details)
+        return versions.move_alias(store, candidate.name, candidate.version, expected=champion, why=why, details=details)
     except ConflictError as error:
         get_run_logger().warning("%s", error)
         return None
@@ -48,9 +49,9 @@ def keep(
     candidate: SavedModel | None, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
 ) -> Entry | None:
     """Write into the ledger why no candidate replaces the champion; None if another run has written there since, or moved it."""
-    store, name, alias = Store(settings.store.url), settings.name, registry.CHAMPION
+    store, name, alias = Store(settings.store.url), settings.name, versions.CHAMPION
     newest = ledger.find_newest(store, name)
-    if registry.read_alias(store, name) != champion:
+    if versions.read_alias(store, name) != champion:
         get_run_logger().warning("%s@%s is another version since the comparison", name, alias)
         return None
     version = None if candidate is None else candidate.version

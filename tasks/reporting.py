@@ -14,14 +14,14 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.context import SettingsContext, get_settings_context
 from prefect.runtime import flow_run
 
-from refit import outcomes
-from refit.comparison import Verdict
-from refit.curves import draw_curve
-from refit.ledger import Entry
+from refit.promotion import retraining_report
+from refit.promotion.comparison import Verdict
 from refit.refs import EpochResult, SavedModel
+from refit.registry.ledger import Entry
+from refit.reports.curves import draw_curve
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import RETRIED
+from refit.store.store import Store
+from refit.tasks.caching import RETRIED
 
 SECONDS_BETWEEN_UPDATES = 10.0
 """One takes a tenth of a second, and the training waits for it."""
@@ -31,16 +31,18 @@ SECONDS_WITHOUT_SERVER = 30.0
 @task(task_run_name="write report", cache_policy=NO_CACHE, **RETRIED)
 def report(candidate: SavedModel, verdict: Verdict, entry: Entry, settings: SettingsTree) -> str:
     """Write the report next to the candidate, show it on the run's page, and return where the file is."""
-    markdown, place = outcomes.write_report(candidate, verdict, entry, Store(settings.store.url), flow_run.name)
+    markdown, place = retraining_report.write_report(candidate, verdict, entry, Store(settings.store.url), flow_run.name)
     get_run_logger().info("report: %s", place)
-    _show_report(markdown, candidate.name, f"{outcomes.describe_outcome(candidate.name, entry)}: {verdict.decision.summary}")
+    _show_report(
+        markdown, candidate.name, f"{retraining_report.describe_outcome(candidate.name, entry)}: {verdict.decision.summary}"
+    )
     return place
 
 
 @task(task_run_name="show report", cache_policy=NO_CACHE, **RETRIED)
 def show_report(candidate: SavedModel, verdict: Verdict, question: str, settings: SettingsTree) -> None:
     """Show on the run's page what a person needs to know who is asked this question."""
-    markdown = outcomes.render_report(candidate, verdict, question, verdict.figures, Store(settings.store.url))
+    markdown = retraining_report.render_report(candidate, verdict, question, verdict.figures, Store(settings.store.url))
     _show_report(markdown, candidate.name, question)
 
 

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from prefect import get_run_logger, task
 from prefect.runtime import task_run
 
-from refit import checkpoints, devices, optimizers, training, warm_start
-from refit.data import dataset
-from refit.interruption import deliver_signal, is_signal_held
 from refit.models import trials
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
+from refit.runtime import devices
+from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.caching import CACHED, RETRIED, find_result, keep_result
-from tasks.loaders import open_loaders
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.tasks.caching import CACHED, RETRIED, find_result, keep_result
+from refit.tasks.loaders import open_loaders
+from refit.training import checkpoints, loop, optimizers, warm_start
 
 DRAWING = ("prefect.", "websockets.", "aiohttp.", "botocore.")
 """Packages whose threads draw from Python's generator, for a ping every 20 seconds or the wait before another try."""
 
-_live: dict[str, training.TrainingState] = {}
+_live: dict[str, loop.TrainingState] = {}
 _aside = random.Random()
 
 
@@ -91,7 +92,7 @@ def train_epoch(
             keep_result(key_before, result)
             deliver_signal()
             if deadline is not None:
-                training.check_deadline(deadline, earlier, loaders.num_batches)
+                loop.check_deadline(deadline, earlier, loaders.num_batches)
         checkpoint = result.checkpoint
     return _train_epoch(epoch, key, checkpoint, loaders, settings, deadline)
 
@@ -111,12 +112,12 @@ def _train_epoch(
             get_run_logger().info("epoch %d: going on after batch %d", epoch, state.num_batches)
     device = devices.prepare_compute(settings.compute)
     train_loader, val_loader = open_loaders(loaders, settings.store.url, device)
-    num_steps = training.count_steps(loaders.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
-    clock = training.PauseClock(settings.checkpoint.every_seconds, deadline)
+    num_steps = loop.count_steps(loaders.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
+    clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
     log = None
     with checkpoints.saving_partials(key, store) as save_partial:
         while log is None:
-            log = training.train_epoch(
+            log = loop.train_epoch(
                 state,
                 train_loader,
                 optimizers.build_learning_rate(settings.optimizer, num_steps),
@@ -145,10 +146,10 @@ def _train_epoch(
     return result
 
 
-def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> training.TrainingState:
+def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> loop.TrainingState:
     set_threads_aside()
     manifest = dataset.load_manifest(snapshot, store)
-    return training.build_training_state(
+    return loop.build_training_state(
         settings.model,
         settings.optimizer,
         num_inputs=len(manifest.input_names),
@@ -158,7 +159,7 @@ def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> 
     )
 
 
-def _keep(state: training.TrainingState, settings: SettingsTree, store: Store) -> Ref:
+def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:
     checkpoint = checkpoints.save_state(state, store)
     _live.clear()
     _live[_live_key(checkpoint, settings)] = state

@@ -5,15 +5,24 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from refit.store import Store
+from refit.commands import cli
+from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.settings import SettingsTree
+from refit.store.store import Store
+from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.evaluation import evaluate
+from refit.training.loop import build_training_state, train_epoch
 
 # As in flows/local.py: Prefect reads these on import.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -50,9 +59,9 @@ def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFact
     """A server, and a folder for what Prefect keeps of tasks that a test calls outside of `results_in`."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-    from flows import own_server
-    from flows.server import await_own_server
-    from tasks.training import set_threads_aside
+    from refit.server import own_server
+    from refit.server.api import await_own_server
+    from refit.tasks.training import set_threads_aside
 
     set_threads_aside()  # before tests that do not train in a flow, too
     home = tmp_path_factory.mktemp("prefect")
@@ -93,3 +102,66 @@ def _generators_put_back() -> Iterator[None]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
+
+
+NUM_ROWS = 60
+
+
+@pytest.fixture
+def refit(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `refit ARGUMENTS` in this process: exit code, standard output, standard error."""
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["refit", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        captured = capsys.readouterr()
+        return exited.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows() -> pl.DataFrame:
+    """Rows of every kind of column; `label` follows `size`."""
+    numbers = range(NUM_ROWS)
+    return pl.DataFrame(
+        {
+            "number": numbers,
+            "size": [None if number % 7 == 3 else number % 2 * 3.0 + number / 50 for number in numbers],
+            "colour": ["red" if number % 3 else "green" for number in numbers],
+            "is_new": [number % 5 == 0 for number in numbers],
+            "seen": [datetime(2024, 1, 1) + timedelta(hours=37 * number) for number in numbers],
+            "label": ["yes" if number % 2 else "no" for number in numbers],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_store(tmp_path_factory, rows) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    rows.write_csv(folder / "rows.csv")
+    features = ["size", "colour", "is_new", "seen"]
+    given = {
+        "name": "toy",
+        "data": {"source": str(folder / "rows.csv"), "target": "label", "features": features},
+        "model": {"hidden_sizes": [16, 16]},
+    }
+    settings, store, cpu = SettingsTree.model_validate(given), Store(str(folder / "store")), torch.device("cpu")
+    manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
+    state = build_training_state(settings.model, settings.optimizer, len(manifest.input_names), 2, seed=0, device=cpu)
+    loader = build_train_loader(*load_split(manifest, "train", store), batch_size=8, drop_last=False)
+    logs = [train_epoch(state, loader, lambda _: 0.1, device=cpu)]
+    test = build_evaluation_loader(*load_split(manifest, "test", store))
+    metrics = {"test": evaluate(state.model, test, ["no", "yes"], cpu, "fp32")}
+    save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store)
+    return folder / "store"
+
+
+@pytest.fixture
+def toy(trained_store) -> Store:
+    """The store that commands find, with `toy@v1`, which no alias names."""
+    shutil.copytree(trained_store, "refit-store")
+    return Store("refit-store")

@@ -72,13 +72,13 @@ def test_a_key_that_prefect_would_ignore_is_found(path, key):
 
 def test_the_file_of_the_repository_is_that_of_the_package():
     """`refit deploy` reads the one that is installed with it."""
-    assert (ROOT / "prefect.yaml").resolve() == ROOT / "flows" / "prefect.yaml"
+    assert (ROOT / "prefect.yaml").resolve() == ROOT / "src/refit/server/prefect.yaml"
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_a_deployment_names_a_flow_by_its_module(name):
     entrypoint = DEPLOYMENTS[name]["entrypoint"]
-    assert re.fullmatch(r"flows\.\w+:\w+", entrypoint)
+    assert re.fullmatch(r"refit\.flows\.\w+:\w+", entrypoint)
     assert load_flow_from_entrypoint(entrypoint).name == entrypoint.partition(":")[2]
     assert name == entrypoint.partition(":")[2]
 

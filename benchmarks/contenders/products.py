@@ -13,7 +13,7 @@ from limits import Library, find_libraries
 from torch import Tensor
 from work import Array, Labels, Layers, Work, race
 
-from refit.devices import computing_on_one_thread
+from refit.runtime.devices import computing_on_one_thread
 
 PRODUCTS_PER_CALL = (1, 16, 64)
 LARGEST_IN_MANY = 10_000_000

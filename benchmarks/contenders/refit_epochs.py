@@ -1,4 +1,4 @@
-"""Refit's epochs: `refit.training.train_epoch`, without the flow around it (`overhead.py` measures that).
+"""Refit's epochs: `refit.training.loop.train_epoch`, without the flow around it (`overhead.py` measures that).
 
 Its argument is `compute.engine`; all settings but those of the work are left as they are.
 """
@@ -10,10 +10,10 @@ from torch import nn
 from torch_parts import copy_layers
 from work import NUM_CLASSES, WEIGHT_DECAY, Array, Labels, Layers, Work, race
 
-from refit.devices import prepare_compute
-from refit.loaders import build_train_loader
+from refit.data.loaders import build_train_loader
+from refit.runtime.devices import prepare_compute
 from refit.settings import ComputeSettings, ModelSettings, OptimizerSettings
-from refit.training import build_training_state, train_epoch
+from refit.training.loop import build_training_state, train_epoch
 
 
 def build_epoch(

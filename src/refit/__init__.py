@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refit.inference import Model, load_model
+    from refit.serving.saved_model import Model, load_model
 
 __all__ = ["Model", "load_model"]
 
@@ -11,7 +11,7 @@ __all__ = ["Model", "load_model"]
 def __getattr__(name: str) -> Any:
     """Import torch only for who loads a model."""
     if name in __all__:
-        from refit import inference
+        from refit.serving import saved_model
 
-        return getattr(inference, name)
+        return getattr(saved_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

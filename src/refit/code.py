@@ -41,11 +41,16 @@ def importing_from_here() -> Iterator[None]:
 
 
 def digest_code(modules: Iterable[str]) -> dict[str, str]:
-    """Digest of each of Refit's modules, by `code.` and its name."""
-    folder = Path(__file__).parent
-    paths = {module: folder.joinpath(*module.split(".")[1:]) for module in modules}  # not imported, nor torch with them
-    sources = {module: path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for module, path in paths.items()}
-    return {f"code.{module}": _digest_source(path.read_bytes(), str(path)) for module, path in sources.items()}
+    """Digest of each function, class and constant of some of Refit's modules, by `code.` and its name.
+
+    The module that a definition lies in does not count, so that code which is moved keeps its digests.
+    """
+    folder, digests = Path(__file__).parent, dict[str, list[str]]()
+    for module in modules:  # not imported, nor torch with them
+        path = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        for name, digest in _digest_definitions(path.read_bytes(), str(path)):
+            digests.setdefault(f"code.{name}", []).append(digest)
+    return {name: found[0] if len(found) == 1 else _hash(" ".join(sorted(found))) for name, found in sorted(digests.items())}
 
 
 def digest_user_code(factory: str | None) -> dict[str, str]:
@@ -135,15 +140,41 @@ _list_distributions = cache(packages_distributions)  # which takes a second
 
 
 @cache
+def _digest_definitions(source: bytes, path: str) -> list[tuple[str, str]]:
+    """Name and digest of what a module of Refit defines; of imports, only those of other packages."""
+    found = []
+    for node in _without_docstrings(_parse(source, path)).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origin = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if not origin.startswith("refit"):
+                found += [("imports", _hash(f"{origin} {alias.name} {alias.asname}")) for alias in node.names]
+            continue
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            name = node.name
+        else:
+            name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", node))
+        found.append((name, _hash(ast.dump(node))))
+    return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
 def _digest_source(source: bytes, path: str) -> str:
     try:
         tree = _parse(source, path)
     except SyntaxError as error:
         raise SettingsError(f"model.factory: expected a module that can be imported, found {path}: {error}; mend it") from error
+    return _hash(ast.dump(_without_docstrings(tree)))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [statement for statement in node.body if not _is_docstring(statement)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return tree
 
 
 def _parse(source: bytes, path: str = "") -> ast.Module:

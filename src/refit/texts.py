@@ -1,6 +1,7 @@
 """Text that others wrote, made fit to be shown: no secrets of URLs, no control characters, not too long."""
 
 import re
+from collections.abc import Iterable
 
 MAX_LINE = 2000
 """Characters of a line that are shown; of a longer one the beginning and the end, where a message says what to do."""
@@ -54,6 +55,14 @@ def show_line(text: object, limit: int = MAX_LINE) -> str:
 def show(text: object) -> str:
     """Return a name, a class or a cell as a part of a line: as `show_line`, and short."""
     return show_line(text, MAX_PART)
+
+
+def list_names(names: Iterable[str], limit: int = 30) -> str:
+    """Name columns or classes in a message, the first `limit` of them."""
+    names = list(names)
+    return ", ".join(f"`{show(name)}`" for name in names[:limit]) + (
+        f" and {len(names) - limit} more" if len(names) > limit else ""
+    )
 
 
 def _hide_in_word(word: str) -> str:

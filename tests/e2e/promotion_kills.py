@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Any
 
 from refit.errors import StoreError
-from refit.ledger import Entry, load_ledger
-from refit.registry import add_version, check_version, move_alias, read_alias, rollback, version_folder
-from refit.store import Store
+from refit.registry.ledger import Entry, load_ledger
+from refit.registry.versions import add_version, check_version, move_alias, read_alias, rollback, version_folder
+from refit.store.store import Store
 
 NAME = "digits"
 ALIAS = f"models/{NAME}/aliases/champion.json"

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 from kill_campaign import REFIT, write_work
 
-from flows.project import name_pool
-from refit.store import Store
+from refit.server.project import name_pool
+from refit.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
@@ -38,8 +38,7 @@ class Site:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/api"
-        for floor in ("src", "tasks", "flows"):
-            shutil.copytree(ROOT / floor, clone / floor, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "src", clone, ignore=shutil.ignore_patterns("__pycache__"))  # links become folders
         for place in (self.project, self.desk):
             place.mkdir()
         write_work(self.project)
@@ -51,7 +50,7 @@ class Site:
             "PREFECT_HOME": make_home(folder, database),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
-        self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": f"{clone / 'src'}:{clone}"}
+        self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": str(clone)}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.server = self.start_server()
 

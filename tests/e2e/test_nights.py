@@ -16,11 +16,11 @@ from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, State
 from servers import TIMEOUT_SECONDS, Site, wait_for
-from test_schedule import MAKE_BLOCK, mailbox  # noqa: F401
+from test_schedule import MAKE_BLOCK
 
-from flows import automations
-from flows.automations import announce, update_automations
-from flows.server import HEARTBEAT
+from refit.server import automations
+from refit.server.api import HEARTBEAT
+from refit.server.automations import announce, update_automations
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
     assert "database is locked" not in log
 
 
-def test_crashes_and_lost_nights_are_told_to_the_block_of_the_model(site, client, mailbox):  # noqa: F811
+def test_crashes_and_lost_nights_are_told_to_the_block_of_the_model(site, client, mailbox):
     url, messages = mailbox
     subprocess.run([sys.executable, "-c", MAKE_BLOCK, url], env=site.environment, check=True)
     deployment = register(client, "retrain", "crab", ["refit"])

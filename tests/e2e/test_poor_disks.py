@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from refit.ledger import load_ledger
-from refit.registry import read_alias
-from refit.store import Store
+from refit.registry.ledger import load_ledger
+from refit.registry.versions import read_alias
+from refit.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")]
 

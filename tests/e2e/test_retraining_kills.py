@@ -13,18 +13,18 @@ import pytest
 import torch
 from prefect.settings import PREFECT_API_URL
 
-from refit.ledger import load_ledger
-from refit.registry import check_version, list_versions, move_alias, read_alias
-from refit.store import Store
+from refit.registry.ledger import load_ledger
+from refit.registry.versions import check_version, list_versions, move_alias, read_alias
+from refit.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 SERVE = """
 import importlib, json, os, signal, sys, traceback
-from flows import candidates
-from flows.retraining import retrain
+from refit.flows import candidates
+from refit.flows.retraining import retrain
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from refit import reports
+from refit.reports import run_report
 from refit.settings import SettingsTree
 
 def wrap(module, name, before=lambda: None, after=lambda: None):
@@ -46,7 +46,7 @@ def note():
     with open("epochs", "a") as file:
         file.write("epoch\\n")
 
-reports.draw_losses = reports.draw_confusion = lambda *_: b""  # other tests draw
+run_report.draw_losses = run_report.draw_confusion = lambda *_: b""  # other tests draw
 for line in sys.stdin:
     settings, step = json.loads(line)
     child = os.fork()
@@ -54,7 +54,7 @@ for line in sys.stdin:
         print(os.waitpid(child, 0)[1], flush=True)
         continue
     try:
-        wrap("refit.training", "train_epoch", after=note)
+        wrap("refit.training.loop", "train_epoch", after=note)
         if step:
             wrap(*step[:2], **{step[2]: die})
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -67,14 +67,14 @@ for line in sys.stdin:
         os._exit(1)
 """
 STEPS = [
-    ("refit.data.dataset", "build_dataset", "after"),
-    ("refit.checkpoints", "save_checkpoint", "before"),
-    ("refit.registry", "add_version", "after"),
-    ("refit.comparison", "compare", "before"),
-    ("refit.comparison", "compare", "after"),
-    ("refit.registry", "check_version", "before"),
-    ("refit.registry", "_write_alias", "before"),
-    ("refit.outcomes", "write_report", "before"),
+    ("refit.tables.dataset", "build_dataset", "after"),
+    ("refit.training.checkpoints", "save_checkpoint", "before"),
+    ("refit.registry.versions", "add_version", "after"),
+    ("refit.promotion.comparison", "compare", "before"),
+    ("refit.promotion.comparison", "compare", "after"),
+    ("refit.registry.versions", "check_version", "before"),
+    ("refit.registry.versions", "_write_alias", "before"),
+    ("refit.promotion.retraining_report", "write_report", "before"),
 ]
 
 

@@ -72,9 +72,9 @@ def test_two_machines_that_share_a_bucket_share_what_is_done(environment, tmp_pa
 
 MOVE = f"""
 from refit.errors import ConflictError
-from refit.ledger import append_entry, load_ledger
-from refit.registry import add_version, move_alias, read_alias, rollback
-from refit.store import Store
+from refit.registry.ledger import append_entry, load_ledger
+from refit.registry.versions import add_version, move_alias, read_alias, rollback
+from refit.store.store import Store
 store = Store("{URL}")
 print(store.create("a/file", b"first"), store.create("a/file", b"second"), store.read("a/file"))
 for _ in range(2):

@@ -18,8 +18,8 @@ import pytest
 from kill_campaign import REFIT
 from servers import FINAL, ROOT, TIMEOUT_SECONDS, wait_for
 
-from flows.project import name_pool
-from refit.registry import list_versions, read_alias
+from refit.registry.versions import list_versions, read_alias
+from refit.server.project import name_pool
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flows.training import train
+from refit.flows.training import train
 from refit.settings import SettingsTree
 
 PENGUINS = Path(__file__).parents[2] / "examples" / "penguins.csv"

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from prefect.exceptions import ParameterTypeError
 
-from flows.prediction import predict
 from refit.errors import DataError, RefitError, SettingsError, StoreError
-from refit.inference import load_version
+from refit.flows.prediction import predict
 from refit.refs import Prediction
-from refit.registry import move_alias
+from refit.registry.versions import move_alias
+from refit.serving.saved_model import load_version
 from refit.settings import SettingsTree
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -147,7 +147,7 @@ def test_an_output_that_cannot_be_written_is_named(source, output, error, messag
     ],
 )
 def test_the_command_refuses_a_secret_before_a_run_could_hold_it(refit, caplog, monkeypatch, arguments, where):
-    monkeypatch.setattr("flows.local.run_locally", lambda *_, **__: pytest.fail("a run was started"))
+    monkeypatch.setattr("refit.commands.local_run.run_locally", lambda *_, **__: pytest.fail("a run was started"))
     code, out, err = refit("predict", "toy@v1", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {where}: expected a URL without a secret, found a user, a query or a fragment in ")

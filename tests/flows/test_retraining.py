@@ -21,24 +21,24 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.states import Running, Scheduled
 
-import flows.approval
-import flows.candidates
-import flows.runs
-import refit.comparison
-import refit.registry
-import refit.reports
-import refit.training
-import tasks.promotion
-from flows.retraining import retrain
-from flows.server import HEARTBEAT, describe_run, is_alive
-from flows.terminal import complain
+import refit.flows.approval
+import refit.flows.candidates
+import refit.promotion.comparison
+import refit.registry.versions
+import refit.reports.run_report
+import refit.server.flow_runs
+import refit.tasks.promotion
+import refit.training.loop
+from refit.commands.terminal import complain
 from refit.errors import DataError
-from refit.ledger import Entry, load_ledger
-from refit.recipes import load_runs
+from refit.flows.retraining import retrain
 from refit.refs import RetrainingResult
-from refit.registry import list_versions, load_part, move_alias, read_alias, rollback
+from refit.registry.ledger import Entry, load_ledger
+from refit.registry.versions import list_versions, load_part, move_alias, read_alias, rollback
+from refit.runs.recipes import load_runs
+from refit.server.api import HEARTBEAT, describe_run, is_alive
 from refit.settings import SettingsTree
-from refit.store import Store
+from refit.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -87,8 +87,8 @@ def champion() -> int | None:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take half of a run's time, and other tests draw them."""
-    monkeypatch.setattr(refit.reports, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(refit.reports, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_confusion", lambda *_: b"")
     write_table()
 
 
@@ -96,9 +96,9 @@ def _no_pictures(monkeypatch):
 def trained(monkeypatch) -> list[int]:
     """The epochs that were trained."""
     epochs: list[int] = []
-    train_epoch = refit.training.train_epoch
+    train_epoch = refit.training.loop.train_epoch
     monkeypatch.setattr(
-        refit.training,
+        refit.training.loop,
         "train_epoch",
         lambda state, *args, **more: epochs.append(state.epoch + 1) or train_epoch(state, *args, **more),
     )
@@ -233,7 +233,7 @@ def test_what_fails_after_a_candidate_was_trained_does_not_say_that_nothing_was(
     def refuse(*_):
         raise DataError("expected another column")
 
-    monkeypatch.setattr(refit.comparison, "compare", refuse)
+    monkeypatch.setattr(refit.promotion.comparison, "compare", refuse)
     error = run().result(raise_on_failure=False)
     assert str(error) == "model@v1 was trained and saved, but cannot be judged: expected another column"
     assert complain(error) == 1
@@ -290,7 +290,7 @@ def test_with_mode_never_a_better_candidate_is_only_reported():
 @pytest.fixture
 def answering(monkeypatch) -> Iterator[Callable[..., threading.Thread]]:
     """A person who answers the next question."""
-    monkeypatch.setattr(flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(refit.flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
     threads = []
 
     def answer(**answers: str) -> None:
@@ -338,7 +338,7 @@ def test_with_mode_ask_a_persons_word_counts(answering):
 
 
 def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
-    monkeypatch.setattr(flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(refit.flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
     state = run(promotion={"mode": "ask", "timeout_seconds": 1})
     assert (state.name, state.type, champion()) == ("Kept", StateType.COMPLETED, None)
     assert state.message.startswith("nobody approved within 1 seconds, else promoted: accuracy")
@@ -348,8 +348,8 @@ def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
 
 def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monkeypatch):
     run(BAD, promotion={"mode": "never"})
-    store, against, move = Store("refit-store"), [], refit.registry.move_alias
-    compare = refit.comparison.compare
+    store, against, move = Store("refit-store"), [], refit.registry.versions.move_alias
+    compare = refit.promotion.comparison.compare
 
     def note(candidate, number, *rest):
         against.append(number)
@@ -360,8 +360,8 @@ def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monke
             move(store, "model", 1, expected=None, why="by hand")
         return move(*given, **named)
 
-    monkeypatch.setattr(refit.comparison, "compare", note)
-    monkeypatch.setattr(refit.registry, "move_alias", move_after_another)
+    monkeypatch.setattr(refit.promotion.comparison, "compare", note)
+    monkeypatch.setattr(refit.registry.versions, "move_alias", move_after_another)
     state = run(GOOD)
     assert against == [None, 1]
     assert (state.name, champion()) == ("Promoted", 2)
@@ -372,15 +372,15 @@ def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monke
 @pytest.mark.parametrize(
     ("function", "optimizer", "name", "action"),
     [
-        ("refit.registry.move_alias", GOOD, "Promoted", "promote"),
-        ("refit.registry.read_alias", BAD, "Kept", "keep"),
-        ("refit.ledger.append_entry", BAD, "Kept", "keep"),
+        ("refit.registry.versions.move_alias", GOOD, "Promoted", "promote"),
+        ("refit.registry.versions.read_alias", BAD, "Kept", "keep"),
+        ("refit.registry.ledger.append_entry", BAD, "Kept", "keep"),
     ],
 )
 def test_of_two_runs_of_one_recipe_one_decides_and_the_other_gives_way(monkeypatch, function, optimizer, name, action):
     """The second comes to its decision after the first has acted."""
     original, outer = pydoc.locate(function), []
-    acting, act = [], getattr(tasks.promotion, action)
+    acting, act = [], getattr(refit.tasks.promotion, action)
 
     def act_and_note(*given, **named):
         acting.append(True)
@@ -392,7 +392,7 @@ def test_of_two_runs_of_one_recipe_one_decides_and_the_other_gives_way(monkeypat
             outer[0] = run(optimizer).name
         return original(*given, **named)
 
-    monkeypatch.setattr(flows.candidates, action, act_and_note)
+    monkeypatch.setattr(refit.flows.candidates, action, act_and_note)
     monkeypatch.setattr(function, call_after_the_other_run)
     state = run(optimizer)
     assert [state.name, *outer] == ["Skipped", name]
@@ -457,7 +457,7 @@ def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatc
         assert state.message == f"model has no champion; gives way to {first.name}, which is at work"
         assert client.read_flow_run(first.id).state_name == "Running"
 
-        monkeypatch.setattr(flows.runs, "LONGEST_SILENCE", timedelta())
+        monkeypatch.setattr(refit.server.flow_runs, "LONGEST_SILENCE", timedelta())
         third = client.create_flow_run_from_deployment(deployment)
         assert run_flow(retrain, flow_run=third, parameters=parameters, return_type="state").name == "Promoted"
         assert client.read_flow_run(first.id).state_name == "Crashed"

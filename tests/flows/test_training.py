@@ -13,28 +13,28 @@ import pytest
 import torch
 from prefect import flow, task
 
-import flows.training
-import refit.checkpoints
-import refit.data.dataset
-import refit.evaluation
-import refit.loaders
-import refit.reports
-import refit.training
-import tasks.loaders
-import tasks.training
-from flows.training import train
-from refit.checkpoints import digest_weights
-from refit.devices import NUM_THREADS
+import refit.data.loaders
+import refit.flows.training
+import refit.reports.run_report
+import refit.tables.dataset
+import refit.tasks.loaders
+import refit.tasks.training
+import refit.training.checkpoints
+import refit.training.evaluation
+import refit.training.loop
 from refit.errors import DataError, RefitError, SettingsError, StoreError, TrainingError
-from refit.inference import Model, load_model
-from refit.ledger import append_entry, entry_path
-from refit.optimizers import build_learning_rate
-from refit.recipes import forecast
+from refit.flows.training import train
 from refit.refs import EpochResult, TrainingResult
-from refit.registry import list_versions
-from refit.results import load_result
+from refit.registry.ledger import append_entry, entry_path
+from refit.registry.versions import list_versions
+from refit.runs.recipes import forecast
+from refit.runs.results import load_result
+from refit.runtime.devices import NUM_THREADS
+from refit.serving.saved_model import Model, load_model
 from refit.settings import SettingsTree, resolve_settings
-from refit.store import Store
+from refit.store.store import Store
+from refit.training.checkpoints import digest_weights
+from refit.training.optimizers import build_learning_rate
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -73,8 +73,8 @@ def by_time(source: str, **training) -> dict:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take half of a run's time, and other tests draw them."""
-    monkeypatch.setattr(refit.reports, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(refit.reports, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_confusion", lambda *_: b"")
 
 
 def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_version_says_by_which_settings():
@@ -123,17 +123,17 @@ def train_plainly(given: dict, num_epochs: int, trained_on: tuple[str, ...] = ("
     """The oracle: all epochs in one go, undisturbed, without Prefect, keys or checkpoints."""
     settings, _ = resolve_settings(given)
     store, cpu = Store("plain-store"), torch.device("cpu")
-    manifest = refit.data.dataset.load_manifest(refit.data.dataset.build_dataset(settings.data, settings.seed, store), store)
-    rows = {split: refit.data.dataset.load_split(manifest, split, store) for split in ("train", "val", "test")}
+    manifest = refit.tables.dataset.load_manifest(refit.tables.dataset.build_dataset(settings.data, settings.seed, store), store)
+    rows = {split: refit.tables.dataset.load_split(manifest, split, store) for split in ("train", "val", "test")}
     x, y = map(torch.cat, zip(*(rows[split] for split in trained_on), strict=True))
-    loader = refit.loaders.build_train_loader(x, y, settings.loader.batch_size, settings.loader.drop_last)
-    val_loader = refit.loaders.build_evaluation_loader(*rows["val"])
+    loader = refit.data.loaders.build_train_loader(x, y, settings.loader.batch_size, settings.loader.drop_last)
+    val_loader = refit.data.loaders.build_evaluation_loader(*rows["val"])
     widths = len(manifest.input_names), len(manifest.classes)
-    state = refit.training.build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=cpu)
+    state = refit.training.loop.build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=cpu)
     rate = build_learning_rate(settings.optimizer, len(loader) * num_epochs)
     plain = Plain([], [], [])
     for _ in range(num_epochs):
-        log = refit.training.train_epoch(state, loader, rate, device=cpu, val_loader=val_loader)
+        log = refit.training.loop.train_epoch(state, loader, rate, device=cpu, val_loader=val_loader)
         plain.batch_losses.append(log.batch_losses)
         plain.val_losses.append(log.val_loss)
         plain.weights.append(digest_weights(state.model.state_dict()))
@@ -152,8 +152,8 @@ def assert_plain(result: TrainingResult, plain: Plain) -> None:
 
 def forget() -> None:
     """As another process would find it."""
-    tasks.training._live.clear()
-    tasks.loaders._open_loaders.cache_clear()
+    refit.tasks.training._live.clear()
+    refit.tasks.loaders._open_loaders.cache_clear()
 
 
 @pytest.fixture
@@ -170,12 +170,12 @@ def done(monkeypatch) -> list[str]:
 
         monkeypatch.setattr(module, name, noted)
 
-    note(refit.data.dataset, "build_dataset", lambda *_: "build data set")
-    note(refit.loaders, "count_batches", lambda *_: "build loaders")
-    note(refit.training, "build_training_state", lambda *_: "build state")
-    note(refit.training, "train_epoch", lambda state, *_: f"epoch {state.epoch + 1}")
-    note(refit.evaluation, "evaluate", lambda *_: "evaluate")
-    note(refit.checkpoints, "save_checkpoint", lambda *_: "save")
+    note(refit.tables.dataset, "build_dataset", lambda *_: "build data set")
+    note(refit.data.loaders, "count_batches", lambda *_: "build loaders")
+    note(refit.training.loop, "build_training_state", lambda *_: "build state")
+    note(refit.training.loop, "train_epoch", lambda state, *_: f"epoch {state.epoch + 1}")
+    note(refit.training.evaluation, "evaluate", lambda *_: "evaluate")
+    note(refit.training.checkpoints, "save_checkpoint", lambda *_: "save")
     return steps
 
 
@@ -248,7 +248,7 @@ def test_runs_in_threads_of_one_process_that_compute_in_other_ways_give_the_bits
     tried = [base | {"compute": way, "seed": seed} for seed, way in enumerate(ways)]
     alone = [run(given | {"store": {"url": "alone"}}).model.weights_digest for given in tried]
 
-    began, all_began, seen, train_one = set[int](), threading.Event(), [], refit.training.train_epoch
+    began, all_began, seen, train_one = set[int](), threading.Event(), [], refit.training.loop.train_epoch
 
     def note() -> None:
         began.add(threading.get_ident())
@@ -261,8 +261,8 @@ def test_runs_in_threads_of_one_process_that_compute_in_other_ways_give_the_bits
         seen.append((options["precision"], torch.get_float32_matmul_precision(), torch.get_num_threads()))
         return train_one(*arguments, **options)
 
-    monkeypatch.setattr(flows.training, "_is_training", Noting(threading.Lock(), note))
-    monkeypatch.setattr(refit.training, "train_epoch", train_beside_others)
+    monkeypatch.setattr(refit.flows.training, "_is_training", Noting(threading.Lock(), note))
+    monkeypatch.setattr(refit.training.loop, "train_epoch", train_beside_others)
 
     @task
     def try_settings(given: dict) -> str:
@@ -337,13 +337,13 @@ def test_the_rows_of_the_test_are_read_last(tmp_path, monkeypatch):
 
 def test_the_test_rows_are_scored_once_and_the_weights_are_final_then(tmp_path, monkeypatch):
     evaluated = []
-    evaluate = refit.evaluation.evaluate
+    evaluate = refit.training.evaluation.evaluate
 
     def note(model, loader, *rest):
         evaluated.append((sum(len(y) for _, y in loader), digest_weights(model.state_dict())))
         return evaluate(model, loader, *rest)
 
-    monkeypatch.setattr(refit.evaluation, "evaluate", note)
+    monkeypatch.setattr(refit.training.evaluation, "evaluate", note)
     result = run(by_time(write_table(tmp_path / "table.csv", num_rows=62), num_epochs=4, patience=2))
     sizes = [info["rows"] for info in read(result, "manifest")["splits"].values()]
     assert [num_rows for num_rows, _ in evaluated] == sizes
@@ -550,7 +550,7 @@ def test_patience_chooses_among_epochs_that_a_run_without_it_has_trained(tmp_pat
 def epoch_results(given: dict) -> list[EpochResult]:
     settings, _ = resolve_settings(given)
     store = Store(settings.store.url)
-    found = (load_result(key, store) for key in flows.training.build_recipe(settings).epoch_keys)
+    found = (load_result(key, store) for key in refit.flows.training.build_recipe(settings).epoch_keys)
     return [EpochResult.model_validate(content) for content in found if content is not None]
 
 
@@ -614,7 +614,7 @@ def test_a_damaged_checkpoint_of_the_best_epoch_is_made_again(tmp_path, keep):
 def test_a_disk_that_loses_the_best_checkpoint_every_time_ends_the_run_and_a_mended_one_lets_it_end_well(
     tmp_path, done, monkeypatch
 ):
-    given, save_state = by_time(write_table(tmp_path / "table.csv"), num_epochs=2), refit.checkpoints.save_state
+    given, save_state = by_time(write_table(tmp_path / "table.csv"), num_epochs=2), refit.training.checkpoints.save_state
     lost = []
 
     def save_and_lose(state, store):
@@ -625,7 +625,7 @@ def test_a_disk_that_loses_the_best_checkpoint_every_time_ends_the_run_and_a_men
         return ref
 
     with monkeypatch.context() as patch:
-        patch.setattr(refit.checkpoints, "save_state", save_and_lose)
+        patch.setattr(refit.training.checkpoints, "save_state", save_and_lose)
         message = (
             r"checkpoint \S+/(\S+): expected it whole after epoch 2, found it damaged or gone 3 times; look at the disk and at"
         )
@@ -684,14 +684,14 @@ def test_what_was_done_before_a_failure_is_not_done_again(tmp_path, monkeypatch,
     given = by_time(write_table(tmp_path / "table.csv"), num_epochs=4)
     plain = train_plainly(given, 4)
     with monkeypatch.context() as patched:
-        whole = refit.training.train_epoch
+        whole = refit.training.loop.train_epoch
 
         def fail(state, *given, **named):
             if state.epoch == 2:
                 raise ValueError("a mistake")
             return whole(state, *given, **named)
 
-        patched.setattr(refit.training, "train_epoch", fail)
+        patched.setattr(refit.training.loop, "train_epoch", fail)
         with pytest.raises(ValueError, match="a mistake"):
             run(given)
     done.clear()
@@ -733,14 +733,14 @@ def test_early_stopping_is_the_same_in_groups_as_in_single_epochs(tmp_path, done
 def test_a_group_that_fails_goes_on_after_its_last_whole_epoch(tmp_path, monkeypatch, done, is_tried_again):
     given = by_time(write_table(tmp_path / "table.csv"), num_epochs=7, epochs_per_task=3)
     plain = train_plainly(given, 7)
-    whole, failures = refit.training.train_epoch, [OSError("torn") if is_tried_again else ValueError("a mistake")]
+    whole, failures = refit.training.loop.train_epoch, [OSError("torn") if is_tried_again else ValueError("a mistake")]
 
     def fail_once(state, *given, **named):
         if state.epoch == 4 and failures:
             raise failures.pop()
         return whole(state, *given, **named)
 
-    monkeypatch.setattr(refit.training, "train_epoch", fail_once)
+    monkeypatch.setattr(refit.training.loop, "train_epoch", fail_once)
     done.clear()
     if not is_tried_again:
         with pytest.raises(ValueError, match="a mistake"):
@@ -811,7 +811,7 @@ def test_a_source_that_changes_while_the_run_begins_is_not_taken_for_what_it_was
     path = tmp_path / "table.csv"
     given = by_time(write_table(path), num_epochs=2)
     plain = train_plainly(given, 2)
-    build_recipe = flows.training.build_recipe
+    build_recipe = refit.flows.training.build_recipe
 
     def build_and_change(settings):
         recipe = build_recipe(settings)
@@ -819,7 +819,7 @@ def test_a_source_that_changes_while_the_run_begins_is_not_taken_for_what_it_was
         return recipe
 
     with monkeypatch.context() as patched:
-        patched.setattr(flows.training, "build_recipe", build_and_change)
+        patched.setattr(refit.flows.training, "build_recipe", build_and_change)
         with contextlib.suppress(DataError, StoreError):
             run(given)
     write_table(path)
@@ -862,14 +862,14 @@ def test_what_was_done_of_a_last_fit_before_a_failure_is_not_done_again(tmp_path
     best, on_all = train_plainly(given, 6).find_best(6), train_plainly(given, 6, ALL_ROWS)
     assert best > 2
     with monkeypatch.context() as patched:
-        whole = refit.training.train_epoch
+        whole = refit.training.loop.train_epoch
 
         def fail(state, loader, *given, **named):
             if (len(loader.y), state.epoch) == (60, 1):
                 raise ValueError("a mistake")
             return whole(state, loader, *given, **named)
 
-        patched.setattr(refit.training, "train_epoch", fail)
+        patched.setattr(refit.training.loop, "train_epoch", fail)
         with pytest.raises(ValueError, match="a mistake"):
             run(given)
     done.clear()
@@ -896,7 +896,7 @@ def test_of_a_last_fit_one_checkpoint_is_kept_besides_the_one_that_is_judged(tmp
     given = by_time(write_table(tmp_path / "table.csv"), num_epochs=6, refit_on_all=True) | {"checkpoint": {"keep": 1}}
     record = read(run(given), "version")
     checkpoints = {record["checkpoint"], record["held_back"]["checkpoint"], epoch_results(given)[-1].checkpoint.digest}
-    start = flows.training.build_recipe(resolve_settings(given)[0]).start.key
+    start = refit.flows.training.build_recipe(resolve_settings(given)[0]).start.key
     checkpoints.add(load_result(start, Store("refit-store"))["digest"])
     objects = {path.parent.name + path.name for path in Path("refit-store/objects").glob("*/*")}
     assert {digest for digest in objects if is_checkpoint(object_file(given, digest))} == checkpoints

@@ -6,22 +6,22 @@ import polars as pl
 import pytest
 import torch
 
-from refit import reports
-from refit.checkpoints import save_checkpoint, save_state
-from refit.data.dataset import build_dataset, load_manifest, load_split
-from refit.evaluation import evaluate
-from refit.loaders import build_evaluation_loader, build_train_loader
+from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.refs import SavedModel
+from refit.reports import run_report
 from refit.settings import SettingsTree
-from refit.store import Store
-from refit.training import EpochLog, TrainingState, build_training_state, train_epoch
+from refit.store.store import Store
+from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.evaluation import evaluate
+from refit.training.loop import EpochLog, TrainingState, build_training_state, train_epoch
 
 
 @pytest.fixture
 def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SavedModel]:
     """Train a linear model on rows whose column `y` is the target, without pictures, which take longest."""
-    monkeypatch.setattr(reports, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(reports, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(run_report, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(run_report, "draw_confusion", lambda *_: b"")
 
     def save(
         rows: pl.DataFrame,

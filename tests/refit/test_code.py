@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from refit import code, store
+from refit import code
 from refit.code import digest_user_code, importing_from_here
 from refit.errors import SettingsError
+from refit.store import store
 
 CODE = '''"""What this module is."""
 

@@ -11,9 +11,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH
 
 from refit.errors import DataError, SettingsError, StoreError, TrainingError
 from refit.refs import Ref
-from refit.results import load_result, result_path
-from refit.store import Store
-from tasks.caching import CACHED, RETRIED, results_in
+from refit.runs.results import load_result, result_path
+from refit.store.store import Store
+from refit.tasks.caching import CACHED, RETRIED, results_in
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -22,8 +22,8 @@ KEY, OTHER_KEY = "1" * 64, "2" * 64
 MAKING = """
 from prefect import flow, task
 from refit.refs import Ref
-from refit.store import Store
-from tasks.caching import CACHED, RETRIED, results_in
+from refit.store.store import Store
+from refit.tasks.caching import CACHED, RETRIED, results_in
 
 made = []
 

@@ -6,7 +6,7 @@ import pytest
 from prefect import flow
 
 from refit.settings import SettingsTree
-from tasks.dataset import build_dataset
+from refit.tasks.dataset import build_dataset
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from prefect import flow
 
-from refit.data.dataset import load_manifest, load_split
 from refit.errors import SettingsError
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree, resolve_settings
-from refit.store import Store
-from tasks.dataset import build_dataset
-from tasks.loaders import build_loaders, open_loaders
+from refit.store.store import Store
+from refit.tables.dataset import load_manifest, load_split
+from refit.tasks.dataset import build_dataset
+from refit.tasks.loaders import build_loaders, open_loaders
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -10,8 +10,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.runtime import flow_run
 
 from refit.refs import EpochResult, Ref
-from tasks import reporting
-from tasks.reporting import TrainingCurve
+from refit.tasks import reporting
+from refit.tasks.reporting import TrainingCurve
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

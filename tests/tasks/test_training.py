@@ -20,19 +20,19 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.runtime import flow_run
 
-import tasks.training
-from refit import checkpoints, training
-from refit.data import dataset
+import refit.tasks.training
 from refit.errors import SettingsError, StoreError, TrainingError
-from refit.interruption import holding_signals
 from refit.refs import EpochResult, Ref
+from refit.runtime.interruption import holding_signals
 from refit.settings import SettingsTree
-from refit.store import Store
-from tasks.checkpoints import save_checkpoint
-from tasks.dataset import build_dataset
-from tasks.evaluation import evaluate
-from tasks.loaders import build_loaders
-from tasks.training import start_training, train_epoch
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.tasks.checkpoints import save_checkpoint
+from refit.tasks.dataset import build_dataset
+from refit.tasks.evaluation import evaluate
+from refit.tasks.loaders import build_loaders
+from refit.tasks.training import start_training, train_epoch
+from refit.training import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -64,7 +64,7 @@ def _nothing_is_live():
 
 def forget() -> None:
     """As another process would find it."""
-    tasks.training._live.clear()
+    refit.tasks.training._live.clear()
 
 
 def new_key() -> str:
@@ -96,10 +96,10 @@ def train_first_epoch(settings: SettingsTree, key: str, deadline: float | None =
     return train_epoch(1, key, made.checkpoint, made.loaders, settings, deadline)
 
 
-def train_plainly(settings: SettingsTree, num_epochs: int) -> list[training.EpochLog]:
+def train_plainly(settings: SettingsTree, num_epochs: int) -> list[loop.EpochLog]:
     """The oracle: `refit` without Prefect, in one go."""
-    from refit.loaders import build_train_loader
-    from refit.optimizers import build_learning_rate
+    from refit.data.loaders import build_train_loader
+    from refit.training.optimizers import build_learning_rate
 
     store = Store(settings.store.url)
     manifest = dataset.load_manifest(dataset.build_dataset(settings.data, settings.seed, store), store)
@@ -107,16 +107,16 @@ def train_plainly(settings: SettingsTree, num_epochs: int) -> list[training.Epoc
         *dataset.load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last
     )
     cpu = torch.device("cpu")
-    state = training.build_training_state(settings.model, settings.optimizer, 4, 3, settings.seed, cpu)
+    state = loop.build_training_state(settings.model, settings.optimizer, 4, 3, settings.seed, cpu)
     rate = build_learning_rate(settings.optimizer, len(loader) * settings.training.num_epochs)
-    logs = [training.train_epoch(state, loader, rate, device=cpu) for _ in range(num_epochs)]
+    logs = [loop.train_epoch(state, loader, rate, device=cpu) for _ in range(num_epochs)]
     return [log.batch_losses for log in logs], checkpoints.digest_weights(state.model.state_dict())
 
 
 def read(result: EpochResult, settings: SettingsTree) -> tuple[list[float], str]:
     """An epoch's batch losses and the digest of its weights."""
     store = Store(settings.store.url)
-    log = checkpoints.load_report(result.log, training.EpochLog, store)
+    log = checkpoints.load_report(result.log, loop.EpochLog, store)
     content = torch.load(
         Path(store.root) / "objects" / result.checkpoint.digest[:2] / result.checkpoint.digest[2:], weights_only=True
     )
@@ -259,7 +259,7 @@ def test_a_retry_after_half_an_epoch_gives_the_bits_of_an_epoch_that_never_faile
 def tear_loader_once(monkeypatch, num_batches: int, epochs: tuple[int, ...]) -> list[int]:
     """Make the first try of each of these epochs lose its loader after some batches."""
     tears: list[int] = []
-    whole = tasks.training.open_loaders
+    whole = refit.tasks.training.open_loaders
     tries = iter([True, False] * len(epochs))
 
     def open_loaders(*handles):
@@ -278,7 +278,7 @@ def tear_loader_once(monkeypatch, num_batches: int, epochs: tuple[int, ...]) -> 
         torn.gather = gather
         return torn
 
-    monkeypatch.setattr(tasks.training, "open_loaders", open_loaders)
+    monkeypatch.setattr(refit.tasks.training, "open_loaders", open_loaders)
     return tears
 
 
@@ -328,7 +328,7 @@ def test_training_starts_from_the_same_checkpoint_every_time(settings):
 
 def test_an_epochs_result_carries_the_figures_of_its_log(settings):
     result = train_first_epoch(settings, new_key())
-    log = checkpoints.load_report(result.log, training.EpochLog, Store(settings.store.url))
+    log = checkpoints.load_report(result.log, loop.EpochLog, Store(settings.store.url))
     assert (result.epoch, result.train_loss, result.val_loss, result.val_score) == (
         log.epoch,
         log.train_loss,
@@ -398,7 +398,7 @@ def read_partial(key: str, settings: SettingsTree) -> tuple[Ref, int] | None:
 
 def call_at_step(monkeypatch, number: int, act) -> None:
     """Call `act` while the step of this number, counted from 1, is at work; only once."""
-    build, seen = tasks.training.optimizers.build_learning_rate, []
+    build, seen = refit.tasks.training.optimizers.build_learning_rate, []
 
     def build_learning_rate(*arguments):
         rate = build(*arguments)
@@ -411,7 +411,7 @@ def call_at_step(monkeypatch, number: int, act) -> None:
 
         return learning_rate
 
-    monkeypatch.setattr(tasks.training.optimizers, "build_learning_rate", build_learning_rate)
+    monkeypatch.setattr(refit.tasks.training.optimizers, "build_learning_rate", build_learning_rate)
 
 
 def test_checkpoints_inside_an_epoch_change_no_bit_and_are_gone_after_it(settings, monkeypatch):
@@ -459,7 +459,7 @@ def test_a_checkpoint_inside_an_epoch_that_cannot_be_written_is_an_error(setting
 
 @pytest.fixture
 def leaving():
-    """SIGTERM leaves the process, as under `flows.local`."""
+    """SIGTERM leaves the process, as under `refit.commands.local_run`."""
 
     def leave(signum: int, _: object) -> None:
         raise SystemExit(128 + signum)
@@ -511,13 +511,13 @@ def test_a_signal_in_the_last_step_of_an_epoch_ends_its_group_there(settings, mo
         with holding_signals():
             return train_epoch(2, second, made.checkpoint, made.loaders, settings, None, [first])
 
-    begun, train = [], training.train_epoch
+    begun, train = [], loop.train_epoch
 
     def note(state, *given, **named):
         begun.append(state.epoch + 1)
         return train(state, *given, **named)
 
-    monkeypatch.setattr(training, "train_epoch", note)
+    monkeypatch.setattr(loop, "train_epoch", note)
     call_at_step(monkeypatch, 5, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit):
         run()
@@ -587,8 +587,8 @@ def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, 
     """With a model that the engine cannot trace, so that nothing is compiled."""
     monkeypatch.syspath_prepend(tmp_path)
     body = "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
-    monkeypatch.setattr("refit.compilation.LONGEST_WAIT", 3)
-    monkeypatch.setattr("refit.compilation.MEDIUM_STEP", 0)
+    monkeypatch.setattr("refit.engine.compilation.LONGEST_WAIT", 3)
+    monkeypatch.setattr("refit.engine.compilation.MEDIUM_STEP", 0)
     settings = changed(with_own_forward(settings, tmp_path / "deciding.py", body), "compute", engine="auto")
 
     losses, digest = train_plainly(settings, 1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from refit.errors import SettingsError
-from refit.models import build_model
-from refit.randomness import putting_generators_back, seed_everything
+from refit.models.building import build_model
+from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
 
 NUM_ROWS = (1, 2, 33)

@@ -1,0 +1,376 @@
+"""The `refit` command. What is heavy is imported by the command that needs it, so that the others answer at once."""
+
+import io
+import json as jsonlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import pydantic
+from cyclopts import CoercionError, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from rich.table import Table
+
+import refit.commands.schedule  # its commands
+import refit.commands.versions  # noqa: F401  # its commands
+from refit.commands.terminal import (
+    ALARMED,
+    COMPLETED,
+    FAILED,
+    AsJson,
+    DryRun,
+    Given,
+    SettingsFile,
+    StoreGiven,
+    Switch,
+    Trust,
+    app,
+    as_given,
+    cell,
+    complain,
+    open_console,
+    open_store,
+    say,
+)
+from refit.errors import RefitError, SettingsError, StoreError
+from refit.refs import RetrainingResult
+from refit.registry.versions import load_part, read_record
+from refit.settings import NOTEBOOK, SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
+from refit.store.store import Store
+
+MAX_LOSSES_SHOWN = 8
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data, 3 done but look at the champion."""
+    _speak_utf8()
+    _open_streams()
+    try:
+        code = app(_join_values(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        sys.exit(code)
+    except CycloptsError as error:
+        sys.exit(complain(SettingsError(*_explain_arguments(error))))
+    except RefitError as error:
+        sys.exit(complain(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+@app.command
+def train(
+    *,
+    given: Given = None,
+    settings_file: SettingsFile = None,
+    json: AsJson = False,
+    refresh: Switch = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Train a model and save it as the next version of its name; what was done before is not done again.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of tables.
+        refresh: Do every step anew.
+        dry_run: Only print which steps would run, and why.
+    """
+    if dry_run:
+        return why(given=given, settings_file=settings_file)
+    settings, _ = resolve_settings(as_given(given), settings_file)
+    _check_headers(settings.data.source, settings.data.test_source)
+    from refit.commands import local_run
+
+    tree = SettingsTree(**settings.model_dump())
+    result = local_run.run_locally("refit.flows.training:train", tree, refresh, check=lambda: _check_data(tree))
+    if isinstance(result, BaseException):
+        return complain(result)
+    store = Store(settings.store.url)
+    name, number = result.model.name, result.model.version
+    log, metrics, manifest = (load_part(store, name, number, part) for part in ("log", "metrics", "manifest"))
+    lead = read_record(store, name, number)["lead"]
+    if json:
+        fields = {
+            **result.model.model_dump(),
+            "data": _tell_data(manifest),
+            "is_new": result.is_new,
+            "best_epoch": result.best_epoch,
+            "epochs": log,
+            "metrics": metrics,
+            "lead": lead,
+        }
+        print(jsonlib.dumps({**fields, "seconds": result.seconds}))
+    else:
+        _print_result(log, metrics)
+        if lead["warning"]:
+            say(f"warning: {lead['warning']}")
+        say(f"{'saved' if result.is_new else 'nothing has changed since'} {result.model.reference} in {result.model.path}")
+    return COMPLETED
+
+
+@app.command
+def predict(
+    model: str,
+    source: str,
+    /,
+    *,
+    output: str,
+    keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    strict: Switch = False,
+    given: StoreGiven = None,
+    settings_file: SettingsFile = None,
+    trust: Trust = False,
+    json: AsJson = False,
+) -> int:
+    """Score rows with a saved model into a Parquet file: class, a probability for each class, model version.
+
+    Args:
+        model: `NAME` for the champion, `NAME@v3` for a version, or another alias such as `NAME@candidate`.
+        source: A CSV or Parquet file, or a folder or glob of them.
+        output: The Parquet file; what is there is replaced once all rows are scored.
+        keep: Columns of the source to copy.
+        strict: Fail where the rows deviate from those that the model learned from, and write nothing.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        trust: Call whatever function the version names as its factory, though `model.factory` here names another or none.
+        json: Print one JSON object.
+    """
+    check_url(source, "SOURCE")
+    check_url(output, "--output")
+    settings, _ = resolve_settings(as_given(given, trust), settings_file)
+    _check_headers(source)
+    from refit.commands import local_run
+
+    arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()), strict)
+    result = local_run.run_locally(
+        "refit.flows.prediction:predict",
+        *arguments,
+        when_stopped="nothing was written, start again with",
+        check=lambda: _check_files(source, output),
+    )
+    if isinstance(result, BaseException):
+        return complain(result)
+    told = f"scored {result.num_rows} rows with {result.model}: {result.output}"
+    if json:
+        print(result.model_dump_json())
+    else:
+        say(told)
+    return COMPLETED
+
+
+@app.command
+def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: Trust = False, json: AsJson = False) -> int:
+    """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        trust: Call whatever function the champion names as its factory, though `model.factory` names another or none.
+        json: Print one JSON object instead of a table.
+    """
+    settings, _ = resolve_settings(as_given(given, trust), settings_file)
+    from refit.commands import local_run
+    from refit.flows.approval import check_server
+
+    check_server(settings.promotion)
+    _check_headers(settings.data.source, settings.data.test_source)
+    tree = SettingsTree(**settings.model_dump())
+    result = local_run.run_locally("refit.flows.retraining:retrain", tree, check=lambda: _check_data(tree))
+    if isinstance(result, BaseException):
+        return complain(result)
+    if json:
+        print(result.model_dump_json())
+    else:
+        _print_decision(result)
+    return ALARMED if result.alarm else COMPLETED
+
+
+@app.command
+def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
+    """Say which steps of a run are done already, and of the others what has changed since the nearest run before.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+    """
+    settings, _ = resolve_settings(as_given(given), settings_file)
+    _check_data(settings)
+    from refit.runs.recipes import forecast
+
+    table = Table("step", "", "because")
+    for step in forecast(settings, Store(settings.store.url)):
+        table.add_row(step.step, "done" if step.is_done else "to do", cell("\n".join(step.because)))
+    open_console().print(table)
+    return COMPLETED
+
+
+@app.command
+def settings(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
+    """Print every setting, its value, and where the value comes from.
+
+    Args:
+        given: The settings.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of a table.
+    """
+    resolved, origins = resolve_settings(as_given(given), settings_file)
+    values = dict(walk_settings(resolved))
+    if json:
+        print(jsonlib.dumps({name: {"value": value, "origin": origins[name]} for name, value in values.items()}))
+        return COMPLETED
+    table = Table("setting", "value", "from")
+    for name, value in values.items():
+        origin = f"environment ({env_name(name)})" if origins[name] == "environment" else origins[name]
+        table.add_row(
+            name,
+            cell(jsonlib.dumps(value, ensure_ascii=False)),
+            cell(origin),
+            style=None if origin.startswith("default") else "bold",
+        )
+    open_console().print(table)
+    return COMPLETED
+
+
+@app.command
+def gc(
+    *,
+    given: StoreGiven = None,
+    settings_file: SettingsFile = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Remove from the store what neither a saved version nor one of the last 20 runs needs.
+
+    Args:
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        dry_run: Only say what would be removed.
+    """
+    store = open_store(given, settings_file)
+    from refit.runs.garbage import find_garbage
+
+    damages: list[str] = []
+    garbage = find_garbage(store, damages.append)
+    for path in garbage:
+        if dry_run:
+            say(path)
+        else:
+            store.remove(path)
+    print(f"{'would remove' if dry_run else 'removed'} {len(garbage)} files, {sum(garbage.values()) / 1e6:.1f} MB, of {store.url}")
+    for damage in damages:
+        complain(StoreError(damage))
+    return FAILED if damages else COMPLETED
+
+
+def _speak_utf8() -> None:
+    """Begin anew where Python would not take names of files for UTF-8, as Polars and PyTorch do whatever the locale."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _open_streams() -> None:
+    """Have all three streams, as a closed one would become whatever is opened next, and have them write any letter."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _explain_arguments(error: CycloptsError) -> list[str]:
+    """Say what is wrong with the arguments, and what to write instead."""
+    if isinstance(error.__cause__, pydantic.ValidationError):
+        return explain_validation(error.__cause__)
+    if isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+        if not option.startswith("--"):
+            return [f"{option}: expected an option or an argument, found neither; write a file of this name as `./{option}`"]
+    if isinstance(error, UnusedCliTokensError):
+        found = ", ".join(map(repr, error.unused_tokens or []))
+        return [f"expected no more arguments, found {found}; put a value that holds blanks in quotes"]
+    if isinstance(error, CoercionError) and error.target_type is bool and error.token is not None:
+        name = (error.token.keyword or "").lstrip("-")
+        return [f"{name}: expected true or false, found {error.token.value!r}; take such a value"]
+    return str(error).splitlines()
+
+
+def _join_values(arguments: Sequence[str]) -> list[str]:
+    """Write `--section.field VALUE` as `--section.field=VALUE`, so that `false` and `-1` are taken for values."""
+    joined: list[str] = []
+    for argument in arguments:
+        previous = joined[-1] if joined else ""
+        if previous.startswith("--") and "." in previous and "=" not in previous and not argument.startswith("--"):
+            joined[-1] = f"{previous}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _check_headers(*sources: str | None) -> None:
+    """Refuse files of this machine that are not there or hold nothing, before anything is started or imported that takes long."""
+    from refit.tables.sources import read_names
+
+    for source in sources:
+        if source not in (None, NOTEBOOK) and "://" not in source:
+            read_names(source)
+
+
+def _check_data(settings: SettingsTree) -> None:
+    from refit.tables.dataset import check_data
+
+    check_data(settings.data, settings.seed)
+
+
+def _check_files(source: str, output: str) -> None:
+    from refit.serving.scoring import check_files
+
+    check_files(source, output)
+
+
+def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a program may want to know of the rows that were learned from."""
+    names = ("rows", "rows_without_target", "target", "classes", "rare_classes", "dropped_columns", "remarks")
+    return {
+        **{name: manifest[name] for name in names},
+        "splits": {split: info["rows"] for split, info in manifest["splits"].items()},
+        "kinds": {column["name"]: column["kind"] for column in manifest["columns"]},
+    }
+
+
+def _print_decision(result: RetrainingResult) -> None:
+    if result.scores:
+        table = Table("on the same test rows", *result.scores, "difference")
+        for metric in next(iter(result.scores.values())):
+            figures = [scores.get(metric) for scores in result.scores.values()]
+            shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
+            candidate, rival, *_ = figures
+            table.add_row(metric, *shown, "-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
+        open_console().print(table)
+    champion = f"the champion is {result.champion}" if result.champion else "there is no champion"
+    say(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")
+    say(champion)
+    if result.report:
+        say(f"report: {result.report}")
+
+
+def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
+    console = open_console()
+    epochs = Table("epoch", "batch losses", "train loss", "val loss", "val score", "lr", "rows/s")
+    for entry in log:
+        losses = entry["batch_losses"]
+        shown = " ".join(f"{loss:.2f}" for loss in losses) if len(losses) <= MAX_LOSSES_SHOWN else f"{len(losses)} batches"
+        val_figures = ("-" if entry[name] is None else f"{entry[name]:.4f}" for name in ("val_loss", "val_score"))
+        figures = (f"{entry['train_loss']:.4f}", *val_figures, f"{entry['lr']:.4g}", f"{entry['rows_per_second']:,.0f}")
+        epochs.add_row(str(entry["epoch"]), shown, *figures)
+    console.print(epochs)
+    scores = Table("split", "correct", "accuracy", "loss", "ROC AUC", "calibration error")
+    for split, scored in metrics.items():
+        roc_auc = "-" if scored["roc_auc"] is None else f"{scored['roc_auc']:.4f}"
+        figures = (f"{scored['accuracy']:.4f}", f"{scored['loss']:.4f}", roc_auc, f"{scored['calibration_error']:.4f}")
+        scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *figures)
+    console.print(scores)

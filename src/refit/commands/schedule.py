@@ -1,0 +1,251 @@
+"""Commands about what runs by itself: have it, and see how it stands."""
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from refit.commands.terminal import (
+    COMPLETED,
+    FAILED,
+    AsJson,
+    Given,
+    SettingsFile,
+    StoreGiven,
+    Switch,
+    app,
+    as_given,
+    cell,
+    find_prefect_home,
+    open_console,
+    open_store,
+)
+from refit.errors import RefitError, SettingsError
+from refit.registry.status import Status, list_damaged, read_status
+from refit.registry.versions import find_version, list_models
+from refit.server.own_server import STEADY
+from refit.texts import escape_controls
+
+if TYPE_CHECKING:
+    from refit.server.api import Deployed
+
+SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+LATE = timedelta(minutes=5)
+"""After its time a worker should have taken a run."""
+OF_SERVER = {"PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P1D", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+"""Has a server remember for a day what it was watching when it went away, where Prefect's own choice is a minute."""
+VERBS = {"promote": "promoted", "keep": "turned down", "rollback": "went back to"}
+
+
+@app.command(name="server")
+def start_server(*, host: str | None = None, port: int | None = None) -> None:
+    """Start a Prefect server: `prefect server start`, made to hold where several runs write to SQLite, and to remember for a day.
+
+    Args:
+        host: Its address: 127.0.0.1, if neither this nor PREFECT_SERVER_API_HOST is given.
+        port: 4200, if neither this nor PREFECT_SERVER_API_PORT is given.
+    """
+    find_prefect_home()
+    given = {"--host": host, "--port": port}
+    flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    command = [sys.executable, "-P", STEADY, "start", *flags]
+    os.execve(sys.executable, command, {**OF_SERVER, **os.environ})
+
+
+@app.command
+def deploy(
+    *,
+    given: Given = None,
+    cron: str | None = None,
+    timezone: str | None = None,
+    notify: str | None = None,
+    pool: str | None = None,
+    systemd: Switch = False,
+    remove: Switch = False,
+    json: AsJson = False,
+) -> int:
+    """Have the Prefect server retrain every night and look after the runs; called again, it says anew when and how.
+
+    Args:
+        given: The settings of all runs; what is not given here is left to the machine that runs them, but for the model's name,
+            which is that of the deployments too.
+        cron: When to retrain: `0 3 * * *`, if this is not given.
+        timezone: Of that, such as `Europe/Berlin`; UTC, if it is not given.
+        notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
+        pool: The work pool whose workers take the runs; if it is not given, one for this folder of this machine.
+        systemd: Write units for systemd too, which start the worker with the machine, and the server if it is on this one.
+        remove: Remove what was deployed instead: of the model after `--name`, or else of all models of this folder.
+        json: Print one JSON object instead of text.
+    """
+    find_prefect_home()  # which Prefect looks for on import
+    from refit.server import deployments, project
+    from refit.server.systemd import write_units
+
+    pool = pool or project.name_pool(Path.cwd())
+    if remove:
+        return _print_removed(deployments.remove(pool, as_given(given).get("name")), json)
+    registered = deployments.deploy(as_given(given), pool, cron, timezone, notify)
+    deployed, worker = registered.deployments, project.START_WORKER.format(pool=pool)
+    written = write_units(Path.cwd(), pool) if systemd else []
+    if json:
+        shown = {**asdict(registered), "pool": pool, "worker": worker, "units": list(map(str, written))}
+        print(jsonlib.dumps(shown, default=datetime.isoformat))
+        return COMPLETED
+    _print_block("deployed", {entry.name: _describe_plan(entry) for entry in deployed})
+    _print_block("the server will", {name.removeprefix("refit: "): "" for name in registered.automations})
+    if registered.others:
+        remedies = {name: f"`refit deploy --remove --name {name.partition('/')[2]}`" for name in registered.others}
+        _print_block("also deployed from here, and to be removed by", remedies)
+    if written:
+        _print_block("units for systemd", dict.fromkeys(map(str, written), ""))
+        names = " ".join(path.name for path in written)
+        enable = f"systemctl --user daemon-reload && systemctl --user enable --now {names} && loginctl enable-linger"
+        _print_block("stop the server and the worker that run now, and have these start with the machine by", {enable: ""})
+    elif not all(entry.num_workers for entry in deployed):
+        _print_missing_worker(pool)
+    if registered.forgets_soon:
+        _print_block("the server forgets runs that a power cut ends", {"start it by": "refit server"})
+    return COMPLETED
+
+
+def _print_missing_worker(pool: str) -> None:
+    from refit.server import project
+
+    worker = project.START_WORKER.format(pool=pool)
+    _print_block(f"no worker of the pool {pool} is online", {"start one in the project's folder": worker})
+
+
+def _print_removed(removed: list[str], json: bool) -> int:
+    if json:
+        print(jsonlib.dumps({"removed": removed}))
+    else:
+        _print_block("removed", dict.fromkeys(removed or ["nothing: nothing was deployed from here"], ""))
+    return COMPLETED
+
+
+@app.command
+def status(
+    model: str | None = None, /, *, given: StoreGiven = None, settings_file: SettingsFile = None, json: AsJson = False
+) -> int:
+    """Say how models stand: champion, last decision, damage; and where a Prefect server is set, last and next retraining.
+
+    The exit code is 1 if something is damaged, if the server does not answer, or if the last run failed or the next one is late.
+
+    Args:
+        model: Its name; all models of the store, if it is not given.
+        given: Where the store is.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of text.
+    """
+    store = open_store(given, settings_file)
+    if model is not None:
+        find_version(store, model)  # says which models there are
+    models = [read_status(store, name) for name in ([model] if model is not None else list_models(store))]
+    damaged, retraining = list_damaged(store), _read_retraining(model)
+    if json:
+        shown = {
+            "models": [entry.model_dump(mode="json") for entry in models],
+            "damaged": damaged,
+            "retraining": str(retraining) if isinstance(retraining, RefitError) else [asdict(entry) for entry in retraining],
+        }
+        print(jsonlib.dumps(shown, default=datetime.isoformat))
+    else:
+        for entry in models:
+            _print_block(entry.name, _describe_model(entry))
+        if not models:
+            print(f"no models in {store.url}")
+        if isinstance(retraining, RefitError) or not retraining:
+            _print_block("retraining", {"not known": str(retraining)} if retraining else {"not deployed": "`refit deploy` does it"})
+        else:
+            for planned in retraining:
+                _print_block(planned.name, _describe_runs(planned))
+            for pool in dict.fromkeys(planned.pool for planned in retraining if planned.pool and not planned.num_workers):
+                _print_missing_worker(pool)
+        if damaged:
+            _print_block("set aside, as damaged", dict.fromkeys(damaged, ""))
+    is_ill = _is_ill(retraining) or bool(damaged) or any(entry.damaged for entry in models)
+    return FAILED if is_ill else COMPLETED
+
+
+def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
+    """What the server knows of the deployments that retrain, all or those of `model`; or why it is not known."""
+    try:
+        find_prefect_home()  # which Prefect looks for on import
+        from refit.server.api import connected, read_deployed
+
+        with connected() as client:
+            return read_deployed(client, "retrain", model)
+    except RefitError as error:
+        return error
+
+
+def _is_ill(retraining: "list[Deployed] | RefitError") -> bool:
+    """Whether the server does not answer, or tells of a run that failed or is late; having none is no illness."""
+    if isinstance(retraining, RefitError):
+        return not isinstance(retraining, SettingsError)
+    late = datetime.now(UTC) - LATE
+    return any(
+        (entry.last_run and entry.last_run.has_failed) or (entry.next_run_at and entry.next_run_at < late) for entry in retraining
+    )
+
+
+def _describe_model(status: Status) -> dict[str, str]:
+    lines = {"champion": "unknown" if status.damaged else "none"}
+    if status.champion is not None:
+        ages = {"trained": status.trained_at, "promoted": status.promoted_at}
+        known = [f"{verb} {_describe_age(at)} ago" for verb, at in ages.items() if at is not None]
+        lines["champion"] = ", ".join([f"v{status.champion} of {max([status.champion, *status.versions])}", *known])
+    if (decision := status.decision) is not None:
+        reason = escape_controls(decision.why).removeprefix("not ").removeprefix("promoted: ")
+        verb = "kept" if decision.action == "keep" and decision.after == decision.before else VERBS[decision.action]
+        lines["last decision"] = f"{verb} v{decision.after} {_describe_age(decision.at)} ago: {reason}"
+    return lines | ({"damaged": "\n".join(status.damaged)} if status.damaged else {})
+
+
+def _describe_runs(deployed: "Deployed") -> dict[str, str]:
+    lines = {"schedule": deployed.schedule or "none"}
+    if (last := deployed.last_run) is not None:
+        message = f": {last.message}" if last.message else ""
+        lines["last run"] = f"{last.name}, {last.state} {_describe_age(last.at)} ago{message}"
+    return {**lines, "next run": _describe_next(deployed), "workers": f"{deployed.num_workers} online"}
+
+
+def _describe_plan(deployed: "Deployed") -> str:
+    return f"{deployed.schedule}, next run {_describe_next(deployed)}" if deployed.schedule else "by hand"
+
+
+def _describe_next(deployed: "Deployed") -> str:
+    at = deployed.next_run_at
+    if at is None:
+        return "none planned"
+    distance = f"in {_describe_age(at)}" if at > datetime.now(UTC) else f"{_describe_age(at)} late"
+    return f"{at.astimezone():%Y-%m-%d %H:%M %Z}, {distance}"
+
+
+def _describe_age(at: datetime | str) -> str:
+    """How long ago, or ahead, in the largest unit that has one."""
+    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    seconds = abs((datetime.now(UTC) - moment).total_seconds())
+    unit, length = next(((unit, length) for unit, length in SECONDS.items() if seconds >= length), ("second", 1))
+    count = int(seconds // length)
+    return f"{count} {unit}{'' if count == 1 else 's'}"
+
+
+def _print_block(title: str, lines: Mapping[str, str]) -> None:
+    """A title, and under it names and texts that wrap beside them."""
+    table = Table.grid(padding=(0, 2))
+    for name, text in lines.items():
+        style = "red" if name == "damaged" else ""
+        shown = cell(text)
+        shown.stylize(style)
+        table.add_row(cell(f"  {name}"), shown)
+    console = open_console()
+    console.print(cell(title), style="bold", highlight=False)
+    console.print(table)
+    console.print()

@@ -1,0 +1,95 @@
+"""What all commands of `refit` share: the app, options, exit codes, standard output and errors."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.text import Text
+
+from refit.errors import DataError, RefitError, SettingsError
+from refit.settings import Section, SettingsTree, StoreSettings, resolve_settings
+from refit.store.store import Store
+from refit.texts import escape_controls, hide_secrets, show_line
+
+COMPLETED, FAILED, REFUSED, ALARMED = 0, 1, 2, 3
+
+
+class StoreTree(Section):
+    """All that commands about saved versions need to know of the settings."""
+
+    store: StoreSettings = StoreSettings()
+
+
+Given = Annotated[SettingsTree | None, Parameter(name="*")]
+StoreGiven = Annotated[StoreTree | None, Parameter(name="*")]
+SettingsFile = Annotated[Path | None, Parameter(name="--settings")]
+DryRun = Annotated[bool, Parameter(name="--dry-run", negative=())]
+Switch = Annotated[bool, Parameter(negative=())]
+Trust = Annotated[bool, Parameter(name="--trust", negative=())]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+
+app = App(
+    name="refit",
+    help="Scheduled retraining of PyTorch models, correct to the bit.",
+    default_parameter=Parameter(name_transform=str, negative_iterable=(), negative_none=()),
+)
+
+
+def as_given(given: Section | None, trust: bool = False) -> dict[str, Any]:
+    """The settings that were given as flags; `trust` is short for `store.trust`."""
+    flags = {} if given is None else given.model_dump(exclude_unset=True)
+    return {**flags, "store": {**flags.get("store", {}), "trust": True}} if trust else flags
+
+
+def open_store(given: StoreTree | None, settings_file: Path | None) -> Store:
+    """The store that the settings name."""
+    return Store(resolve_settings(as_given(given), settings_file)[0].store.url)
+
+
+def find_prefect_home() -> Path:
+    """Return Prefect's folder; a user who has no home gets one there, as Prefect and PyTorch ask for it.
+
+    Raises:
+        SettingsError: Neither is set.
+    """
+    folder = os.environ.get("PREFECT_HOME", "~/.prefect")
+    try:
+        Path.home()
+    except RuntimeError as error:
+        if folder.startswith("~"):
+            raise SettingsError(
+                f"PREFECT_HOME: expected a folder for Prefect's database, found neither it nor HOME nor user {os.getuid()}; set it"
+            ) from error
+        os.environ["HOME"] = folder
+    return Path(folder).expanduser()
+
+
+def say(text: str) -> None:
+    """Print lines on standard output, whatever they quote."""
+    for line in text.split("\n"):
+        print(escape_controls(line))
+
+
+def cell(text: str) -> Text:
+    """A cell of a table, whatever it holds: no markup, no control characters."""
+    return Text("\n".join(map(escape_controls, text.split("\n"))))
+
+
+def complain(error: BaseException) -> int:
+    """Say what went wrong on stderr, with a traceback only where it is no user's mistake; return the exit code."""
+    console = Console(stderr=True, soft_wrap=True)
+    if not isinstance(error, RefitError):
+        import traceback
+
+        sys.stderr.write(hide_secrets("".join(traceback.format_exception(error))))
+    for line in str(error).splitlines():
+        console.print(f"error: {show_line(line)}", style="red", markup=False, highlight=False)
+    return REFUSED if isinstance(error, SettingsError | DataError) else FAILED
+
+
+def open_console() -> Console:
+    """Standard output; as wide as COLUMNS says, or as its content where it is no terminal."""
+    return Console() if sys.stdout.isatty() or os.environ.get("COLUMNS") else Console(width=200)

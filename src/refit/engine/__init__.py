@@ -1,0 +1,1 @@
+"""All that exists for speed alone. Without this folder, everything works as well, more slowly."""

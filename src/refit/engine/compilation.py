@@ -1,0 +1,266 @@
+"""Steps compiled whole: traced, then one call into machine code each time."""
+
+import copy
+import math
+import random
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.func import functional_call
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from refit.engine.machine_code import compile_for_gpu, list_shapes, load_program, refusal
+from refit.engine.operations import LIGHTER
+from refit.engine.optimizer_updates import UpdateRule, build_update_rule
+from refit.errors import SettingsError
+from refit.runtime.devices import computing_on_one_thread
+from refit.runtime.randomness import putting_generators_back, seed_everything
+from refit.training.steps import Batch
+
+GradientComputation = partial[tuple[list[Tensor], Tensor | None]]
+"""`compute_gradients` with its options."""
+Steps = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
+"""Trains on the rows of several steps, each at its learning rate, and returns one vector, the mean loss of each batch."""
+
+LONGEST_WAIT = 200_000
+"""Steps that `auto` takes as they stand, if each is next to nothing."""
+HALF_WAIT = 1_250_000
+"""Rows times parameters of a step on the CPU, of which `auto` takes half as many."""
+SMALL_STEP = 2_000_000
+"""Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
+MEDIUM_STEP = 8_000_000
+"""From here on, calling a program is next to nothing of a step."""
+TRIAL_LR = 0.01
+"""Learning rate of the steps by which machine code is compared with PyTorch's operations."""
+TRIES = 5
+"""Traces of a step until it counts as one that draws: another thread may draw meanwhile."""
+
+_steps: WeakKeyDictionary[nn.Module, dict[str, Steps]] = WeakKeyDictionary()
+_uncompilable: WeakSet[nn.Module] = WeakSet()
+
+
+def count_steps_before(engine: str, parameters: Sequence[Tensor], num_rows: int) -> float:
+    """How many steps on so many rows, counted over the whole run, are taken as they stand: none if `compiled`, all if `eager`.
+
+    `auto` compiles once that would have saved the ten seconds or so that it takes: a run that has come so far is likely to go on as
+    long. On the CPU a compiled step saves 50 µs, and 40 ps for each row times parameter (measured: 56 µs of 66 with 48 thousand of
+    them, 0.2 ms of 0.3 with 3 million, 3 ms of 6 with 86 million, 50 ms of 98 with 2 billion), so that `auto` turns after 200,000
+    steps or fewer, of the largest of these after 130; on a GPU after 50,000, not measured. The time that a step takes and
+    `training.num_epochs` have no say: bits would depend on a measurement, or a longer run could not go on where a shorter ended.
+    """
+    if engine != "auto":
+        return 0 if engine == "compiled" else math.inf
+    size = _measure(parameters, num_rows) if parameters[0].is_cpu else 3 * HALF_WAIT
+    return LONGEST_WAIT / (1 + size / HALF_WAIT)
+
+
+def can_compile(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the next step can be compiled: none before the optimizer has the state of its first; `auto` tries a model once."""
+    is_left_out = engine == "auto" and model in _uncompilable
+    return not is_left_out and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
+
+
+def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int) -> int:
+    """How many steps of so many rows one call of a compiled program takes: on the CPU 4 small ones or 2 medium ones, else 1.
+
+    As an epoch's last steps that fill no call are eager, more a call may take longer.
+    """
+    size = _measure(parameters, num_rows)
+    if not parameters[0].is_cpu or size >= MEDIUM_STEP:
+        return 1
+    return 4 if size < SMALL_STEP else 2
+
+
+def _measure(parameters: Sequence[Tensor], num_rows: int) -> int:
+    """How large a step is: rows times parameters."""
+    return num_rows * sum(parameter.numel() for parameter in parameters)
+
+
+def _choose_context(parameters: Sequence[Tensor], num_rows: int) -> Callable[[], AbstractContextManager[None]]:
+    """What a step on so many rows runs in; threads of a small one would wait for one another longer than they compute."""
+    is_small = parameters[0].is_cpu and _measure(parameters, num_rows) < SMALL_STEP
+    return computing_on_one_thread if is_small else nullcontext
+
+
+def compile_steps(
+    engine: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Batch,
+    num_steps: int,
+    batch_size: int,
+    compute: GradientComputation,
+    report: Callable[[str], object],
+) -> Steps | None:
+    """Compile `num_steps` steps that train `model` on rows of these shapes, if they are not compiled yet.
+
+    What is compiled are the steps that run otherwise, traced: gradients and the update rule, dropout's draws from the global
+    generator included. A call costs about 2 µs, where one by `torch.compile` costs 40.
+
+    Args:
+        engine: `compiled`, or `auto`, which does without where the model cannot be compiled.
+        model: Its parameters and buffers are changed in place.
+        optimizer: Its state is changed in place.
+        rows: Of all steps.
+        num_steps: Each on as many of the rows as the others.
+        batch_size: Rows of a batch; a step on more of them accumulates gradients.
+        compute: `compute_gradients` with its options.
+        report: Told how long compiling took, or why it failed.
+
+    Returns:
+        The steps, or None if `auto` does without.
+
+    Raises:
+        SettingsError: The model cannot be traced or compiled, or its compiled steps compute something else.
+        OSError: The compiler's folder cannot be written.
+    """
+    (group,) = optimizer.param_groups
+    device = group["params"][0].device
+    states = [_move_state(optimizer.state.get(parameter, {}), device) for parameter in model.parameters()]
+    tensors = (dict(model.named_parameters()), dict(model.named_buffers()), states)
+    options = {name: value for name, value in group.items() if name not in ("params", "lr")}
+    places = [id(tensor) for tensor in tree_leaves(tensors)]
+    sizes = [num_steps, batch_size, list_shapes(rows)]
+    key = repr([type(optimizer), options, compute.keywords, sizes, places, torch.get_num_threads()])
+    programs = _steps.setdefault(model, {})
+    if key in programs:
+        return programs[key]
+    running = _choose_context(group["params"], len(rows[1]) // num_steps)
+    started = time.perf_counter()
+    rates = [torch.tensor(0.0, device=device, requires_grad=True) for _ in range(num_steps)]
+    fixed = tree_map(Tensor.detach, (*tensors, rates))
+    try:
+        with putting_generators_back(), running():
+            graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
+            if device.type == "cpu":
+                program = load_program(graph, _make_trial(fixed, rows))
+            else:
+                program = compile_for_gpu(graph, (*fixed, *rows))
+    except SettingsError as error:
+        if engine == "compiled":
+            raise
+        report(f"going on without compiling: {error}")
+        _uncompilable.add(model)
+        return None
+    report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
+    inputs, rates_before = tree_leaves(fixed), [0.0] * num_steps
+
+    def take_steps(rows: Batch, lrs: Sequence[float]) -> Sequence[Tensor]:
+        nonlocal rates_before
+        if lrs != rates_before:
+            for rate, lr in zip(fixed[-1], lrs, strict=True):
+                rate.fill_(lr)
+            rates_before = [*lrs]
+        group["lr"] = lrs[-1]
+        with running():
+            return program([*inputs, *rows])
+
+    programs[key] = take_steps
+    return take_steps
+
+
+def _train(
+    compute: GradientComputation,
+    rule: UpdateRule,
+    batch_size: int,
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    states: list[dict[str, Tensor]],
+    rates: list[Tensor],
+    x: Tensor,
+    y: Tensor,
+) -> tuple[Tensor]:
+    """The steps, as a function of all their tensors."""
+    leaves, num_rows, losses = list(parameters.values()), len(y) // len(rates), list[Tensor]()
+    for lr, step_x, step_y in zip(rates, x.split(num_rows), y.split(num_rows), strict=True):
+        batches = list(zip(step_x.split(batch_size), step_y.split(batch_size), strict=True))
+        losses += compute(lambda x: functional_call(model, {**parameters, **buffers}, (x,)), leaves, batches)[0]
+        used = [number for number, leaf in enumerate(leaves) if leaf.grad is not None]
+        state = {name: [states[number][name] for number in used] for name in states[used[0]]}
+        with torch.no_grad():
+            rule([leaves[number] for number in used], [cast(Tensor, leaves[number].grad) for number in used], state, lr)
+    return (torch.stack(losses),)
+
+
+def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
+    """Arguments that do not depend on how training stands, and do not enlarge rounding, as those of Adam's first steps would."""
+    seed_everything(0)
+    (parameters, buffers, states, rates), (x, y) = fixed, rows
+    steady = {"step": 1e4, "exp_avg_sq": 1e-4}
+    trial_states = [{name: torch.full_like(it, steady.get(name, 0.0)) for name, it in state.items()} for state in states]
+    trial_rates = [torch.full_like(rate, TRIAL_LR) for rate in rates]
+    return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), torch.arange(len(y)) % 2
+
+
+def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:
+    """Write down the operations of steps, without running them.
+
+    Raises:
+        SettingsError: They cannot be written down, or would be others the next time.
+    """
+    for _ in range(TRIES):
+        try:
+            twin = copy.deepcopy(model)  # tracing may leave marks on it
+            attributes, generators = _read_attributes(twin), _read_generators()
+            steps = make_fx(partial(train, twin), LIGHTER, tracing_mode="fake", _allow_non_fake_inputs=True)
+            # oneDNN's recurrent layers cannot be compiled, PyTorch's own can.
+            with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):
+                graph: GraphModule = steps(*arguments)
+        except Exception as error:
+            raise refusal(error) from error
+        if _read_attributes(twin) != attributes or _changes_constants(graph):
+            break
+        if _read_generators() == generators:
+            return graph
+    raise refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
+
+
+def _read_attributes(model: nn.Module) -> object:
+    """What a forward pass may change besides buffers; what it decides by that, it would decide once, when it is traced."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return [
+        (name, id(value) if isinstance(value, Tensor) else value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (*plain, Tensor))
+    ]
+
+
+def _read_generators() -> object:
+    """What draws change, in this thread or in another."""
+    return random.getstate(), str(np.random.get_state())
+
+
+def _changes_constants(graph: GraphModule) -> bool:
+    """Whether a step writes to a tensor that is neither parameter nor buffer, or to a view of one."""
+    constants = set[Node]()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constants.add(node)
+        if not isinstance(node.target, OpOverload):
+            continue
+        for value, argument in zip(node.args, node.target._schema.arguments, strict=False):
+            if isinstance(value, Node) and value in constants and argument.alias_info is not None:
+                if argument.alias_info.is_write:
+                    return True
+                constants.add(node)
+    return False
+
+
+def _move_state(state: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Bring the state of one parameter to its device, where Adam's count of steps as a rule is not; in place."""
+    for name, tensor in state.items():
+        state[name] = tensor.to(device)
+    return dict(state)

@@ -1,0 +1,148 @@
+"""Machine code of a graph: compiled once, kept on disk by its digest, and compared with the graph before it is used."""
+
+import hashlib
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from refit.engine.operations import list_functions
+from refit.errors import SettingsError
+from refit.runtime.devices import describe_processor
+from refit.runtime.interruption import deliver_signal
+from refit.runtime.randomness import seed_everything
+
+Program = Callable[[list[Tensor]], Sequence[Tensor]]
+"""Takes all tensors of its steps, changes parameters, buffers and optimizer state in place, and returns the losses."""
+
+# Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
+OPTIONS: dict[str, Any] = {"pattern_matcher": False, "fallback_random": True}
+
+FP32_TOLERANCE = 1e-3
+"""By how much, relative to its length, an update may differ when it is compiled; losses by a tenth of it.
+
+Sums in another order make it 1e-7 to 1e-5 (measured, from 2 inputs and 2 rows to 784 and 1,024, and six layers of 512 units), and
+3e-5 where the update is next to nothing.
+"""
+BF16_TOLERANCE = 5e-2
+"""The same where numbers of 8 bits take part: rounded at other places, they make it up to 1e-2, and losses 7e-4."""
+TRIALS = 3
+"""With other numbers, until one agrees."""
+
+
+def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first.
+
+    Args:
+        graph: What it computes.
+        arguments: Of the graph, the parameters first; left as they are.
+
+    Raises:
+        SettingsError: The graph cannot be compiled, or computes something else when it is.
+        OSError: The folder cannot be written, which may pass.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
+
+    options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": {torch.ops.aten.mm.default: list_functions()}}
+    folder = Path(cache_dir()) / "refit"
+    path = folder / f"{_digest(graph, arguments, options)}.pt2"
+    try:
+        if not path.exists():
+            folder.mkdir(exist_ok=True)
+            unfinished = folder / f"{secrets.token_hex(8)}.pt2"
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                exported = torch.export.export(graph, arguments)
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
+            unfinished.replace(path)
+        # The package itself would flatten its arguments anew in every call.
+        program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
+        is_right = _is_right(program, graph, arguments)
+    except Exception as error:
+        deliver_signal()  # Ctrl-C ends the C++ compiler too
+        if isinstance(error, OSError):
+            raise
+        raise refusal(error) from error
+    if not is_right:
+        raise refusal("one whose losses or weights become others when it is compiled, by a fault of PyTorch's compiler")
+    return program
+
+
+def _is_right(program: Program, graph: GraphModule, arguments: tuple[Any, ...]) -> bool:
+    """Whether the steps, on copies, do the same compiled as they stand, up to rounding.
+
+    One trial that agrees is enough: where rounding takes a number across the kink of a ReLU, an update differs by more than
+    rounding, but not for other numbers. What a compiler does wrong, it does wrong for all.
+    """
+    has_few_digits = torch.get_float32_matmul_precision() != "highest" or any(
+        isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        for node in graph.graph.nodes
+        for value in tree_leaves(node.meta.get("val"))
+    )
+    tolerance = BF16_TOLERANCE if has_few_digits else FP32_TOLERANCE
+    return any(_agrees(program, graph, arguments, trial, tolerance) for trial in range(TRIALS))
+
+
+def _agrees(program: Program, graph: GraphModule, arguments: tuple[Any, ...], trial: int, tolerance: float) -> bool:
+    """Whether losses and the change of all parameters, each as a vector, differ by no more than these shares of their length."""
+    results, num_parameters = [], len(tree_leaves(arguments[0]))
+    for run in (program, lambda tensors: graph(*tree_unflatten(tensors, tree_structure(arguments)))):
+        seed_everything(trial)
+        tensors = [_vary(tensor) if trial and tensor.is_floating_point() else tensor for tensor in tree_leaves(arguments)]
+        copies = [tensor.clone() for tensor in tensors]
+        with torch.no_grad():
+            losses = torch.cat(list(run(copies)))
+        changes = [(copy - tensor).flatten() for copy, tensor in zip(copies[:num_parameters], tensors, strict=False)]
+        results.append((losses, torch.cat(changes)))
+    (losses, change), (plain_losses, plain_change) = results
+    if not plain_losses.isfinite().all():
+        return trial == 0
+    is_loss_close = (losses - plain_losses).norm() <= 0.1 * tolerance * plain_losses.norm()
+    return bool(is_loss_close and (change - plain_change).norm() <= tolerance * plain_change.norm())
+
+
+def _vary(tensor: Tensor) -> Tensor:
+    """Numbers near those of a tensor, at most a tenth larger."""
+    return tensor * (1 + 0.1 * torch.rand_like(tensor))
+
+
+def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
+    for tensor in tree_leaves(arguments[:-2]):
+        torch._dynamo.mark_static_address(tensor)
+    compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})
+    structure = tree_structure(arguments)
+
+    def program(tensors: list[Tensor]) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return [loss.clone() for loss in compiled(*tree_unflatten(tensors, structure))]  # the next step overwrites what it returns
+
+    return program
+
+
+def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
+    """What a program depends on: operations, constants, shapes and types, the processor, its threads, PyTorch."""
+    here = [torch.__version__, describe_processor(torch.device("cpu"), torch.get_num_threads()), options]
+    digest = hashlib.sha256(f"{here} {list_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constant = getattr(graph, node.target)
+        if isinstance(constant, Tensor):
+            digest.update(constant.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def list_shapes(tensors: object) -> list[object]:
+    """Shape, strides and type of each tensor."""
+    return [(tuple(tensor.shape), tensor.stride(), str(tensor.dtype)) for tensor in tree_leaves(tensors)]
+
+
+def refusal(found: str | Exception) -> SettingsError:
+    """The error for a model that cannot be compiled."""
+    if isinstance(found, Exception):
+        found = f"{type(found).__name__}: {str(found).strip().partition(chr(10))[0]}"
+    return SettingsError(f"compute.engine: expected a model whose step can be compiled whole, found {found}; use `eager`")

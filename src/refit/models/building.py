@@ -1,0 +1,135 @@
+"""Models: the MLP that settings describe, or a user's own factory."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from refit.code import digest_user_code, importing_from_here
+from refit.errors import SettingsError
+from refit.models.mlp import build_mlp
+from refit.runtime.devices import putting_defaults_back
+from refit.runtime.randomness import putting_generators_back, seed_everything
+from refit.settings import ModelSettings
+
+_imported: dict[str, str] = {}
+"""The modules of users that this process has imported, by their digests then."""
+
+
+def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
+    """Build the model, its weights drawn from the global generator.
+
+    What a factory sets for the whole process, such as the default type or the number of threads, is put back.
+
+    Raises:
+        SettingsError: `model.factory` cannot be imported or called, or what it returns does not map `(B, num_inputs)` to
+            `(B, num_outputs)`.
+    """
+    if settings.factory is None:
+        return build_mlp(num_inputs, num_outputs, settings.hidden_sizes, settings.activation, settings.dropout)
+    factory = import_factory(settings.factory)
+    with importing_from_here(), putting_defaults_back():  # it may import more when it is called
+        try:
+            model = factory(num_inputs, num_outputs)
+        except Exception as error:
+            raise SettingsError(
+                f"model.factory: expected {settings.factory}({num_inputs}, {num_outputs}) to return a model, "
+                f"found {type(error).__name__}: {error}; mend the function"
+            ) from error
+        _check_shape(model, settings.factory, num_inputs, num_outputs)
+    return model
+
+
+def build_for_weights(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
+    """Build the model for weights that are there already, so that nothing is drawn; raises as `build_model` does."""
+    with putting_generators_back():
+        return build_model(settings, num_inputs, num_outputs)
+
+
+def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
+    """Logits of two rows by which a network is known again, whatever the precision of products is; leaves it evaluating."""
+    with putting_generators_back(), torch.inference_mode():  # the precision is the process's, as the generators are
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            seed_everything(0)  # some draw here, too
+            logits: Tensor = model.eval()(_make_rows(num_inputs))
+        finally:
+            torch.set_float32_matmul_precision(precision)
+    return logits.float().tolist()
+
+
+def import_anew(name: str) -> None:
+    """Import the module of `package.module:function` as its files are now.
+
+    Python alone would keep what it imported first for the life of a process, which may be a notebook's.
+
+    Raises:
+        SettingsError: As `import_factory`, or its source cannot be read.
+    """
+    digests = {own.removeprefix("code."): digest for own, digest in digest_user_code(name).items() if own.startswith("code.")}
+    if any(_imported.get(own, digest) != digest for own, digest in digests.items()):
+        for own in _imported:  # all, as any may have imported what has changed
+            sys.modules.pop(own, None)
+        _imported.clear()
+    _imported.update(digests)
+    import_factory(name)
+
+
+def import_factory(name: str) -> Callable[[int, int], nn.Module]:
+    """Import `package.module:function`.
+
+    Raises:
+        SettingsError: There is no such module or function, or the module fails on import.
+    """
+    module_name, function_name = name.split(":")
+    try:
+        with importing_from_here(), putting_defaults_back():
+            factory: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:
+        raise SettingsError(
+            f"model.factory: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
+            "give package.module:function, from the working directory or installed"
+        ) from error
+    return factory
+
+
+def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) -> None:
+    """Try two rows through the model, leaving it in training mode and the global generator as it was."""
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"model.factory: expected {name} to return a torch.nn.Module, found {type(model).__name__}")
+    odd = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise SettingsError(f"model.factory: expected only tensors in the state_dict of {name}, found {odd[0]}; make it a buffer")
+    try:
+        with putting_generators_back(), torch.no_grad():
+            found = model.eval()(_make_rows(num_inputs))
+    except Exception as error:
+        raise SettingsError(
+            f"model.factory: expected the model of {name} to take float32 rows of {num_inputs} numbers, "
+            f"found {type(error).__name__}: {error}; mend it, and let it use the num_inputs that the function is given"
+        ) from error
+    finally:
+        model.train()
+    shape = tuple(getattr(found, "shape", ()))
+    if shape != (2, num_outputs):
+        raise SettingsError(
+            f"model.factory: expected the model of {name} to give (2, {num_outputs}) numbers for 2 rows, "
+            f"found {shape or type(found)}; use the num_outputs that the function is given"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingsError(
+            f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
+        )
+    lookups = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    if sparse := [path for path, module in lookups if module.sparse]:
+        raise SettingsError(
+            f"model.factory: expected dense gradients in {name}, found sparse ones of {sparse[0]}; leave out sparse"
+        )
+
+
+def _make_rows(num_inputs: int) -> Tensor:
+    """Two rows of numbers from 0 to 1."""
+    return torch.linspace(0, 1, 2 * num_inputs, dtype=torch.float32).view(2, num_inputs)

@@ -1,0 +1,1 @@
+"""Whether to retrain, and whether a candidate is better than the champion."""

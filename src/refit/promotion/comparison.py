@@ -1,0 +1,308 @@
+"""Scores candidate and champion on the same raw rows, without those that either has learned from, and decides."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import cast
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from refit.data.loaders import build_evaluation_loader
+from refit.errors import DataError, RefitError
+from refit.promotion import decision
+from refit.promotion.decision import (
+    Decision,
+    Lead,
+    Mask,
+    RowScores,
+    Score,
+    Scores,
+    decide,
+    find_collapse,
+    score_majority,
+    score_probabilities,
+)
+from refit.promotion.fair_rows import (
+    WITHOUT_CLASS,
+    WITHOUT_COLUMN,
+    Rival,
+    explain_incomparable,
+    explain_unfair,
+    find_clusters,
+    find_fair_rows,
+    find_rival,
+    tell_left_out,
+)
+from refit.promotion.news import find_lead
+from refit.refs import Alarm, Handle, Ref, SavedModel
+from refit.registry.ledger import record_opening
+from refit.registry.versions import version_folder
+from refit.serving.saved_model import DEFAULTS, Model, load_version
+from refit.settings import DataSettings, PromotionSettings, SettingsTree
+from refit.store.store import Store
+from refit.tables.dataset import Manifest, convert_rows, load_identities, load_split, load_test_rows
+from refit.tables.drift import Drift, compare_profiles
+from refit.tables.schema import check_columns
+from refit.tables.sources import read_names
+from refit.texts import list_names
+from refit.training.evaluation import Metrics, compute_logits, compute_metrics, refuse_non_finite_logits
+
+TIMES_TIMED = 30
+LATENCY, SIZE = "milliseconds a row", "megabytes"
+SCORES_OF_MAJORITY: dict[str, Score] = {"accuracy": "accuracy", "log likelihood": "log_likelihood"}
+MAJORITY = "majority class"
+"""Among the models of a table of scores, the one that knows only how many train rows each class has."""
+
+
+class Verdict(Handle):
+    """What comparing a candidate with the champion gave."""
+
+    decision: Decision
+    reason: str
+    """The decision's, and what a reader must know besides."""
+    alarm: Alarm | None
+    """Set if a person should look at the champion."""
+    judged_by: int | None
+    """The version that the candidate was compared with: the champion, or, where that is damaged, an earlier one."""
+    num_left_out: int
+    """Test rows that the champion or the candidate has learned from."""
+    earlier_looks: int
+    """Versions that the same test rows had judged before."""
+    scores: dict[str, dict[str, float | None]]
+    """Metrics by model: the candidate, the version that it was compared with, and the majority class."""
+    labels: list[str]
+    confusion: list[list[int]]
+    """The candidate's rows by true class (first index) and predicted class (second index)."""
+    rows_before: dict[str, int] | None
+    """Rows of each split of the champion's data set."""
+    rows_now: dict[str, int]
+    drifts: list[Drift]
+    """How far columns have moved since the champion's data set."""
+
+    @property
+    def figures(self) -> str:
+        """The reason without the decision that it begins with, as that may be a person's."""
+        return self.reason.partition(": ")[2]
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """What a model gave for N raw rows. A class that it does not know is one more of its C classes.
+
+    Shape: truth `(N,)`, logits `(N, C)`, y `(N,)`.
+    """
+
+    model: Model
+    truth: pl.Series
+    logits: Tensor
+    y: Tensor
+    labels: list[str]
+
+    def measure(self, rows: Mask) -> Metrics:
+        """Compute the metrics of some of the rows."""
+        chosen = torch.from_numpy(rows)
+        return compute_metrics(self.logits[chosen], self.y[chosen], self.labels)
+
+    def score(self, score: Score, rows: Mask) -> RowScores:
+        """Score some of the rows."""
+        probabilities = self.logits[torch.from_numpy(rows)].double().softmax(dim=1).numpy()
+        return score_probabilities(probabilities, self.y.numpy()[rows], score)
+
+    def score_majority(self, score: Score, rows: Mask) -> Scores:
+        """Score some of the rows as a model would that knows only how many train rows each class has."""
+        counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=False))
+        return score_majority(self.truth.filter(rows).to_numpy(), counts, score)
+
+
+def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
+    """Raise DataError for what `compare` would find of `promotion.slices` only once the candidate is trained."""
+    if promotion.slices:
+        source = data.test_source or data.source
+        check_columns("promotion.slices", promotion.slices, read_names(source), source)
+
+
+def compare(
+    candidate: SavedModel,
+    champion: int | None,
+    settings: PromotionSettings,
+    store: Store,
+    local: SettingsTree = DEFAULTS,
+) -> Verdict:
+    """Score both on the candidate's test rows, each through its own preparation of columns, and decide.
+
+    A damaged champion is judged for by the one before it that is whole. One that cannot be compared stays, unless the settings say
+    otherwise.
+
+    Args:
+        candidate: A version whose data set is whole.
+        champion: Number of the version to beat; None takes the majority class.
+        settings: What decides.
+        store: Where both are.
+        local: Settings that name the factory, or trust all; see `load_model`.
+
+    Raises:
+        DataError: There are no test rows that neither has learned from, or no such column as a slice names.
+        RefitError: The candidate cannot score its own test rows.
+    """
+    model = load_version(store, candidate.name, candidate.version, local, held_back=True)
+    manifest = model.manifest
+    rows = load_test_rows(manifest, store)
+    check_columns("promotion.slices", settings.slices, rows.columns, "the table")
+    earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_rows).digest)
+    scored = score_rows(model, rows)
+    rival, rival_scored = find_rival(candidate.name, champion, manifest, rows, store, local), None
+    if rival.model is not None:
+        try:
+            rival_scored = score_rows(rival.model, rows)
+        except RefitError as error:
+            rival = Rival(problem=explain_incomparable(candidate.name, rival.number, error))
+    is_fair, left_out = find_fair_rows(manifest, rival, rows, store)
+    if not is_fair.any():
+        raise DataError(explain_unfair(left_out, len(is_fair)))
+    clusters = find_clusters(manifest, rows, store)
+    clusters = None if clusters is None else clusters[is_fair]
+    scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
+    majority, of_champion, collapse = scored.score_majority(settings.score, is_fair), None, None
+    if rival_scored is not None and rival.number is not None:
+        scores[f"{candidate.name}@v{rival.number}"] = _list_scores(rival_scored, is_fair, rows, rival.number, store)
+        of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
+        collapse = find_collapse(of_champion, majority, settings, lead_before=lead, clusters=clusters)
+    decision = decide(
+        scored.truth.filter(is_fair).to_numpy(),
+        scored.score(settings.score, is_fair),
+        of_champion,
+        majority,
+        settings,
+        clusters=clusters,
+        slices={name: mask[is_fair] for name, mask in find_slices(rows, settings.slices)},
+        latency_ms=scores[candidate.reference][LATENCY] or 0.0,
+        size_mb=scores[candidate.reference][SIZE] or 0.0,
+    )
+    scores[MAJORITY] = {name: float(scored.score_majority(score, is_fair).mean()) for name, score in SCORES_OF_MAJORITY.items()}
+    alarm, problem = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged), rival.problem
+    if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
+        decision, problem = decision.refuse(), f"{problem}; promotion.when_incomparable is `keep`"
+    elif problem is not None and decision.is_better and settings.when_incomparable == "promote":
+        problem = problem.removesuffix(f"; {WITHOUT_COLUMN}").removesuffix(f"; {WITHOUT_CLASS}")
+    fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
+    useless = explain_useless_slices(rows.filter(is_fair), settings.slices)
+    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), problem, fallen, useless]
+    return Verdict(
+        decision=decision,
+        reason="; ".join(filter(None, [decision.reason, *notes])),
+        alarm=alarm,
+        judged_by=rival.number,
+        num_left_out=(~is_fair).sum(),
+        earlier_looks=earlier_looks,
+        scores=scores,
+        labels=scored.labels,
+        confusion=scored.measure(is_fair).confusion,
+        rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
+        rows_now=_count_rows(manifest),
+        drifts=[] if rival.model is None else compare_profiles(rival.model.manifest.profiles, manifest.profiles),
+    )
+
+
+def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree, store: Store, device: torch.device) -> Lead:
+    """Measure how far a network is ahead of the majority class on the rows that it is judged on, as `compare` would.
+
+    Args:
+        network: On `device`.
+        manifest: Of the data set that it learned from.
+        settings: What decides.
+        store: Where the data set is.
+        device: What computes.
+    """
+    split = list(manifest.splits)[-1]
+    x, y = load_split(manifest, split, store)
+    logits, _ = compute_logits(network, build_evaluation_loader(x, y), device, settings.compute.precision)
+    score, labels = settings.promotion.score, list(map(str, manifest.classes))
+    counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
+    clusters = (
+        find_clusters(manifest, load_test_rows(manifest, store), store)
+        if split == "test"
+        else load_identities(manifest, split, store).groups
+    )
+    return decision.measure_lead(
+        score_probabilities(logits.double().softmax(dim=1).numpy(), y.numpy(), score),
+        score_majority([labels[index] for index in y.tolist()], counts, score),
+        settings.promotion,
+        split,
+        clusters,
+    )
+
+
+def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
+    """Score raw rows; a class that the model does not know is as likely as if one of its n train rows more had been of it.
+
+    Raises:
+        RefitError: A row cannot be scored.
+    """
+    truth, *_ = convert_rows(model.manifest, rows)
+    logits = model.predict_logits(rows)
+    refuse_non_finite_logits(logits, "test")
+    known = pl.Series(model.manifest.classes).cast(pl.String).to_list()
+    unknown = sorted(set(truth) - set(known))
+    if unknown:
+        share = logits.logsumexp(dim=1, keepdim=True) - math.log(model.manifest.splits["train"].rows)
+        logits = torch.cat([logits, share.expand(-1, len(unknown))], dim=1)
+    labels = [*known, *unknown]
+    y = truth.replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
+    return ScoredRows(model, truth, logits, torch.tensor(y.to_numpy()), labels)
+
+
+def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Mask]]:
+    """Name the rows of each value of each column."""
+    for column in columns:
+        values = rows[column].cast(pl.String)
+        for value in values.unique().sort():
+            name = f"{column} is missing" if value is None else f"{column} = {value}"
+            yield name, values.eq_missing(value).to_numpy()
+
+
+def explain_useless_slices(rows: pl.DataFrame, columns: Sequence[str]) -> str | None:
+    """Say which columns have a value of its own in each row, whose slices can show nothing; None if there is none."""
+    useless = [name for name in columns if rows.height > 1 and rows[name].n_unique() == rows.height]
+    if not useless:
+        return None
+    return f"promotion.slices by {list_names(useless)} have one row each, which can show no drop; name columns of fewer values"
+
+
+def time_row(model: Model, rows: pl.DataFrame) -> float:
+    """Median time to score one raw row, in milliseconds."""
+    seconds = []
+    for _ in range(TIMES_TIMED):
+        started = time.perf_counter()
+        model.predict_proba(rows[:1])
+        seconds.append(time.perf_counter() - started)
+    return 1000 * median(seconds)
+
+
+def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, is_damaged: bool) -> Alarm | None:
+    if champion is None:
+        return None
+    if is_damaged:
+        return "damaged"
+    return "collapsed" if collapse else None if is_compared else "incomparable"
+
+
+def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: int, store: Store) -> dict[str, float | None]:
+    """Metrics on the fair rows, and what the model costs."""
+    metrics = scored.measure(is_fair)
+    folder = version_folder(scored.model.settings.name, number)
+    return {
+        "accuracy": metrics.accuracy,
+        "log likelihood": -metrics.loss,
+        "ROC AUC": metrics.roc_auc,
+        "calibration error": metrics.calibration_error,
+        LATENCY: time_row(scored.model, rows),
+        SIZE: store.list_files([folder])[f"{folder}/model.pt"][0] / 1e6,
+    }
+
+
+def _count_rows(manifest: Manifest) -> dict[str, int]:
+    return {split: info.rows for split, info in manifest.splits.items()}

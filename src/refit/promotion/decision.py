@@ -1,0 +1,381 @@
+"""Whether a candidate is better than the champion by more than noise, and whether the champion still holds, from scores of rows."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refit.errors import DataError
+from refit.promotion.bounds import MIN_PROBABILITY, bound_accuracy, bound_mean, compute_sign_p_value, share_chance
+from refit.refs import Handle
+from refit.settings import PromotionSettings
+
+FEW_ROWS = 30
+"""A decision on fewer test rows says so first."""
+ROUNDING = 1e-9
+LEAD_LOST = 0.5
+"""A champion that has lost this share of what it was ahead of the majority class has collapsed."""
+
+Score = Literal["accuracy", "log_likelihood", "brier"]
+Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
+Scores = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Rows = Mask | NDArray[np.intp]
+Clusters = NDArray[np.integer]
+
+SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}
+"""How far two scores of a row may be apart."""
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What a model gets for each of N rows: its score, higher being better, and whether its class is right; each `(N,)`."""
+
+    scores: Scores
+    is_right: Mask
+
+
+class WorseSlice(Handle):
+    """A class or slice in which the candidate is right on fewer rows than the champion."""
+
+    name: str
+    num_rows: int
+    candidate: float
+    """Share of the rows that it is right on: for a class, its recall."""
+    champion: float
+    is_refused: bool
+    """Whether the drop is more than is allowed, and more than noise explains."""
+
+
+class Lead(Handle):
+    """How far a model is ahead of the majority class, on the rows of one split."""
+
+    split: str
+    score: Score
+    num_rows: int
+    model: float
+    majority: float
+    bound: float
+    """What the lead exceeds with the stated confidence."""
+
+    def warn(self) -> str | None:
+        """Say that the model does not beat the majority class, with the figures; None if it does, by more than noise."""
+        objection = _object_to_lead(self.model, self.majority, self.bound)
+        if objection is None:
+            return None
+        only = "only " if self.num_rows < FEW_ROWS else ""
+        figures = f"{self.score.replace('_', ' ')} {self.model:.4f} on {only}{self.num_rows:,} {self.split} rows"
+        return f"the model {objection}: {figures}, where the majority class has {self.majority:.4f}"
+
+
+class Decision(Handle):
+    """Whether the candidate is to be promoted, and the figures that say so."""
+
+    is_better: bool
+    reason: str
+    """One sentence for people, with its figures."""
+    score: Score
+    num_rows: int
+    num_clusters: int | None
+    """How many groups of dependent rows there are; None where all rows count as independent."""
+    candidate: float
+    champion: float
+    """The champion's score; without one, that of the majority class."""
+    majority: float
+    difference: float
+    bound: float
+    """What the difference exceeds with the stated confidence."""
+    lead: float
+    """What the candidate's lead over the majority class exceeds with that confidence."""
+    worse: list[WorseSlice]
+    """Those that are refused first, then by drop, largest first."""
+    not_judged: list[str]
+    """Classes and slices with too few rows to show any drop."""
+
+    @property
+    def summary(self) -> str:
+        """The figures alone, without names from the data."""
+        scores = f"{self.candidate:.4f} against {self.champion:.4f}"
+        return f"{self.score.replace('_', ' ')} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
+
+    def refuse(self) -> "Decision":
+        """The same figures, but no promotion."""
+        return self.model_copy(update={"is_better": False, "reason": f"not {self.reason}"})
+
+
+def decide(
+    classes: Labels,
+    candidate: RowScores,
+    champion: RowScores | None,
+    majority: Scores,
+    settings: PromotionSettings,
+    *,
+    clusters: Clusters | None = None,
+    slices: Mapping[str, Mask] | None = None,
+    latency_ms: float = 0.0,
+    size_mb: float = 0.0,
+) -> Decision:
+    """Decide whether the candidate is better than the champion and the majority class, and nothing speaks against it.
+
+    Args:
+        classes: True class of each row.
+        candidate: What it gets for each row.
+        champion: What the champion gets; None in a first run. Classes and slices are not compared then, for the majority class is
+            always right on its own rows.
+        majority: What `score_majority` returns.
+        settings: The rule and its limits.
+        clusters: Rows with the same number depend on one another; None takes all rows for independent.
+        slices: The rows of each named slice, besides the classes.
+        latency_ms: Time that the candidate takes to score a row.
+        size_mb: Size of its weights.
+
+    Raises:
+        DataError: There are no rows.
+
+    Shape:
+        classes, scores, clusters and each of slices: (N,).
+    """
+    if not len(classes):
+        raise DataError("expected test rows to compare models on, found none; raise data.test")
+    score, chance = settings.score, 1 - settings.confidence
+    rival = majority if champion is None else champion.scores
+    difference = float((candidate.scores - rival).mean())
+    bound = _bound(candidate.scores - rival, score, chance, clusters)
+    lead = bound if champion is None else _bound(candidate.scores - majority, score, chance, clusters)
+    has_gain, gain = _describe_gain(difference, bound, settings, is_first=champion is None)
+    worse, not_judged = list[WorseSlice](), list[str]()
+    if champion is not None:
+        parts = [*_list_classes(classes), *(slices or {}).items()]
+        worse, not_judged = _find_worse(parts, candidate.is_right, champion.is_right, clusters, settings)
+    mean, average = float(candidate.scores.mean()), float(majority.mean())
+    objections = [
+        *([f"it {objection} ({average:.4f})"] if (objection := _object_to_lead(mean, average, lead)) and champion else ()),
+        *_object_to_score(mean, settings.min_score),
+        *_object_to_drops(worse),
+        *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),
+        *_object_to_cost("the weights take", size_mb, settings.max_size_mb, "MB"),
+    ]
+    is_better = has_gain and not objections
+    against = f"{rival.mean():.4f}{' of the majority class' * (champion is None)}"
+    figures = f"{_describe_scores(score, f'{mean:.4f} against {against}', len(classes), clusters)}, {gain}"
+    return Decision(
+        is_better=is_better,
+        reason="; ".join([f"{'promoted' if is_better else 'not promoted'}: {figures}", *objections]),
+        score=score,
+        num_rows=len(classes),
+        num_clusters=None if clusters is None else len(np.unique(clusters)),
+        candidate=mean,
+        champion=float(rival.mean()),
+        majority=average,
+        difference=difference,
+        bound=bound,
+        lead=lead,
+        worse=worse,
+        not_judged=not_judged,
+    )
+
+
+def measure_lead(
+    model: RowScores, majority: Scores, settings: PromotionSettings, split: str, clusters: Clusters | None = None
+) -> Lead:
+    """Measure how far a model is ahead of the majority class; `decide` asks for the same.
+
+    Args:
+        model: What it gets for each row.
+        majority: What `score_majority` returns.
+        settings: Score and confidence.
+        split: Where the rows are from.
+        clusters: As `decide` takes them.
+    """
+    return Lead(
+        split=split,
+        score=settings.score,
+        num_rows=len(majority),
+        model=float(model.scores.mean()),
+        majority=float(majority.mean()),
+        bound=_bound(model.scores - majority, settings.score, 1 - settings.confidence, clusters),
+    )
+
+
+def find_collapse(
+    champion: RowScores,
+    majority: Scores,
+    settings: PromotionSettings,
+    *,
+    lead_before: float | None = None,
+    clusters: Clusters | None = None,
+) -> str | None:
+    """Say how the champion has collapsed: by more than noise it is worse than the majority class, or half of its lead is gone.
+
+    Args:
+        champion: What it gets for each row that it has not learned from.
+        majority: What `score_majority` returns.
+        settings: Score, confidence, and the least score.
+        lead_before: The least lead over the majority class that it had when it was promoted; None where that is not known.
+        clusters: As `decide` takes them.
+
+    Returns:
+        A clause with its figures; None if it holds.
+    """
+    score, chance = settings.score, 1 - settings.confidence
+    most = _bound(majority - champion.scores, score, chance, clusters)
+    least = max(lead_before or 0.0, 0.0)
+    figures = _describe_scores(score, f"{champion.scores.mean():.4f}", len(majority), clusters)
+    if -most < (LEAD_LOST * least if least else 0):
+        before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
+        return f"{figures}, where the majority class has {majority.mean():.4f}{before}"
+    if settings.min_score is not None:
+        missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
+        if missing > 0:
+            return f"{figures}, less than the promotion.min_score of {settings.min_score:g}"
+    return None
+
+
+def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:
+    """Score rows by the probabilities of their classes.
+
+    `accuracy` gives 1 where the likeliest class is right and else 0; `log_likelihood` the log probability of the true class, which
+    is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between probabilities and truth, in [0, 1].
+
+    Shape:
+        probabilities (N, C), y (N,).
+
+    Source:
+        Brier, Verification of forecasts expressed in terms of probability (1950).
+    """
+    is_right = probabilities.argmax(axis=1) == y
+    of_truth = np.take_along_axis(probabilities, y[:, None], axis=1)[:, 0]
+    if score == "accuracy":
+        return RowScores(is_right.astype(float), is_right)
+    if score == "log_likelihood":
+        return RowScores(np.log(np.fmax(of_truth, MIN_PROBABILITY)), is_right)
+    return RowScores(1 - ((probabilities**2).sum(axis=1) - of_truth**2 + (1 - of_truth) ** 2) / 2, is_right)
+
+
+def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Score) -> Scores:
+    """Score each row as a model would that knows nothing but how many train rows each class has.
+
+    For accuracy it gives all rows the largest class; else it takes the classes' shares, with one row more of each.
+
+    Shape:
+        classes: (N,); returns (N,).
+    """
+    names, indices = np.unique(classes, return_inverse=True)
+    known = [*class_counts, *(name for name in names if name not in class_counts)]
+    counts = np.array([class_counts.get(name, 0) + 1 for name in known], float)
+    shares = counts / counts.sum()
+    if score == "accuracy":
+        shares = (np.arange(len(known)) == counts.argmax()).astype(float)
+    y = np.array([known.index(name) for name in names])
+    return score_probabilities(np.tile(shares, (len(names), 1)), y, score).scores[indices]
+
+
+def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
+    """What the mean difference of two models' scores (N,) exceeds, but for this chance."""
+    if score == "accuracy" and clusters is None:
+        return bound_accuracy(differences, chance)
+    return _bound_mean(differences, score, chance, clusters)
+
+
+def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
+    if clusters is None:
+        return bound_mean(values, np.ones(len(values)), SPANS[score], chance)
+    _, indices = np.unique(clusters, return_inverse=True)
+    sums, sizes = np.bincount(indices, values), np.bincount(indices).astype(np.float64)
+    return bound_mean(sums.astype(np.float64), sizes, SPANS[score], chance)
+
+
+def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
+    names, indices, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    rows = np.split(np.argsort(indices), counts.cumsum()[:-1])
+    return zip((f"class {name}" for name in names), rows, strict=True)
+
+
+def _find_worse(
+    parts: Sequence[tuple[str, Rows]], candidate: Mask, champion: Mask, clusters: Clusters | None, settings: PromotionSettings
+) -> tuple[list[WorseSlice], list[str]]:
+    """The parts in which the candidate is right less often, and those with too few rows to show it.
+
+    An exact sign test tells a drop from noise. The chance of error is shared among the parts in which enough rows differ to show a
+    drop at all (Tarone, A modified Bonferroni method for discrete data, 1990).
+    """
+    counts = [_count_signs(champion[rows], candidate[rows], None if clusters is None else clusters[rows]) for _, rows in parts]
+    chance = share_chance([0.5 ** (losses + wins) for losses, wins, _ in counts], 1 - settings.confidence)
+    worse = []
+    for (name, rows), (losses, wins, _) in zip(parts, counts, strict=True):
+        shares = [float(is_right[rows].mean()) if is_right[rows].size else 0.0 for is_right in (candidate, champion)]
+        if shares[0] < shares[1]:
+            is_large = shares[1] - shares[0] > settings.max_drop + ROUNDING
+            is_refused = is_large and compute_sign_p_value(losses, wins) <= chance
+            num_rows = int(candidate[rows].size)
+            worse.append(WorseSlice(name=name, num_rows=num_rows, candidate=shares[0], champion=shares[1], is_refused=is_refused))
+    not_judged = [name for (name, _), (_, _, num_units) in zip(parts, counts, strict=True) if 0.5**num_units > chance]
+    return sorted(worse, key=lambda entry: (not entry.is_refused, entry.candidate - entry.champion)), not_judged
+
+
+def _count_signs(champion: Mask, candidate: Mask, clusters: Clusters | None) -> tuple[int, int, int]:
+    """In how many rows or clusters the champion is right more often, in how many the candidate, and how many there are."""
+    drops = champion.astype(float) - candidate
+    if clusters is not None:
+        _, indices = np.unique(clusters, return_inverse=True)
+        drops = np.bincount(indices, drops)
+    return int((drops > 0).sum()), int((drops < 0).sum()), len(drops)
+
+
+def _describe_gain(difference: float, bound: float, settings: PromotionSettings, is_first: bool) -> tuple[bool, str]:
+    """Whether the difference counts, and what it is in words."""
+    gain = f"better by {_show(difference)}" if difference > 0 else f"worse by {_show(-difference)}" if difference else "no better"
+    sure = f" ({100 * settings.confidence:g} % sure of at least {_show(bound)})"
+    if settings.rule == "not_worse" and not is_first:
+        margin = f"worse by more than the {_show(settings.margin)} allowed"
+        if bound > -settings.margin:
+            return True, f"{gain}{sure}, surely not {margin}"
+        return False, f"{gain}{sure}, and may be {margin}"
+    if difference <= 0:
+        return False, gain
+    if bound <= 0:
+        return False, f"{gain}, which noise can explain{sure}"
+    if bound < settings.min_effect:
+        return False, f"{gain}{sure}, less than the {_show(settings.min_effect)} asked for"
+    return True, f"{gain}{sure}"
+
+
+def _object_to_lead(score: float, majority: float, bound: float) -> str | None:
+    if bound > 0:
+        return None
+    return "does not beat the majority class" + " by more than noise" * (score > majority)
+
+
+def _object_to_score(score: float, min_score: float | None) -> Iterator[str]:
+    if min_score is not None and score < min_score:
+        yield f"its score is less than the promotion.min_score of {min_score:g}"
+
+
+def _object_to_drops(worse: Sequence[WorseSlice]) -> Iterator[str]:
+    refused = [entry for entry in worse if entry.is_refused]
+    if refused:
+        first = refused[0]
+        more = f", and {len(refused) - 1} more" if refused[1:] else ""
+        shares = f"from {first.champion:.4f} to {first.candidate:.4f}"
+        yield f"the share of right rows in {first.name!r} drops {shares} on {first.num_rows:,} rows{more}"
+
+
+def _object_to_cost(what: str, found: float, limit: float | None, unit: str) -> Iterator[str]:
+    if limit is not None and found > limit:
+        yield f"{what} {found:.4g} {unit}, more than the {limit:.4g} {unit} allowed"
+
+
+def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Clusters | None) -> str:
+    """Figures of a score, and on how many rows; if those are few, they come first."""
+    groups = "" if clusters is None else f" in {len(np.unique(clusters)):,} groups"
+    rows = f"{num_rows:,} row{'s' * (num_rows != 1)}{groups}"
+    name = score.replace("_", " ")
+    return f"on only {rows}: {name} {figures}" if num_rows < FEW_ROWS else f"{name} {figures} on {rows}"
+
+
+def _show(figure: float) -> str:
+    """Four decimals, or two digits where those would be zeros."""
+    return f"{figure:.4f}" if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"

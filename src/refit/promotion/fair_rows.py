@@ -1,0 +1,176 @@
+"""Which test rows may judge: those that neither model has learned from; and which of them depend on one another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from refit.errors import DataError, RefitError, StoreError
+from refit.promotion.decision import Clusters, Mask
+from refit.registry.versions import list_earlier
+from refit.serving.saved_model import DEFAULTS, Model, load_version
+from refit.settings import SettingsTree
+from refit.store.store import Store
+from refit.tables.copies import estimate_chances, is_more_than_chance
+from refit.tables.dataset import Manifest, convert_rows, load_identities, load_test_rows
+from refit.tables.hashes import find_known, hash_rows, identify
+from refit.tables.schema import Rows
+from refit.texts import list_names
+
+LEARNED_FROM = ("train", "val")
+WITHOUT_COLUMN = "bring them back, or promote a candidate by hand"
+WITHOUT_CLASS = "add such rows, or, if there will be none any more, promote a candidate by hand"
+"""What to do where a champion cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The version that a candidate is compared with; no model where there is none, or none that can be compared."""
+
+    number: int | None = None
+    model: Model | None = None
+    is_learned: Mask | None = None
+    """The test rows that it has learned from."""
+    problem: str | None = None
+    """What is wrong with the champion."""
+    is_damaged: bool = False
+    """Whether its files are missing or have other bytes."""
+
+
+def find_rival(
+    name: str, champion: int | None, manifest: Manifest, rows: pl.DataFrame, store: Store, local: SettingsTree = DEFAULTS
+) -> Rival:
+    """Load the champion, or, if it is damaged, the version before it that is whole.
+
+    It cannot be compared if it needs a column that the raw test rows lack, or knows a class that the candidate's data set lacks.
+    """
+    damages: list[str] = []
+    for number in [] if champion is None else [champion, *list_earlier(store, name)]:
+        try:
+            model = load_version(store, name, number, local, held_back=True)
+        except StoreError as error:
+            damages.append(f"{name}@v{number} is damaged: {error}")
+            continue
+        except RefitError as error:
+            return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
+        try:
+            _refuse_lost_columns(model.manifest, rows)
+            _refuse_lost_classes(model.manifest, manifest)
+            numbers = load_identities(manifest, "test", store).numbers
+            if _list_columns(model.manifest) != _list_columns(manifest):
+                numbers = np.zeros_like(numbers)  # what is equal to the one is not to the other
+            is_learned = find_learned(model.manifest, rows, numbers, store)
+        except RefitError as error:
+            return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
+        judges = [f"{name}@v{number}, the champion before, stands in for it"] if damages else []
+        return Rival(number, model, is_learned, "; ".join([*damages, *judges]) or None, bool(damages))
+    if damages:
+        damages.append("no champion before it can stand in; put its files back, or promote a version by hand")
+    return Rival(problem="; ".join(damages) or None, is_damaged=bool(damages))
+
+
+def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: Store) -> tuple[Mask, dict[str, int]]:
+    """Find the test rows that neither model has learned from, and say how many each has."""
+    is_learned = {"the candidate": find_learned(manifest, rows, load_identities(manifest, "test", store).numbers, store)}
+    if rival.is_learned is not None:
+        is_learned["the champion"] = rival.is_learned
+    is_fair = ~np.any([*is_learned.values()], axis=0)
+    return is_fair, {who: mask.sum() for who, mask in is_learned.items()}
+
+
+def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: Store) -> Mask:
+    """Find the raw rows that a model of this data set has learned from.
+
+    A row that equals one of those is taken for it, unless rows of such columns would be equal by chance as often: then none can be
+    told from others.
+
+    Args:
+        manifest: The data set.
+        rows: Raw rows, N of them.
+        numbers: Which of several equal rows each is, `(N,)`.
+        store: Where the data set is.
+
+    Raises:
+        DataError: The rows lack a column, or hold what cannot be converted.
+        StoreError: What the model has learned from is gone.
+    """
+    _, hashes, known = convert_rows(manifest, rows)
+    splits = [split for split in LEARNED_FROM if split in manifest.splits]
+    learned = np.concatenate([load_identities(manifest, split, store).keys for split in splits])
+    is_learned = find_known(identify(hashes, numbers), learned)
+    chances = estimate_chances(known, numbers, len(learned))
+    return is_learned if is_more_than_chance(is_learned.sum(), chances, min_share=0.0) else np.zeros(len(is_learned), bool)
+
+
+def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clusters | None:
+    """Number the raw test rows so that those which depend on one another have the same number; None where all are independent.
+
+    These are the rows of a group, where the settings name a column of groups, and else equal rows, if chance does not explain them.
+    """
+    groups = load_identities(manifest, "test", store).groups
+    if groups is not None:
+        return groups
+    *_, known = convert_rows(manifest, rows)
+    hashes = hash_rows(known[[*(column.name for column in manifest.columns), manifest.target]])
+    _, places, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    chances = estimate_chances(known, np.zeros(len(hashes), np.int64), len(hashes) - 1)
+    return hashes if is_more_than_chance((counts[places] > 1).sum(), chances) else None
+
+
+def explain_missing_rows(
+    manifest: Manifest, name: str, champion: int | None, store: Store, local: SettingsTree = DEFAULTS
+) -> str | None:
+    """Say what is needed, if a candidate of this data set would have no test row that neither it nor the champion has learned from.
+
+    Raises:
+        DataError: The data set has no test rows.
+    """
+    rows = load_test_rows(manifest, store)
+    is_fair, left_out = find_fair_rows(manifest, find_rival(name, champion, manifest, rows, store, local), rows, store)
+    return None if is_fair.any() else explain_unfair(left_out, len(is_fair))
+
+
+def _refuse_lost_columns(before: Manifest, rows: pl.DataFrame) -> None:
+    """Raise DataError if the data lacks a column that a model needs."""
+    lost = [name for name in _list_columns(before) if name is not None and name not in rows.columns]
+    if lost:
+        raise DataError(f"expected the columns that it needs, found no {list_names(sorted(lost))} in the data; {WITHOUT_COLUMN}")
+
+
+def _refuse_lost_classes(before: Manifest, now: Manifest) -> None:
+    """Raise DataError if the data has no row of a class that a model knows, as a candidate would never predict it."""
+    lost = [label for label in before.classes if label not in now.classes]
+    if lost:
+        raise DataError(
+            f"column `{now.target}`: expected rows of every class that it knows, found none of {list_names(map(str, lost))};"
+            f" {WITHOUT_CLASS}"
+        )
+
+
+def explain_incomparable(name: str, number: int | None, error: RefitError) -> str:
+    """Say that a version cannot be compared, and why."""
+    return f"{name}@v{number} cannot be compared: {error}"
+
+
+def explain_unfair(left_out: Mapping[str, int], num_rows: int) -> str:
+    """Say what is needed where all of `num_rows` test rows are left out."""
+    return (
+        f"expected test rows that neither the candidate nor the champion has learned from, found none among {num_rows:,}"
+        f" ({_list_learned(left_out)}); add rows that are new, take those of data.test_source out of data.source, or divide them as"
+        " before, by the same seed and settings of data"
+    )
+
+
+def tell_left_out(left_out: Mapping[str, int]) -> str | None:
+    """Say how many test rows are left out, if any are."""
+    return f"without rows that were learned from ({_list_learned(left_out)})" if any(left_out.values()) else None
+
+
+def _list_learned(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} by {who}" for who, count in left_out.items() if count)
+
+
+def _list_columns(manifest: Manifest) -> set[str | None]:
+    """What tells rows apart in the eyes of a data set."""
+    return {*(column.name for column in manifest.columns), manifest.target, manifest.time_column}

@@ -1,0 +1,1 @@
+"""Saved versions of models, their aliases, and the ledger of decisions."""

@@ -1,0 +1,84 @@
+"""What differs between two saved versions, by their records: settings, data, metrics; reads no weights and no rows."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refit.registry.versions import load_part, read_record
+from refit.store.store import Store
+
+Pair = tuple[Any, Any]
+"""What each of two versions has; None where one has nothing."""
+
+METRICS = ("accuracy", "loss", "roc_auc", "calibration_error")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Two versions side by side."""
+
+    settings: dict[str, Pair]
+    """By dotted name, those that differ."""
+    data: dict[str, Pair]
+    """Rows of each split; then what differs of target, classes, kinds of columns, and digests of the source and the test rows."""
+    metrics: dict[tuple[str, str], Pair]
+    """By split and name."""
+
+
+def find_differences(store: Store, one: tuple[str, int], other: tuple[str, int]) -> Differences:
+    """Compare two versions, each given by name and number.
+
+    Raises:
+        StoreError: A version's files cannot be read, are damaged, or are those of another version.
+    """
+    for version in (one, other):
+        read_record(store, *version)
+    settings, manifests, metrics = (
+        (load_part(store, *one, part), load_part(store, *other, part)) for part in ("settings", "manifest", "metrics")
+    )
+    data = _compare(_count_rows, manifests)
+    for describe in (_describe_target, _describe_columns, _describe_digests):
+        data |= _drop_equal(_compare(describe, manifests))
+    return Differences(
+        settings=_drop_equal(_compare(lambda tree: dict(_flatten(tree)), settings)),
+        data=data,
+        metrics=_compare(_list_metrics, metrics),
+    )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _count_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
+    return {f"{split} rows": info["rows"] for split, info in manifest["splits"].items()}
+
+
+def _describe_target(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {"target": manifest["target"], **{f"class {label}": "there" for label in manifest["classes"]}}
+
+
+def _describe_columns(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"column {column['name']}": column["kind"] for column in manifest["columns"]}
+
+
+def _describe_digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    digests = {"source": manifest["source_digest"], "test rows": (manifest.get("test_rows") or {}).get("digest")}
+    return {f"digest of the {name}": digest and digest[:12] for name, digest in digests.items()}
+
+
+def _list_metrics(metrics: Mapping[str, Any]) -> dict[tuple[str, str], float | None]:
+    return {(split, name): scores.get(name) for split, scores in metrics.items() for name in METRICS}
+
+
+def _compare(describe: Callable[[Any], dict[Any, Any]], contents: tuple[Any, Any]) -> dict[Any, Pair]:
+    one, other = map(describe, contents)
+    return {name: (one.get(name), other.get(name)) for name in {**one, **other}}
+
+
+def _drop_equal(pairs: Mapping[Any, Pair]) -> dict[Any, Pair]:
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,66 @@
+"""How a model stands: its champion, what was last decided of it, and what is damaged."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from refit.errors import StoreError
+from refit.refs import Handle
+from refit.registry.ledger import Entry, load_ledger
+from refit.registry.versions import check_version, list_versions, read_alias, read_record
+from refit.store.store import DAMAGED, Store
+
+Found = TypeVar("Found")
+
+
+class Status(Handle):
+    """How a model stands; None is what there is not, or what damage hides."""
+
+    name: str
+    versions: list[int]
+    champion: int | None
+    trained_at: str | None
+    """When the champion was saved."""
+    promoted_at: str | None
+    """When it became the champion, the last time."""
+    decision: Entry | None
+    """The last one."""
+    damaged: list[str]
+    """What is damaged, where, and what to do; a sentence each."""
+
+
+def read_status(store: Store, name: str) -> Status:
+    """Read how model `name` stands, as far as it can be read."""
+    damaged: list[str] = []
+
+    def unless_damaged(read: Callable[[], Found]) -> Found | None:
+        try:
+            return read()
+        except StoreError as error:
+            damaged.append(str(error))
+            return None
+
+    champion = unless_damaged(lambda: read_alias(store, name))
+    trained_at = unless_damaged(lambda: _find_birth(store, name, champion)) if champion else None
+    entries = unless_damaged(lambda: load_ledger(store, name)) or []
+    decisions = [entry for entry in entries if entry.action not in ("open", "repair")]
+    promotions = [entry.at for entry in decisions if entry.action != "keep" and entry.after == champion]
+    return Status(
+        name=name,
+        versions=list_versions(store, name),
+        champion=champion,
+        trained_at=trained_at,
+        promoted_at=promotions[-1] if promotions else None,
+        decision=decisions[-1] if decisions else None,
+        damaged=[*dict.fromkeys(damaged)],
+    )
+
+
+def list_damaged(store: Store) -> list[str]:
+    """Where the damaged objects are that were set aside when they were read."""
+    return [store.location(f"{DAMAGED}/{digest}") for digest in store.names(DAMAGED)]
+
+
+def _find_birth(store: Store, name: str, version: int) -> str:
+    """When a version was saved; raises if it is damaged."""
+    check_version(store, name, version)
+    return str(read_record(store, name, version)["created"])

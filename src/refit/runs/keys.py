@@ -1,0 +1,196 @@
+"""Recipe keys: a hash of all that a step depends on, known before the step has run, chained from one step to the next.
+
+Paths, names, log levels and retry counts are no ingredients; the bytes of the source, the code that computes, the versions of the
+packages and the kind of processor are.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from refit.code import digest_code, digest_user_code
+from refit.settings import Settings, walk_settings
+
+DATA_CODE = (
+    "refit.tables.files",
+    "refit.tables.csv_files",
+    "refit.tables.parquet_files",
+    "refit.tables.sources",
+    "refit.tables.formats",
+    "refit.tables.schema",
+    "refit.tables.hashes",
+    "refit.data.splits",
+    "refit.tables.sides",
+    "refit.tables.copies",
+    "refit.tables.preprocessing",
+    "refit.tables.profiles",
+    "refit.tables.remarks",
+    "refit.tables.dataset",
+)
+MODEL_CODE = ("refit.models.building", "refit.models.mlp", "refit.runtime.devices")
+TRAINING_CODE = (
+    *MODEL_CODE,
+    "refit.training.loop",
+    "refit.engine.steps_of_epoch",
+    "refit.training.evaluation",
+    "refit.data.loaders",
+    "refit.training.optimizers",
+    "refit.training.steps",
+    "refit.engine.backpropagation",
+    "refit.engine.optimizer_updates",
+    "refit.engine.compilation",
+    "refit.engine.machine_code",
+    "refit.engine.operations",
+    "refit.runtime.randomness",
+)
+EVALUATION_CODE = (*MODEL_CODE, "refit.training.evaluation", "refit.data.loaders", "refit.runtime.randomness")
+ROWS = "rows"
+"""The ingredient of epochs on other rows than those of train."""
+
+
+class Step(BaseModel):
+    """A step of a run, and all that its result depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    ingredients: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the ingredients."""
+        return digest_json(self.ingredients)
+
+
+def digest_json(content: Any) -> str:
+    """SHA-256 of content as JSON, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Recipe(BaseModel):
+    """All that a run's results depend on, up to its last epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Step
+    start: Step
+    epoch: Step
+    """What every epoch depends on besides the one before it."""
+    num_epochs: int
+    processor: str
+    refit_on_all: bool = False
+
+    @property
+    def fits(self) -> list["Recipe"]:
+        """This recipe and, where there is a last fit on all rows, that of its epochs: as many as validation could choose."""
+        return [self, self.on_all_rows(self.num_epochs)] if self.refit_on_all else [self]
+
+    def on_all_rows(self, num_epochs: int) -> "Recipe":
+        """The recipe of so many epochs on all rows, from the same start and by the same settings."""
+        epoch = Step(name="epoch", ingredients={**self.epoch.ingredients, ROWS: "all"})
+        return Recipe(dataset=self.dataset, start=self.start, epoch=epoch, num_epochs=num_epochs, processor=self.processor)
+
+    @property
+    def is_on_all_rows(self) -> bool:
+        """Whether epochs train on all rows, not only on those of train."""
+        return ROWS in self.epoch.ingredients
+
+    @property
+    def source_digests(self) -> list[str | None]:
+        """Of `data.source` and, where there is one, `data.test_source`."""
+        return [self.dataset.ingredients[name] for name in ("data.source", "data.test_source")]
+
+    @property
+    def loaders(self) -> Step:
+        """What the loaders depend on."""
+        settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.") or name == ROWS}
+        return Step(name="loaders", ingredients={"data set": self.dataset.key, **settings})
+
+    @cached_property
+    def epoch_keys(self) -> list[str]:
+        """Key of each epoch; it covers the epochs before it."""
+        links = itertools.accumulate(
+            range(self.num_epochs), lambda previous, _: digest_json([previous, self.epoch.key]), initial=self.start.key
+        )
+        return list(links)[1:]
+
+    def evaluation(self, split: str, epoch: int) -> Step:
+        """What the metrics of one split at one epoch depend on."""
+        versions = {name: version(name) for name in ("torch", "torchmetrics")}
+        weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.processor}
+        return Step(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
+
+    def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Step:
+        """What a version depends on: its name, the weights chosen and served, the epochs in its log, the keys of its metrics."""
+        chosen, served = (fit.epoch_keys[best_epoch - 1] for fit in (self, self.fits[-1]))
+        epochs = {"weights": chosen, "served": served, "epochs": self.epoch_keys[num_epochs - 1]}
+        return Step(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
+
+
+def write_recipe(
+    settings: Settings,
+    source_digest: str,
+    test_source_digest: str | None,
+    processor: str,
+    first_weights: str | None = None,
+) -> Recipe:
+    """Write down what a run depends on.
+
+    `num_epochs` is an ingredient only of a schedule that depends on it, so that a longer run goes on where a shorter one ended.
+
+    Args:
+        settings: The run's settings.
+        source_digest: Of the bytes of `data.source`.
+        test_source_digest: Of the bytes of `data.test_source`, where there is one.
+        processor: What computes, as far as bits depend on it: kind, instruction set, threads.
+        first_weights: Digest of the weights to start from; None starts from new ones.
+
+    Raises:
+        SettingsError: The source code of the user's factory cannot be read.
+    """
+    chosen = {name: value for name, value in walk_settings(settings.data, "data.") if not name.endswith("source")}
+    sources = {"data.source": source_digest, "data.test_source": test_source_digest}
+    versions = {name: version(name) for name in ("polars", "numpy")}
+    dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
+    more_code = [] if first_weights is None else ["refit.training.warm_start"]
+    start = {
+        **digest_user_code(settings.model.factory),
+        "data set": dataset.key,
+        "seed": settings.seed,
+        **dict(walk_settings(settings.model, "model.")),
+        **dict(walk_settings(settings.optimizer, "optimizer.")),
+        **{f"compute.{name}": getattr(settings.compute, name) for name in ("engine", "precision", "matmul_precision")},
+        "processor": processor,
+        "torch": version("torch"),
+        "first weights": first_weights,
+        **digest_code([*TRAINING_CODE, *more_code]),
+    }
+    loop = {
+        **dict(walk_settings(settings.loader, "loader.")),
+        "training.accumulate_batches": settings.training.accumulate_batches,
+        "training.max_grad_norm": settings.training.max_grad_norm,
+        "training.num_epochs": None if settings.optimizer.schedule == "constant" else settings.training.num_epochs,
+    }
+    return Recipe(
+        dataset=dataset,
+        start=Step(name="start", ingredients=start),
+        epoch=Step(name="epoch", ingredients=loop),
+        num_epochs=settings.training.num_epochs,
+        processor=processor,
+        refit_on_all=settings.training.refit_on_all,
+    )
+
+
+def retraining_key(settings: Settings, source_digest: str, test_source_digest: str | None) -> str:
+    """SHA-256 of what the outcome of a retraining depends on, apart from the champion and the machine that computes."""
+    recipe = write_recipe(settings, source_digest, test_source_digest, processor="any")
+    promotion = dict(walk_settings(settings.promotion, "promotion."))
+    del promotion["promotion.timeout_seconds"]
+    steps = [recipe.start.key, recipe.epoch.key, recipe.num_epochs, settings.training.patience]
+    return digest_json([*steps, settings.training.warm_start, settings.training.refit_on_all, promotion])

@@ -1,0 +1,208 @@
+"""The recipe of a run, written down before it starts; the record of runs; and why a step would run again."""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from refit.errors import StoreError
+from refit.models import building
+from refit.refs import DatasetRef, EpochResult
+from refit.runs.keys import Recipe, Step, write_recipe
+from refit.runs.results import find_last_epoch, load_usable_result, result_path
+from refit.runtime import devices
+from refit.settings import Settings
+from refit.store.store import Store
+from refit.tables.dataset import load_manifest
+from refit.tables.sources import digest_sources, read_table
+from refit.texts import list_names
+from refit.training.loop import best_epoch, has_lost_patience
+
+RUNS = "runs"
+
+
+class Run(BaseModel):
+    """A run that was started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: dict[str, Any]
+    recipe: Recipe
+    later_keys: list[str] = []
+    """Keys of evaluation and saving, which are known only at the end."""
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all its steps."""
+        fits = (key for fit in self.recipe.fits for key in (fit.loaders.key, *fit.epoch_keys))
+        return {self.recipe.dataset.key, self.recipe.start.key, *fits, *self.later_keys}
+
+
+class Forecast(BaseModel):
+    """What a run would do with a step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    is_done: bool
+    because: list[str]
+
+
+def build_recipe(
+    settings: Settings, source_digests: tuple[str, str | None] | None = None, first_weights: str | None = None
+) -> Recipe:
+    """Write down what a run on this machine depends on; the code that is written down is what this process computes with.
+
+    Args:
+        settings: Of the run.
+        source_digests: As `digest_sources` gives them; None takes the sources as they are now.
+        first_weights: Digest of the weights to start from; None starts from new ones.
+
+    Raises:
+        DataError: The source cannot be read.
+        SettingsError: The device or the compiler is not here, or the user's factory cannot be imported.
+    """
+    processor = devices.describe_processor(devices.check_compute(settings.compute), devices.choose_num_threads(settings.compute))
+    digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
+    if settings.model.factory is not None:
+        building.import_anew(settings.model.factory)
+    return write_recipe(settings, *digests, processor, first_weights)
+
+
+def record_run(run: Run, store: Store, name: str | None = None) -> str:
+    """Keep a run's settings and recipe, so that a later one can be told what has changed; return the record's name."""
+    name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.json"
+    store.write(f"{RUNS}/{name}", run.model_dump_json().encode())
+    return name
+
+
+def load_runs(store: Store) -> dict[str, Run]:
+    """Load the runs that were started, by the names of their records, newest first."""
+    runs = {}
+    for name in reversed(store.names(RUNS)):
+        with contextlib.suppress(ValidationError):  # of another version of Refit
+            runs[name] = Run.model_validate_json(store.read(f"{RUNS}/{name}"))
+    return runs
+
+
+def forecast(settings: Settings, store: Store) -> list[Forecast]:
+    """Say of each step whether a run would find it done, and if not, how it differs from the nearest run before.
+
+    That is one of the same model name; if there is none, one of another, which is then named.
+
+    Raises:
+        DataError: The source cannot be read.
+        SettingsError: As `build_recipe`.
+    """
+    recipe, earlier = build_recipe(settings), list(load_runs(store).values())
+    snapshot = load_usable_result(recipe.dataset.key, store)
+    forecasts = [
+        Forecast(
+            step="build data set",
+            is_done=snapshot is not None,
+            because=[] if snapshot else _explain(recipe, _take_dataset, recipe.dataset.key, earlier, settings, store),
+        )
+    ]
+    last = find_last_epoch(recipe.epoch_keys, store)
+    if last:
+        forecasts.append(Forecast(step=f"train epochs 1 to {last}", is_done=True, because=[]))
+    val_losses = [EpochResult.model_validate(load_usable_result(key, store)).val_loss for key in recipe.epoch_keys[:last]]
+    patience = settings.training.patience
+    stopped_at = next((epoch for epoch in range(1, last + 1) if has_lost_patience(val_losses[:epoch], patience)), None)
+    if last < recipe.num_epochs and stopped_at is None:
+        reasons = [] if last else _explain(recipe, _take_training, recipe.epoch_keys[0], earlier, settings, store)
+        to_train = Forecast(
+            step=f"train epochs {last + 1} to {recipe.num_epochs}", is_done=False, because=reasons or ["not run yet"]
+        )
+        rest = "evaluate, train on all rows and save" if recipe.refit_on_all else "evaluate and save"
+        return [*forecasts, to_train, Forecast(step=rest, is_done=False, because=["the weights will be others"])]
+    return [*forecasts, *_forecast_the_rest(recipe, settings, snapshot, val_losses[: stopped_at or last], store)]
+
+
+def _forecast_the_rest(
+    recipe: Recipe, settings: Settings, snapshot: dict[str, Any] | None, val_losses: Sequence[float | None], store: Store
+) -> Iterator[Forecast]:
+    """What comes after the epochs, all of which are done."""
+    best = best_epoch(val_losses)
+    splits = DatasetRef.model_validate(snapshot).splits if snapshot else {}
+    metrics = {split: recipe.evaluation(split, best).key for split in splits}
+    for split, key in metrics.items():
+        yield _forecast_by_result(f"evaluate {split}", key, store)
+    if recipe.refit_on_all:
+        last = find_last_epoch(recipe.on_all_rows(best).epoch_keys, store)
+        if last:
+            yield Forecast(step=f"train epochs 1 to {last} on all rows", is_done=True, because=[])
+        if last < best:
+            yield Forecast(step=f"train epochs {last + 1} to {best} on all rows", is_done=False, because=["not run yet"])
+    yield _forecast_by_result("save", recipe.saving(settings.name, best, len(val_losses), [*metrics.values()]).key, store)
+
+
+def _forecast_by_result(step: str, key: str, store: Store) -> Forecast:
+    is_done = load_usable_result(key, store) is not None
+    reason = "another name, another best epoch, other metrics, or its code or result has changed"
+    return Forecast(step=step, is_done=is_done, because=[] if is_done else [reason])
+
+
+def _take_dataset(recipe: Recipe) -> Step:
+    return recipe.dataset
+
+
+def _take_training(recipe: Recipe) -> Step:
+    """What the first epoch depends on, in one step."""
+    return Step(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
+
+
+def _explain(
+    recipe: Recipe, take: Callable[[Recipe], Step], key: str, earlier: Sequence[Run], settings: Settings, store: Store
+) -> list[str]:
+    """How a step, whose result has this key, differs from the nearest earlier one: of those that differ least, the newest."""
+    if not earlier:
+        return ["nothing was run before"]
+    own = [run for run in earlier if run.settings.get("name") == settings.name]
+    step, steps = take(recipe), [(run, take(run.recipe)) for run in own or earlier]
+    run, nearest = min(steps, key=lambda other: len(_differences(step.ingredients, other[1].ingredients)))
+    changed = _differences(step.ingredients, nearest.ingredients)
+    lines = [] if own else [f"{settings.name} was not run before; beside the nearest run, of {run.settings.get('name')}:"]
+    if not changed:
+        return [*lines, "its result is gone or damaged" if store.exists(result_path(key)) else "no result of it is kept"]
+    for name in changed:
+        old, new = nearest.ingredients.get(name), step.ingredients.get(name)
+        if name == "data set":
+            lines.append("the data set will be another")
+        elif name == "data.source":
+            lines += _compare_tables(nearest.key, settings, store)
+        elif name.startswith("code."):
+            continue
+        else:
+            lines.append(f"{name}: {old!r} -> {new!r}")
+    code = [name.removeprefix("code.") for name in changed if name.startswith("code.")]
+    return [*lines, f"code: {list_names(code)} changed"] if code else lines
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+
+
+def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[str]:
+    """What has changed in the source since the data set of `earlier_key`."""
+    content = load_usable_result(earlier_key, store)
+    if content is None:
+        return ["data.source: other bytes"]
+    try:
+        before = load_manifest(DatasetRef.model_validate(content), store)
+    except StoreError:
+        return ["data.source: other bytes"]
+    now = read_table(settings.data.source).frame
+    lines = []
+    if more := now.height - before.source_rows:
+        change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
+        lines.append(f"data.source: {before.source_rows} -> {now.height} rows ({change})")
+    if settings.data.features is None:
+        apart = {*filter(None, (before.target, settings.data.time_column, settings.data.group_column))}
+        known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
+        lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
+        lines += [f"data.source: column {name} removed" for name in sorted(known - {*now.columns})]
+    return lines or ["data.source: other values, as many rows"]

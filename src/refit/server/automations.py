@@ -1,0 +1,261 @@
+"""What the Prefect server does by itself for runs of Refit's deployments."""
+
+from collections.abc import Mapping, Sequence, Set
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.events import EventTrigger, Posture, emit_event
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+
+from refit.errors import SettingsError
+from refit.server.api import HEARTBEAT
+
+Labels = Mapping[str, str | list[str]]
+"""What events must say of themselves: a text, or one of several."""
+TAG = "refit"
+"""Of our deployments, and so of their runs."""
+FLOWS = ("train", "retrain", "predict")
+CRASH = "refit: note that a silent run has crashed"
+RESCHEDULE = "refit: start a crashed run again"
+SCORE_AGAIN = "refit: start crashed scoring again"
+GIVE_UP = "refit: give up on runs that die before they begin"
+CANCEL = "refit: end cancelled runs whose worker does not"
+NOTIFY = "refit: tell of trouble with "
+"""Followed by the model's name."""
+NOTICE = "refit: tell of lost nights of "
+"""Followed by the model's name."""
+DEPLOYED = "refit.deployed"
+"""The event from which on runs of a deployment are expected."""
+CRASHED, CANCELLING = "prefect.flow-run.Crashed", "prefect.flow-run.Cancelling"
+TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged")
+"""States of a retraining that somebody should know of."""
+ENDED = {
+    f"prefect.flow-run.{state}"
+    for state in (
+        *("Completed", "Cancelled", "Failed", "TimedOut"),
+        *("Promoted", "Kept", "Skipped", "Collapsed", "Incomparable", "Damaged"),
+    )
+}
+"""A run that is there should not be started again, or be called silent."""
+BEGUN = {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
+BETWEEN_REPORTS = timedelta(seconds=60)
+"""More than between two reports of one crash, 6 to 13 seconds (measured): meanwhile another process imports the flow, to look for
+its hooks. A second report after the rescheduling would undo it."""
+SILENCE = timedelta(seconds=180)
+"""Six heartbeats; `prefect.yaml` sets how often they come. More than from the last one before a reported crash to the first of the
+run started again, up to 140 seconds: a run found silent meanwhile would be called crashed while it starts."""
+TO_CANCEL = timedelta(seconds=45)
+"""More than the half minute that a worker gives a run; less than until a crash is rescheduled, as the run's end can be called one
+before its worker says that it was cancelled (seen: 15 seconds)."""
+MAX_ATTEMPTS = 3
+"""That die before they begin."""
+PERIODS = 1.5
+"""Of a schedule, without a run that ended: a night is lost."""
+
+
+def update_automations(client: SyncPrefectClient, model: str, period: timedelta, block: str | None) -> list[str]:
+    """Have the server look after runs as this call says, whatever earlier calls said; return the automations' names.
+
+    Args:
+        client: Of the server.
+        model: Whose deployments it is about; runs of others have the same done for them.
+        period: The longest time between two runs of its schedule.
+        block: `TYPE/NAME` of the Prefect block that is told of failed retraining and lost nights; None tells nobody.
+
+    Raises:
+        SettingsError: There is no such block.
+    """
+    wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _reschedule_crashed_scoring(), _give_up(), _end_cancelled_runs()]
+    if block is None:
+        remove_automations_of(client, model)
+    else:
+        number = _find_block(client, block)
+        wanted += [_tell_of_failed_retraining(model, number), _tell_of_lost_nights(model, period, number)]
+    for automation in wanted:
+        found = client.read_automations_by_name(automation.name)
+        if found:
+            client.update_automation(found[0].id, automation)
+        else:
+            client.create_automation(automation)
+    return [automation.name for automation in wanted]
+
+
+def remove_automations_of(client: SyncPrefectClient, model: str) -> list[str]:
+    """Remove those that are about one model alone; return their names."""
+    return _remove(client, [f"{NOTIFY}{model}", f"{NOTICE}{model}"])
+
+
+def remove_automations(client: SyncPrefectClient) -> list[str]:
+    """Remove those that are about all models; return their names."""
+    return _remove(client, [CRASH, RESCHEDULE, SCORE_AGAIN, GIVE_UP, CANCEL])
+
+
+def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
+    found = [automation for name in names for automation in client.read_automations_by_name(name)]
+    for automation in found:
+        client.delete_automation(automation.id)
+    return [automation.name for automation in found]
+
+
+def announce(model: str, deployment: UUID) -> None:
+    """Have the server expect the first run of a deployment that retrains, as if one had ended now."""
+    related = [
+        {"prefect.resource.role": "flow", "prefect.resource.id": "prefect.flow.retrain", "prefect.resource.name": "retrain"},
+        {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+        {
+            "prefect.resource.role": "deployment",
+            "prefect.resource.id": f"prefect.deployment.{deployment}",
+            "prefect.resource.name": model,
+        },
+    ]
+    emit_event(DEPLOYED, {"prefect.resource.id": f"prefect.deployment.{deployment}"}, related=related)
+
+
+def _crash_silent_runs() -> AutomationCore:
+    return AutomationCore(
+        name=CRASH,
+        description="A run that has sent no sign of life for three minutes died with its worker, which could not say so.",
+        trigger=_watch_last(HEARTBEAT, FLOWS, SILENCE, unless=ENDED | {CRASHED}),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
+    )
+
+
+def _reschedule_crashed_runs() -> AutomationCore:
+    """Training gives up by itself after a few attempts that came no further."""
+    return _reschedule(RESCHEDULE, "A run whose process died goes on from its last checkpoint.", ["train", "retrain"])
+
+
+def _reschedule_crashed_scoring() -> AutomationCore:
+    """Scoring keeps no count of its attempts, so the server does."""
+    match: Labels = {"prefect.run-count": ["0", "1", "2"]}
+    return _reschedule(SCORE_AGAIN, "Scoring whose process died begins anew, twice.", ["predict"], match)
+
+
+def _reschedule(name: str, description: str, flows: Sequence[str], match: Labels | None = None) -> AutomationCore:
+    """Have crashed runs start again, under their own id."""
+    return AutomationCore(
+        name=name,
+        description=description,
+        # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
+        # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
+        trigger=_watch_last(CRASHED, flows, BETWEEN_REPORTS, match, unless=ENDED | BEGUN),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
+    )
+
+
+def _give_up() -> AutomationCore:
+    """A run that begins raises its count, and can give up by itself; on a worker without Refit none begins."""
+    of_attempts = {"prefect.resource.id", "prefect.run-count"}
+    message = f"Died {MAX_ATTEMPTS} times before it began: see the worker's log, then start a new run."
+    return AutomationCore(
+        name=GIVE_UP,
+        description="A run that is not begun, again and again, has failed.",
+        trigger=_watch(FLOWS, for_each=of_attempts, threshold=MAX_ATTEMPTS, expect={CRASHED}, within=timedelta(hours=1)),
+        actions=[ChangeFlowRunState(state=StateType.FAILED, message=message)],
+    )
+
+
+def _end_cancelled_runs() -> AutomationCore:
+    """Else a run whose worker died while it was being cancelled would be found crashed or silent, and start again."""
+    return AutomationCore(
+        name=CANCEL,
+        description="A run that somebody cancelled while its worker was away is over, and does not start again.",
+        trigger=_watch_last(CANCELLING, FLOWS, TO_CANCEL, unless=ENDED),
+        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="Its worker did not say that it ended.")],
+    )
+
+
+def _find_block(client: SyncPrefectClient, block: str) -> UUID:
+    kind, _, name = block.partition("/")
+    try:
+        return client.read_block_document_by_name(name, kind).id
+    except ObjectNotFound as error:
+        raise SettingsError(
+            f"--notify: expected TYPE/NAME of a Prefect block, found no block {block};"
+            " `prefect block ls` lists them, the Prefect UI makes them"
+        ) from error
+
+
+def _tell_of_failed_retraining(model: str, block: UUID) -> AutomationCore:
+    return AutomationCore(
+        name=f"{NOTIFY}{model}",
+        description="A retraining failed or crashed, or a person should look at the champion.",
+        trigger=_watch(["retrain"], deployment=model, expect={f"prefect.flow-run.{state}" for state in TOLD}),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ flow_run.name }}: {{ flow_run.state.name }}",
+                body="{{ flow_run.state.message }}\n\n{{ (flow_run|ui_url) or '' }}",
+            )
+        ],
+    )
+
+
+def _tell_of_lost_nights(model: str, period: timedelta, block: UUID) -> AutomationCore:
+    within = max(PERIODS * period, timedelta(seconds=10))  # the least that the server takes
+    events = ENDED | {DEPLOYED}
+    return AutomationCore(
+        name=f"{NOTICE}{model}",
+        description="No retraining has ended for one and a half periods of its schedule.",
+        trigger=_watch(
+            ["retrain"], Posture.Proactive, for_each=set(), deployment=model, after=events, expect=events, within=within
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject=f"retrain/{model}: no run has ended for {within}",
+                body="Look at `refit status`: is a worker online, and has the last run ended?",
+            )
+        ],
+    )
+
+
+def _watch_last(
+    event: str, flows: Sequence[str], within: timedelta, match: Labels | None = None, unless: Set[str] = frozenset()
+) -> EventTrigger:
+    """Watch for an event of a run that neither one of its kind follows in time nor one of those in `unless`.
+
+    For those, the server reads before it writes. SQLite refuses that if somebody writes between the two, and the server handles the
+    event again, unless it is one that `refit server` starts.
+    """
+    return _watch(flows, Posture.Proactive, match, after={event}, expect={event, *unless}, within=within)
+
+
+def _watch(
+    flows: Sequence[str],
+    posture: Posture = Posture.Reactive,
+    match: Labels | None = None,
+    deployment: str | None = None,
+    for_each: Set[str] = frozenset({"prefect.resource.id"}),
+    threshold: int = 1,
+    **fields: Any,
+) -> EventTrigger:
+    """Watch each run that one of our deployments of these flows has started; runs from a terminal are their users' own.
+
+    Args:
+        flows: Their names.
+        posture: Whether to act on events, or on their absence.
+        match: Labels of the event, besides that it is one of a run.
+        deployment: Its name, if not any; heartbeats do not tell it.
+        for_each: Labels whose values have a count of their own.
+        threshold: The count from which on to act.
+        **fields: Of the trigger.
+    """
+    of_deployment = {"prefect.resource.role": "deployment", **({"prefect.resource.name": deployment} if deployment else {})}
+    return EventTrigger(
+        for_each=set(for_each),
+        match={"prefect.resource.id": ["prefect.flow-run.*", "prefect.deployment.*"], **(match or {})},
+        match_related=[
+            {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
+            {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+            of_deployment,
+        ],
+        posture=posture,
+        threshold=threshold,
+        **fields,
+    )

@@ -1,0 +1,124 @@
+"""What runs of flows have in common: their names, their settings, and that one gives way to another of the same deployment."""
+
+import contextlib
+import json
+import logging
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedStartTime
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Crashed
+
+from refit.errors import RefitError, SettingsError
+from refit.server.api import describe_run, find_runs, in_states, is_alive, name_planned_runs
+from refit.server.project import enter_project
+from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
+
+DEFAULTS = NothingGiven()
+LONGEST_SILENCE = timedelta(minutes=20)
+"""Of a run that lives: for 15 minutes it goes on while its server is away."""
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Take the traceback off what Prefect logs of an error that a user can mend, and what it logs of the same error later."""
+    if record.exc_info and isinstance(record.exc_info[1], RefitError):
+        record.exc_info = record.exc_text = None
+        return not record.getMessage().startswith("Engine execution exited")
+    return True
+
+
+for _runs in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_runs).addFilter(is_worth_a_line)
+
+
+def name_run() -> str:
+    """Say what runs and when it was due."""
+    settings = flow_run.parameters["settings"]
+    with contextlib.suppress(SettingsError):  # the flow will raise it
+        enter_project()
+        settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    return describe_run(flow_run.flow_name, settings.name, flow_run.scheduled_start_time)
+
+
+def resolve_given(settings: SettingsTree) -> Settings:
+    """Fill in what a run was not given, from the environment of this machine.
+
+    Raises:
+        SettingsError: As `resolve_settings`, or the worker does not name the project's folder.
+    """
+    enter_project()
+    return resolve_settings(settings.model_dump(exclude_unset=True))[0]
+
+
+def show_settings(settings: SettingsTree) -> None:
+    """Show on the page of a deployment's run where its settings come from; `refit settings` does it at a terminal."""
+    if not _find_deployment():
+        return
+    resolved, origins = resolve_settings(settings.model_dump(exclude_unset=True))
+    origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
+    rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # no run waits long for its server to be shown this
+            create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins")
+    except httpx.HTTPError as error:
+        get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
+
+
+def name_next_runs(model: str) -> None:
+    """Name the runs of the same deployment that are planned, as one that dies before it begins cannot name itself."""
+    deployment = _find_deployment()
+    if deployment is None:
+        return
+    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        name_planned_runs(client, deployment, flow_run.flow_name, model)
+
+
+def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
+    """Find the newest run of the same deployment that is due, if this one started later than `max_delay_seconds` after its time."""
+    scheduled, now = flow_run.scheduled_start_time, datetime.now(UTC)
+    deployment = _find_deployment()
+    if deployment is None or (now - scheduled).total_seconds() <= max_delay_seconds:
+        return None
+    due = FlowRunFilter(
+        expected_start_time=FlowRunFilterExpectedStartTime(after_=scheduled, before_=now),
+        state=in_states(StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING),
+    )
+    with get_client(sync_client=True) as client:
+        found = find_runs(client, deployment, due, FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+    return next((run for run in found if run.expected_start_time and run.expected_start_time > scheduled), None)
+
+
+def find_run_at_work() -> FlowRun | None:
+    """Find a run of the same deployment that began before this one and is at work; one that died with its server is set to Crashed.
+
+    A concurrency limit of Prefect's would stay with a run that died so, and cancel all that come after it.
+    """
+    deployment = _find_deployment()
+    if deployment is None:
+        return None
+    running = FlowRunFilter(state=in_states(StateType.RUNNING))
+    with get_client(sync_client=True) as client:
+        found = find_runs(client, deployment, running, FlowRunSort.START_TIME_ASC)
+        began_at = {run.id: run.state.timestamp for run in found if run.state}
+        found.sort(key=lambda run: (began_at[run.id], run.id))
+        for run in takewhile(lambda run: str(run.id) != flow_run.id, found):
+            if is_alive(client, run, datetime.now(UTC) - LONGEST_SILENCE):
+                return run
+            client.set_flow_run_state(run.id, Crashed(message=f"No heartbeat for {LONGEST_SILENCE.seconds} seconds."))
+    return None
+
+
+def _find_deployment() -> UUID | None:
+    """The deployment that the run at work is of; `prefect.runtime` asks the server for it where there is none."""
+    context = FlowRunContext.get()
+    return context.flow_run.deployment_id if context and context.flow_run else None

@@ -1,0 +1,100 @@
+"""A Prefect server for the time of this process, whose start takes as long as the import of Prefect, and so comes before it."""
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from refit.commands.terminal import find_prefect_home
+from refit.errors import StoreError
+from refit.store.store import Store
+
+STEADY = str(Path(__file__).with_name("steady_server.py"))
+SECONDS_TO_STOP = 4
+HOST = "127.0.0.1"
+
+
+HOME = find_prefect_home()
+
+
+def is_server_named() -> bool:
+    """Whether Prefect's settings may name a server: environment, profiles, `prefect.toml`, `.env`, `pyproject.toml`."""
+    variables = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+    words = {
+        HOME / "profiles.toml": "",
+        Path("prefect.toml"): "",
+        Path(".env"): "prefect_",
+        Path("pyproject.toml"): "[tool.prefect",
+    }
+    is_loaded = "prefect" in sys.modules  # then asking it costs nothing
+    return (
+        is_loaded
+        or any(name in os.environ for name in variables)
+        or any(path.is_file() and word in path.read_text(errors="replace").lower() for path, word in words.items())
+    )
+
+
+@contextmanager
+def starting_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start a server; give its API and its process, and let other processes start theirs only after the block.
+
+    Two that make Prefect's database at once break one another.
+
+    Raises:
+        StoreError: There is no place for the database.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(Store(str(HOME)).lock("refit server", lambda: None))
+        except StoreError as error:
+            raise StoreError(
+                f"PREFECT_HOME: expected a folder where a Prefect server can keep its database, found: {error.__cause__};"
+                " set PREFECT_HOME to another, or permit writing and free space there"
+            ) from error
+        _pass_proxies_by()
+        yield _start_server()
+
+
+def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
+    """Start it as Prefect starts a temporary one, which comes only once it is asked for, dies of our signals, and outlives us."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = str(probe.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-P", STEADY, "own", port],
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    atexit.register(_stop_server, server)
+    return f"http://{HOST}:{port}/api", server
+
+
+def _pass_proxies_by() -> None:
+    """Have this process reach its own server directly, whatever proxies the environment names."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = f"{others},{HOST}" if others else HOST
+
+
+def _stop_server(server: subprocess.Popen[bytes]) -> None:
+    """After the exit steps that Prefect registers later, which still send logs."""
+    server.terminate()
+    try:
+        server.wait(timeout=SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

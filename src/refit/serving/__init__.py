@@ -1,0 +1,1 @@
+"""Saved models at work: score rows and files, export."""

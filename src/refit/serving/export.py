@@ -1,0 +1,283 @@
+"""Writes a model with its preparation of rows into one file that runs without Refit: ONNX, or a program of torch.export.
+
+Both are the same network over one tensor per column; ONNX has a lookup of categories in front, as torch knows no text.
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from refit.errors import DataError, RefitError, SettingsError, first_line
+from refit.models.trials import NUM_ROWS
+from refit.runtime.randomness import putting_generators_back
+from refit.serving.saved_model import Model, list_classes
+from refit.serving.tensor_model import MISSING_CATEGORY, Scorer, build_array, describe_column
+from refit.store.outputs import check_output, replacing
+from refit.tables.dataset import Manifest
+from refit.tables.preprocessing import CategoricalColumn
+
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+INTERNAL = "refit/"
+"""What names within an ONNX graph begin with, unlike those of columns."""
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+FIXED_ROWS = re.compile(r"You marked \w+ as dynamic but your code specialized it to be a constant \(\d+\)")
+USER_LINE = re.compile(r'call raised this error:\n\s*File "(.+)", line (\d+), in \w+\n\s*(.+)')
+MAX_DIFFERENCE = 1e-5
+MAX_TIE = 1e-6
+"""Classes whose probabilities are as close as that may swap."""
+
+Arrays = list[NDArray[Any]]
+Run = Callable[[Arrays], tuple[NDArray[Any], NDArray[np.float32]]]
+"""Columns, each `(N,)`, to the classes `(N,)` and probabilities `(N, C)` that the written file gives."""
+
+README = """\
+A PyTorch program of torch.export with the preparation of its inputs:
+
+    import json, torch
+    files = {"manifest.json": ""}
+    program = torch.export.load("model.pt2", extra_files=files).module()
+    manifest = json.loads(files["manifest.json"])
+    index, probabilities = program(*columns)
+    labels = [manifest["classes"][i] for i in index]
+
+`columns` are tensors of shape (N,), one for each of manifest["columns"], in that order, of its `type`, with `missing` where a
+value is unknown. Booleans are 0 and 1, date-times microseconds since 1970 in UTC. A category is its place in `categories`;
+one that is not there is len(categories).
+"""
+ONNX_DOC = """\
+Inputs: a tensor of shape (N,) for each column, described in the metadata `columns`, with `missing` where a value is unknown.
+Booleans are 0 and 1, date-times microseconds since 1970 in UTC. Categories are text without spaces around it; whole numbers are
+written `1` or `1.0`, booleans `true`, `True` or `TRUE`. Outputs: `class` (N,), and `probabilities` (N, C) in the order of the
+metadata `classes`.
+"""
+
+
+def export_model(
+    model: Model, output: str, format: Literal["onnx", "torch"], rows: pl.DataFrame, model_name: str | None = None
+) -> float:
+    """Write a model with its preparation of rows, checked on `rows` before it appears; it computes in fp32.
+
+    A program of torch.export takes categories as numbers, and says so in its `README.txt`:
+
+        files = {"manifest.json": ""}
+        program = torch.export.load("model.pt2", extra_files=files).module()
+        index, probabilities = program(*columns)  # a tensor (N,) for each of json.loads(files["manifest.json"])["columns"]
+
+    Args:
+        model: As `load_model` gave it.
+        output: A path or fsspec URL that ends in `.onnx` or `.pt2`.
+        format: `onnx` or `torch`.
+        rows: Raw rows, such as the test rows.
+        model_name: What the file says of its origin, such as `penguins@v3`; None takes the name in the settings.
+
+    Returns:
+        The largest difference of a probability to that of the model in fp32.
+
+    Raises:
+        SettingsError: `output` has another ending, or the packages for ONNX are not installed.
+        DataError: `rows` is empty, or a row is not what scoring needs.
+        RefitError: The model cannot be exported, gives other figures there, or `output` cannot be written.
+    """
+    check_output(output, SUFFIXES[format])
+    if rows.is_empty():
+        raise DataError("rows to check the export on: expected rows, found none; give the test rows")
+    if format == "onnx":
+        _refuse_missing_packages()
+        _refuse_reserved_names(model.manifest)
+    name = model_name or model.settings.name
+    with putting_generators_back(), replacing(output) as path:
+        scorer = Scorer(model.manifest.columns, model.module).eval()
+        run = (
+            _write_onnx(scorer, model.manifest, name, path)
+            if format == "onnx"
+            else _write_torch(scorer, model.manifest, name, path)
+        )
+        for num_rows in NUM_ROWS:  # as many as a program may be asked for: some were traced for two or more
+            _check(run, model, rows[np.arange(num_rows) % rows.height], has_text=format == "onnx")
+        return _check(run, model, rows, has_text=format == "onnx")
+
+
+def _describe_all(manifest: Manifest, name: str, has_text: bool) -> dict[str, Any]:
+    columns = [describe_column(column, has_text) for column in manifest.columns]
+    return {"model": name, "target": manifest.target, "classes": manifest.classes, "columns": columns}
+
+
+def _trace(scorer: Scorer) -> torch.export.ExportedProgram:
+    kinds = [column.kind for column in scorer.preparation.columns]
+    columns = tuple(torch.zeros(3, dtype=torch.int64 if kind in ("datetime", "categorical") else torch.float64) for kind in kinds)
+    rows = torch.export.Dim("rows")
+    return torch.export.export(scorer, columns, dynamic_shapes=(tuple({0: rows} for _ in columns),))
+
+
+def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Run:
+    with _naming_export_errors():
+        program = _trace(scorer)
+        described = json.dumps(_describe_all(manifest, name, has_text=False))
+        torch.export.save(program, path, extra_files={"manifest.json": described, "README.txt": README})
+    loaded = torch.export.load(path).module()
+    classes = list_classes(manifest)
+
+    def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        with torch.inference_mode():
+            index, probabilities = loaded(*map(torch.tensor, columns))
+        return classes[index.numpy()], probabilities.numpy()
+
+    return run
+
+
+def _write_onnx(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Run:
+    onnx, onnxruntime, _ = map(importlib.import_module, ONNX_PACKAGES)
+    with _naming_export_errors():
+        names = [f"column {position}" for position in range(len(manifest.columns))]
+        outputs = ["place", "probabilities"]
+        # Without its optimizer, which takes the mean of a column of tiny numbers for zero.
+        program: Any = torch.onnx.export(
+            _trace(scorer), dynamo=True, optimize=False, verbose=False, input_names=names, output_names=outputs
+        )
+        proto = _add_names(onnx, onnx.compose.add_prefix(program.model_proto, INTERNAL), manifest)
+        proto.doc_string = ONNX_DOC
+        told = _describe_all(manifest, name, has_text=True)
+        onnx.helper.set_model_props(proto, {key: it if isinstance(it, str) else json.dumps(it) for key, it in told.items()})
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.save_model(proto, path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        given = {column.name: values for column, values in zip(manifest.columns, columns, strict=True)}
+        classes, probabilities = session.run(["class", "probabilities"], given)
+        return classes, probabilities
+
+    return run
+
+
+def _add_names(onnx: Any, proto: Any, manifest: Manifest) -> Any:
+    """Put inputs named like the columns in front of the traced graph, text for categories, and labels behind it."""
+    helper, types, graph = onnx.helper, onnx.TensorProto, proto.graph
+    for traced in [*graph.input, *graph.node, *graph.initializer, *graph.value_info]:
+        del traced.metadata_props[:]  # places in the code of this machine
+    inputs, nodes = [], []
+    for column, traced in zip(manifest.columns, graph.input, strict=True):
+        kind = traced.type.tensor_type.elem_type
+        if isinstance(column, CategoricalColumn):
+            kind, codes = types.STRING, _list_codes(column)
+            known = {"keys_strings": list(codes), "values_int64s": list(codes.values()), "default_int64": len(column.categories)}
+            nodes.append(helper.make_node("LabelEncoder", [column.name], [traced.name], domain="ai.onnx.ml", **known))
+        else:
+            nodes.append(helper.make_node("Identity", [column.name], [traced.name]))
+        inputs.append(helper.make_tensor_value_info(column.name, kind, ["rows"]))
+    labels = helper.make_tensor(f"{INTERNAL}classes", *_list_labels(types, manifest.classes))
+    place, probabilities = (output.name for output in graph.output)
+    last = [
+        helper.make_node("Gather", [labels.name, place], ["class"]),
+        helper.make_node("Identity", [probabilities], ["probabilities"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("class", labels.data_type, ["rows"]),
+        helper.make_tensor_value_info("probabilities", types.FLOAT, ["rows", len(manifest.classes)]),
+    ]
+    traced_nodes = list(graph.node)
+    for field, values in {"input": inputs, "output": outputs, "node": [*nodes, *traced_nodes, *last]}.items():
+        del getattr(graph, field)[:]
+        getattr(graph, field).extend(values)
+    graph.initializer.append(labels)
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return proto
+
+
+def _list_codes(column: CategoricalColumn) -> dict[str, int]:
+    """Places of categories by text, and of the other spellings that mean them."""
+    places = {category: place for place, category in enumerate(column.categories)}
+    spellings = {"true": ["True", "TRUE"], "false": ["False", "FALSE"]}
+    others = {other: place for name, place in places.items() for other in spellings.get(name, [f"{name}.0"])}
+    return {**others, **places, **dict.fromkeys(["", *column.null_values], MISSING_CATEGORY)}
+
+
+def _list_labels(types: Any, classes: Sequence[bool | int | str]) -> tuple[int, list[int], list[Any]]:
+    """Type, shape and values of the tensor of labels."""
+    whole = types.UINT64 if any(isinstance(label, int) and label >= 2**63 for label in classes) else types.INT64
+    kind = {bool: types.BOOL, int: whole, str: types.STRING}[type(classes[0])]
+    return kind, [len(classes)], [label.encode() if isinstance(label, str) else label for label in classes]
+
+
+def _refuse_missing_packages() -> None:
+    for package in ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise SettingsError(f"--format: expected the packages that write ONNX, found no {package}; pip install 'refit[onnx]'")
+
+
+def _refuse_reserved_names(manifest: Manifest) -> None:
+    for column in manifest.columns:
+        if column.name in ("class", "probabilities") or column.name.startswith(INTERNAL):
+            raise RefitError(
+                f"--format: expected columns named unlike the outputs `class` and `probabilities`, found `{column.name}`;"
+                " rename it and train anew, or export as torch"
+            )
+
+
+@contextlib.contextmanager
+def _naming_export_errors() -> Iterator[None]:
+    """Turn what the exporters cannot do into a RefitError, and silence what they say about packages and their own code."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # which models need torchvision
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise RefitError(
+            f"--format: expected a network that can be exported, found {_explain(error.__cause__ or error)}, or load it with"
+            " refit.load_model"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _explain(error: BaseException) -> str:
+    """The line of the compiler's message that says most, the user's line that it is about, and what to do."""
+    text = str(error)
+    cause, advice = first_line(error), "leave out branches that depend on values in its forward"
+    if match := FIXED_ROWS.search(text):
+        cause, advice = match[0], "in its forward, write x.shape[0] for len(x) or int(x.shape[0]), and no loop over rows"
+    place = f" ({match[1]}, line {match[2]}: {match[3]})" if (match := USER_LINE.search(text)) else ""
+    return f"{type(error).__name__}: {cause}{place}; {advice}"
+
+
+def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
+    """The largest difference of a probability; raises RefitError where it is too large, or another class is the likeliest."""
+    compute = model.settings.compute.model_copy(update={"precision": "fp32"})
+    original = Model(model.module, model.manifest, model.settings.model_copy(update={"compute": compute}))
+    arrays = [build_array(column, rows, has_text) for column in model.manifest.columns]
+    try:
+        logits, (classes, found) = original.predict_logits(rows), run(arrays)
+    except RefitError:
+        raise
+    except Exception as error:
+        raise RefitError(
+            f"--format: expected a model that scores {rows.height} row{'s' * (rows.height > 1)}, exported or not, found"
+            f" {type(error).__name__}: {first_line(error)}; keep rows as the first dimension in its forward, also a single one"
+        ) from error
+    labels, expected = model.classes[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()
+    differences = np.abs(found - expected).max(axis=1)
+    second, first = np.partition(expected, -2, axis=1)[:, -2:].T
+    is_right = (differences <= MAX_DIFFERENCE) & ((classes == labels) | (first - second <= MAX_TIE))
+    if not is_right.all():
+        row = int(is_right.argmin())
+        raise RefitError(
+            f"row {row + 1} of the rows to check: expected class {labels[row]} and probabilities {expected[row].tolist()},"
+            f" found {classes[row]} and {found[row].tolist()} in the exported model; export it in the other format"
+        )
+    return float(differences.max())

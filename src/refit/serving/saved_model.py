@@ -1,0 +1,151 @@
+"""Saved models: loaded again, they score raw rows."""
+
+import io
+import json
+from os import PathLike, fspath
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from refit.code import digest_user_code
+from refit.data.loaders import build_evaluation_loader
+from refit.errors import SettingsError, StoreError
+from refit.models.building import build_for_weights, probe
+from refit.registry import versions
+from refit.settings import SettingsTree, resolve_settings
+from refit.store.store import Store
+from refit.tables.dataset import Manifest
+from refit.tables.preprocessing import apply_columns, read_frame
+from refit.training.checkpoints import digest_weights
+from refit.training.evaluation import compute_logits
+
+DEFAULTS = SettingsTree()
+ROUNDING = 1e-3
+"""By how much, relative to the largest, logits may differ between processors and numbers of threads; other code differs more."""
+
+
+class Model:
+    """A trained model with the preparation of its rows, on the CPU.
+
+    Rows are a polars or pandas frame, or a mapping of column names to lists; columns in any order, others ignored.
+    """
+
+    def __init__(self, module: nn.Module, manifest: Manifest, settings: SettingsTree) -> None:
+        self.module = module
+        self.manifest = manifest
+        self.settings = settings
+        self.classes = list_classes(manifest)
+
+    def predict(self, rows: Any) -> NDArray[Any]:
+        """Return the likeliest class of each row, `(N,)`, as the target column writes it.
+
+        Raises:
+            DataError: A column is missing, or holds what training refuses there.
+        """
+        predicted: NDArray[Any] = self.classes[self.predict_logits(rows).argmax(dim=1).numpy()]
+        return predicted
+
+    def predict_proba(self, rows: Any) -> NDArray[np.float32]:
+        """Return the probability of each class, `(N, C)`, in the order of `classes`; raises as `predict` does."""
+        probabilities: NDArray[np.float32] = self.predict_logits(rows).softmax(dim=1).numpy()
+        return probabilities
+
+    def predict_logits(self, rows: Any) -> Tensor:
+        """Return what the model gives before the softmax, `(N, C)`; raises as `predict` does."""
+        x = apply_columns(self.manifest.columns, read_frame(rows))
+        loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
+        return compute_logits(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
+
+
+def list_classes(manifest: Manifest) -> NDArray[Any]:
+    """The classes, `(C,)`, as the target column writes them."""
+    is_unsigned = any(isinstance(label, int) and label >= 2**63 for label in manifest.classes)
+    return np.array(manifest.classes, np.uint64 if is_unsigned else None)  # numpy alone would take floats
+
+
+def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:
+    """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
+
+    Who can write to a store decides what a version there predicts, but not what this machine does: weights are read as tensors,
+    and the function that a version names as its factory is imported and called only if `model.factory` names it here, too, in the
+    environment, `.env` or `refit.toml` of the working directory.
+
+    Args:
+        path: The version's folder.
+        held_back: Take the weights that its scores are of, from which the test rows were held back. They are others only where
+            `training.refit_on_all` was set.
+        trust: Call any factory that the version names, as the setting `store.trust` does.
+
+    Raises:
+        StoreError: There is no version at `path`, or it is damaged.
+        SettingsError: The model's own factory is not one to trust, cannot be imported here, or builds another network by now,
+            which would need other weights or gives other logits.
+    """
+    folder, _, version = fspath(path).rstrip("/").rpartition("/")
+    return _load(Store(folder or "."), version, None, trust, held_back)
+
+
+def load_version(store: Store, name: str, number: int, local: SettingsTree = DEFAULTS, held_back: bool = False) -> Model:
+    """Load a version of the store, whose factory the `local` settings must name or trust; raises as `load_model` does."""
+    return _load(store, versions.version_folder(name, number), local, local.store.trust, held_back)
+
+
+def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, held_back: bool) -> Model:
+    """Load a version; the settings of this machine are read only if a factory has to be known, and none are given."""
+    path = store.location(folder)
+    files = dict(versions.read_files(store, folder))
+    try:
+        settings = SettingsTree.model_validate_json(files["settings.json"])
+        manifest = Manifest.model_validate_json(files["manifest.json"])
+        record = json.loads(files["version.json"])
+        judged = record.get("held_back") if held_back else None
+        known, file = (record, "model.pt") if judged is None else (judged, "held_back.pt")
+        expected = torch.tensor(known["probe"])
+        weights = torch.load(io.BytesIO(files[file]), weights_only=True)
+        if digest_weights(weights) != known["weights_digest"]:
+            raise ValueError("other weights than were saved")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
+        cause = "more than tensors in model.pt" if isinstance(error, UnpicklingError) else error  # which advises to run it
+        raise StoreError(f"{path}: expected a saved version, found a damaged one: {cause}; load another") from error
+    if settings.model.factory is not None and not trust:
+        _refuse_unknown_factory(path, settings.model.factory, local or resolve_settings()[0])
+    module = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
+            " put that function back"
+        ) from error
+    found = torch.tensor(probe(module, len(manifest.input_names)))
+    tolerance = ROUNDING * max(1.0, expected.nan_to_num(0, 0, 0).abs().max().item())
+    if not torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
+        raise SettingsError(
+            f"{path}: expected the logits that it gave when it was saved, found others, as {_explain(record, settings)}; "
+            "put back what it was saved with, or train anew"
+        )
+    return Model(module, manifest, settings)
+
+
+def _refuse_unknown_factory(path: str, factory: str, local: SettingsTree) -> None:
+    """Raise SettingsError unless the local settings name the factory or trust the store: any function could stand there."""
+    if local.store.trust or local.model.factory == factory:
+        return
+    known = f"`{local.model.factory}`" if local.model.factory else "none"
+    raise SettingsError(
+        f"{path}: expected a version of the factory that model.factory names here, {known}, found one of `{factory}`, which would"
+        f" be called; if you know that function, set model.factory to `{factory}`, or trust all versions of the store (--trust,"
+        " trust=True, or the setting store.trust)"
+    )
+
+
+def _explain(record: dict[str, Any], settings: SettingsTree) -> str:
+    """What has changed since a version was saved."""
+    before = {"torch": record["torch"], **record["code"]}
+    now = {"torch": torch.__version__, **digest_user_code(settings.model.factory)}
+    changed = sorted(name.removeprefix("code.") for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return f"{' and '.join(changed)} changed since" if changed else "its network draws numbers or depends on something else"

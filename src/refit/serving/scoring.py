@@ -1,0 +1,135 @@
+"""Scores files with a saved model, in memory that does not grow with them."""
+
+import fnmatch
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from fsspec.implementations.local import LocalFileSystem
+
+from refit.data.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader
+from refit.errors import DataError, SettingsError
+from refit.refs import Deviation
+from refit.serving.saved_model import Model
+from refit.store.outputs import check_output, replacing
+from refit.store.store import open_files
+from refit.tables.batches import Batch, read_batches
+from refit.tables.deviations import Deviations
+from refit.tables.files import naming_read_errors
+from refit.tables.preprocessing import apply_columns
+from refit.tables.sources import read_names
+from refit.training.evaluation import compute_logits
+
+# A multiple, so that the model gets the very batches that it gets from `Model.predict`, and gives the same bits.
+ROWS_PER_BATCH = 8 * EVALUATION_BATCH_SIZE
+
+
+class Scored(NamedTuple):
+    """What became of the rows of a source."""
+
+    num_rows: int
+    deviations: list[Deviation]
+
+
+def score_files(
+    model: Model,
+    source: str,
+    output: str,
+    model_name: str,
+    on_rows: Callable[[int], object] = lambda _: None,
+    keep: Sequence[str] = (),
+    is_strict: bool = False,
+) -> Scored:
+    """Score a file, folder or glob of CSV or Parquet files into one Parquet file, in the order of files and rows.
+
+    Its columns are those in `keep`, then `class` (typed like the classes), `probability of <label>` for each class (float32), and
+    `model`. It appears once it is whole; after an error, what was there before is there still.
+
+    Args:
+        model: As `load_model` gave it.
+        source: A path or fsspec URL.
+        output: A path or fsspec URL that ends in `.parquet`.
+        model_name: What `model` says in each row, such as `penguins@v3`.
+        on_rows: Called with the number of rows scored so far, after each batch.
+        keep: Input columns to copy, as they were read; all cells of CSV are text.
+        is_strict: Whether rows that deviate from the train rows are refused.
+
+    Raises:
+        SettingsError: `output` does not end in `.parquet`, or is part of `source`.
+        DataError: A file, column or row is not what scoring needs, or, where strict, deviates.
+        RefitError: `output` cannot be written.
+    """
+    check_files(source, output)
+    names = [*keep, "class", *(f"probability of {label}" for label in model.manifest.classes), "model"]
+    twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
+    if twice is not None:
+        raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
+    columns = [column.name for column in model.manifest.columns]
+    deviations = Deviations(model.manifest.profiles)
+    tables = (_score(model, batch, model_name, keep, deviations) for batch in read_batches(source, columns, keep, ROWS_PER_BATCH))
+    first = next(tables)
+    num_rows = 0
+    with replacing(output) as path, pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+            num_rows += table.num_rows
+            on_rows(num_rows)
+        found = deviations.find()
+        if found and is_strict:
+            mistake = f"{source}: expected rows like those that {model_name} learned from, found"
+            raise DataError(mistake, *(deviation.describe() for deviation in found))
+    return Scored(num_rows, found)
+
+
+def check_files(source: str, output: str) -> None:
+    """Raise for an output that cannot be, and for a source that is not there or whose first file has no header."""
+    check_output(output, ".parquet")
+    _refuse_output_in_source(source, output)
+    read_names(source)
+
+
+def _refuse_output_in_source(source: str, output: str) -> None:
+    """Raise SettingsError for an output that the next reading of the source would find, or that replaces it."""
+    output_files, path = open_files(output)
+    with naming_read_errors(source):
+        source_files, root = open_files(source)
+    if source_files.protocol != output_files.protocol:
+        return
+    if isinstance(source_files, LocalFileSystem):
+        root, path = os.path.realpath(root), os.path.realpath(path)
+    if path == root or path.startswith(root.rstrip("/") + "/") or fnmatch.fnmatchcase(path, root):
+        raise SettingsError(
+            f"--output: expected a file outside of the rows to score, found {output} in {source}; write it elsewhere"
+        )
+
+
+def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
+    x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
+    loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
+    logits, _ = compute_logits(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
+    if not logits.sum().isfinite():  # a quick look at all of them
+        _refuse_non_finite(logits, batch)
+    probabilities = logits.softmax(dim=1).numpy()
+    classes = model.manifest.classes
+    columns = {
+        **{name: batch.frame[name].to_arrow() for name in keep},
+        "class": pa.array(model.classes).take(pa.array(logits.argmax(dim=1).numpy())),
+        **{f"probability of {label}": pa.array(probabilities[:, position]) for position, label in enumerate(classes)},
+        "model": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(x)), [model_name]),
+    }
+    return pa.table(columns)
+
+
+def _refuse_non_finite(logits: torch.Tensor, batch: Batch) -> None:
+    """Raise DataError for the first row whose logits `(N, C)` are not finite, if there is one."""
+    broken = (~logits.isfinite().all(dim=1)).nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise DataError(
+            f"{batch.locate(row)}: expected values that give finite logits, found {logits[row].tolist()};"
+            " mend extreme values of the row, or leave them empty"
+        )

@@ -1,0 +1,86 @@
+"""Says how many rows have an equal among others, and how many would by chance; does not divide rows."""
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from refit.tables.hashes import find_known, hash_rows
+from refit.tables.schema import Rows
+
+Numbers = NDArray[np.float64]
+
+RARE = 0.001
+MIN_SHARE = 0.01
+"""So few copies in a large table matter little."""
+
+
+class Copies(BaseModel):
+    """How many test rows have the features of a train row, and how many would by chance."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    by_chance: float
+    is_more_than_chance: bool
+
+
+def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
+    """Count the rows `test` of a table that equal one of its rows `train`, and how many would if all were drawn independently.
+
+    By chance, each of the other rows with a row's rarest value has its other values as often as these occur, and is a train row as
+    often as any row; so the number of train rows that equal it is binomial.
+    """
+    hashes = hash_rows(features)
+    num_rows = find_known(hashes[test], hashes[train]).sum()
+    likelihoods, fewest = _estimate_likelihoods(features, test)
+    with np.errstate(invalid="ignore"):
+        chances = 1 - (1 - np.nan_to_num(len(train) * likelihoods / fewest)) ** fewest
+    return Copies(
+        rows=num_rows,
+        by_chance=round(chances.sum(), 2),  # the last bits depend on the processor
+        is_more_than_chance=is_more_than_chance(num_rows, chances),
+    )
+
+
+def estimate_chances(frame: pl.DataFrame, numbers: Rows, num_others: int) -> Numbers:
+    """Estimate how likely each of N rows has equal ones among other rows, if rows and columns are independent.
+
+    The number of others that equal it is taken as Poisson.
+
+    Args:
+        frame: The rows, and none of the others; a missing value is a value.
+        numbers: How many equal ones do not suffice, N: 0 asks for one or more.
+        num_others: How many others there are.
+
+    Shape:
+        Returns (N,).
+    """
+    likelihoods, _ = _estimate_likelihoods(frame, np.arange(frame.height))
+    chances: Numbers = torch.special.gammainc(torch.from_numpy(numbers + 1.0), torch.from_numpy(num_others * likelihoods)).numpy()
+    return chances
+
+
+def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = MIN_SHARE) -> bool:
+    """Whether more rows have an equal one than `chances` explain, by a share of the rows.
+
+    It is wrong about rows that are equal by chance alone once in 1,000 times.
+    A sum of independent events varies less than the Poisson distribution of the same mean, which stands in for it.
+    """
+    expected = torch.tensor(chances.sum(), dtype=torch.float64)
+    chance = torch.special.gammainc(torch.tensor(float(num_observed), dtype=torch.float64), expected)
+    return bool(chance < RARE and num_observed - chances.sum() > min_share * len(chances))
+
+
+def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Rows]:
+    """How likely another row is to equal each of `rows`; how many others have the one of its values that is rarest."""
+    likelihoods, fewest = np.ones(len(rows)), np.full(len(rows), frame.height)
+    for name in frame.columns:
+        if not likelihoods.any():
+            break
+        values = frame[name].fill_nan(None) if frame[name].dtype.is_float() else frame[name]
+        others = values.to_frame("value").select(pl.len().over("value")).to_series()[rows].to_numpy().astype(np.int64) - 1
+        likelihoods *= others / max(1, frame.height - 1)
+        fewest = np.minimum(fewest, others)
+    return likelihoods, fewest

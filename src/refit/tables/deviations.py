@@ -1,0 +1,131 @@
+"""How rows to score deviate from the train rows, counted by column, so that a source that has changed is not scored in silence."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from refit.refs import Deviation
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn, Scale
+from refit.tables.profiles import Profile
+from refit.tables.schema import Numbers
+from refit.texts import show
+
+MORE_ROWS = 0.1
+"""Share of the rows, beyond that of the train rows, from which on a deviation is told, if chance does not explain it."""
+SIGMAS = 3.0
+"""Standard deviations of the number of rows that chance explains."""
+MANY_TIMES = 100.0
+"""How many times as small as the train rows' median a number must be to look like one of another unit."""
+
+
+@dataclass
+class _Count:
+    """Rows with something unusual."""
+
+    before: float
+    """Share of the train rows that had it."""
+    what: str
+    has_it: Callable[[Inputs], Mask] | None = None
+    """Which rows have it, by their inputs; None where having no value is it."""
+    rows: int = 0
+    example: str | None = None
+
+    def add(self, values: pl.Series, chosen: Mask) -> None:
+        """Count the chosen rows, and keep the first as an example."""
+        num_chosen = int(np.count_nonzero(chosen))
+        if num_chosen and self.example is None:
+            self.example = show(values[int(chosen.argmax())])
+        self.rows += num_chosen
+
+
+class Deviations:
+    """Counts over all rows of a source, whatever the batches they come in.
+
+    Args:
+        profiles: Of the train rows.
+    """
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        self._profiles = {profile.name: profile for profile in profiles}
+        self._counts: dict[str, list[_Count]] = {}
+        self._num_rows: dict[str, int] = {}
+
+    def count(self, column: AnyColumn, values: pl.Series, inputs: Inputs, is_missing: Mask) -> None:
+        """Count some rows of a column.
+
+        Args:
+            column: As it was fitted to the train rows.
+            values: The rows as they were read, N of them.
+            inputs: What became of them, F inputs of this column without the indicator.
+            is_missing: Which have no value.
+
+        Shape:
+            inputs: (N, F); is_missing: (N,).
+        """
+        self._num_rows[column.name] = self._num_rows.get(column.name, 0) + len(is_missing)
+        if column.name not in self._counts:
+            self._counts[column.name] = list(_start(column, self._profiles.get(column.name)))
+        for count in self._counts[column.name]:
+            count.add(values, is_missing if count.has_it is None else count.has_it(inputs) & ~is_missing)
+
+    def find(self) -> list[Deviation]:
+        """What `MORE_ROWS` of the rows have beyond the share of the train rows that had it, in the order of columns."""
+        found = []
+        for name, counts in self._counts.items():
+            num_rows = self._num_rows[name]
+            for count in counts:
+                excess = count.rows - num_rows * count.before
+                noise = SIGMAS * math.sqrt(num_rows * count.before * (1 - count.before))
+                if num_rows and excess >= MORE_ROWS * num_rows and excess > noise:
+                    what = f"{count.what.format(example=count.example)} ({count.before:.0%} of the train rows)"
+                    found.append(Deviation(column=name, rows=count.rows, of=num_rows, what=what))
+        return found
+
+
+def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
+    """What is counted of a column: missing values, then what its kind may have."""
+    yield _Count(profile.missing if profile else 0.0, "have no value")
+    if profile is None or column.is_constant:
+        return
+    if isinstance(column, CategoricalColumn) and column.categories:
+        known = sum(profile.counts.get(category, 0) for category in column.categories)
+        unknown = (profile.num_rows - profile.num_missing - known) / profile.num_rows
+        what = "hold a category that the model does not know, such as `{example}`"
+        yield _Count(unknown, what, lambda inputs: inputs[:, -1] > 0)
+    elif isinstance(column, NumericColumn) and profile.marks:
+        yield from _start_numbers(column.scale, profile)
+
+
+def _start_numbers(scale: Scale, profile: Profile) -> Iterator[_Count]:
+    """Numbers farther from those of the train rows than these are from one another, and numbers much smaller than is usual."""
+
+    def read(inputs: Inputs) -> NDArray[np.floating[Any]]:
+        return inputs[:, 0] * scale.std + scale.mean
+
+    least, greatest = profile.marks[0], profile.marks[-1]
+    low, high = least - (greatest - least), greatest + (greatest - least)
+    what = f"hold numbers far from those between {least:.4g} and {greatest:.4g}, such as `{{example}}`"
+    yield _Count(0.0, what, lambda inputs: (read(inputs) < low) | (read(inputs) > high))
+    sizes, rows = _list_sizes(profile)
+    usual = _find_median(sizes, rows)
+    small = usual / MANY_TIMES
+    what = f"hold numbers more than {MANY_TIMES:g} times as small as is usual, {usual:.4g}, such as `{{example}}`"
+    yield _Count(float(rows[sizes < small].sum()) / profile.num_rows, what, lambda inputs: np.abs(read(inputs)) < small)
+
+
+def _find_median(sizes: Numbers, rows: Numbers) -> float:
+    """The median of sizes that so many rows have each."""
+    order = np.argsort(sizes)
+    return float(sizes[order][np.searchsorted(np.cumsum(rows[order]), rows.sum() / 2)])
+
+
+def _list_sizes(profile: Profile) -> tuple[Numbers, Numbers]:
+    """Numbers without their sign, and in how many rows they are: the marks, and what lies between two as if in the middle."""
+    marks, below, equal = (np.array(values, float) for values in (profile.marks, profile.below, profile.equal))
+    between, num_between = (marks[1:] + marks[:-1]) / 2, np.diff(below) - equal[:-1]
+    return np.abs(np.concatenate([marks, between])), np.concatenate([equal, num_between])

@@ -1,0 +1,271 @@
+"""Finds the files of a source, and opens them: here or at an fsspec URL, plain or gzip; does not read their rows.
+
+A source is a file, a folder or a glob. Folders named like `day=2026-11-26` stand for columns of the files in them.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, TypeAlias, cast
+from urllib.parse import unquote
+
+from fsspec.core import OpenFile
+from fsspec.implementations.local import LocalFileSystem
+
+from refit.errors import DataError
+from refit.runtime.limits import find_free_memory
+from refit.store.store import open_files
+from refit.texts import show
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet")
+NO_TEXT = re.compile("[\0\udc80-\udcff]")
+"""Where bytes that are no UTF-8 came as lone surrogates, or a NUL."""
+GLOB_SIGNS = re.compile(r"[*?\[]")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What a file that is gone, cut or damaged raises when its bytes are read."""
+
+CONTENTS = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV",
+    b"PAR1": "a Parquet file; rename it to end in .parquet",
+    b"\x1f\x8b": "a gzip file; rename it to end in .csv.gz if it holds CSV, or unpack it",
+    b"BZh": "a bzip2 file; unpack it",
+    b"\xfd7zXZ": "an xz file; unpack it",
+    b"\x28\xb5\x2f\xfd": "a zstd file; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"%PDF": "a PDF document; export its table as CSV",
+    b"SQLite format 3": "an SQLite database; export a table of it as CSV or Parquet",
+    b"\x89HDF": "an HDF5 file; convert it to CSV or Parquet",
+    b"ARROW1": "an Arrow file; convert it to Parquet",
+    b'{"': "JSON; convert it to CSV or Parquet",
+    b"[{": "JSON; convert it to CSV or Parquet",
+    b"<!": "HTML; save its table as CSV",
+    b"<html": "HTML; save its table as CSV",
+    b"<?xml": "XML; convert it to CSV or Parquet",
+}
+"""What a file is that begins with these bytes, and what to do with it."""
+SPECIAL_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+BYTES_A_TEXT = 16
+"""Of a cell of text, in memory, besides what it says."""
+
+Opened: TypeAlias = str | bytes | OpenFile
+"""A local path, the bytes of a file, or a remote file."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The data files of a source.
+
+    Args:
+        system: The fsspec file system that they are in.
+        paths: Sorted; a file reached twice, through links, is there once.
+        left_out: Data files in folders such as Spark's `_temporary`, which hold no rows of the table.
+        outer: Columns that folders above the source stand for, so that all its rows have the same value.
+    """
+
+    system: Any
+    paths: list[str]
+    left_out: list[str]
+    outer: list[str]
+
+    def fetch(self, path: str) -> str | bytes:
+        """A local path as it is, a remote file's bytes; raises DataError if memory cannot hold them."""
+        if self.is_local:
+            return path
+        if (self.system.size(path) or 0) > find_free_memory():  # some servers do not tell
+            raise outgrow(path)
+        return cast(bytes, self.system.cat_file(path))
+
+    def open_lazily(self, path: str) -> str | OpenFile:
+        """A local path as it is, a remote file to be read in parts."""
+        return path if self.is_local else OpenFile(self.system, path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine."""
+        return isinstance(self.system, LocalFileSystem)
+
+
+@contextlib.contextmanager
+def naming_read_errors(source: str) -> Iterator[None]:
+    """Turn what cannot be opened into a DataError that names `source`."""
+    try:
+        yield
+    except MemoryError as error:
+        raise outgrow(source) from error
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
+
+
+def outgrow(path: str) -> DataError:
+    """The error for a table that is larger than memory."""
+    return DataError(
+        f"{path}: expected a table that fits into memory, of which {find_free_memory() / 1e9:.1f} GB are free, found a larger one;"
+        " leave rows or columns out, or take a machine that has more"
+    )
+
+
+def find_files(source: str) -> Files:
+    """Find the data files of a source; raises DataError if there are none."""
+    if not source.strip():
+        raise DataError("expected the path or URL of a file, folder or glob, found an empty text; name one")
+    system, root = open_files(source)
+    system.invalidate_cache()
+    if system.isfile(root):
+        _check_suffix(system, root, source)
+        return Files(system, [root], [], list(find_partitions(root)))
+    if system.isdir(root):
+        found = _walk(system, root)
+    elif GLOB_SIGNS.search(root):
+        matches = system.glob(root)
+        found = [path for path in matches if system.isfile(path)] or [path for folder in matches for path in _walk(system, folder)]
+    else:
+        raise DataError(f"{source}: expected a file, folder or glob, found {_describe_absence(system, root)}")
+    start = GLOB_SIGNS.split(root)[0]
+    above = start.rpartition("/")[0] if start != root else root
+    data = [path for path in found if path.lower().endswith(SUFFIXES) and not _has_part(path.removeprefix(start), ".")]
+    left_out = [path for path in data if _has_part(path.removeprefix(start).rpartition("/")[0], "_")]
+    paths = _sort(system, set(data) - set(left_out))
+    if not paths:
+        raise DataError(f"{source}: expected files ending in {', '.join(SUFFIXES)}, found none of them; check the path")
+    _refuse_mixture(paths, source)
+    outer = find_partitions(f"{above}/file").keys() & find_partitions(paths[0])
+    return Files(system, paths, sorted(left_out), sorted(outer))
+
+
+def _sort(system: Any, paths: Iterable[str]) -> list[str]:
+    unique = {os.path.realpath(path) if isinstance(system, LocalFileSystem) else path: path for path in sorted(paths, reverse=True)}
+    return sorted(unique.values())
+
+
+def _refuse_mixture(paths: list[str], source: str) -> None:
+    parquet = [path for path in paths if is_parquet(path)]
+    if parquet and len(parquet) < len(paths):
+        other = next(path for path in paths if path not in parquet)
+        raise DataError(
+            f"{source}: expected either CSV or Parquet, found {other} and {parquet[0]}; name one kind, like `*.parquet`"
+        )
+
+
+def _check_suffix(system: Any, path: str, source: str) -> None:
+    if path.lower().endswith(SUFFIXES):
+        return
+    with system.open(path) as file:
+        content = describe_content(file.read(16))
+    remedy = f"{content}" if content else "text, perhaps; rename it to end in .csv if commas separate its cells, or convert it"
+    raise DataError(f"{source}: expected a file ending in {', '.join(SUFFIXES)}, found another ending and {remedy}")
+
+
+def describe_content(head: bytes) -> str | None:
+    """Say what a file is that is no table, and what to do with it, from its first bytes; None for what may be CSV."""
+    return next((content for magic, content in CONTENTS.items() if head.startswith(magic)), None)
+
+
+def _describe_absence(system: Any, root: str) -> str:
+    """What is at a path that is neither file nor folder, and the remedy."""
+    nothing = "nothing there; check the path"
+    if not isinstance(system, LocalFileSystem):
+        return nothing
+    try:
+        mode = os.stat(root).st_mode
+    except OSError as error:
+        if os.path.islink(root):
+            return f"a link that leads nowhere, to {os.readlink(root)}; mend the link"
+        return nothing if isinstance(error, FileNotFoundError) else f"{error.strerror}; check the path and its permissions"
+    return f"{SPECIAL_FILES.get(stat.S_IFMT(mode), 'something else')}; write what comes from it to a file first"
+
+
+def _walk(system: Any, folder: str) -> list[str]:
+    """All files in a folder and those inside it."""
+    if isinstance(system, LocalFileSystem):
+        return [f"{inner}/{name}" for inner, _, names in os.walk(folder) for name in names]
+    return cast(list[str], system.find(folder))
+
+
+def _has_part(path: str, sign: str) -> bool:
+    return any(part.startswith(sign) for part in PurePosixPath(path).parts)
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a data file is Parquet, not CSV."""
+    return path.lower().endswith(".parquet")
+
+
+def find_partitions(path: str) -> dict[str, str | None]:
+    """Find the columns that a file's folders stand for, as Hive, Spark and pandas lay tables out: `day=2026-11-26/part.parquet`.
+
+    Only folders without another one between them and the file stand for columns, and none of those that the work is done in, such
+    as a project's `lr=0.1`.
+    """
+    values: dict[str, str | None] = {}
+    for part in reversed(PurePosixPath(path.removeprefix(f"{os.getcwd()}/")).parts[:-1]):
+        name, equals, value = part.partition("=")
+        if not (name and equals):
+            break
+        values[unquote(name)] = None if value == NULL_PARTITION else unquote(value)
+    return dict(reversed(values.items()))
+
+
+@contextlib.contextmanager
+def open_bytes(opened: Opened) -> Iterator[BinaryIO]:
+    """A file's bytes as they are."""
+    if isinstance(opened, OpenFile):
+        with opened as file:
+            yield cast(BinaryIO, file)
+        return
+    with open(opened, "rb") if isinstance(opened, str) else io.BytesIO(opened) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_unpacked(opened: Opened) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed where they are gzip."""
+    with open_bytes(opened) as raw:
+        is_gzip = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with cast(BinaryIO, gzip.open(raw)) if is_gzip else raw as file:
+            yield file
+
+
+def digest_file(opened: Opened, path: str) -> bytes:
+    """SHA-256 of a file's bytes and the columns that its folders stand for."""
+    with open_bytes(opened) as file:
+        digest = hashlib.file_digest(cast(io.BytesIO, file), "sha256")
+    if partitions := find_partitions(path):
+        digest.update(repr(partitions).encode())
+    return digest.digest()
+
+
+def check_names(names: Iterable[str], path: str) -> list[str]:
+    """Return the names of a file's columns, stripped; a first one that is empty stands for the row numbers that pandas and R write.
+
+    Raises:
+        DataError: There is no column, another one has no name, a name is no UTF-8 text or comes twice.
+    """
+    names = [name.strip() for name in names]
+    if not any(names):
+        raise DataError(f"{path}: expected columns with names, found none; write the table again")
+    for position, name in enumerate(names):
+        if NO_TEXT.search(name):
+            raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")
+        if not name and position > 0:
+            raise DataError(f"{path}: expected a name for every column, found none for column {position + 1}; name or remove it")
+    seen: dict[str, int] = {}
+    for position, name in enumerate(names):
+        first = seen.setdefault(name, position)
+        if first != position:
+            raise DataError(
+                f"{path}: expected each column once, found `{show(name)}` as columns {first + 1} and {position + 1}; rename one"
+            )
+    return names

@@ -1,0 +1,96 @@
+"""Reads Parquet files, whole or a batch of rows at a time; pages that bring a checksum are compared with it."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refit.errors import DataError, first_line
+from refit.runtime.limits import find_free_memory
+from refit.tables.files import BYTES_A_TEXT, Opened, check_names, describe_content, open_bytes, outgrow
+
+BUFFER_BYTES = 1 << 20
+PANDAS_INDEX = re.compile(r"^__index_level_\d+__$")
+"""How pandas names a nameless index that it writes to Parquet; it is no column to pandas either."""
+
+
+def read_names(opened: Opened, path: str) -> list[str]:
+    """Read the names of a Parquet file's columns, an empty one standing for an index; raises as `iterate_parquet` does."""
+    with _open(opened, path) as file:
+        return list(_find_columns(file, path))
+
+
+def iterate_parquet(
+    opened: Opened, path: str, columns: Sequence[str] | None = None, num_rows: int | None = None
+) -> Iterator[pl.DataFrame]:
+    """Read the rows of a Parquet file.
+
+    Args:
+        opened: The file.
+        path: Its name, for messages.
+        columns: The columns to read, of which it may lack some; None reads all.
+        num_rows: Rows in a frame, at most, so that memory does not grow with the file; None reads all at once.
+
+    Raises:
+        DataError: The file is damaged, or names of its columns are not as `check_names` expects.
+    """
+    with _open(opened, path) as file:
+        present = _find_columns(file, path)
+        present.pop("", None)
+        wanted = [name for name in columns if name in present] if columns is not None else list(present)
+        wanted = wanted or list(present)[:1]  # not none, to know how many rows there are
+        names = [present[name] for name in wanted]
+        if num_rows is None:
+            _check_fits(file, path)
+        for part in [file.read(names)] if num_rows is None else file.iter_batches(num_rows, columns=names):
+            frame = cast(pl.DataFrame, pl.from_arrow(_convert(part), rechunk=False))[names]
+            frame.columns = wanted
+            yield frame
+
+
+@contextlib.contextmanager
+def _open(opened: Opened, path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with open_bytes(opened) as file:
+            if (head := file.read(16)) and not head.startswith(b"PAR1"):
+                found = describe_content(head) or "another; write it again, or rename it to end in .csv if it is CSV"
+                raise DataError(f"{path}: expected a Parquet file, found {found}")
+            file.seek(0)
+            # Neither whole row groups nor whole columns are held in memory.
+            yield pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{path}: expected a whole Parquet file, found a damaged one ({first_line(error)}); write it again"
+        ) from error
+
+
+def _check_fits(file: pq.ParquetFile, path: str) -> None:
+    """Raise DataError if the rows that the file says it has cannot fit into memory, however few bytes they take on the disk."""
+    bits = sum(_count_bits(field.type) for field in file.schema_arrow)
+    if file.metadata.num_rows * bits / 8 > find_free_memory():
+        raise outgrow(path)
+
+
+def _count_bits(dtype: pa.DataType) -> int:
+    """Of a cell, in memory, at least."""
+    if pa.types.is_null(dtype):
+        return 0
+    return dtype.bit_width if pa.types.is_primitive(dtype) else 8 * BYTES_A_TEXT
+
+
+def _find_columns(file: pq.ParquetFile, path: str) -> dict[str, str]:
+    """The names of columns as we use them, and as they are in the file."""
+    names = [name for name in file.schema_arrow.names if not PANDAS_INDEX.match(name)]
+    return dict(zip(check_names(names, path), names, strict=True))
+
+
+def _convert(part: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
+    """Decimals that polars has no type for, as floats."""
+    for place, field in enumerate(part.schema):
+        if pa.types.is_decimal256(field.type):
+            part = part.set_column(place, field.name, part.column(place).cast(pa.float64()))
+    return part

@@ -1,0 +1,334 @@
+"""Learns from the train rows how columns become inputs, and turns rows into inputs; also rows that are scored later.
+
+N is the number of rows, F the number of inputs; a column fills one or more neighbouring inputs.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from refit.errors import DataError
+from refit.tables.formats import AnyFormat, Format
+from refit.tables.schema import Kind, Locate, Numbers, Rows, convert_column, convert_numbers, index_rows, take_rows
+from refit.texts import list_names, show
+
+Inputs: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+
+MIN_CATEGORY_ROWS = 2
+"""Categories with fewer train rows share the input of all others."""
+MAX_CATEGORIES = 100
+"""Categories of a column with inputs of their own: the most frequent, by name where equally frequent."""
+ENDLESS = sys.float_info.max
+"""The deviation of a column with one value in the train rows, by which whatever comes later is 0, as that value is."""
+
+DATE_PARTS = ("year", "month", "day", "weekday", "hour")
+
+
+class Scale(BaseModel):
+    """How numbers are imputed and standardized: (x - mean) / std, over the imputed train rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    median: float
+    mean: float
+    std: float
+
+
+class FittedColumn(BaseModel):
+    """What every kind of column knows; each has `_names` of its inputs, and `_fill` to write them into zeros.
+
+    A column with one value in the train rows gives every row the inputs of that value: nothing was learned of others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    null_values: list[str]
+    """Texts that mean a missing value."""
+    has_indicator: bool
+    """Whether an input says that the value is missing: there is one if train rows lacked values."""
+    format: Format | None = None
+    """How numbers and date-times are written in text; None for what every language reads."""
+
+
+class NumericColumn(FittedColumn):
+    """A number: its standardized value."""
+
+    kind: Literal["numeric"] = "numeric"
+    scale: Scale
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the train rows have one value."""
+        return self.scale.std == ENDLESS
+
+    def _names(self) -> list[str]:
+        return [self.name]
+
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        numbers = convert_numbers(values, self.null_values, locate, self.format)
+        out[:, 0] = _standardize(numbers, self.scale)
+        if not np.isfinite(out).all():
+            row = int(np.argmin(np.isfinite(out[:, 0])))
+            raise DataError(
+                f"{locate(row)}, column `{show(self.name)}`: expected a number that fits float32 after standardizing,"
+                f" found {numbers[row]}; mend the value or leave it empty"
+            )
+        return np.isnan(numbers)
+
+
+class DatetimeColumn(FittedColumn):
+    """A date-time in UTC: its standardized parts; `hour` counts minutes and seconds as fractions."""
+
+    kind: Literal["datetime"] = "datetime"
+    scales: dict[str, Scale]
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the train rows have one value."""
+        return all(scale.std == ENDLESS for scale in self.scales.values())
+
+    def _names(self) -> list[str]:
+        return [f"{self.name}.{part}" for part in self.scales]
+
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        times = convert_column(values, "datetime", self.null_values, locate, self.format)
+        for position, (part, scale) in enumerate(self.scales.items()):
+            out[:, position] = _standardize(_date_part(times, part), scale)
+        return times.is_null().to_numpy()
+
+
+class BooleanColumn(FittedColumn):
+    """A boolean: 0 or 1."""
+
+    kind: Literal["boolean"] = "boolean"
+    most_frequent: bool
+    is_constant: bool = False
+
+    def _names(self) -> list[str]:
+        return [self.name]
+
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        truths = convert_column(values, "boolean", self.null_values, locate)
+        out[:, 0] = self.most_frequent if self.is_constant else truths.fill_null(self.most_frequent).to_numpy()
+        return truths.is_null().to_numpy()
+
+
+class CategoricalColumn(FittedColumn):
+    """A category: an input for each one kept, and one for all others, unseen ones and unexpected missing values included."""
+
+    kind: Literal["categorical"] = "categorical"
+    categories: list[str]
+    is_constant: bool = False
+
+    def _names(self) -> list[str]:
+        return [*(f"{self.name}={category}" for category in self.categories), f"{self.name} is other"]
+
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        names = convert_column(values, "categorical", self.null_values, locate)
+        is_missing = names.is_null().to_numpy()
+        is_shown = ~is_missing if self.has_indicator else np.ones_like(is_missing)
+        if self.is_constant:
+            out[is_shown, 0] = 1
+        else:
+            other = len(self.categories)
+            codes = names.replace_strict(self.categories, range(other), default=other, return_dtype=pl.Int64).to_numpy()
+            out[np.flatnonzero(is_shown), codes[is_shown]] = 1
+        return is_missing
+
+
+AnyColumn = Annotated[NumericColumn | DatetimeColumn | BooleanColumn | CategoricalColumn, Field(discriminator="kind")]
+
+
+def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
+    """Names of the F inputs, in order."""
+    return [name for column in columns for name in [*column._names(), *[f"{column.name} is missing"] * column.has_indicator]]
+
+
+def fit_columns(
+    frame: pl.DataFrame,
+    kinds: Mapping[str, Kind],
+    null_values: Sequence[str] = (),
+    is_raw: bool = False,
+    rows: Rows | None = None,
+    formats: Mapping[str, AnyFormat] = MappingProxyType({}),
+) -> list[AnyColumn]:
+    """Fit the columns in `kinds` on train rows; columns without any value there are left out.
+
+    Args:
+        frame: Rows converted to `kinds`; numbers may be of any type.
+        kinds: What each column holds, in the order of the inputs.
+        null_values: Texts that mean a missing value, in rows to come.
+        is_raw: Whether numbers stay as they are.
+        rows: Which of them are train rows; None takes all.
+        formats: How numbers and date-times are written in text, in rows to come; columns that are not named need none.
+
+    Raises:
+        DataError: Numbers are so large that their mean or deviation overflows.
+    """
+    columns: list[AnyColumn] = []
+    index = index_rows(rows)
+    for name, kind in kinds.items():
+        values = take_rows(frame[name], index, kind)
+        known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
+        known["format"] = formats.get(name)
+        present = values.drop_nulls() if values.has_nulls() else values
+        if present.is_empty():
+            continue
+        if kind == "numeric":
+            columns.append(NumericColumn(**known, scale=_fit_scale(values, is_raw)))
+        elif kind == "boolean":
+            num_true = int(present.sum())
+            is_constant = num_true in (0, present.len())
+            columns.append(BooleanColumn(**known, most_frequent=2 * num_true > present.len(), is_constant=is_constant))
+        elif kind == "categorical":
+            is_constant = present.n_unique() == 1
+            columns.append(CategoricalColumn(**known, categories=_choose_categories(present), is_constant=is_constant))
+        else:
+            has_times = (present != present.dt.truncate("1d")).any()
+            parts = DATE_PARTS if has_times else DATE_PARTS[:-1]
+            columns.append(
+                DatetimeColumn(
+                    **known,
+                    scales={part: _fit_scale(pl.Series(name, _date_part(values, part), nan_to_null=True), False) for part in parts},
+                )
+            )
+    return columns
+
+
+def _count_rows(index: int) -> str:
+    return f"row {index + 1}"
+
+
+def apply_columns(
+    columns: Sequence[AnyColumn],
+    frame: pl.DataFrame,
+    locate: Locate = _count_rows,
+    rows: Rows | None = None,
+    observe: Callable[[AnyColumn, pl.Series, Inputs, Mask], None] | None = None,
+) -> Tensor:
+    """Turn raw rows into inputs; columns come in any order, and others are ignored.
+
+    Args:
+        columns: As `fit_columns` gave them.
+        frame: The rows.
+        locate: Says where a row is, for messages; it counts those that are turned.
+        rows: Which of them are turned, N; None takes all. A column at a time is gathered.
+        observe: Called with each column, its cells, what became of them, and which are missing.
+
+    Returns:
+        The inputs, float32.
+
+    Raises:
+        DataError: Columns are missing, or a value is infinite, is text where a number belongs, or is too large for float32.
+
+    Shape:
+        frame: N rows or more; returns (N, F).
+    """
+    present = set(frame.columns)
+    missing = [column.name for column in columns if column.name not in present]
+    if missing:
+        raise DataError(
+            f"rows to score: expected column {list_names(missing)}, found {list_names(frame.columns)}; add what is missing"
+            " (leave cells empty where the value is unknown)"
+        )
+    inputs = np.zeros((frame.height if rows is None else len(rows), len(name_inputs(columns))), dtype=np.float32)
+    start, index = 0, index_rows(rows)
+    for column in columns:
+        end = start + len(column._names())
+        values, block = take_rows(frame[column.name], index), inputs[:, start:end]
+        is_missing = column._fill(values, block, locate)
+        if observe is not None:
+            observe(column, values, block, is_missing)
+        if column.has_indicator:
+            inputs[:, end] = is_missing
+        start = end + column.has_indicator
+    return torch.from_numpy(inputs)
+
+
+def read_frame(rows: Any) -> pl.DataFrame:
+    """Read rows from a polars DataFrame, a pandas DataFrame, or a mapping of column name to values.
+
+    Raises:
+        DataError: `rows` is none of these, a name comes twice, or columns differ in length.
+    """
+    if isinstance(rows, pl.DataFrame):
+        return rows
+    if isinstance(rows, Mapping):
+        columns = [(str(name), values) for name, values in rows.items()]
+    elif hasattr(rows, "iloc") and hasattr(rows, "columns"):  # pandas, which need not be installed
+        parts = [(str(name), rows.iloc[:, position]) for position, name in enumerate(rows.columns)]
+        columns = [
+            (name, [None if gone else value for value, gone in zip(part.tolist(), part.isna(), strict=True)])
+            for name, part in parts
+        ]
+    else:
+        raise DataError(
+            f"rows: expected a polars or pandas DataFrame or a mapping of column to values, found {type(rows).__name__}; convert it"
+        )
+    try:
+        return pl.DataFrame([_read_series(name, values) for name, values in columns])
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"rows: expected columns of one length and with names of their own, found others ({error}); mend them"
+        ) from error
+
+
+def _read_series(name: str, values: Any) -> pl.Series:
+    """A column of values; as text where they are of several types."""
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise DataError(f"rows, column `{name}`: expected a list of values, found {values!r}; put it in a list")
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        return pl.Series(name, values.astype("datetime64[us]"))
+    cells: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
+    try:
+        return pl.Series(name, cells, strict=True)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        return pl.Series(name, [None if value is None else str(value) for value in cells], dtype=pl.String)
+
+
+def _standardize(numbers: Numbers, scale: Scale) -> Inputs:
+    with np.errstate(over="ignore"):  # what does not fit is refused
+        standardized = (np.where(np.isnan(numbers), scale.median, numbers) - scale.mean) / scale.std
+        return standardized.astype(np.float32)
+
+
+def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
+    """Median of what is there, then mean and population deviation with the median filled in."""
+    median = float(values.median())  # type: ignore[arg-type]
+    if is_raw:
+        return Scale(median=median, mean=0, std=1)
+    numbers = values.to_numpy()  # numpy adds in one order, whatever the number of threads
+    numbers = np.where(np.isnan(numbers), median, numbers)
+    is_constant = numbers.min() == numbers.max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(numbers.mean()), ENDLESS if is_constant else float(numbers.std())
+    if not np.isfinite([median, mean, std]).all():
+        largest = np.abs(numbers).max()
+        raise DataError(
+            f"column `{values.name}`: expected numbers whose mean and deviation fit float64, found values up to {largest};"
+            " divide the column, or leave it out with data.features"
+        )
+    return Scale(median=median, mean=mean, std=std or ENDLESS)
+
+
+def _choose_categories(present: pl.Series) -> list[str]:
+    counts = present.alias("category").value_counts(name="rows").filter(pl.col("rows") >= MIN_CATEGORY_ROWS)
+    return list(counts.sort("rows", "category", descending=[True, False])["category"].head(MAX_CATEGORIES).sort())
+
+
+def _date_part(values: pl.Series, part: str) -> Numbers:
+    if part == "hour":
+        midnight = values.dt.truncate("1d")
+        return ((values - midnight).dt.total_microseconds() / 3.6e9).to_numpy()
+    found: pl.Series = getattr(values.dt, part)()
+    return found.cast(pl.Float64).to_numpy()

@@ -1,0 +1,285 @@
+"""The training loop: the state that moves, and one epoch of moving it."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refit.data.loaders import Batches, ShuffledLoader
+from refit.engine.steps_of_epoch import EpochSteps
+from refit.errors import TrainingError
+from refit.models.building import build_model
+from refit.runtime.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
+from refit.settings import ModelSettings, OptimizerSettings
+from refit.training.evaluation import compute_logits, refuse_non_finite_logits
+from refit.training.optimizers import LearningRate, build_optimizer
+from refit.training.steps import compute_gradients
+
+LOSSES_BETWEEN_CHECKS = 200
+
+
+class EpochLog(BaseModel):
+    """What one epoch did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epoch: int
+    """Counted from 1."""
+    batch_losses: list[float]
+    """Mean cross-entropy of each batch, before its step."""
+    train_loss: float
+    """Mean over the epoch's rows, each at the weights its batch met."""
+    val_loss: float | None
+    val_score: float | None
+    """Accuracy on the validation rows, after the epoch."""
+    lr: float
+    """Learning rate of the last step."""
+    grad_norm: float
+    """2-norm of the last step's gradient, before clipping."""
+    rows_per_second: float
+    """Training rows, validation left out."""
+    seconds: float
+    """Training and validation, compiling left out."""
+
+
+@dataclass
+class PartialEpoch:
+    """How far an epoch has come."""
+
+    first_random_state: dict[str, Any]
+    """The generators as the epoch found them: the order of its rows comes from there."""
+    batch_losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class TrainingState:
+    """All that training changes: what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Optimizer steps taken."""
+    random_state: dict[str, Any] = field(default_factory=capture_random_state)
+    """The generators, as the next batch finds them."""
+    partial: PartialEpoch | None = None
+    """The epoch at work; None between epochs."""
+
+    @property
+    def num_batches(self) -> int:
+        """Batches done of the epoch at work."""
+        return 0 if self.partial is None else len(self.partial.batch_losses)
+
+
+@holding_generators()
+def build_training_state(
+    model: ModelSettings, optimizer: OptimizerSettings, num_inputs: int, num_outputs: int, seed: int, device: torch.device
+) -> TrainingState:
+    """Seed everything, then build the model and its optimizer.
+
+    Raises:
+        SettingsError: The user's model factory cannot be used.
+    """
+    seed_everything(seed)
+    module = build_model(model, num_inputs, num_outputs).to(device)
+    return TrainingState(module, build_optimizer(optimizer, module.parameters()))
+
+
+@holding_generators(for_an_epoch=True)
+def train_epoch(
+    state: TrainingState,
+    loader: ShuffledLoader,
+    learning_rate: LearningRate,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    engine: str = "eager",
+    accumulate_batches: int = 1,
+    max_grad_norm: float | None = None,
+    val_loader: Batches | None = None,
+    should_pause: Callable[[], bool] = lambda: False,
+    report: Callable[[str], object] = lambda _: None,
+) -> EpochLog | None:
+    """Train `state` in place to the end of its epoch, from its own random state, then look at the validation rows.
+
+    Other threads that train wait for its end; those that load a model have the generators between two steps.
+
+    Args:
+        state: What is trained; left half-trained if this raises.
+        loader: Batches `(B, F)` and `(B,)` in training order.
+        learning_rate: The learning rate of a step, counted from 0 over the whole run.
+        device: Where the model is.
+        precision: `fp32` or `bf16`.
+        engine: `eager`, `compiled`, or `auto`, which turns from the one to the other.
+        accumulate_batches: Batches a step; each weighs by its rows, so that the gradient is that of one large batch.
+        max_grad_norm: 2-norm that gradients are scaled down to; None does not clip.
+        val_loader: Validation rows; None where there are none.
+        should_pause: Asked after every step, or call of compiled steps, but the epoch's last; when it says so, training stops
+            there. The same call goes on later, from this state or from a checkpoint of it, and gives the same bits.
+        report: Told how long compiling took.
+
+    Returns:
+        The epoch's log, or None if it was paused.
+
+    Raises:
+        TrainingError: A loss or a weight is not finite, or the model cannot train on a last batch of one row.
+        SettingsError: The model cannot be compiled.
+    """
+    model, epoch = state.model, state.epoch + 1
+    state.partial = partial = state.partial or PartialEpoch(state.random_state)
+    started = time.perf_counter()
+    order = _draw_order(loader, state, partial)
+    steps = EpochSteps(
+        model=model,
+        optimizer=state.optimizer,
+        learning_rate=learning_rate,
+        loader=loader,
+        order=order,
+        epoch=epoch,
+        compute=functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm),
+        engine=engine,
+        accumulate_batches=accumulate_batches,
+        report=report,
+    )
+    losses: list[Tensor] = []
+    num_done = len(partial.batch_losses)
+
+    model.train()
+    while num_done < steps.num_batches:
+        taken = steps.take(num_done, state.step)
+        losses += taken.losses
+        num_done += taken.num_batches
+        state.step += taken.num_steps
+        if len(losses) >= LOSSES_BETWEEN_CHECKS:
+            _move_losses(losses, partial, epoch)
+        give_way()
+        if num_done < steps.num_batches and should_pause():
+            _move_losses(losses, partial, epoch)
+            state.random_state = capture_random_state()
+            partial.seconds += time.perf_counter() - started - steps.compile_seconds
+            return None
+    grad_norm = _gradient_norm(model) if steps.norm is None else steps.norm.item()
+    _move_losses(losses, partial, epoch)
+    _refuse_non_finite_weights(model, epoch)
+    state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
+    started += steps.compile_seconds
+    train_seconds = partial.seconds + time.perf_counter() - started
+    val_loss, val_score = (None, None) if val_loader is None else _validate(model, val_loader, device, precision)
+    batch_size, num_rows = steps.batch_size, len(order)
+    sizes = (min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size))
+    weighted = (loss * size for loss, size in zip(partial.batch_losses, sizes, strict=True))
+    return EpochLog(
+        epoch=epoch,
+        batch_losses=partial.batch_losses,
+        train_loss=math.fsum(weighted) / num_rows,
+        val_loss=val_loss,
+        val_score=val_score,
+        lr=steps.lr,
+        grad_norm=grad_norm,
+        rows_per_second=num_rows / train_seconds,
+        seconds=partial.seconds + time.perf_counter() - started,
+    )
+
+
+def check_deadline(deadline: float, epoch: int, num_batches: int) -> None:
+    """Raise TrainingError if the time of a run, on the clock of `time.monotonic`, is over after that many batches of an epoch."""
+    if time.monotonic() >= deadline:
+        raise TrainingError(
+            f"epoch {epoch}, batch {num_batches}: training.timeout_seconds have passed; "
+            "all that was trained is kept, and the same command goes on from there"
+        )
+
+
+class PauseClock:
+    """Says when a long epoch pauses for a checkpoint, and when the run has to stop.
+
+    Args:
+        every_seconds: Between checkpoints inside an epoch.
+        deadline: When to stop, on the clock of `time.monotonic`; None never stops.
+    """
+
+    def __init__(self, every_seconds: float, deadline: float | None) -> None:
+        self.every_seconds = every_seconds
+        self.deadline = math.inf if deadline is None else deadline
+        self.pause_at = min(time.monotonic() + every_seconds, self.deadline)
+
+    def is_due(self) -> bool:
+        """Whether it is time to pause."""
+        return time.monotonic() >= self.pause_at
+
+    def restart(self, state: TrainingState) -> None:
+        """Set the next pause.
+
+        Raises:
+            TrainingError: The deadline has passed.
+        """
+        check_deadline(self.deadline, state.epoch + 1, state.num_batches)
+        self.pause_at = min(time.monotonic() + self.every_seconds, self.deadline)
+
+
+def count_steps(num_batches: int, accumulate_batches: int, num_epochs: int) -> int:
+    """Optimizer steps in a run; the last step of an epoch may have fewer batches."""
+    return -(-num_batches // accumulate_batches) * num_epochs
+
+
+def best_epoch(val_losses: Sequence[float | None]) -> int:
+    """The epoch, counted from 1, whose weights a run keeps: the first of the lowest validation loss, or the last without any."""
+    if None in val_losses:
+        return len(val_losses)
+    losses = [math.inf if loss is None or math.isnan(loss) else loss for loss in val_losses]
+    return 1 + losses.index(min(losses))
+
+
+def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) -> bool:
+    """Whether the last `patience` epochs all failed to go below the lowest validation loss before them."""
+    return patience is not None and len(val_losses) - best_epoch(val_losses) >= patience
+
+
+def _draw_order(loader: ShuffledLoader, state: TrainingState, partial: PartialEpoch) -> Tensor:
+    """The rows of the epoch in its own order; leaves the generators where its next batch finds them."""
+    restore_random_state(partial.first_random_state)
+    order = loader.draw_order()
+    if partial.batch_losses:
+        restore_random_state(state.random_state)
+    return order
+
+
+def _validate(model: nn.Module, loader: Batches, device: torch.device, precision: str) -> tuple[float, float]:
+    """Mean loss and accuracy on all rows of `loader`."""
+    logits, classes = compute_logits(model, loader, device, precision)
+    refuse_non_finite_logits(logits, "validation")
+    return functional.cross_entropy(logits, classes).item(), (logits.argmax(dim=1) == classes).double().mean().item()
+
+
+def _gradient_norm(model: nn.Module) -> float:
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+
+
+def _move_losses(losses: list[Tensor], partial: PartialEpoch, epoch: int) -> None:
+    """Move losses from the device to the log, if they are finite."""
+    for value in torch.hstack(losses).tolist() if losses else []:
+        partial.batch_losses.append(value)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"epoch {epoch}, batch {len(partial.batch_losses)}: expected a finite loss, found {value}; "
+                "lower optimizer.lr, set training.max_grad_norm, or look for extreme values in the data"
+            )
+    losses.clear()
+
+
+def _refuse_non_finite_weights(model: nn.Module, epoch: int) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingError(
+                f"epoch {epoch}, last batch: expected finite weights, found others in {name}; "
+                "lower optimizer.lr or set training.max_grad_norm"
+            )

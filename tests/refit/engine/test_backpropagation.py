@@ -1,0 +1,68 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from refit.engine import backpropagation
+from refit.engine.backpropagation import build_backpropagation
+from refit.models.mlp import ACTIVATIONS, build_mlp
+from refit.training.steps import compute_gradients
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("batch_sizes", [(32, 5), (1,), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("hidden_sizes", [[], [1], [16, 16], [300, 7, 64]], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_losses_and_draws_are_those_of_autograd(activation, dropout, hidden_sizes, batch_sizes):
+    torch.manual_seed(0)
+    ours = build_mlp(5, 37, hidden_sizes, activation, dropout)
+    plain = copy.deepcopy(ours)
+    batches = [(torch.randn(size, 5), torch.randint(37, (size,))) for size in batch_sizes]
+    build_given = build_backpropagation(ours, batch_sizes, CPU, "fp32")
+    assert build_given is not None
+    found = []
+    for model, backpropagate in ((ours, build_given), (plain, None)):
+        torch.manual_seed(1)
+        for _ in range(2):  # gradients of the step before do not count
+            losses, norm = compute_gradients(
+                model,
+                [*model.parameters()],
+                batches,
+                device=CPU,
+                precision="fp32",
+                max_grad_norm=0.1,
+                backpropagate=backpropagate,
+            )
+        found.append([*losses, norm, *(parameter.grad for parameter in model.parameters()), torch.get_rng_state()])
+    assert all(map(torch.equal, *found))
+
+
+def test_on_two_threads_they_are_those_of_autograd_on_two_threads():
+    torch.set_num_threads(2)
+    test_gradients_losses_and_draws_are_those_of_autograd("relu", 0.0, [300, 7, 64], (32, 5))
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "precision"),
+    [
+        (nn.Sequential(nn.Linear(5, 3)), "cpu", "fp32"),
+        (build_mlp(5, 3, [4], "relu", 0.0), "cuda", "fp32"),
+        (build_mlp(5, 3, [4], "relu", 0.0), "cpu", "bf16"),
+    ],
+    ids=["another model", "a GPU", "bf16"],
+)
+def test_other_steps_are_left_to_autograd(model, device, precision):
+    assert build_backpropagation(model, [2], torch.device(device), precision) is None
+
+
+def test_where_bits_are_not_those_of_autograd_it_is_autograd_that_computes(monkeypatch):
+    monkeypatch.setattr(backpropagation, "_tried", {})
+    monkeypatch.setitem(backpropagation.BY_OUTPUT, nn.Tanh, lambda slope, y: slope * (1 - y * y) * (1 + 1e-7))
+    torch.manual_seed(0)
+    model = build_mlp(5, 3, [16], "tanh", 0.0)
+    state = torch.get_rng_state()
+    assert build_backpropagation(model, [4, 2], CPU, "fp32") is None
+    assert torch.equal(torch.get_rng_state(), state), "trying draws nothing"

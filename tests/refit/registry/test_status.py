@@ -1,0 +1,82 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from refit.registry.ledger import append_entry, entry_path
+from refit.registry.status import list_damaged, read_status
+from refit.registry.versions import add_version, move_alias, rollback, version_folder
+from refit.store.store import Store
+
+CREATED = "2026-01-02T03:04:05+00:00"
+
+
+@pytest.fixture
+def model(store) -> Store:
+    """Model `a` with three versions: v1 was the champion, v2 is, v3 was turned down."""
+    for number in (1, 2, 3):
+        weights = f"weights {number}".encode()
+        record = {"created": CREATED, "files": {"model.pt": hashlib.sha256(weights).hexdigest()}}
+        add_version(store, "a", {"model.pt": weights, "version.json": json.dumps(record).encode()})
+    move_alias(store, "a", 1, expected=None, why="the first")
+    move_alias(store, "a", 2, expected=1, why="more is right")
+    append_entry(store, "a", action="keep", why="it may be luck", alias="champion", before=2, after=3)
+    append_entry(store, "a", action="open", why="another look at the test rows")
+    return store
+
+
+def test_a_model_that_nothing_was_decided_of_has_no_champion(store):
+    add_version(store, "a", {"model.pt": b""})
+    status = read_status(store, "a")
+    assert (status.versions, status.champion, status.trained_at, status.promoted_at) == ([1], None, None, None)
+    assert (status.decision, status.damaged) == (None, [])
+
+
+def test_the_champion_has_two_ages_and_the_last_decision_may_be_of_another_version(model):
+    status = read_status(model, "a")
+    assert (status.versions, status.champion, status.trained_at) == ([1, 2, 3], 2, CREATED)
+    assert (status.decision.action, status.decision.after, status.decision.why) == ("keep", 3, "it may be luck")
+    assert status.promoted_at is not None
+    assert status.promoted_at <= status.decision.at
+    assert status.damaged == []
+
+
+def test_after_a_rollback_the_earlier_version_is_champion_since_then(model):
+    entry = rollback(model, "a", why="users complained")
+    status = read_status(model, "a")
+    assert (status.champion, status.promoted_at, status.decision) == (1, entry.at, entry)
+
+
+def test_a_damaged_champion_is_named_and_the_rest_is_told_all_the_same(model):
+    path = Path(model.root, version_folder("a", 2), "model.pt")
+    path.write_bytes(b"other weights")
+    status = read_status(model, "a")
+    assert (status.champion, status.trained_at, status.decision.why) == (2, None, "it may be luck")
+    (told,) = status.damaged
+    assert str(path) in told
+
+
+def test_a_damaged_ledger_is_named_once_and_hides_what_it_said(model):
+    path = Path(model.root, entry_path("a", 4))
+    path.write_text("{")
+    status = read_status(model, "a")
+    assert (status.versions, status.champion, status.decision) == ([1, 2, 3], None, None)
+    (told,) = status.damaged
+    assert str(path) in told
+
+
+def test_an_old_damaged_entry_does_not_hide_the_champion(model):
+    Path(model.root, entry_path("a", 1)).write_text("{}")
+    status = read_status(model, "a")
+    assert (status.champion, len(status.damaged)) == (2, 1)
+
+
+def test_objects_that_were_set_aside_are_listed(store):
+    assert list_damaged(store) == []
+    digest = store.put(b"whole")
+    path = Path(store.root, store.object_path(digest))
+    path.chmod(0o644)
+    path.write_bytes(b"damaged")
+    assert not store.is_whole(digest)
+    assert list_damaged(store) == [f"{store.root}/damaged/{digest}"]

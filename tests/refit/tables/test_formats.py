@@ -1,0 +1,76 @@
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberFormat, find_formats
+
+
+def number(thousands: str = "", decimal: str = ".", unit: str = "") -> NumberFormat:
+    return NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": unit})
+
+
+def date(pattern: str) -> DateFormat:
+    return DateFormat(pattern=pattern)
+
+
+CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
+    (["3,750", "950", "12,300,000"], number(","), [3750, 950, 12_300_000]),
+    (["1,234.5", "7.25"], number(","), [1234.5, 7.25]),
+    (["1,25,000", "12,345"], number(","), [125_000, 12_345]),
+    (["18,7", "3"], number("", ","), [18.7, 3]),
+    (["0,750", "1,500"], number("", ","), [0.75, 1.5]),
+    (["1.234,5", "18,7"], number(".", ","), [1234.5, 18.7]),
+    (["1.234.567", "950"], number(".", ","), [1_234_567, 950]),
+    (["1 234", "12\u202f345,5"], number(" ", ","), [1234, 12_345.5]),
+    (["1'234.5", "7"], number("'"), [1234.5, 7]),
+    (["$1,200", "-$950.50", "$-3", "4"], number(",", unit="$"), [1200, -950.5, -3, 4]),
+    (["1200 €", "3€"], number(unit="€"), [1200, 3]),
+    (["Rs1250000", "Rs 5"], number(unit="Rs"), [1_250_000, 5]),
+    (["18.7%", "3 %"], number(unit="%"), [18.7, 3]),
+    (["3750 g", "3.5g"], number(unit="g"), [3750, 3.5]),
+    (["8GB", "16GB"], number(unit="GB"), [8, 16]),
+    (["\u22125", "3"], number(), [-5, 3]),
+    (["5 °C", "\u22123 °C"], number(unit="°C"), [5, -3]),
+    (["1e3 m", "2 m"], number(unit="m"), [1000, 2]),
+    (["7:45", "12:30:36"], ClockFormat(), [7.75, 12.51]),
+    (["7:45 pm", "12:30 AM"], ClockFormat(), [19.75, 0.5]),
+    (["31.01.2020", "1.2.2020"], date("%d.%m.%Y"), [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
+    (["2020/01/31", "2020/2/1"], date("%Y/%m/%d"), [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
+    (["31/12/2024", "01/02/2024"], date("%d/%m/%Y"), [datetime(2024, 12, 31), datetime(2024, 2, 1)]),
+    (["12/31/24 8:05", "1/2/24 18:05"], date("%m/%d/%y %H:%M"), [datetime(2024, 12, 31, 8, 5), datetime(2024, 1, 2, 18, 5)]),
+    (["01-Jan-10", "3-Feb-11"], date("%d-%b-%y"), [datetime(2010, 1, 1), datetime(2011, 2, 3)]),
+    (["March 9, 2021", "May 1, 2020"], date("%B %d, %Y"), [datetime(2021, 3, 9), datetime(2020, 5, 1)]),
+]
+
+
+@pytest.mark.parametrize(("texts", "format", "values"), CLEAR, ids=lambda case: str(case)[:40])
+def test_texts_that_are_all_written_in_one_way_are_read(texts: list[str], format: AnyFormat, values: list[Any]) -> None:
+    assert find_formats(pl.Series(texts)) == [format]
+    assert format.read(pl.Series([*texts, "x", None])).to_list() == [*values, None, None]
+    assert type(format).model_validate_json(format.model_dump_json()) == format
+
+
+@pytest.mark.parametrize("texts", [["01/02/2020", "03/04/2020"], ["1.250 €", "950 €"], ["3,750", "1234"]])
+def test_what_may_be_read_in_two_ways_is_left_open(texts: list[str]) -> None:
+    assert len(find_formats(pl.Series(texts))) == 2
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(["a", "b"], ["18.7%", "0.3"], ["€1", "$2"], ["5 kg", "3 g"], ["1A", "2B"], ["2.01.7"], ["192.168.1.1"], ["10,000+"]),
+        *(["31.02.2020"], ["7:75"], ["12-34"], ["- 5 -"], ["A1"], ["5", ""], ["1/2"], ["kg5"]),
+    ],
+    ids=str,
+)
+def test_other_texts_have_no_format(texts: list[str]) -> None:
+    assert find_formats(pl.Series(texts)) == []
+
+
+def test_numbers_without_signs_between_thousands_are_read_later_and_other_units_are_not() -> None:
+    later = pl.Series(["1234", "1234.5", "$5", "€5", "1.234,5", "5%"])
+    assert number(",", unit="$").read(later).to_list() == [1234, 1234.5, 5, None, None, None]
+    assert number(".", ",", unit="€").read(later).to_list() == [1234, None, None, 5, 1234.5, None]
+    assert number(unit="%").read(later).to_list() == [None] * 5 + [5]

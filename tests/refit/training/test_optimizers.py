@@ -1,0 +1,101 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from refit.settings import OptimizerSettings
+from refit.training.optimizers import build_learning_rate, build_optimizer
+
+
+def rates_of(scheduler: torch.optim.lr_scheduler.LRScheduler, num_steps: int) -> list[float]:
+    """What PyTorch's own scheduler sets for each step."""
+    rates = []
+    for _ in range(num_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def make_sgd(lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+
+
+@pytest.mark.parametrize("settings", [{"name": "sgd", "momentum": 0.9}, {"name": "sgd"}, {"name": "adam"}, {"name": "adamw"}])
+def test_the_optimizer_is_pytorchs_own_with_the_settings_given(settings):
+    given = OptimizerSettings(lr=0.3, weight_decay=0.01, **settings)
+    optimizer = build_optimizer(given, [torch.zeros(1, requires_grad=True)])
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[given.name]
+    assert type(optimizer) is kind
+    momentum = {"momentum": given.momentum} if given.name == "sgd" else {}
+    expected = kind([torch.zeros(1, requires_grad=True)], lr=0.3, weight_decay=0.01, **momentum).param_groups[0]
+    found = optimizer.param_groups[0]
+    assert {key: found[key] for key in found if key != "params"} == {key: expected[key] for key in expected if key != "params"}
+
+
+def test_a_constant_rate_is_constant():
+    rate = build_learning_rate(OptimizerSettings(lr=0.3), 10)
+    assert {rate(step) for step in range(25)} == {0.3}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
+def test_the_cosine_is_pytorchs_own(num_steps):
+    rate = build_learning_rate(OptimizerSettings(lr=0.3, schedule="cosine"), num_steps)
+    expected = rates_of(CosineAnnealingLR(make_sgd(0.3), T_max=num_steps), num_steps)
+    assert [rate(step) for step in range(num_steps)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 4, 10])
+def test_the_warm_up_is_pytorchs_linear_one(warmup_steps):
+    rate = build_learning_rate(OptimizerSettings(lr=0.3, warmup_steps=warmup_steps), 12)
+    scheduler = LinearLR(make_sgd(0.3), start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
+    assert [rate(step) for step in range(12)] == pytest.approx(rates_of(scheduler, 12), rel=1e-9)
+
+
+def test_the_warm_up_goes_over_into_the_cosine_as_in_pytorchs_sequence():
+    rate = build_learning_rate(OptimizerSettings(lr=0.3, warmup_steps=5, schedule="cosine"), 20)
+    optimizer = make_sgd(0.3)
+    scheduler = SequentialLR(
+        optimizer, [LinearLR(optimizer, 1 / 6, total_iters=5), CosineAnnealingLR(optimizer, T_max=15)], milestones=[5]
+    )
+    assert [rate(step) for step in range(20)] == pytest.approx(rates_of(scheduler, 20), rel=1e-9, abs=1e-12)
+
+
+def test_the_rate_is_the_full_one_right_after_the_warm_up():
+    rate = build_learning_rate(OptimizerSettings(lr=0.3, warmup_steps=5, schedule="cosine"), 20)
+    assert rate(4) < rate(5) == 0.3 > rate(6)
+
+
+def test_the_cosine_ends_at_zero_and_stays_there():
+    rate = build_learning_rate(OptimizerSettings(lr=0.3, schedule="cosine"), 10)
+    assert rate(9) > 0
+    assert [rate(10), rate(11), rate(1000)] == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup_steps", [10, 11, 50])
+def test_a_warm_up_as_long_as_the_run_or_longer_stays_finite_and_below_the_rate(warmup_steps):
+    rate = build_learning_rate(OptimizerSettings(lr=0.3, warmup_steps=warmup_steps, schedule="cosine"), 10)
+    rates = [rate(step) for step in range(10)]
+    assert all(math.isfinite(r) and 0 < r <= 0.3 for r in rates)
+    assert rates == sorted(rates)
+
+
+def test_training_does_not_load_the_compiler():
+    code = (
+        "import sys, torch\n"
+        "from refit.data.loaders import build_train_loader\n"
+        "from refit.settings import ModelSettings, OptimizerSettings\n"
+        "from refit.training.loop import build_training_state, train_epoch\n"
+        "cpu = torch.device('cpu')\n"
+        "loader = build_train_loader(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]), 2, drop_last=True)\n"
+        "for name in ('sgd', 'adam', 'adamw'):\n"
+        "    state = build_training_state(ModelSettings(), OptimizerSettings(name=name), 2, 2, 0, cpu)\n"
+        "    assert train_epoch(state, loader, lambda _: 0.1, device=cpu, max_grad_norm=1.0)\n"
+        "    state.optimizer.load_state_dict(state.optimizer.state_dict())\n"
+        "assert state.optimizer.state, 'nothing was trained'\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules), 'the compiler is loaded'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from refit.engine import optimizer_updates
+from refit.engine.optimizer_updates import build_update
+from refit.settings import OptimizerSettings
+from refit.training.checkpoints import digest_weights
+from refit.training.optimizers import build_optimizer
+from refit.training.steps import compute_gradients
+
+CPU = torch.device("cpu")
+OPTIMIZERS = [
+    {"name": "sgd"},
+    {"name": "sgd", "weight_decay": 0.01},
+    {"name": "sgd", "momentum": 0.9},
+    {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01},
+    {"name": "adam", "lr": 0.01},
+    {"name": "adam", "lr": 0.01, "weight_decay": 0.01},
+    {"name": "adamw", "lr": 0.01},
+    {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
+]
+
+
+class Network(nn.Module):
+    """Layers of odd sizes, and a factor that the loss depends on always, in two of three calls or never."""
+
+    def __init__(self, is_used: str) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 17), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(17, 3))
+        self.factor = nn.Parameter(torch.ones(3))
+        self.is_used = is_used
+        self.num_calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        is_used = self.is_used == "always" or (self.is_used == "sometimes" and self.num_calls % 3)
+        return self.layers(x) * self.factor if is_used else self.layers(x)
+
+
+@pytest.mark.parametrize("is_used", ["always", "sometimes", "never"])
+@pytest.mark.parametrize(
+    ("may_rearrange", "longest_copy"), [(False, 0), (True, 0), (True, 1000)], ids=["one by one", "in blocks", "copies in blocks"]
+)
+@pytest.mark.parametrize("given", OPTIMIZERS, ids=str)
+def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given, may_rearrange, longest_copy, is_used, monkeypatch):
+    monkeypatch.setattr(optimizer_updates, "LONGEST_COPY", longest_copy)
+    # The first layer's weight of 85 numbers lies in three blocks, or, with two threads, in two.
+    monkeypatch.setattr(optimizer_updates, "BLOCK", 30)
+    settings = OptimizerSettings(**{"lr": 0.1, **given})
+    found = []
+    for is_ours in (True, False):
+        torch.manual_seed(0)
+        model = Network(is_used)
+        optimizer = build_optimizer(settings, model.parameters())
+        update = build_update(optimizer, may_rearrange)
+        for step in range(8):
+            x, y, lr = torch.randn(6, 5), torch.randint(3, (6,)), settings.lr / (1 + step)
+            if is_ours:
+                compute_gradients(model, [*model.parameters()], [(x, y)], device=CPU, precision="fp32", max_grad_norm=None)
+                update(lr)
+                continue
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+        content = optimizer.state_dict()
+        state = {f"{number} {name}": value for number, values in content["state"].items() for name, value in values.items()}
+        found.append((digest_weights(model.state_dict()), digest_weights(state), content["param_groups"]))
+    assert found[0] == found[1]

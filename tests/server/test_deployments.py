@@ -1,0 +1,122 @@
+"""Deployments of several projects on one server: each has its own work pool, and none takes another's name."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+
+from refit.server import deployments
+from refit.server.api import in_states, read_deployed
+from refit.server.project import name_pool
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, refit) -> Iterator[Path]:
+    """A folder whose `refit.toml` names the model; what is deployed from it is removed."""
+
+    def read_at_once(client, entry):  # this server has no scheduler
+        return read_deployed(client, entry["entrypoint"].partition(":")[2], entry["name"])[0]
+
+    monkeypatch.setattr(deployments, "_await_schedule", read_at_once)
+    folder = tmp_path / "Ours, 1"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("refit.toml").write_text("name = 'fish'\n")
+    yield folder
+    monkeypatch.chdir(folder)
+    assert refit("deploy", "--remove")[0] == 0
+
+
+@pytest.fixture
+def quickly(monkeypatch) -> None:
+    """Register what `prefect deploy` would, without its process of seconds."""
+
+    def register(document):
+        with get_client(sync_client=True) as client:
+            for entry in document["deployments"]:
+                flow = client.create_flow_from_name(entry["entrypoint"].partition(":")[2])
+                pool, tags = entry["work_pool"]["name"], entry["tags"]
+                client.create_deployment(flow, entry["name"], work_pool_name=pool, tags=tags)
+
+    monkeypatch.setattr(deployments, "_run_prefect_deploy", register)
+
+
+def plan_run(model: str) -> UUID:
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(client.read_deployment_by_name(f"retrain/{model}").id).id
+
+
+def is_planned(run: UUID) -> bool:
+    with get_client(sync_client=True) as client:
+        return run in {found.id for found in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=in_states("SCHEDULED")))}
+
+
+def test_a_pool_is_named_for_the_folder_and_another_for_its_namesake_elsewhere(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place / "My project!").mkdir(parents=True)
+    first, second = (name_pool(tmp_path / place / "My project!") for place in ("a", "b"))
+    assert re.fullmatch(r"refit-my-project-[0-9a-f]{8}", first)
+    assert first != second
+    assert re.fullmatch(r"refit-[0-9a-f]{8}", name_pool(Path("/")))
+
+
+def test_deployments_are_named_for_the_model_of_refit_toml_in_a_pool_of_the_folder(refit, project):
+    code, out, err = refit("deploy", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert [entry["name"] for entry in told["deployments"]] == ["train/fish", "retrain/fish", "predict/fish"]
+    assert told["pool"] == name_pool(project)
+    assert told["worker"] == f"PROJECT_FOLDER=$PWD prefect worker start --pool {told['pool']} --type process"
+    with get_client(sync_client=True) as client:
+        found = {flow: client.read_deployment_by_name(f"{flow}/fish") for flow in ("train", "retrain", "predict")}
+    assert {deployment.work_pool_name for deployment in found.values()} == {told["pool"]}
+    assert all(deployment.tags == ["refit"] for deployment in found.values())
+    assert found["retrain"].parameters == {"settings": {"name": "fish"}}
+    assert found["predict"].parameters == {"settings": {"name": "fish"}, "model": "fish"}
+
+
+@pytest.mark.usefixtures("quickly")
+def test_another_project_with_that_name_is_refused_by_the_folder_that_has_it(refit, project, tmp_path, monkeypatch):
+    assert refit("deploy")[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    code, out, err = refit("deploy", "--name", "fish")
+    assert (code, out) == (2, "")
+    pool = name_pool(project)
+    assert f"name: expected one that no other project has on this server, found train/fish of {project} on " in err
+    assert f"in work pool {pool}; set another name, or" in err
+    assert f"take over its pool by --pool {pool}" in err
+    told = json.loads(refit("deploy", "--name", "fish", "--pool", pool, "--json")[1])
+    assert told["pool"] == pool
+
+
+@pytest.mark.usefixtures("quickly")
+def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_planned_runs(refit, project, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "config"))
+    told = json.loads(refit("deploy", "--systemd", "--json")[1])
+    assert told["units"][1:] == [f"{project}/config/systemd/user/refit-worker-{told['pool'].removeprefix('refit-')}.service"]
+    out = refit("deploy", "--name", "crab", "--systemd")[1]
+    assert "systemctl --user enable --now refit-server.service refit-worker-" in out.replace("\n  ", " ")
+    of_fish, of_crab = plan_run("fish"), plan_run("crab")
+    assert re.search(r"also deployed from here, and to be removed by\n +retrain/fish +`refit deploy --remove --name fish`", out)
+    code, out, _ = refit("deploy", "--remove", "--name", "fish", "--json")
+    assert (code, json.loads(out)) == (0, {"removed": ["train/fish", "retrain/fish", "predict/fish"]})
+    assert (is_planned(of_fish), is_planned(of_crab)) == (False, True)
+
+    code, _, err = refit("deploy", "--remove", "--name", "fish")
+    assert code == 2
+    assert f"in work pool {name_pool(project)}, found no 'fish'; those there: crab; --pool names another pool" in err
+    removed = json.loads(refit("deploy", "--remove", "--json")[1])["removed"]
+    assert removed[:3] == ["train/crab", "retrain/crab", "predict/crab"]
+    assert removed[-1] == f"work pool {name_pool(project)}"
+    assert "refit: note that a silent run has crashed" in removed
+    assert not is_planned(of_crab)
+    assert "nothing: nothing was deployed from here" in refit("deploy", "--remove")[1]
