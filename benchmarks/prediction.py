@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.registry.saving import save_version
 from refit.serving.saved_model import load_model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset, load_manifest, load_split
-from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
 
@@ -55,7 +56,7 @@ def train_model(frame: pl.DataFrame, folder: Path) -> str:
     logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU)]
     val = build_evaluation_loader(*load_split(manifest, "val", store))
     metrics = {"val": evaluate(state.model, val, ["no", "yes"], CPU, "fp32")}
-    return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store).path
+    return save_version(save_state(state, store), settings, manifest, logs, metrics, store).path
 
 
 def score(version: str, source: str, output: str) -> None:

@@ -22,11 +22,11 @@ from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_setti
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tasks.caching import results_in
-from refit.tasks.checkpoints import save_checkpoint
 from refit.tasks.dataset import build_dataset
 from refit.tasks.evaluation import evaluate
 from refit.tasks.loaders import build_loaders
 from refit.tasks.reporting import TrainingCurve
+from refit.tasks.saving import save_version
 from refit.tasks.training import start_training, train_epoch
 from refit.training.checkpoints import prune_checkpoints
 from refit.training.loop import best_epoch, check_deadline, has_lost_patience
@@ -116,8 +116,8 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
             with _timed("refit_on_all", seconds):
                 last_fit = recipe.on_all_rows(best.epoch)
                 _, refitted = _train_epochs(last_fit, snapshot, settings, champion, store, started, refresh)
-        with _timed("save_checkpoint", seconds):
-            saved = save_checkpoint(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
+        with _timed("save_version", seconds):
+            saved = save_version(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
     model = versions.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 

@@ -11,12 +11,13 @@ from refit.models import trials
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
 from refit.runtime import devices
 from refit.runtime.interruption import deliver_signal, is_signal_held
+from refit.serving import warm_start
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables import dataset
 from refit.tasks.caching import CACHED, RETRIED, find_result, keep_result
 from refit.tasks.loaders import open_loaders
-from refit.training import checkpoints, loop, optimizers, warm_start
+from refit.training import checkpoints, loop, optimizers
 
 DRAWING = ("prefect.", "websockets.", "aiohttp.", "botocore.")
 """Packages whose threads draw from Python's generator, for a ping every 20 seconds or the wait before another try."""

@@ -17,10 +17,11 @@ import torch
 
 from refit.commands import cli
 from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.registry.saving import save_version
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset, load_manifest, load_split
-from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
 
@@ -156,7 +157,7 @@ def trained_store(tmp_path_factory, rows) -> Path:
     logs = [train_epoch(state, loader, lambda _: 0.1, device=cpu)]
     test = build_evaluation_loader(*load_split(manifest, "test", store))
     metrics = {"test": evaluate(state.model, test, ["no", "yes"], cpu, "fp32")}
-    save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store)
+    save_version(save_state(state, store), settings, manifest, logs, metrics, store)
     return folder / "store"
 
 

@@ -309,14 +309,14 @@ def test_a_server_shows_the_run_its_tasks_and_its_lines(refit, served):
     names: set[str] = set()
     lines = ""
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not ("save checkpoint" in names and "saved toy@v1" in lines):
+    while time.monotonic() < deadline and not ("save version" in names and "saved toy@v1" in lines):
         tasks = ask(served, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
         names = {task["name"] for task in tasks if task["state_type"] == "COMPLETED"}
         logs = ask(served, "/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
         lines = "\n".join(entry["message"] for entry in logs)
         time.sleep(0.5)
     epochs = {f"train epoch {epoch}" for epoch in (1, 2, 3)}
-    others = {"build data set", "build loaders", "start training", "evaluate train", "evaluate test", "save checkpoint"}
+    others = {"build data set", "build loaders", "start training", "evaluate train", "evaluate test", "save version"}
     assert names == epochs | others
     assert "epoch 3/3: train loss" in lines
     assert "saved toy@v1 in" in lines

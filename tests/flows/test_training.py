@@ -175,7 +175,7 @@ def done(monkeypatch) -> list[str]:
     note(refit.training.loop, "build_training_state", lambda *_: "build state")
     note(refit.training.loop, "train_epoch", lambda state, *_: f"epoch {state.epoch + 1}")
     note(refit.training.evaluation, "evaluate", lambda *_: "evaluate")
-    note(refit.training.checkpoints, "save_checkpoint", lambda *_: "save")
+    note(refit.training.checkpoints, "save_version", lambda *_: "save")
     return steps
 
 
@@ -208,7 +208,7 @@ def test_the_defaults_train_the_notebook():
     weights = torch.load(Path(result.model.path) / "model.pt", weights_only=True)
     assert digest_weights(weights) == result.model.weights_digest
     assert result.is_new
-    assert set(result.seconds) == {"build_dataset", "train", "evaluate", "save_checkpoint"}
+    assert set(result.seconds) == {"build_dataset", "train", "evaluate", "save_version"}
 
 
 def test_the_same_settings_done_anew_give_the_same_bits_as_another_version():

@@ -8,11 +8,12 @@ import torch
 
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.refs import SavedModel
+from refit.registry import saving
 from refit.reports import run_report
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset, load_manifest, load_split
-from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import EpochLog, TrainingState, build_training_state, train_epoch
 
@@ -55,6 +56,6 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*load_split(manifest, "test", store))
         metrics = {"test": evaluate(state.model, loader, labels, device, "fp32")}
         on_all = save_state(train(num_epochs_on_all, *manifest.splits)[0], store) if num_epochs_on_all else None
-        return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store, refitted=on_all)
+        return saving.save_version(save_state(state, store), settings, manifest, logs, metrics, store, refitted=on_all)
 
     return save

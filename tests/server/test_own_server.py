@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from refit.commands.terminal import find_prefect_home
 from refit.errors import SettingsError, StoreError
 from refit.server import own_server
+from refit.server.own_server import find_prefect_home
 
 
 @pytest.fixture(autouse=True)

@@ -27,10 +27,10 @@ from refit.runtime.interruption import holding_signals
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables import dataset
-from refit.tasks.checkpoints import save_checkpoint
 from refit.tasks.dataset import build_dataset
 from refit.tasks.evaluation import evaluate
 from refit.tasks.loaders import build_loaders
+from refit.tasks.saving import save_version
 from refit.tasks.training import start_training, train_epoch
 from refit.training import checkpoints, loop
 
@@ -361,7 +361,7 @@ def test_task_runs_are_named_for_what_they_do(settings):
         result = train_epoch(1, new_key(), made.checkpoint, made.loaders, settings)
         metrics = {split: evaluate(new_key(), split, result.checkpoint, made.snapshot, settings) for split in made.snapshot.splits}
         train_epoch(1, new_key(), made.checkpoint, build_loaders(new_key(), made.snapshot, settings, on_all_rows=True), settings)
-        save_checkpoint(new_key(), result, [result], metrics, made.snapshot, settings)
+        save_version(new_key(), result, [result], metrics, made.snapshot, settings)
 
     run()
     expected = [
@@ -374,7 +374,7 @@ def test_task_runs_are_named_for_what_they_do(settings):
         "evaluate test",
         "build loaders",
         "train epoch 1 on all rows",
-        "save checkpoint",
+        "save version",
     ]
     deadline = time.monotonic() + 30
     names: list[str] = []

@@ -22,14 +22,13 @@ from refit.commands.terminal import (
     app,
     as_given,
     cell,
-    find_prefect_home,
     open_console,
     open_store,
 )
 from refit.errors import RefitError, SettingsError
 from refit.registry.status import Status, list_damaged, read_status
 from refit.registry.versions import find_version, list_models
-from refit.server.own_server import STEADY
+from refit.server.own_server import STEADY, find_prefect_home
 from refit.texts import escape_controls
 
 if TYPE_CHECKING:

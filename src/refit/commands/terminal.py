@@ -49,24 +49,6 @@ def open_store(given: StoreTree | None, settings_file: Path | None) -> Store:
     return Store(resolve_settings(as_given(given), settings_file)[0].store.url)
 
 
-def find_prefect_home() -> Path:
-    """Return Prefect's folder; a user who has no home gets one there, as Prefect and PyTorch ask for it.
-
-    Raises:
-        SettingsError: Neither is set.
-    """
-    folder = os.environ.get("PREFECT_HOME", "~/.prefect")
-    try:
-        Path.home()
-    except RuntimeError as error:
-        if folder.startswith("~"):
-            raise SettingsError(
-                f"PREFECT_HOME: expected a folder for Prefect's database, found neither it nor HOME nor user {os.getuid()}; set it"
-            ) from error
-        os.environ["HOME"] = folder
-    return Path(folder).expanduser()
-
-
 def say(text: str) -> None:
     """Print lines on standard output, whatever they quote."""
     for line in text.split("\n"):

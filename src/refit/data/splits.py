@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refit.data.identities import Hashes, Rows, find_changes, find_known
 from refit.errors import DataError
-from refit.tables.hashes import Hashes, find_changes, find_known
-from refit.tables.schema import Rows
 
 Size = float | int | str
 """Some of the rows: a share of all (float), a number (int), or those of a span of time such as `14d`; 0.0 for none."""

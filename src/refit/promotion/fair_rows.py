@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from refit.data.identities import Rows, find_known, identify
 from refit.errors import DataError, RefitError, StoreError
 from refit.promotion.decision import Clusters, Mask
 from refit.registry.versions import list_earlier
@@ -14,8 +15,7 @@ from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.copies import estimate_chances, is_more_than_chance
 from refit.tables.dataset import Manifest, convert_rows, load_identities, load_test_rows
-from refit.tables.hashes import find_known, hash_rows, identify
-from refit.tables.schema import Rows
+from refit.tables.hashes import hash_rows
 from refit.texts import list_names
 
 LEARNED_FROM = ("train", "val")

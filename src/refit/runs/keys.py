@@ -158,7 +158,7 @@ def write_recipe(
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     versions = {name: version(name) for name in ("polars", "numpy")}
     dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
-    more_code = [] if first_weights is None else ["refit.training.warm_start"]
+    more_code = [] if first_weights is None else ["refit.serving.warm_start"]
     start = {
         **digest_user_code(settings.model.factory),
         "data set": dataset.key,

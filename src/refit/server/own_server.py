@@ -11,13 +11,30 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from refit.commands.terminal import find_prefect_home
-from refit.errors import StoreError
+from refit.errors import SettingsError, StoreError
 from refit.store.store import Store
 
 STEADY = str(Path(__file__).with_name("steady_server.py"))
 SECONDS_TO_STOP = 4
 HOST = "127.0.0.1"
+
+
+def find_prefect_home() -> Path:
+    """Return Prefect's folder; a user who has no home gets one there, as Prefect and PyTorch ask for it.
+
+    Raises:
+        SettingsError: Neither is set.
+    """
+    folder = os.environ.get("PREFECT_HOME", "~/.prefect")
+    try:
+        Path.home()
+    except RuntimeError as error:
+        if folder.startswith("~"):
+            raise SettingsError(
+                f"PREFECT_HOME: expected a folder for Prefect's database, found neither it nor HOME nor user {os.getuid()}; set it"
+            ) from error
+        os.environ["HOME"] = folder
+    return Path(folder).expanduser()
 
 
 HOME = find_prefect_home()

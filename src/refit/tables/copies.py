@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from refit.tables.hashes import find_known, hash_rows
-from refit.tables.schema import Rows
+from refit.data.identities import Rows, find_known
+from refit.tables.hashes import hash_rows
 
 Numbers = NDArray[np.float64]
 

@@ -14,6 +14,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
 from torch import Tensor
 
+from refit.data.identities import Hashes, Identities, Rows, number_copies
 from refit.data.splits import RareClassesError
 from refit.errors import DataError
 from refit.refs import Ref
@@ -21,11 +22,11 @@ from refit.settings import NOTEBOOK, DataSettings
 from refit.store.store import Store
 from refit.tables.copies import Copies, count_copies
 from refit.tables.files import find_files, naming_read_errors
-from refit.tables.hashes import Hashes, Identities, hash_rows, number_copies
+from refit.tables.hashes import hash_rows
 from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
 from refit.tables.profiles import Profile, profile_columns
 from refit.tables.remarks import remark_on_columns
-from refit.tables.schema import Kind, Reading, Rows, check_columns, convert_column, convert_target, find_reading, remark_on_target
+from refit.tables.schema import Kind, Reading, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.tables.sides import TypedTable, choose_sides, read_groups
 from refit.tables.sources import Table, read_files, read_names, read_table
 from refit.texts import list_names, show

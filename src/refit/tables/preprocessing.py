@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from refit.data.identities import Rows
 from refit.errors import DataError
 from refit.tables.formats import AnyFormat, Format
-from refit.tables.schema import Kind, Locate, Numbers, Rows, convert_column, convert_numbers, index_rows, take_rows
+from refit.tables.schema import Kind, Locate, Numbers, convert_column, convert_numbers, index_rows, take_rows
 from refit.texts import list_names, show
 
 Inputs: TypeAlias = NDArray[np.float32]

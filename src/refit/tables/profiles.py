@@ -10,7 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from refit.tables.schema import Kind, Rows, index_rows, take_rows
+from refit.data.identities import Rows
+from refit.tables.schema import Kind, index_rows, take_rows
 
 MAX_CATEGORIES = 100
 """Categories of a column that are counted by name: the most frequent, by name where equally frequent."""

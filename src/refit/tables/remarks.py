@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from refit.data.identities import Rows
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, NumericColumn
-from refit.tables.schema import Reading, Rows, count_marks, take_rows
+from refit.tables.schema import Reading, count_marks, take_rows
 from refit.texts import show
 
 LUMPED_SHARE = 0.1

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from refit.data.identities import Rows
 from refit.errors import DataError
 from refit.tables.formats import AnyFormat, DateFormat, find_alike, find_formats
 from refit.texts import list_names, show
@@ -23,8 +24,6 @@ from refit.texts import list_names, show
 Kind = Literal["numeric", "boolean", "datetime", "categorical"]
 Locate = Callable[[int], str]
 """Says where a row of a column is, for messages: `row 7 of rows.csv`."""
-Rows = NDArray[np.int64]
-"""Numbers of rows, from 0."""
 Numbers = NDArray[np.float64]
 
 ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"

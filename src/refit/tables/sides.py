@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from refit.data.identities import Hashes, Rows, find_known, identify, number_copies
 from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.settings import DataSettings
-from refit.tables.hashes import Hashes, find_known, hash_rows, identify, number_copies
-from refit.tables.schema import Rows, check_columns, convert_column, find_reading
+from refit.tables.hashes import hash_rows
+from refit.tables.schema import check_columns, convert_column, find_reading
 from refit.tables.sources import Table
 from refit.texts import show
 

@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from refit.data.identities import identify, number_copies
 from refit.data.splits import Size, Sizes, read_span, split_by_time, split_randomly
 from refit.errors import DataError
-from refit.tables.hashes import hash_rows, identify, number_copies
+from refit.tables.hashes import hash_rows
 
 DAY = 86_400_000_000
 

@@ -15,11 +15,12 @@ import torch
 import refit
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.errors import DataError, SettingsError, StoreError
+from refit.registry.saving import save_version
 from refit.serving.saved_model import load_version
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset, load_manifest, load_split
-from refit.training.checkpoints import save_checkpoint, save_state
+from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
 
@@ -39,7 +40,7 @@ def train_and_save(store: Store, given: dict) -> tuple[str, torch.nn.Module]:
     logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU) for _ in range(settings.training.num_epochs)]
     loader = build_evaluation_loader(*load_split(manifest, "train", store))
     metrics = {"train": evaluate(state.model, loader, [str(label) for label in manifest.classes], CPU, "fp32")}
-    return save_checkpoint(save_state(state, store), settings, manifest, logs, metrics, store).path, state.model.eval()
+    return save_version(save_state(state, store), settings, manifest, logs, metrics, store).path, state.model.eval()
 
 
 @pytest.fixture

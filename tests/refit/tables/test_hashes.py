@@ -2,8 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from refit.data.identities import Identities, find_changes, find_known, identify, number_copies
 from refit.tables import hashes
-from refit.tables.hashes import Identities, find_changes, find_known, hash_rows, identify, number_copies
+from refit.tables.hashes import hash_rows
 
 HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
 

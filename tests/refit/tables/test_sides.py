@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from refit.data.identities import Rows
 from refit.errors import DataError
 from refit.settings import DataSettings
-from refit.tables.schema import Rows
 from refit.tables.sides import TypedTable, choose_sides, read_groups
 from refit.tables.sources import Table
 

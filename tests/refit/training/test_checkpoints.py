@@ -32,10 +32,10 @@ from refit.training.checkpoints import (
     load_state,
     load_weights,
     prune_checkpoints,
-    save_checkpoint,
     save_partial,
     save_report,
     save_state,
+    save_version,
     saving_partials,
 )
 from refit.training.evaluation import Metrics, evaluate
@@ -364,7 +364,7 @@ def saved(store):
         for split in manifest.splits
     }
     ref = save_state(state, store)
-    return save_checkpoint(ref, settings, manifest, [log], metrics, store), state, manifest, log, metrics, ref, settings
+    return save_version(ref, settings, manifest, [log], metrics, store), state, manifest, log, metrics, ref, settings
 
 
 def test_a_saved_version_holds_all_that_it_needs(saved, store):
@@ -406,7 +406,7 @@ def test_a_saved_version_holds_all_that_it_needs(saved, store):
 
 def test_the_card_tells_the_classes_on_the_last_split(saved, store):
     _, _, manifest, log, metrics, ref, settings = saved
-    model = save_checkpoint(ref, settings, manifest, [log], {"train": metrics["train"], "val": metrics["train"], **metrics}, store)
+    model = save_version(ref, settings, manifest, [log], {"train": metrics["train"], "val": metrics["train"], **metrics}, store)
     assert "By class, on the rows of test:" in (Path(model.path) / "card.md").read_text()
 
 
@@ -447,7 +447,7 @@ def test_pictures_are_of_the_losses_and_of_the_last_split_s_confusion(saved, sto
     drawn = []
     monkeypatch.setattr(run_report, "draw_losses", lambda *given: drawn.append(given) or b"losses")
     monkeypatch.setattr(run_report, "draw_confusion", lambda *given: drawn.append(given) or b"confusion")
-    folder = Path(save_checkpoint(ref, settings, manifest, [log], metrics, store).path)
+    folder = Path(save_version(ref, settings, manifest, [log], metrics, store).path)
     assert [(folder / name).read_bytes() for name in ("loss.png", "confusion.png")] == [b"losses", b"confusion"]
     assert drawn == [([log.train_loss], [None]), (metrics["test"].confusion, ["0", "1"], "test")]
 
@@ -457,7 +457,7 @@ def test_saving_records_that_the_test_rows_have_judged_the_version(saved, store)
     (entry,) = load_ledger(store, "toy")
     assert (entry.action, entry.after, entry.details) == ("open", model.version, {"test_rows": manifest.test_rows.digest})
     without = manifest.model_copy(update={"test_rows": None})
-    assert save_checkpoint(ref, settings, without, [log], metrics, store).version == 2
+    assert save_version(ref, settings, without, [log], metrics, store).version == 2
     assert load_ledger(store, "toy") == [entry]
 
 
@@ -472,7 +472,7 @@ def refitted(saved, store):
     _, state, manifest, log, metrics, judged, settings = saved
     state.model.load_state_dict({name: 2 * weights for name, weights in state.model.state_dict().items()})
     served = save_state(state, store)
-    return save_checkpoint(judged, settings, manifest, [log], metrics, store, refitted=served), served, judged
+    return save_version(judged, settings, manifest, [log], metrics, store, refitted=served), served, judged
 
 
 def test_of_a_model_trained_on_all_rows_the_weights_that_its_scores_are_of_are_saved_too(saved, refitted, store):
@@ -513,7 +513,7 @@ def test_the_card_counts_epochs_and_shortens_a_long_source(saved, store):
     _, state, manifest, log, metrics, judged, settings = saved
     state.epoch = 2
     settings = settings.model_copy(update={"data": DataSettings(source="n" * 300)})
-    model = save_checkpoint(judged, settings, manifest, [log], metrics, store, refitted=save_state(state, store))
+    model = save_version(judged, settings, manifest, [log], metrics, store, refitted=save_state(state, store))
     card = (Path(model.path) / "card.md").read_text()
     assert "on all 7 rows for 2 epochs, from the same start" in card
     assert "n" * 190 in card
@@ -539,7 +539,7 @@ def test_the_card_of_hostile_names_holds_no_html_no_pictures_of_others_and_no_co
         for split, scored in metrics.items()
     }
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": name})})
-    model = save_checkpoint(ref, settings, manifest.model_copy(update={"target": name}), [log], metrics, store)
+    model = save_version(ref, settings, manifest.model_copy(update={"target": name}), [log], metrics, store)
     card = (Path(model.path) / "card.md").read_text()
     assert card.count("evil.example/1.png") == 4
     assert "\x1b" not in card
@@ -550,7 +550,7 @@ def test_the_card_of_hostile_names_holds_no_html_no_pictures_of_others_and_no_co
 
 def test_what_is_saved_again_is_the_next_version(saved, store):
     _, _, manifest, log, metrics, ref, settings = saved
-    again = save_checkpoint(ref, settings, manifest, [log], metrics, store)
+    again = save_version(ref, settings, manifest, [log], metrics, store)
     assert again.version == 2
     assert Path(again.path).name == "v2"
 
@@ -559,7 +559,7 @@ def test_what_is_saved_again_under_its_key_is_the_same_version_while_that_is_the
     _, _, manifest, log, metrics, ref, settings = saved
 
     def save(key: str) -> int:
-        return save_checkpoint(ref, settings, manifest, [log], metrics, store, key).version
+        return save_version(ref, settings, manifest, [log], metrics, store, key).version
 
     assert [save(key) for key in ("a", "a", "b", "a")] == [2, 2, 3, 4]
     Path(store.root, "models/toy/v4/card.md").write_text("damaged")
@@ -570,7 +570,7 @@ def test_a_version_of_a_damaged_checkpoint_is_not_saved(saved, store):
     _, _, manifest, log, metrics, ref, settings = saved
     object_file(store, ref).write_bytes(b"")
     with pytest.raises(StoreError):
-        save_checkpoint(ref, settings, manifest, [log], metrics, store)
+        save_version(ref, settings, manifest, [log], metrics, store)
     assert list_versions(store, "toy") == [1]
 
 

@@ -6,11 +6,11 @@ import torch
 
 from refit.models.building import build_model
 from refit.serving.saved_model import load_model
+from refit.serving.warm_start import take_weights
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.checkpoints import digest_weights
 from refit.training.loop import TrainingState
 from refit.training.optimizers import build_optimizer
-from refit.training.warm_start import take_weights
 
 ROWS = pl.DataFrame({"x0": [0.1 * n for n in range(60)], "x1": [1.0, 2.0, 4.0] * 20, "y": ["a", "b"] * 30})
 

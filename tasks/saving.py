@@ -1,10 +1,11 @@
-"""Checkpoint saving as a task."""
+"""Saving a version as a task."""
 
 from prefect import get_run_logger, task
 
 from refit.models import building
 from refit.promotion import comparison
 from refit.refs import DatasetRef, EpochResult, Ref, SavedModel
+from refit.registry import saving
 from refit.runs.results import load_result
 from refit.runtime import devices
 from refit.settings import SettingsTree
@@ -16,8 +17,8 @@ from refit.training.evaluation import Metrics
 from refit.training.loop import EpochLog
 
 
-@task(task_run_name="save checkpoint", **CACHED, **RETRIED)
-def save_checkpoint(
+@task(task_run_name="save version", **CACHED, **RETRIED)
+def save_version(
     key: str,
     best: EpochResult,
     epochs: list[EpochResult],
@@ -33,7 +34,7 @@ def save_checkpoint(
     device = devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, network, store).to(device)
     lead = comparison.measure_lead(network, manifest, settings, store, device)
-    saved = checkpoints.save_checkpoint(
+    saved = saving.save_version(
         best.checkpoint,
         settings,
         manifest,
@@ -42,7 +43,7 @@ def save_checkpoint(
         store,
         key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
         refitted=None if refitted is None else refitted.checkpoint,
-        lead=lead,
+        lead=lead.model_dump() | {"warning": lead.warn()},
     )
     if warning := lead.warn():
         get_run_logger().warning(warning)

@@ -1,0 +1,167 @@
+"""Saves the best weights of a run as the next version of its model, with all that is known of them and a card for people."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from refit.code import digest_user_code
+from refit.data.loaders import choose_batch_size
+from refit.models.building import build_for_weights, probe
+from refit.refs import Ref, SavedModel
+from refit.registry import versions
+from refit.registry.ledger import record_opening
+from refit.reports import run_report
+from refit.settings import SettingsTree
+from refit.store.store import Store
+from refit.tables.dataset import Manifest
+from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
+from refit.training.evaluation import Metrics
+from refit.training.loop import EpochLog
+
+MAX_SOURCE_LENGTH = 200
+"""Of a path or URL on the card."""
+
+
+def save_version(
+    checkpoint: Ref,
+    settings: SettingsTree,
+    manifest: Manifest,
+    logs: Sequence[EpochLog],
+    metrics: Mapping[str, Metrics],
+    store: Store,
+    key: str | None = None,
+    refitted: Ref | None = None,
+    lead: Mapping[str, Any] | None = None,
+) -> SavedModel:
+    """Keep the weights of `checkpoint` as the next version of model `settings.name`.
+
+    With a `key` it is saved once: if the newest version has it, from a run that died before it could say so, that version it is.
+    With `refitted`, a checkpoint of as many epochs on all rows, its weights are served, and the others kept to judge by.
+
+    The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
+    `version.json` (name and number, digests, also of all other files and of a factory's code, versions of packages, and logits by
+    which the network is known again, the `lead` over the majority class), the card: `card.md` with its pictures, and with
+    `refitted` `held_back.pt`.
+    The ledger counts that the test rows have judged it.
+
+    Raises:
+        StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
+    """
+    batch_size = choose_batch_size(settings.loader.batch_size, manifest.splits["train"].rows)
+    settings = settings.model_copy(update={"loader": settings.loader.model_copy(update={"batch_size": batch_size})})
+    refs = {"model.pt": checkpoint} if refitted is None else {"model.pt": refitted, "held_back.pt": checkpoint}
+    contents = {name: read_checkpoint(ref, store) for name, ref in refs.items()}
+    known = {name: _identify(contents[name], ref, settings, manifest) for name, ref in refs.items()}
+    record = known["model.pt"] | {
+        "refit_on_all": refitted is not None,
+        "held_back": known.get("held_back.pt"),
+        "lead": lead,
+        "torch": torch.__version__,
+        "code": digest_user_code(settings.model.factory),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "key": key,
+    }
+    judged_on = list(metrics)[-1]
+    files = {
+        **{name: to_bytes(content["model"]) for name, content in contents.items()},
+        "settings.json": _to_json(settings),
+        "manifest.json": _to_json(manifest),
+        "metrics.json": _to_json(metrics),
+        "log.json": _to_json(logs),
+        "loss.png": run_report.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
+        "confusion.png": run_report.draw_confusion(
+            metrics[judged_on].confusion, [entry.label for entry in metrics[judged_on].classes], judged_on
+        ),
+        "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
+    }
+    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    number = None if key is None else versions.find_saved(store, settings.name, key)
+    if number is None:
+        number = versions.add_version(store, settings.name, files, record)
+    if manifest.test_rows is not None:
+        record_opening(store, settings.name, number, manifest.test_rows.digest)
+    path, judged = store.location(versions.version_folder(settings.name, number)), record["held_back"]
+    return SavedModel(
+        name=settings.name,
+        version=number,
+        path=path,
+        weights_digest=record["weights_digest"],
+        held_back_digest=judged and judged["weights_digest"],
+    )
+
+
+def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
+    """What tells the weights of a checkpoint, and the network that they belong to, from others."""
+    model = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    model.load_state_dict(content["model"])
+    return {
+        "weights_digest": digest_weights(content["model"]),
+        "epoch": content["epoch"],
+        "probe": probe(model, len(manifest.input_names)),
+        "checkpoint": ref.digest,
+    }
+
+
+def _render_card(
+    settings: SettingsTree, manifest: Manifest, num_epochs: int, metrics: Mapping[str, Metrics], record: Mapping[str, Any]
+) -> str:
+    judged_on, last = list(metrics.items())[-1]
+    kinds = [column.kind for column in manifest.columns]
+    overview = {
+        "predicts": f"{run_report.render_name(manifest.target)}, one of {len(manifest.classes)} classes",
+        "from": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns",
+        "learned from": f"{run_report.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
+        "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
+        "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
+        "steps": f"{settings.optimizer.name}, learning rate {settings.optimizer.lr:g}, batches of {settings.loader.batch_size}",
+        **({"trained once more": _describe_refit(manifest, judged_on, record["epoch"])} if record["refit_on_all"] else {}),
+        "created": record["created"],
+        "weights": f"SHA-256 `{record['weights_digest']}`",
+    }
+    scores = [
+        (split, scored.num_rows, scored.loss, scored.accuracy, scored.roc_auc, scored.calibration_error)
+        for split, scored in metrics.items()
+    ]
+    classes = [
+        (run_report.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes
+    ]
+    warning = record["lead"] and record["lead"]["warning"]
+    caution = f"\n**Caution:** {warning}.\n" if warning else ""
+    return f"""# {settings.name}
+
+{run_report.render_fields(overview)}
+
+## Scores
+
+{run_report.render_table(["split", "rows", "loss", "accuracy", "ROC AUC", "calibration error"], scores)}
+{caution}
+By class, on the rows of {judged_on}:
+
+{run_report.render_table(["class", "precision", "recall", "F1", "rows"], classes)}
+
+![confusion matrix](confusion.png)
+
+![loss by epoch](loss.png)
+"""
+
+
+def _describe_refit(manifest: Manifest, judged_on: str, num_epochs: int) -> str:
+    num_rows = sum(info.rows for info in manifest.splits.values())
+    return (
+        f"on all {num_rows} rows for {num_epochs} epoch{'s' * (num_epochs > 1)}, from the same start; these weights predict."
+        f" The scores are those of the weights before, which had not learned from the rows of {judged_on}"
+    )
+
+
+def _to_json(content: BaseModel | Mapping[str, Any] | Sequence[BaseModel]) -> bytes:
+    def unfold(value: BaseModel) -> Any:
+        return value.model_dump(mode="json")
+
+    if isinstance(content, BaseModel):  # ten times as fast, which the manifest of thousands of columns needs
+        return content.model_dump_json(indent=1).encode()
+    return json.dumps(content, default=unfold, indent=1).encode()
