@@ -36,7 +36,7 @@ from refit.server.api import await_own_server
 from refit.server.own_server import starting_server
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import Manifest, build_dataset, load_manifest, load_split
+from refit.tables.dataset import Manifest, build_dataset, load_manifest
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
 from refit.training.optimizers import build_optimizer
@@ -94,9 +94,9 @@ def describe_works(folder: Path, is_quick: bool) -> dict[str, dict[str, Any]]:
 
 def train_plainly(manifest: Manifest, store: Store, settings: SettingsTree) -> None:
     """The notebook's loop, over batches gathered as Refit gathers them, without validation."""
-    x, y = load_split(manifest, "train", store)
+    x, y = manifest.load_split("train", store)
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model, x.shape[1], len(manifest.classes))
+    model = build_model(settings.model, manifest.signature)
     optimizer = build_optimizer(settings.optimizer, model.parameters())
     dataset, batch_size = TensorDataset(x, y), settings.loader.batch_size
     for _ in range(settings.training.num_epochs):
@@ -108,10 +108,10 @@ def train_plainly(manifest: Manifest, store: Store, settings: SettingsTree) -> N
 
 def train_alone(manifest: Manifest, store: Store, settings: SettingsTree) -> nn.Module:
     """Refit's epochs with their validation, without Prefect and checkpoints."""
-    device, num_inputs = prepare_compute(settings.compute), len(manifest.input_names)
-    state = build_training_state(settings.model, settings.optimizer, num_inputs, len(manifest.classes), settings.seed, device)
-    loader = build_train_loader(*load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last)
-    val_loader = build_evaluation_loader(*load_split(manifest, "val", store)) if "val" in manifest.splits else None
+    device = prepare_compute(settings.compute)
+    state = build_training_state(settings.model, settings.optimizer, manifest.signature, settings.seed, device)
+    loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
+    val_loader = build_evaluation_loader(*manifest.load_split("val", store)) if "val" in manifest.splits else None
     for _ in range(settings.training.num_epochs):
         train_epoch(state, loader, lambda _: settings.optimizer.lr, device=device, val_loader=val_loader)
     return state.model
@@ -125,7 +125,7 @@ def run_alone(settings: SettingsTree) -> tuple[dict[str, float], Manifest]:
     model = train_alone(manifest, store, settings)
     clock.append(time.perf_counter())
     for split in manifest.splits:
-        loader = build_evaluation_loader(*load_split(manifest, split, store))
+        loader = build_evaluation_loader(*manifest.load_split(split, store))
         evaluate(model, loader, list(map(str, manifest.classes)), prepare_compute(settings.compute), settings.compute.precision)
     clock.append(time.perf_counter())
     steps = (after - before for before, after in pairwise(clock))

@@ -21,7 +21,7 @@ from refit.serving.saved_model import load_model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
@@ -51,10 +51,10 @@ def train_model(frame: pl.DataFrame, folder: Path) -> str:
     given = {"data": {"source": str(folder / "train.parquet")}, "loader": {"batch_size": 256}, "model": {"hidden_sizes": [64, 64]}}
     settings, store = SettingsTree.model_validate(given), Store(str(folder / "store"))
     manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
-    state = build_training_state(settings.model, settings.optimizer, len(manifest.input_names), 2, seed=0, device=CPU)
-    loader = build_train_loader(*load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last)
+    state = build_training_state(settings.model, settings.optimizer, manifest.signature, seed=0, device=CPU)
+    loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU)]
-    val = build_evaluation_loader(*load_split(manifest, "val", store))
+    val = build_evaluation_loader(*manifest.load_split("val", store))
     metrics = {"val": evaluate(state.model, val, ["no", "yes"], CPU, "fp32")}
     return save_version(save_state(state, store), settings, manifest, logs, metrics, store).path
 

@@ -38,7 +38,7 @@ from rich.table import Table
 
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.tables.dataset import build_dataset, load_manifest
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "e2e"))
@@ -117,7 +117,7 @@ def freeze_rows(folder: Path) -> None:
     manifest = load_manifest(build_dataset(data, settings.seed, store), store)
     tensors = {}
     for split in ("train", "val"):
-        tensors[f"{split}_x"], tensors[f"{split}_y"] = load_split(manifest, split, store)
+        tensors[f"{split}_x"], tensors[f"{split}_y"] = manifest.load_split(split, store)
     safetensors.torch.save_file(tensors, folder / "rows.safetensors")
 
 

@@ -3,12 +3,12 @@
 from prefect import task
 
 from refit.data import loaders
+from refit.data.examples import load_examples
 from refit.models import building
 from refit.refs import DatasetRef, Ref
 from refit.runtime import devices
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables import dataset
 from refit.tasks.caching import CACHED, RETRIED
 from refit.tasks.loaders import close_loaders
 from refit.training import checkpoints, evaluation
@@ -19,15 +19,13 @@ def evaluate(key: str, split: str, checkpoint: Ref, snapshot: DatasetRef, settin
     """Score the weights of `checkpoint` on the rows of one split."""
     close_loaders()  # training is over: its rows make room
     store = Store(settings.store.url)
-    manifest = dataset.load_manifest(snapshot, store)
+    examples = load_examples(snapshot, store)
     device = devices.prepare_compute(settings.compute)
-    model = checkpoints.load_weights(
-        checkpoint, building.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes)), store
-    )
+    model = checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store)
     metrics = evaluation.evaluate(
         model.to(device),
-        loaders.build_evaluation_loader(*dataset.load_split(manifest, split, store)),
-        [str(label) for label in manifest.classes],
+        loaders.build_evaluation_loader(*examples.load_split(split, store)),
+        [str(label) for label in examples.signature.target.classes],
         device,
         settings.compute.precision,
     )

@@ -6,11 +6,11 @@ import torch
 from prefect import task
 
 from refit.data import loaders
+from refit.data.examples import load_examples
 from refit.refs import DatasetRef, LoadersRef
 from refit.runtime import devices
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables import dataset
 from refit.tasks.caching import CACHED, RETRIED
 
 
@@ -22,7 +22,7 @@ def build_loaders(
     on_all_rows: bool = False,
 ) -> LoadersRef:
     """Make the loaders of the train and validation rows, or of all rows to train on, and say what they are made of."""
-    infos = dataset.load_manifest(snapshot, Store(settings.store.url)).splits
+    infos = load_examples(snapshot, Store(settings.store.url)).splits
     splits = [*infos] if on_all_rows else ["train"]
     batch_size = loaders.choose_batch_size(settings.loader.batch_size, infos["train"].rows)
     drop_last = settings.loader.drop_last
@@ -47,10 +47,10 @@ def close_loaders() -> None:
 @lru_cache(maxsize=1)
 def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)
-    manifest = dataset.load_manifest(ref.dataset, store)
-    parts = [dataset.load_split(manifest, split, store) for split in ref.splits]
+    examples = load_examples(ref.dataset, store)
+    parts = [examples.load_split(split, store) for split in ref.splits]
     x, y = map(torch.cat, zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
     train_loader = loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device)
-    if "val" not in manifest.splits or "val" in ref.splits:
+    if "val" not in examples.splits or "val" in ref.splits:
         return train_loader, None
-    return train_loader, loaders.build_evaluation_loader(*dataset.load_split(manifest, "val", store), device)
+    return train_loader, loaders.build_evaluation_loader(*examples.load_split("val", store), device)

@@ -30,7 +30,7 @@ def save_version(
     """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
     manifest = dataset.load_manifest(snapshot, store)
-    network = building.build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    network = building.build_for_weights(settings.model, manifest.signature)
     device = devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, network, store).to(device)
     lead = comparison.measure_lead(network, manifest, settings, store, device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefect import get_run_logger, task
 from prefect.runtime import task_run
 
+from refit.data.examples import load_examples
 from refit.models import trials
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
 from refit.runtime import devices
@@ -14,7 +15,6 @@ from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.serving import warm_start
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables import dataset
 from refit.tasks.caching import CACHED, RETRIED, find_result, keep_result
 from refit.tasks.loaders import open_loaders
 from refit.training import checkpoints, loop, optimizers
@@ -42,11 +42,10 @@ def start_training(
 ) -> Ref:
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
     store = Store(settings.store.url)
-    manifest = dataset.load_manifest(snapshot, store)
-    widths = len(manifest.input_names), len(manifest.classes)
-    trials.check_contract(settings.model, *widths)
+    signature = load_examples(snapshot, store).signature
+    trials.check_contract(settings.model, signature)
     state = _build_state(snapshot, settings, store)
-    unkept = trials.find_unkept_state(settings.model, *widths)
+    unkept = trials.find_unkept_state(settings.model, signature)
     if unkept:
         get_run_logger().warning(
             "model.factory: %s changes %s in training, which no checkpoint and no saved version holds; if results depend on it, "
@@ -55,7 +54,7 @@ def start_training(
             ", ".join(unkept),
         )
     if champion is not None:
-        get_run_logger().info(warm_start.take_weights(state, champion, manifest, store, settings))
+        get_run_logger().info(warm_start.take_weights(state, champion, signature, store, settings))
     return _keep(state, settings, store)
 
 
@@ -149,12 +148,10 @@ def _train_epoch(
 
 def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> loop.TrainingState:
     set_threads_aside()
-    manifest = dataset.load_manifest(snapshot, store)
     return loop.build_training_state(
         settings.model,
         settings.optimizer,
-        num_inputs=len(manifest.input_names),
-        num_outputs=len(manifest.classes),
+        load_examples(snapshot, store).signature,
         seed=settings.seed,
         device=devices.prepare_compute(settings.compute),
     )

@@ -20,7 +20,7 @@ from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.registry.saving import save_version
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
@@ -152,10 +152,10 @@ def trained_store(tmp_path_factory, rows) -> Path:
     }
     settings, store, cpu = SettingsTree.model_validate(given), Store(str(folder / "store")), torch.device("cpu")
     manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
-    state = build_training_state(settings.model, settings.optimizer, len(manifest.input_names), 2, seed=0, device=cpu)
-    loader = build_train_loader(*load_split(manifest, "train", store), batch_size=8, drop_last=False)
+    state = build_training_state(settings.model, settings.optimizer, manifest.signature, seed=0, device=cpu)
+    loader = build_train_loader(*manifest.load_split("train", store), batch_size=8, drop_last=False)
     logs = [train_epoch(state, loader, lambda _: 0.1, device=cpu)]
-    test = build_evaluation_loader(*load_split(manifest, "test", store))
+    test = build_evaluation_loader(*manifest.load_split("test", store))
     metrics = {"test": evaluate(state.model, test, ["no", "yes"], cpu, "fp32")}
     save_version(save_state(state, store), settings, manifest, logs, metrics, store)
     return folder / "store"

@@ -11,6 +11,7 @@ from torch_parts import copy_layers
 from work import NUM_CLASSES, WEIGHT_DECAY, Array, Labels, Layers, Work, race
 
 from refit.data.loaders import build_train_loader
+from refit.data.signature import Signature
 from refit.runtime.devices import prepare_compute
 from refit.settings import ComputeSettings, ModelSettings, OptimizerSettings
 from refit.training.loop import build_training_state, train_epoch
@@ -24,7 +25,7 @@ def build_epoch(
     optimizer = OptimizerSettings(name=work.optimizer, lr=work.lr, weight_decay=weight_decay)
     model = ModelSettings(hidden_sizes=list(work.hidden_sizes))
     device = prepare_compute(ComputeSettings(engine=engine, num_threads=num_threads))
-    state = build_training_state(model, optimizer, work.num_inputs, NUM_CLASSES, seed, device)
+    state = build_training_state(model, optimizer, Signature.of_numbers(work.num_inputs, NUM_CLASSES), seed, device)
     loader = build_train_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, drop_last=True)
     return state.model, lambda: train_epoch(state, loader, lambda _: work.lr, device=device, engine=engine)
 

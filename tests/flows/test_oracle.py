@@ -106,7 +106,15 @@ def test_a_flow_run_gives_the_bits_of_a_plain_loop_with_dropout_and_a_last_short
     rows = load_rows(saved, tmp_path / "store")
     assert len(rows["train"][1]) % 33 != 0
     losses, val_losses, weights = train_plainly(
-        rows["train"], rows["val"], len(manifest["classes"]), [30, 20], nn.Sigmoid, 0.25, make_optimizer, batch_size=33, seed=7
+        rows["train"],
+        rows["val"],
+        len(manifest["signature"]["target"]["classes"]),
+        [30, 20],
+        nn.Sigmoid,
+        0.25,
+        make_optimizer,
+        batch_size=33,
+        seed=7,
     )
     log = json.loads((saved / "log.json").read_text())
     assert [loss for epoch in log for loss in epoch["batch_losses"]] == losses

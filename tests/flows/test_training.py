@@ -124,12 +124,12 @@ def train_plainly(given: dict, num_epochs: int, trained_on: tuple[str, ...] = ("
     settings, _ = resolve_settings(given)
     store, cpu = Store("plain-store"), torch.device("cpu")
     manifest = refit.tables.dataset.load_manifest(refit.tables.dataset.build_dataset(settings.data, settings.seed, store), store)
-    rows = {split: refit.tables.dataset.load_split(manifest, split, store) for split in ("train", "val", "test")}
+    rows = {split: manifest.load_split(split, store) for split in ("train", "val", "test")}
     x, y = map(torch.cat, zip(*(rows[split] for split in trained_on), strict=True))
     loader = refit.data.loaders.build_train_loader(x, y, settings.loader.batch_size, settings.loader.drop_last)
     val_loader = refit.data.loaders.build_evaluation_loader(*rows["val"])
-    widths = len(manifest.input_names), len(manifest.classes)
-    state = refit.training.loop.build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=cpu)
+    signature = manifest.signature
+    state = refit.training.loop.build_training_state(settings.model, settings.optimizer, signature, seed=settings.seed, device=cpu)
     rate = build_learning_rate(settings.optimizer, len(loader) * num_epochs)
     plain = Plain([], [], [])
     for _ in range(num_epochs):

@@ -12,7 +12,7 @@ from refit.registry import saving
 from refit.reports import run_report
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import EpochLog, TrainingState, build_training_state, train_epoch
@@ -44,16 +44,16 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             }
         )
         manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
-        widths, device = (len(manifest.input_names), len(manifest.classes)), torch.device("cpu")
+        signature, device = manifest.signature, torch.device("cpu")
 
         def train(num_epochs: int, *splits: str) -> tuple[TrainingState, list[EpochLog]]:
-            state = build_training_state(settings.model, settings.optimizer, *widths, seed=0, device=device)
-            parts = zip(*(load_split(manifest, split, store) for split in splits), strict=True)
+            state = build_training_state(settings.model, settings.optimizer, signature, seed=0, device=device)
+            parts = zip(*(manifest.load_split(split, store) for split in splits), strict=True)
             loader = build_train_loader(*map(torch.cat, parts), 10, False)
             return state, [train_epoch(state, loader, lambda _: lr, device=device) for _ in range(num_epochs)]
 
         state, logs = train(num_epochs, "train")
-        labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*load_split(manifest, "test", store))
+        labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*manifest.load_split("test", store))
         metrics = {"test": evaluate(state.model, loader, labels, device, "fp32")}
         on_all = save_state(train(num_epochs_on_all, *manifest.splits)[0], store) if num_epochs_on_all else None
         return saving.save_version(save_state(state, store), settings, manifest, logs, metrics, store, refitted=on_all)

@@ -9,7 +9,7 @@ from refit.errors import SettingsError
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import load_manifest, load_split
+from refit.tables.dataset import load_manifest
 from refit.tasks.dataset import build_dataset
 from refit.tasks.loaders import build_loaders, open_loaders
 
@@ -48,7 +48,7 @@ def test_the_loaders_of_all_rows_have_those_of_every_split_in_order_and_none_to_
     snapshot, ref = build(settings, on_all_rows=True)
     assert (ref.splits, ref.num_batches) == (["train", "val", "test"], 5)
     loader, val_loader = open_loaders(ref, store.url)
-    parts = zip(*(load_split(load_manifest(snapshot, store), split, store) for split in ref.splits), strict=True)
+    parts = zip(*(load_manifest(snapshot, store).load_split(split, store) for split in ref.splits), strict=True)
     assert all(torch.equal(found, torch.cat(expected)) for found, expected in zip((loader.x, loader.y), parts, strict=True))
     assert val_loader is None
 

@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.runtime import flow_run
 
 import refit.tasks.training
+from refit.data.signature import Signature
 from refit.errors import SettingsError, StoreError, TrainingError
 from refit.refs import EpochResult, Ref
 from refit.runtime.interruption import holding_signals
@@ -103,11 +104,9 @@ def train_plainly(settings: SettingsTree, num_epochs: int) -> list[loop.EpochLog
 
     store = Store(settings.store.url)
     manifest = dataset.load_manifest(dataset.build_dataset(settings.data, settings.seed, store), store)
-    loader = build_train_loader(
-        *dataset.load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last
-    )
+    loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     cpu = torch.device("cpu")
-    state = loop.build_training_state(settings.model, settings.optimizer, 4, 3, settings.seed, cpu)
+    state = loop.build_training_state(settings.model, settings.optimizer, Signature.of_numbers(4, 3), settings.seed, cpu)
     rate = build_learning_rate(settings.optimizer, len(loader) * settings.training.num_epochs)
     logs = [loop.train_epoch(state, loader, rate, device=cpu) for _ in range(num_epochs)]
     return [log.batch_losses for log in logs], checkpoints.digest_weights(state.model.state_dict())

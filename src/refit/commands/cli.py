@@ -334,9 +334,11 @@ def _check_files(source: str, output: str) -> None:
 
 def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
     """What a program may want to know of the rows that were learned from."""
-    names = ("rows", "rows_without_target", "target", "classes", "rare_classes", "dropped_columns", "remarks")
+    names, target = ("rows", "rows_without_target", "rare_classes", "dropped_columns", "remarks"), manifest["signature"]["target"]
     return {
         **{name: manifest[name] for name in names},
+        "target": target["name"],
+        "classes": target["classes"],
         "splits": {split: info["rows"] for split, info in manifest["splits"].items()},
         "kinds": {column["name"]: column["kind"] for column in manifest["columns"]},
     }

@@ -1,6 +1,7 @@
 """Models: the MLP that settings describe, or a user's own factory."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from refit.code import digest_user_code, importing_from_here
+from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
 from refit.runtime.devices import putting_defaults_back
@@ -18,34 +20,34 @@ _imported: dict[str, str] = {}
 """The modules of users that this process has imported, by their digests then."""
 
 
-def build_model(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
+def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     """Build the model, its weights drawn from the global generator.
 
     What a factory sets for the whole process, such as the default type or the number of threads, is put back.
 
     Raises:
-        SettingsError: `model.factory` cannot be imported or called, or what it returns does not map `(B, num_inputs)` to
-            `(B, num_outputs)`.
+        SettingsError: `model.factory` cannot be imported or called, or what it returns does not map `(B, F)` to `(B, outputs)`.
     """
     if settings.factory is None:
-        return build_mlp(num_inputs, num_outputs, settings.hidden_sizes, settings.activation, settings.dropout)
+        return build_mlp(signature, settings.hidden_sizes, settings.activation, settings.dropout)
     factory = import_factory(settings.factory)
+    given = (signature,) if _takes_signature(factory) else (signature.num_inputs, signature.num_outputs)
     with importing_from_here(), putting_defaults_back():  # it may import more when it is called
         try:
-            model = factory(num_inputs, num_outputs)
+            model = factory(*given)
         except Exception as error:
+            called = f"{settings.factory}({'signature' if len(given) == 1 else ', '.join(map(str, given))})"
             raise SettingsError(
-                f"model.factory: expected {settings.factory}({num_inputs}, {num_outputs}) to return a model, "
-                f"found {type(error).__name__}: {error}; mend the function"
+                f"model.factory: expected {called} to return a model, found {type(error).__name__}: {error}; mend the function"
             ) from error
-        _check_shape(model, settings.factory, num_inputs, num_outputs)
+        _check_shape(model, settings.factory, signature.num_inputs, signature.num_outputs)
     return model
 
 
-def build_for_weights(settings: ModelSettings, num_inputs: int, num_outputs: int) -> nn.Module:
+def build_for_weights(settings: ModelSettings, signature: Signature) -> nn.Module:
     """Build the model for weights that are there already, so that nothing is drawn; raises as `build_model` does."""
     with putting_generators_back():
-        return build_model(settings, num_inputs, num_outputs)
+        return build_model(settings, signature)
 
 
 def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
@@ -78,7 +80,7 @@ def import_anew(name: str) -> None:
     import_factory(name)
 
 
-def import_factory(name: str) -> Callable[[int, int], nn.Module]:
+def import_factory(name: str) -> Callable[..., nn.Module]:
     """Import `package.module:function`.
 
     Raises:
@@ -87,13 +89,23 @@ def import_factory(name: str) -> Callable[[int, int], nn.Module]:
     module_name, function_name = name.split(":")
     try:
         with importing_from_here(), putting_defaults_back():
-            factory: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module_name), function_name)
+            factory: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
             "give package.module:function, from the working directory or installed"
         ) from error
     return factory
+
+
+def _takes_signature(factory: Callable[..., object]) -> bool:
+    """Whether a factory has one argument, as `build(signature)`, not two, as `build(num_inputs, num_outputs)`."""
+    try:
+        arguments = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [it for it in arguments if it.default is it.empty and it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]
+    return len(required) == 1 and not any(it.kind is it.VAR_POSITIONAL for it in arguments)
 
 
 def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) -> None:

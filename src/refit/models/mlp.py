@@ -5,6 +5,8 @@ from functools import partial
 
 from torch import nn
 
+from refit.data.signature import Signature
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),  # the same bits in less memory and time, as its gradient needs its output alone
     "leaky_relu": nn.LeakyReLU,
@@ -23,12 +25,12 @@ class MLP(nn.Sequential):
     """
 
 
-def build_mlp(num_inputs: int, num_outputs: int, hidden_sizes: Sequence[int], activation: str, dropout: float) -> MLP:
+def build_mlp(signature: Signature, hidden_sizes: Sequence[int], activation: str, dropout: float) -> MLP:
     """Build the network, its weights drawn from the global generator."""
-    layers: list[nn.Module] = []
+    layers, num_inputs = list[nn.Module](), signature.num_inputs
     for width in hidden_sizes:
         layers += [nn.Linear(num_inputs, width), ACTIVATIONS[activation]()]
         if dropout:
             layers.append(nn.Dropout(dropout))
         num_inputs = width
-    return MLP(*layers, nn.Linear(num_inputs, num_outputs))
+    return MLP(*layers, nn.Linear(num_inputs, signature.num_outputs))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.building import build_model
 from refit.runtime.randomness import putting_generators_back, seed_everything
@@ -18,7 +19,7 @@ NUM_ROWS = (1, 2, 33)
 """The rows that a model is tried with: a single one, and more than fill the widest registers."""
 
 
-def check_contract(settings: ModelSettings, num_inputs: int, num_outputs: int) -> None:
+def check_contract(settings: ModelSettings, signature: Signature) -> None:
     """Try the model with 1, 2 and 33 rows, and refuse what could not be served once it is trained.
 
     Raises:
@@ -27,7 +28,8 @@ def check_contract(settings: ModelSettings, num_inputs: int, num_outputs: int) -
     """
     if settings.factory is None:
         return
-    with _building(settings, num_inputs, num_outputs) as model:
+    num_inputs, num_outputs = signature.num_inputs, signature.num_outputs
+    with _building(settings, signature) as model:
         for num_rows in NUM_ROWS:
             rows = torch.linspace(-1, 1, num_rows * num_inputs).view(num_rows, num_inputs)
             one, other = (_score(model.eval(), settings.factory, rows, num_outputs, seed) for seed in (0, 1))
@@ -40,7 +42,7 @@ def check_contract(settings: ModelSettings, num_inputs: int, num_outputs: int) -
         _score(model.train(), settings.factory, rows, num_outputs, seed=0)
 
 
-def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int) -> list[str]:
+def find_unkept_state(settings: ModelSettings, signature: Signature) -> list[str]:
     """Name what the model changes from pass to pass in training though no `state_dict` has it, such as `layers.1.num_calls`.
 
     Neither checkpoints nor saved versions hold it. Two passes over the same rows tell it from what is made once, or anew from the
@@ -49,8 +51,8 @@ def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int
     if settings.factory is None:
         return []
     found = []
-    with _building(settings, num_inputs, num_outputs) as model:
-        rows = torch.randn(2, num_inputs)
+    with _building(settings, signature) as model:
+        rows = torch.randn(2, signature.num_inputs)
         for _ in range(2):
             try:
                 model(rows)
@@ -61,10 +63,10 @@ def find_unkept_state(settings: ModelSettings, num_inputs: int, num_outputs: int
 
 
 @contextlib.contextmanager
-def _building(settings: ModelSettings, num_inputs: int, num_outputs: int) -> Iterator[nn.Module]:
+def _building(settings: ModelSettings, signature: Signature) -> Iterator[nn.Module]:
     """Build a model to try; generators are put back, and its state, as a factory may return the same module again."""
     with putting_generators_back():
-        model = build_model(settings, num_inputs, num_outputs)
+        model = build_model(settings, signature)
         state = copy.deepcopy(model.state_dict())
         try:
             yield model

@@ -44,7 +44,7 @@ from refit.registry.versions import version_folder
 from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import Manifest, convert_rows, load_identities, load_split, load_test_rows
+from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.drift import Drift, compare_profiles
 from refit.tables.schema import check_columns
 from refit.tables.sources import read_names
@@ -218,14 +218,14 @@ def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree,
         device: What computes.
     """
     split = list(manifest.splits)[-1]
-    x, y = load_split(manifest, split, store)
+    x, y = manifest.load_split(split, store)
     logits, _ = compute_logits(network, build_evaluation_loader(x, y), device, settings.compute.precision)
     score, labels = settings.promotion.score, list(map(str, manifest.classes))
     counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
     clusters = (
         find_clusters(manifest, load_test_rows(manifest, store), store)
         if split == "test"
-        else load_identities(manifest, split, store).groups
+        else manifest.load_identities(split, store).groups
     )
     return decision.measure_lead(
         score_probabilities(logits.double().softmax(dim=1).numpy(), y.numpy(), score),

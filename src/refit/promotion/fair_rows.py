@@ -14,7 +14,7 @@ from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.copies import estimate_chances, is_more_than_chance
-from refit.tables.dataset import Manifest, convert_rows, load_identities, load_test_rows
+from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.hashes import hash_rows
 from refit.texts import list_names
 
@@ -57,7 +57,7 @@ def find_rival(
         try:
             _refuse_lost_columns(model.manifest, rows)
             _refuse_lost_classes(model.manifest, manifest)
-            numbers = load_identities(manifest, "test", store).numbers
+            numbers = manifest.load_identities("test", store).numbers
             if _list_columns(model.manifest) != _list_columns(manifest):
                 numbers = np.zeros_like(numbers)  # what is equal to the one is not to the other
             is_learned = find_learned(model.manifest, rows, numbers, store)
@@ -72,7 +72,7 @@ def find_rival(
 
 def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: Store) -> tuple[Mask, dict[str, int]]:
     """Find the test rows that neither model has learned from, and say how many each has."""
-    is_learned = {"the candidate": find_learned(manifest, rows, load_identities(manifest, "test", store).numbers, store)}
+    is_learned = {"the candidate": find_learned(manifest, rows, manifest.load_identities("test", store).numbers, store)}
     if rival.is_learned is not None:
         is_learned["the champion"] = rival.is_learned
     is_fair = ~np.any([*is_learned.values()], axis=0)
@@ -97,7 +97,7 @@ def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: S
     """
     _, hashes, known = convert_rows(manifest, rows)
     splits = [split for split in LEARNED_FROM if split in manifest.splits]
-    learned = np.concatenate([load_identities(manifest, split, store).keys for split in splits])
+    learned = np.concatenate([manifest.load_identities(split, store).keys for split in splits])
     is_learned = find_known(identify(hashes, numbers), learned)
     chances = estimate_chances(known, numbers, len(learned))
     return is_learned if is_more_than_chance(is_learned.sum(), chances, min_share=0.0) else np.zeros(len(is_learned), bool)
@@ -108,7 +108,7 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
 
     These are the rows of a group, where the settings name a column of groups, and else equal rows, if chance does not explain them.
     """
-    groups = load_identities(manifest, "test", store).groups
+    groups = manifest.load_identities("test", store).groups
     if groups is not None:
         return groups
     *_, known = convert_rows(manifest, rows)

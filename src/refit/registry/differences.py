@@ -59,7 +59,8 @@ def _count_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _describe_target(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {"target": manifest["target"], **{f"class {label}": "there" for label in manifest["classes"]}}
+    target = manifest["signature"]["target"]
+    return {"target": target["name"], **{f"class {label}": "there" for label in target["classes"]}}
 
 
 def _describe_columns(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,12 +97,12 @@ def save_version(
 
 def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
     """What tells the weights of a checkpoint, and the network that they belong to, from others."""
-    model = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    model = build_for_weights(settings.model, manifest.signature)
     model.load_state_dict(content["model"])
     return {
         "weights_digest": digest_weights(content["model"]),
         "epoch": content["epoch"],
-        "probe": probe(model, len(manifest.input_names)),
+        "probe": probe(model, manifest.signature.num_inputs),
         "checkpoint": ref.digest,
     }
 

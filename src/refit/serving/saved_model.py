@@ -113,7 +113,7 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {cause}; load another") from error
     if settings.model.factory is not None and not trust:
         _refuse_unknown_factory(path, settings.model.factory, local or resolve_settings()[0])
-    module = build_for_weights(settings.model, len(manifest.input_names), len(manifest.classes))
+    module = build_for_weights(settings.model, manifest.signature)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -121,7 +121,7 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
             f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
             " put that function back"
         ) from error
-    found = torch.tensor(probe(module, len(manifest.input_names)))
+    found = torch.tensor(probe(module, manifest.signature.num_inputs))
     tolerance = ROUNDING * max(1.0, expected.nan_to_num(0, 0, 0).abs().max().item())
     if not torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         raise SettingsError(

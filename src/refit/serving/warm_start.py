@@ -1,16 +1,16 @@
 """Start training from the weights of a saved version instead of from new ones."""
 
+from refit.data.signature import Signature
 from refit.errors import RefitError
 from refit.refs import SavedModel
 from refit.serving.saved_model import DEFAULTS, load_version
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import Manifest
 from refit.training.loop import TrainingState
 
 
 def take_weights(
-    state: TrainingState, version: SavedModel, manifest: Manifest, store: Store, local: SettingsTree = DEFAULTS
+    state: TrainingState, version: SavedModel, signature: Signature, store: Store, local: SettingsTree = DEFAULTS
 ) -> str:
     """Give a fresh state the weights of `version`, if they mean the same there: same inputs, classes, names and shapes.
 
@@ -19,7 +19,7 @@ def take_weights(
     Args:
         state: Left as it is where they do not fit.
         version: Whose weights to take.
-        manifest: Of the data set to train on.
+        signature: Of the examples to train on.
         store: Where the version is.
         local: Settings that name its factory, or trust all; see `load_model`.
 
@@ -32,8 +32,8 @@ def take_weights(
         return f"starting from new weights, as those of {version.reference} cannot be read: {error}"
     weights, own = model.module.state_dict(), state.model.state_dict()
     differences = {
-        "inputs": model.manifest.input_names != manifest.input_names,
-        "classes": model.manifest.classes != manifest.classes,
+        "inputs": model.manifest.signature.input_names != signature.input_names,
+        "classes": model.manifest.signature.target.classes != signature.target.classes,
         "layers": {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()},
     }
     if any(differences.values()):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import safetensors.torch
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
-from torch import Tensor
+from pydantic import ConfigDict, Field
 
+from refit.data.examples import Examples, SplitInfo
 from refit.data.identities import Hashes, Identities, Rows, number_copies
+from refit.data.signature import Kind, Target
 from refit.data.splits import RareClassesError
 from refit.errors import DataError
 from refit.refs import Ref
@@ -23,10 +23,10 @@ from refit.store.store import Store
 from refit.tables.copies import Copies, count_copies
 from refit.tables.files import find_files, naming_read_errors
 from refit.tables.hashes import hash_rows
-from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
+from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
 from refit.tables.profiles import Profile, profile_columns
 from refit.tables.remarks import remark_on_columns
-from refit.tables.schema import Kind, Reading, check_columns, convert_column, convert_target, find_reading, remark_on_target
+from refit.tables.schema import Reading, check_columns, convert_column, convert_target, find_reading, remark_on_target
 from refit.tables.sides import TypedTable, choose_sides, read_groups
 from refit.tables.sources import Table, read_files, read_names, read_table
 from refit.texts import list_names, show
@@ -45,24 +45,8 @@ Side = tuple[TypedTable, Identities, Rows]
 """A table, what tells its rows apart, and the numbers of those in a split."""
 
 
-class SplitInfo(BaseModel):
-    """One split: its rows, its rows of each class (in the manifest's order), and the blob that holds its tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int
-    class_counts: list[int]
-    digest: str
-    size: int
-
-    @property
-    def ref(self) -> Ref:
-        """The blob."""
-        return Ref(kind="arrays", digest=self.digest, size=self.size)
-
-
-class Manifest(BaseModel):
-    """What scoring and training need to know of a data set: how rows become inputs, what is predicted, where the splits are.
+class Manifest(Examples):
+    """The examples of a table, and what scoring needs to know of it: how rows become inputs.
 
     Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
     source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
@@ -74,13 +58,10 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    target: str
-    classes: list[StrictBool | StrictInt | StrictStr]
     columns: list[AnyColumn]
     profiles: list[Profile]
     time_column: str | None
     group_column: str | None
-    splits: dict[str, SplitInfo]
     test_rows: Ref | None
     rows: int
     rows_without_target: int
@@ -88,15 +69,20 @@ class Manifest(BaseModel):
     source_rows: int
     test_copies: Copies | None
     dropped_columns: dict[str, str]
-    remarks: list[str] = []
-    rare_classes: dict[str, int] = {}
+    remarks: list[str] = Field(default_factory=list)
+    rare_classes: dict[str, int] = Field(default_factory=dict)
     source_digest: str
     test_source_digest: str | None
 
     @property
-    def input_names(self) -> list[str]:
-        """Names of the F inputs."""
-        return name_inputs(self.columns)
+    def target(self) -> str:
+        """The column that is predicted."""
+        return self.signature.target.name
+
+    @property
+    def classes(self) -> list[bool | int | str]:
+        """Its classes."""
+        return self.signature.target.classes
 
     def describe(self) -> list[str]:
         """Lines for people: rows, columns by kind, classes, and what was dropped."""
@@ -109,7 +95,7 @@ class Manifest(BaseModel):
         more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
         lines = [
             f"rows: {self.rows} ({splits})",
-            f"columns: {columns}, as {len(self.input_names)} inputs",
+            f"columns: {columns}, as {self.signature.num_inputs} inputs",
             f"classes of {show(self.target)}: {classes}{more}",
         ]
         if self.rows_without_target:
@@ -220,8 +206,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
 
     fitted = {column.name for column in columns}
     manifest = Manifest(
-        target=settings.target,
-        classes=prepared.classes.to_list(),
+        signature=sign_columns(columns, Target(name=settings.target, classes=prepared.classes.to_list())),
         columns=columns,
         profiles=profiles,
         time_column=time_column,
@@ -356,33 +341,10 @@ def check_sources(manifest: Manifest, digests: Sequence[str | None]) -> None:
             raise DataError(f"data.{name}: expected the bytes that were there when the run began, found others; run again")
 
 
-def load_split(manifest: Manifest, split: str, store: Store) -> tuple[Tensor, Tensor]:
-    """Load the frozen tensors of `train`, `val` or `test`; no other split is read.
-
-    Returns:
-        Inputs, float32, and class indices, int64.
-
-    Raises:
-        DataError: The data set has no such split.
-
-    Shape:
-        Returns (N, F) and (N,).
-    """
-    tensors = _load_arrays(manifest, split, store)
-    return tensors["x"], tensors["y"]
-
-
-def load_identities(manifest: Manifest, split: str, store: Store) -> Identities:
-    """Load what tells the rows of a split apart; raises as `load_split` does."""
-    arrays = _load_arrays(manifest, split, store)
-    groups = arrays["groups"].numpy().view(np.uint64) if "groups" in arrays else None
-    return Identities(arrays["hashes"].numpy().view(np.uint64), arrays["numbers"].numpy(), groups)
-
-
 def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:
     """Load the test rows with all their cells as they were read, in the order of `load_split`; raises as `load_split` does."""
     if manifest.test_rows is None:
-        raise _lacking("test", manifest)
+        raise manifest.lack("test")
     with store.local_file(manifest.test_rows.digest) as path:
         return pl.read_parquet(path, glob=False, hive_partitioning=False)
 
@@ -414,17 +376,6 @@ def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Has
 
 def _count_rows(index: int) -> str:
     return f"row {index + 1} of the test rows"
-
-
-def _load_arrays(manifest: Manifest, split: str, store: Store) -> dict[str, Tensor]:
-    if split not in manifest.splits:
-        raise _lacking(split, manifest)
-    with store.local_file(manifest.splits[split].digest) as path:
-        return safetensors.torch.load_file(path, backend="pread")  # a mapped file would have to stay as long as the tensors
-
-
-def _lacking(split: str, manifest: Manifest) -> DataError:
-    return DataError(f"expected a split of the data set, found no `{split}` among {list_names(manifest.splits)}; set data.{split}")
 
 
 def _read_test_table(settings: DataSettings, table: Table) -> Table | None:

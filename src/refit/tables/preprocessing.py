@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from refit.data.identities import Rows
+from refit.data.signature import InputColumn, Kind, Signature, Target
 from refit.errors import DataError
 from refit.tables.formats import AnyFormat, Format
-from refit.tables.schema import Kind, Locate, Numbers, convert_column, convert_numbers, index_rows, take_rows
+from refit.tables.schema import Locate, Numbers, convert_column, convert_numbers, index_rows, take_rows
 from refit.texts import list_names, show
 
 Inputs: TypeAlias = NDArray[np.float32]
@@ -153,6 +154,12 @@ AnyColumn = Annotated[NumericColumn | DatetimeColumn | BooleanColumn | Categoric
 def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
     """Names of the F inputs, in order."""
     return [name for column in columns for name in [*column._names(), *[f"{column.name} is missing"] * column.has_indicator]]
+
+
+def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
+    """Describe fitted columns and what is predicted, for a model."""
+    inputs = [InputColumn(name=column.name, kind=column.kind, inputs=name_inputs([column])) for column in columns]
+    return Signature(columns=inputs, target=target)
 
 
 def fit_columns(

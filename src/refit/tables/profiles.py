@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from refit.data.identities import Rows
-from refit.tables.schema import Kind, index_rows, take_rows
+from refit.data.signature import Kind
+from refit.tables.schema import index_rows, take_rows
 
 MAX_CATEGORIES = 100
 """Categories of a column that are counted by name: the most frequent, by name where equally frequent."""

@@ -10,18 +10,17 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from refit.data.identities import Rows
+from refit.data.signature import Kind
 from refit.errors import DataError
 from refit.tables.formats import AnyFormat, DateFormat, find_alike, find_formats
 from refit.texts import list_names, show
 
-Kind = Literal["numeric", "boolean", "datetime", "categorical"]
 Locate = Callable[[int], str]
 """Says where a row of a column is, for messages: `row 7 of rows.csv`."""
 Numbers = NDArray[np.float64]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refit.data.loaders import Batches, ShuffledLoader
+from refit.data.signature import Signature
 from refit.engine.steps_of_epoch import EpochSteps
 from refit.errors import TrainingError
 from refit.models.building import build_model
@@ -82,7 +83,7 @@ class TrainingState:
 
 @holding_generators()
 def build_training_state(
-    model: ModelSettings, optimizer: OptimizerSettings, num_inputs: int, num_outputs: int, seed: int, device: torch.device
+    model: ModelSettings, optimizer: OptimizerSettings, signature: Signature, seed: int, device: torch.device
 ) -> TrainingState:
     """Seed everything, then build the model and its optimizer.
 
@@ -90,7 +91,7 @@ def build_training_state(
         SettingsError: The user's model factory cannot be used.
     """
     seed_everything(seed)
-    module = build_model(model, num_inputs, num_outputs).to(device)
+    module = build_model(model, signature).to(device)
     return TrainingState(module, build_optimizer(optimizer, module.parameters()))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.building import build_model, import_anew
 from refit.models.mlp import ACTIVATIONS, build_mlp
@@ -32,13 +33,13 @@ def write_factory(monkeypatch, request, tmp_path):
 
 def refused(factory: str) -> str:
     with pytest.raises(SettingsError) as caught:
-        build_model(ModelSettings(factory=factory), 3, 2)
+        build_model(ModelSettings(factory=factory), Signature.of_numbers(3, 2))
     return str(caught.value)
 
 
 def test_the_mlp_is_the_plain_sequence_of_layers_to_the_bit():
     torch.manual_seed(0)
-    model = build_model(ModelSettings(hidden_sizes=[30, 20]), 2, 2)
+    model = build_model(ModelSettings(hidden_sizes=[30, 20]), Signature.of_numbers(2, 2))
     torch.manual_seed(0)
     relu = nn.ReLU(inplace=True)
     plain = nn.Sequential(nn.Linear(2, 30), relu, nn.Linear(30, 20), relu, nn.Linear(20, 2))
@@ -48,20 +49,23 @@ def test_the_mlp_is_the_plain_sequence_of_layers_to_the_bit():
 
 
 def test_without_hidden_layers_it_is_linear():
-    assert [type(layer) for layer in build_mlp(4, 3, [], "relu", 0.5)] == [nn.Linear]
+    assert [type(layer) for layer in build_mlp(Signature.of_numbers(4, 3), [], "relu", 0.5)] == [nn.Linear]
 
 
 def test_dropout_follows_each_hidden_activation_and_nothing_else():
-    kinds = [type(layer) for layer in build_mlp(4, 3, [8, 8], "tanh", 0.25)]
+    kinds = [type(layer) for layer in build_mlp(Signature.of_numbers(4, 3), [8, 8], "tanh", 0.25)]
     assert kinds == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
-    assert [layer.p for layer in build_mlp(4, 3, [8, 8], "tanh", 0.25) if isinstance(layer, nn.Dropout)] == [0.25, 0.25]
+    assert [layer.p for layer in build_mlp(Signature.of_numbers(4, 3), [8, 8], "tanh", 0.25) if isinstance(layer, nn.Dropout)] == [
+        0.25,
+        0.25,
+    ]
 
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_every_activation_of_the_settings_is_pytorchs_of_that_name(name):
     functions = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
     function = functions.get(name) or getattr(nn.functional, name)
-    model = build_model(ModelSettings(hidden_sizes=[8], activation=name), 4, 3)
+    model = build_model(ModelSettings(hidden_sizes=[8], activation=name), Signature.of_numbers(4, 3))
     x = torch.randn(5, 4)
     assert torch.equal(model(x), model[2](function(model[0](x))))
 
@@ -74,7 +78,7 @@ def test_a_factory_is_found_on_the_path_and_given_both_widths(write_factory):
     name = write_factory(
         "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs)\n"
     )
-    model = build_model(ModelSettings(factory=name), 3, 2)
+    model = build_model(ModelSettings(factory=name), Signature.of_numbers(3, 2))
     assert isinstance(model, nn.Linear)
     assert (model.in_features, model.out_features) == (3, 2)
 
@@ -86,7 +90,7 @@ def test_trying_a_factorys_model_draws_nothing_and_leaves_it_in_training_mode(wr
         "    return nn.Sequential(nn.Linear(num_inputs, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, num_outputs))\n"
     )
     torch.manual_seed(0)
-    model = build_model(ModelSettings(factory=name), 3, 2)
+    model = build_model(ModelSettings(factory=name), Signature.of_numbers(3, 2))
     found = torch.get_rng_state()
     torch.manual_seed(0)
     expected = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
@@ -164,7 +168,7 @@ def test_what_a_factory_sets_for_the_whole_process_is_put_back(write_factory, pl
         "    return torch.nn.Linear(num_inputs, num_outputs, dtype=torch.float32)\n"
     )
     before = torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()
-    build_model(ModelSettings(factory=name), 3, 2)
+    build_model(ModelSettings(factory=name), Signature.of_numbers(3, 2))
     assert (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()) == before
 
 
@@ -259,7 +263,7 @@ def test_what_a_model_changes_in_training_and_no_state_dict_has_is_found_by_name
     """Not what its `state_dict` has, nor what it makes once, or anew from the rows."""
     settings = ModelSettings(factory=write_factory(FORGETFUL.format(change=change)))
     before = torch.get_rng_state()
-    assert find_unkept_state(settings, 3, 2) == expected
+    assert find_unkept_state(settings, Signature.of_numbers(3, 2)) == expected
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -303,7 +307,7 @@ def test_a_model_that_draws_while_it_scores_is_refused(write_factory, result):
         r" functional\.dropout `training=self\.training`, or use nn\.Dropout"
     )
     with pytest.raises(SettingsError, match=message):
-        check_contract(write_own(write_factory, result), 3, 2)
+        check_contract(write_own(write_factory, result), Signature.of_numbers(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +320,7 @@ def test_a_model_that_draws_while_it_scores_is_refused(write_factory, result):
     ],
 )
 def test_a_model_that_draws_in_training_alone_is_taken(write_factory, result):
-    check_contract(write_own(write_factory, result), 3, 2)
+    check_contract(write_own(write_factory, result), Signature.of_numbers(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -330,20 +334,20 @@ def test_a_model_that_draws_in_training_alone_is_taken(write_factory, result):
 )
 def test_a_model_that_gives_other_than_a_row_of_float32_a_row_is_refused(write_factory, result, found):
     with pytest.raises(SettingsError, match=r"expected the model of \S+ to give float32 logits of " + found):
-        check_contract(write_own(write_factory, result), 3, 2)
+        check_contract(write_own(write_factory, result), Signature.of_numbers(3, 2))
 
 
 def test_a_model_that_fails_on_a_number_of_rows_is_refused(write_factory):
     with pytest.raises(SettingsError, match=r"give logits for 33 rows in evaluation mode, found RuntimeError: .*; let it take any"):
-        check_contract(write_own(write_factory, "logits if len(x) < 3 else logits.view(2, 2)"), 3, 2)
+        check_contract(write_own(write_factory, "logits if len(x) < 3 else logits.view(2, 2)"), Signature.of_numbers(3, 2))
 
 
 def test_trying_a_model_leaves_generators_and_the_statistics_of_a_module_that_a_factory_gives_again(write_factory):
     settings = write_own(write_factory, "functional.dropout(logits, 0.3, self.training)", built="shared")
-    model = build_model(settings, 3, 2)
+    model = build_model(settings, Signature.of_numbers(3, 2))
     before, state = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
-    check_contract(settings, 3, 2)
-    find_unkept_state(settings, 3, 2)
+    check_contract(settings, Signature.of_numbers(3, 2))
+    find_unkept_state(settings, Signature.of_numbers(3, 2))
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -465,5 +465,5 @@ def test_without_test_rows_the_lead_is_that_on_the_last_split_there_is(store):
     make_rows(100).write_csv("rows.csv")
     settings = SettingsTree.model_validate({"data": {"source": "rows.csv", "test": 0}})
     manifest = load_manifest(build_dataset(settings.data, 0, store), store)
-    lead = measure_lead(nn.Linear(len(manifest.input_names), 2), manifest, settings, store, torch.device("cpu"))
+    lead = measure_lead(nn.Linear(len(manifest.signature.input_names), 2), manifest, settings, store, torch.device("cpu"))
     assert (lead.split, lead.num_rows) == ("val", manifest.splits["val"].rows)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from refit.data.signature import Target
 from refit.errors import DataError, RefitError, SettingsError
 from refit.models.building import build_model
 from refit.serving.export import export_model
@@ -21,7 +22,7 @@ from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_TIME, Preparation, build_array, compute_date_parts
 from refit.settings import SettingsTree
 from refit.tables.dataset import Manifest
-from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs
+from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
 
 Run = Callable[[pl.DataFrame], list[np.ndarray]]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -70,9 +71,9 @@ def make_model(
     """A model with random weights, fitted on rows with or without missing values."""
     settings, classes = SettingsTree(name="penguins"), classes or ["no", "perhaps", "yes"]
     columns = fit_columns(make_rows(0, is_whole=is_whole), {name: KINDS[name] for name in names}, settings.data.null_values)
-    manifest = Manifest.model_construct(target="y", classes=classes, columns=columns)
+    manifest = Manifest.model_construct(signature=sign_columns(columns, Target(name="y", classes=classes)), columns=columns)
     torch.manual_seed(0)
-    network = network or build_model(settings.model, len(manifest.input_names), len(classes))
+    network = network or build_model(settings.model, manifest.signature)
     return Model(network.eval(), manifest, settings)
 
 
@@ -304,8 +305,8 @@ def test_a_column_named_like_an_output_is_refused_in_onnx_alone():
     settings = SettingsTree()
     rows = make_rows(0).rename({"size": "class"})
     columns = fit_columns(rows, {"class": "numeric"}, settings.data.null_values)
-    manifest = Manifest.model_construct(target="y", classes=[0, 1], columns=columns)
-    model = Model(nn.Linear(len(manifest.input_names), 2).eval(), manifest, settings)
+    manifest = Manifest.model_construct(signature=sign_columns(columns, Target(name="y", classes=[0, 1])), columns=columns)
+    model = Model(nn.Linear(len(manifest.signature.input_names), 2).eval(), manifest, settings)
     with pytest.raises(RefitError, match=r"expected columns named unlike the outputs .*, found `class`; rename it"):
         export_model(model, "model.onnx", "onnx", rows)
     export_model(model, "model.pt2", "torch", rows)

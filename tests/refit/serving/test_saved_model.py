@@ -19,7 +19,7 @@ from refit.registry.saving import save_version
 from refit.serving.saved_model import load_version
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
@@ -34,11 +34,11 @@ def train_and_save(store: Store, given: dict) -> tuple[str, torch.nn.Module]:
     """A version trained on what `given` says, and the model as it was in the process that trained it."""
     settings, _ = resolve_settings(given)
     manifest = load_manifest(build_dataset(settings.data, settings.seed, store), store)
-    widths = len(manifest.input_names), len(manifest.classes)
-    state = build_training_state(settings.model, settings.optimizer, *widths, seed=settings.seed, device=CPU)
-    loader = build_train_loader(*load_split(manifest, "train", store), settings.loader.batch_size, settings.loader.drop_last)
+    signature = manifest.signature
+    state = build_training_state(settings.model, settings.optimizer, signature, seed=settings.seed, device=CPU)
+    loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU) for _ in range(settings.training.num_epochs)]
-    loader = build_evaluation_loader(*load_split(manifest, "train", store))
+    loader = build_evaluation_loader(*manifest.load_split("train", store))
     metrics = {"train": evaluate(state.model, loader, [str(label) for label in manifest.classes], CPU, "fp32")}
     return save_version(save_state(state, store), settings, manifest, logs, metrics, store).path, state.model.eval()
 
@@ -200,7 +200,7 @@ def test_raw_rows_get_the_preparation_of_training(store, tmp_path):
     path, model = train_and_save(store, given)
     settings = SettingsTree.model_validate(given)
     manifest = load_manifest(build_dataset(settings.data, 0, store), store)
-    x, _ = load_split(manifest, "train", store)
+    x, _ = manifest.load_split("train", store)
     rows = pl.read_parquet(tmp_path / "table.parquet")
     with torch.no_grad():
         assert torch.equal(refit.load_model(path).predict_logits(rows), model(x))

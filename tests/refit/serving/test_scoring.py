@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from refit.data.signature import Target
 from refit.errors import DataError, RefitError, SettingsError
 from refit.models.building import build_model
 from refit.serving import scoring
@@ -18,7 +19,7 @@ from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
 from refit.tables import batches, csv_files
 from refit.tables.dataset import Manifest
-from refit.tables.preprocessing import fit_columns
+from refit.tables.preprocessing import fit_columns, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.sources import read_table
 
@@ -49,10 +50,11 @@ def make_model(classes: list) -> Model:
     unused = {"splits": {}, "rows": 0, "rows_without_target": 0, "source_rows": 0, "dropped_columns": {}}
     unused |= {"source_digest": "", "test_source_digest": None, "profiles": profile_columns(make_rows(), KINDS)}
     fields = Manifest.model_fields
-    known = {"target": "y", "classes": classes, "columns": columns, **{k: v for k, v in unused.items() if k in fields}}
+    signature = sign_columns(columns, Target(name="y", classes=classes))
+    known = {"signature": signature, "columns": columns, **{k: v for k, v in unused.items() if k in fields}}
     manifest = Manifest.model_construct(**known)
     torch.manual_seed(0)
-    return Model(build_model(settings.model, len(manifest.input_names), len(classes)).eval(), manifest, settings)
+    return Model(build_model(settings.model, manifest.signature).eval(), manifest, settings)
 
 
 @pytest.fixture

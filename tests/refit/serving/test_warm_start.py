@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 import torch
 
+from refit.data.signature import Signature
 from refit.models.building import build_model
 from refit.serving.saved_model import load_model
 from refit.serving.warm_start import take_weights
@@ -16,7 +17,7 @@ ROWS = pl.DataFrame({"x0": [0.1 * n for n in range(60)], "x1": [1.0, 2.0, 4.0] *
 
 
 def build_state(num_inputs: int, num_outputs: int = 2, hidden_sizes=()) -> TrainingState:
-    model = build_model(ModelSettings(hidden_sizes=list(hidden_sizes)), num_inputs, num_outputs)
+    model = build_model(ModelSettings(hidden_sizes=list(hidden_sizes)), Signature.of_numbers(num_inputs, num_outputs))
     return TrainingState(model, build_optimizer(OptimizerSettings(), model.parameters()))
 
 
@@ -24,7 +25,9 @@ def test_weights_that_fit_are_taken_with_all_their_bits(save_version, store):
     version = save_version(ROWS, features=("x0", "x1"))
     state = build_state(2)
     generator = torch.get_rng_state()
-    assert take_weights(state, version, load_model(version.path).manifest, store) == "starting from the weights of model@v1"
+    assert (
+        take_weights(state, version, load_model(version.path).manifest.signature, store) == "starting from the weights of model@v1"
+    )
     assert digest_weights(state.model.state_dict()) == version.weights_digest
     assert torch.equal(torch.get_rng_state(), generator), "batches come in the order of a run that starts from new weights"
 
@@ -33,7 +36,7 @@ def test_of_a_version_trained_on_all_rows_the_weights_before_are_taken(save_vers
     """Its test rows are test rows of the next model, too, which must not have learned from them."""
     version = save_version(ROWS, features=("x0", "x1"), num_epochs_on_all=4)
     state = build_state(2)
-    take_weights(state, version, load_model(version.path).manifest, store)
+    take_weights(state, version, load_model(version.path).manifest.signature, store)
     assert digest_weights(state.model.state_dict()) == version.held_back_digest != version.weights_digest
 
 
@@ -49,18 +52,18 @@ def test_of_a_version_trained_on_all_rows_the_weights_before_are_taken(save_vers
 )
 def test_weights_that_do_not_fit_are_left(save_version, store, rows, features, hidden_sizes, other):
     version = save_version(ROWS, features=("x0", "x1"))
-    manifest = load_model(save_version(rows, features=features).path).manifest
+    signature = load_model(save_version(rows, features=features).path).manifest.signature
     state = build_state(len(features), hidden_sizes=hidden_sizes)
     before = digest_weights(state.model.state_dict())
-    assert take_weights(state, version, manifest, store) == f"starting from new weights, as model@v1 has other {other}"
+    assert take_weights(state, version, signature, store) == f"starting from new weights, as model@v1 has other {other}"
     assert digest_weights(state.model.state_dict()) == before
 
 
 def test_damaged_weights_are_left(save_version, store):
     version = save_version(ROWS, features=("x0", "x1"))
-    manifest = load_model(version.path).manifest
+    signature = load_model(version.path).manifest.signature
     Path(version.path, "model.pt").write_bytes(b"")
     state = build_state(2)
-    assert take_weights(state, version, manifest, store).startswith(
+    assert take_weights(state, version, signature, store).startswith(
         "starting from new weights, as those of model@v1 cannot be read: "
     )

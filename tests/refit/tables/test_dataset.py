@@ -27,9 +27,7 @@ from refit.tables.dataset import (
     build_dataset,
     check_data,
     convert_rows,
-    load_identities,
     load_manifest,
-    load_split,
     load_test_rows,
 )
 from refit.tables.preprocessing import apply_columns, fit_columns
@@ -50,10 +48,10 @@ def build(store: Store, **settings: Any) -> Manifest:
 
 def test_the_notebook_s_tensors_are_taken_as_they_are(store: Store) -> None:
     manifest = build(store)
-    x, y = load_split(manifest, "train", store)
+    x, y = manifest.load_split("train", store)
     assert torch.equal(x, torch.tensor([[-1.2, 3.1], [-0.9, 2.9], [-0.5, 2.6], [2.3, -1.1], [2.7, -1.5]]))
     assert torch.equal(y, torch.tensor([0, 0, 0, 1, 1]))
-    x, y = load_split(manifest, "test", store)
+    x, y = manifest.load_split("test", store)
     assert torch.equal(x, torch.tensor([[-0.8, 2.8], [2.6, -1.6]]))
     assert torch.equal(y, torch.tensor([0, 1]))
     assert sorted(manifest.splits) == ["test", "train"]
@@ -68,8 +66,8 @@ def test_penguins_are_split_by_class_and_every_row_is_counted(store: Store) -> N
         "val": [25, 25],
         "test": [25, 25],
     }
-    x, y = load_split(manifest, "train", store)
-    assert (x.dtype, y.dtype, tuple(x.shape)) == (torch.float32, torch.int64, (233, len(manifest.input_names)))
+    x, y = manifest.load_split("train", store)
+    assert (x.dtype, y.dtype, tuple(x.shape)) == (torch.float32, torch.int64, (233, len(manifest.signature.input_names)))
     assert y.bincount().tolist() == [115, 118]
 
 
@@ -120,10 +118,10 @@ def test_all_is_fitted_on_train_rows_only(store: Store, tmp_path: Path) -> None:
     kinds = ["a", "b"] * 80 + ["new"] * 40
     pl.DataFrame({"x": values, "k": kinds, "t": range(200), "y": [0, 1] * 100}).write_csv(tmp_path / "rows.csv")
     manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column="t", val=0.1, test=0.1)
-    assert manifest.input_names == ["x", "k=a", "k=b", "k is other"]
+    assert manifest.signature.input_names == ["x", "k=a", "k=b", "k is other"]
     oracle = StandardScaler().fit(values[:160, None])
     for split, rows in {"train": slice(0, 160), "val": slice(160, 180), "test": slice(180, 200)}.items():
-        x = load_split(manifest, split, store)[0]
+        x = manifest.load_split(split, store)[0]
         np.testing.assert_allclose(x[:, 0], oracle.transform(values[rows, None])[:, 0], rtol=1e-6)
         assert bool((x[:, 3] == (split != "train")).all())
 
@@ -151,7 +149,7 @@ def test_raw_rows_scored_later_give_the_frozen_inputs(store: Store, tmp_path: Pa
     frame.write_parquet(tmp_path / "rows.parquet")
     for name in ("rows.csv", "rows.parquet"):
         manifest = build(store, source=f"{tmp_path}/{name}", split="time", time_column="order")
-        x = torch.cat([load_split(manifest, split, store)[0] for split in ("train", "val", "test")])
+        x = torch.cat([manifest.load_split(split, store)[0] for split in ("train", "val", "test")])
         assert torch.equal(apply_columns(manifest.columns, frame), x)
         assert torch.equal(apply_columns(manifest.columns, pl.read_csv(tmp_path / "rows.csv", infer_schema=False)), x)
 
@@ -183,7 +181,7 @@ def test_test_rows_may_come_from_files_of_their_own(store: Store, tmp_path: Path
     manifest = build(store, source=f"{tmp_path}/rows.csv", test_source=f"{tmp_path}/test.csv", val=0.0)
     assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 20, "test": 2}
     assert (manifest.rows, manifest.rows_without_target) == (22, 1)
-    assert load_split(manifest, "test", store)[1].tolist() == [1, 0]
+    assert manifest.load_split("test", store)[1].tolist() == [1, 0]
     assert manifest.test_source_digest
 
 
@@ -194,7 +192,7 @@ def test_columns_without_a_value_are_dropped_with_the_reason(store: Store, tmp_p
 
 def test_a_split_that_is_not_there_cannot_be_loaded(store: Store) -> None:
     with pytest.raises(DataError, match=r"expected a split of the data set, found no `val` among `train`, `test`"):
-        load_split(build(store), "val", store)
+        build(store).load_split("val", store)
 
 
 def rows(header: str = "x,y", *extra: str, count: int = 20) -> bytes:
@@ -494,9 +492,9 @@ def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path) -
     for names in (strange, plain):
         pl.DataFrame(numbers, schema=names).with_columns(y).write_csv(tmp_path / "rows.csv")
         manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column=names[2], features=names)
-        assert manifest.input_names == names
+        assert manifest.signature.input_names == names
         (batch,) = read_batches(f"{tmp_path}/rows.csv", names, [], 100)
-        x = load_split(manifest, "train", store)[0]
+        x = manifest.load_split("train", store)[0]
         arrays.append((x.numpy().tobytes(), apply_columns(manifest.columns, batch.frame).numpy().tobytes()))
     assert arrays[0] == arrays[1]
 
@@ -604,7 +602,7 @@ def test_the_test_rows_are_kept_with_all_their_cells_as_they_were_read(store: St
     assert kept.columns == rows.columns
     assert kept.height == manifest.splits["test"].rows == (20 if split == "time" else 18), "no day is divided"
     assert set(kept.rows()) <= set(rows.rows())
-    x, y = load_split(manifest, "test", store)
+    x, y = manifest.load_split("test", store)
     assert torch.equal(apply_columns(manifest.columns, kept), x)
     assert [manifest.classes[index] for index in y] == kept["y"].to_list()
 
@@ -621,7 +619,7 @@ def test_a_row_is_known_again_by_another_data_set(store: Store, tmp_path: Path, 
     assert set(known_by.columns) == {"when", "x", "k", "y", "time t"} if split == "time" else {"when", "x", "k", "t", "y"}
     is_old = raw["when"].is_in(rows["when"][:120].to_list()).to_list()
     assert 0 < sum(is_old) < len(is_old) or split == "time"
-    known = {name: np.isin(hashes, load_identities(before, name, store).hashes) for name in before.splits}
+    known = {name: np.isin(hashes, before.load_identities(name, store).hashes) for name in before.splits}
     assert (known["train"] | known["val"] | known["test"]).tolist() == is_old
     assert sum(map(sum, known.values())) == sum(is_old)
     if split == "time":
@@ -649,12 +647,12 @@ def test_rows_of_a_customer_stay_on_one_side_and_that_column_is_not_learned_from
     manifest = build(store, **settings, group_column="customer")
     assert [column.name for column in manifest.columns] == ["x0", "x1", "x2"]
     assert (apart.group_column, manifest.group_column) == (None, "customer")
-    groups = {name: load_identities(manifest, name, store).groups for name in manifest.splits}
+    groups = {name: manifest.load_identities(name, store).groups for name in manifest.splits}
     assert all(not set(one) & set(other) for one, other in combinations(groups.values(), 2))
     kept = load_test_rows(manifest, store)["customer"].to_list()
     assert len({*zip(kept, groups["test"], strict=True)}) == len({*kept}) == len({*groups["test"]})
     assert manifest.rows == visits.height - sum(manifest.rows_left_out.values())
-    assert load_identities(apart, "test", store).groups is None
+    assert apart.load_identities("test", store).groups is None
 
 
 def test_a_group_column_is_no_feature_by_default(store: Store, tmp_path: Path) -> None:
@@ -668,15 +666,15 @@ def test_a_row_is_told_from_its_copies_by_its_number(store: Store, tmp_path: Pat
     pl.concat([once, once[:20], once[:10], once[30:].with_columns(y=None)]).write_parquet(tmp_path / "rows.parquet")
     once[:5].write_parquet(tmp_path / "test.parquet")
     manifest = build(store, source=str(tmp_path / "rows.parquet"))
-    splits = [load_identities(manifest, name, store) for name in manifest.splits]
+    splits = [manifest.load_identities(name, store) for name in manifest.splits]
     numbers = np.concatenate([identities.numbers for identities in splits])
     assert np.bincount(numbers).tolist() == [40, 20, 10]
     assert len(set(np.concatenate([identities.keys for identities in splits]))) == 70
     assert len(set(np.concatenate([identities.hashes for identities in splits]))) == 40
     alone = build(store, source=str(tmp_path / "rows.parquet"), test_source=str(tmp_path / "test.parquet"))
-    found = load_identities(alone, "test", store)
+    found = alone.load_identities("test", store)
     assert found.numbers.tolist() == [0] * 5, "in its own table"
-    learned = np.concatenate([load_identities(alone, name, store).keys for name in ("train", "val")])
+    learned = np.concatenate([alone.load_identities(name, store).keys for name in ("train", "val")])
     assert np.isin(found.keys, learned).all()
 
 
@@ -770,7 +768,7 @@ def test_a_row_is_the_same_if_features_class_and_the_time_of_a_split_are(
     settings = {"source": str(tmp_path / "rows.csv"), "features": ["x"], "split": split, "time_column": "t"}
     manifest = build(store, **settings)
     others = rows if changed == "nothing" else rows.with_columns(((1 if changed == "y" else 100) - pl.col(changed)).alias(changed))
-    known = np.concatenate([load_identities(manifest, name, store).hashes for name in manifest.splits])
+    known = np.concatenate([manifest.load_identities(name, store).hashes for name in manifest.splits])
     assert set(np.isin(convert_rows(manifest, others)[1], known)) == {is_known}
 
 

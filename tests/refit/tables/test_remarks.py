@@ -77,7 +77,7 @@ def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(st
     pl.DataFrame({"x": range(20), "y": [0, 1] * 10}).write_csv(folder / "rows.csv")
     source = str(folder / "rows.csv")
     manifest = load_manifest(build_dataset(DataSettings(source=source), 0, store), store)
-    assert manifest.input_names == ["x"]
+    assert manifest.signature.input_names == ["x"]
     assert manifest.remarks == [
         f"left out: column `run`, as a folder above {source} says the same of all rows; name it in data.features to learn from it"
     ]

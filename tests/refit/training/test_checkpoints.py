@@ -14,15 +14,17 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.data.signature import Signature
 from refit.errors import StoreError
 from refit.models.building import probe
 from refit.refs import EpochResult, Ref
 from refit.registry.ledger import load_ledger
+from refit.registry.saving import save_version
 from refit.registry.versions import check_version, list_versions, read_version
 from refit.reports import run_report
 from refit.runs.garbage import find_garbage
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
-from refit.tables.dataset import build_dataset, load_manifest, load_split
+from refit.tables.dataset import build_dataset, load_manifest
 from refit.training import checkpoints
 from refit.training.checkpoints import (
     digest_weights,
@@ -35,7 +37,6 @@ from refit.training.checkpoints import (
     save_partial,
     save_report,
     save_state,
-    save_version,
     saving_partials,
 )
 from refit.training.evaluation import Metrics, evaluate
@@ -48,7 +49,7 @@ ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.01}
 
 def build_state(optimizer: dict = SGD, hidden_sizes=(16,), num_inputs: int = 4) -> TrainingState:
     model = ModelSettings(hidden_sizes=list(hidden_sizes), dropout=0.3)
-    return build_training_state(model, OptimizerSettings(**optimizer), num_inputs, 3, seed=0, device=CPU)
+    return build_training_state(model, OptimizerSettings(**optimizer), Signature.of_numbers(num_inputs, 3), seed=0, device=CPU)
 
 
 def train(state: TrainingState, num_epochs: int, lr: float = 0.05) -> list[float]:
@@ -357,10 +358,10 @@ def saved(store):
     """The notebook's model, trained for one epoch and saved."""
     settings = SettingsTree(**resolve_settings({"name": "toy"})[0].model_dump())
     manifest = load_manifest(build_dataset(settings.data, 0, store), store)
-    state = build_training_state(settings.model, settings.optimizer, 2, 2, seed=0, device=CPU)
-    log = train_epoch(state, build_train_loader(*load_split(manifest, "train", store), 2, True), lambda _: 1.0, device=CPU)
+    state = build_training_state(settings.model, settings.optimizer, Signature.of_numbers(2, 2), seed=0, device=CPU)
+    log = train_epoch(state, build_train_loader(*manifest.load_split("train", store), 2, True), lambda _: 1.0, device=CPU)
     metrics = {
-        split: evaluate(state.model, build_evaluation_loader(*load_split(manifest, split, store)), ["0", "1"], CPU, "fp32")
+        split: evaluate(state.model, build_evaluation_loader(*manifest.load_split(split, store)), ["0", "1"], CPU, "fp32")
         for split in manifest.splits
     }
     ref = save_state(state, store)
@@ -500,7 +501,7 @@ def test_the_card_of_a_model_trained_on_all_rows_says_whose_scores_it_has(saved,
 
 def test_a_checkpoint_of_another_optimizer_is_refused(store):
     def build() -> TrainingState:
-        return build_training_state(ModelSettings(), OptimizerSettings(), 2, 2, seed=0, device=CPU)
+        return build_training_state(ModelSettings(), OptimizerSettings(), Signature.of_numbers(2, 2), seed=0, device=CPU)
 
     state = build()
     state.optimizer = torch.optim.SGD(list(state.model.parameters())[:1])
@@ -539,7 +540,9 @@ def test_the_card_of_hostile_names_holds_no_html_no_pictures_of_others_and_no_co
         for split, scored in metrics.items()
     }
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": name})})
-    model = save_version(ref, settings, manifest.model_copy(update={"target": name}), [log], metrics, store)
+    target = manifest.signature.target.model_copy(update={"name": name})
+    manifest = manifest.model_copy(update={"signature": manifest.signature.model_copy(update={"target": target})})
+    model = save_version(ref, settings, manifest, [log], metrics, store)
     card = (Path(model.path) / "card.md").read_text()
     assert card.count("evil.example/1.png") == 4
     assert "\x1b" not in card

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit.data.loaders import build_evaluation_loader, build_train_loader
+from refit.data.signature import Signature
 from refit.errors import RefitError, TrainingError
 from refit.runtime import randomness
 from refit.runtime.randomness import putting_generators_back
@@ -46,7 +47,7 @@ def build_state(
         ModelSettings(**(model or {"hidden_sizes": [8]})),
         OptimizerSettings(**{"name": "sgd", "lr": 0.1, **(optimizer or {})}),
     )
-    return build_training_state(*settings, num_inputs, num_outputs, seed=0, device=CPU)
+    return build_training_state(*settings, Signature.of_numbers(num_inputs, num_outputs), seed=0, device=CPU)
 
 
 def constant(lr: float):
@@ -55,7 +56,7 @@ def constant(lr: float):
 
 def train_notebook(num_epochs: int = 3):
     defaults, _ = resolve_settings()
-    state = build_training_state(defaults.model, defaults.optimizer, 2, 2, seed=defaults.seed, device=CPU)
+    state = build_training_state(defaults.model, defaults.optimizer, Signature.of_numbers(2, 2), seed=defaults.seed, device=CPU)
     loader = build_train_loader(NOTEBOOK_X, NOTEBOOK_Y, defaults.loader.batch_size, defaults.loader.drop_last)
     logs = [train_epoch(state, loader, constant(defaults.optimizer.lr), device=CPU) for _ in range(num_epochs)]
     return logs, state

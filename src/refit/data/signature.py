@@ -1,0 +1,102 @@
+"""What a model is told of its inputs and of its target."""
+
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["numeric", "datetime", "boolean", "categorical"]
+
+
+class InputColumn(BaseModel):
+    """A column that a model learns from; it has one or more of the F inputs, side by side.
+
+    A category is one input that is 1 among others that are 0. Other kinds are numbers, standardized, and, where train rows lacked
+    values, an input that is 1 for a missing one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Kind
+    inputs: list[str]
+    """Their names, in order."""
+
+    @property
+    def width(self) -> int:
+        """How many inputs it has."""
+        return len(self.inputs)
+
+    @property
+    def num_categories(self) -> int:
+        """How many categories there are, that for all others and that for missing values included; 0 for other kinds."""
+        return self.width if self.kind == "categorical" else 0
+
+
+class Target(BaseModel):
+    """What a model predicts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Literal["classes"] = "classes"
+    classes: list[StrictBool | StrictInt | StrictStr]
+    """As the data writes them, in the order of the model's outputs."""
+
+
+class Signature(BaseModel):
+    """The columns that a model learns from, in the order of its inputs, and what it predicts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    columns: list[InputColumn]
+    target: Target
+
+    @classmethod
+    def of_numbers(cls, num_inputs: int, num_classes: int) -> "Signature":
+        """Make a signature of plain numbers `x0`, `x1`, … and classes 0, 1, …."""
+        columns = [InputColumn(name=f"x{index}", kind="numeric", inputs=[f"x{index}"]) for index in range(num_inputs)]
+        return cls(columns=columns, target=Target(name="y", classes=list(range(num_classes))))
+
+    @cached_property
+    def input_names(self) -> list[str]:
+        """Names of the F inputs."""
+        return [name for column in self.columns for name in column.inputs]
+
+    @property
+    def num_inputs(self) -> int:
+        """F."""
+        return sum(column.width for column in self.columns)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs that the target needs: one for each class."""
+        return len(self.target.classes)
+
+    @property
+    def categories(self) -> list[int]:
+        """The number of categories of each of the K categorical columns."""
+        return [column.num_categories for column in self.columns if column.kind == "categorical"]
+
+    @cached_property
+    def _places(self) -> tuple[list[int], list[slice]]:
+        """The inputs that are numbers, and where each categorical column has its own."""
+        ends = [0]
+        for column in self.columns:
+            ends.append(ends[-1] + column.width)
+        spans = list(zip(self.columns, pairwise(ends), strict=True))
+        numbers = [place for column, (start, end) in spans if column.kind != "categorical" for place in range(start, end)]
+        return numbers, [slice(start, end) for column, (start, end) in spans if column.kind == "categorical"]
+
+    def split(self, x: "Tensor") -> "tuple[Tensor, list[Tensor]]":
+        """Split inputs into numbers and the code of each category, for models that embed categories.
+
+        Shape:
+            x: (B, F); returns (B, N), and K times (B,), int64, below the column's number of categories.
+        """
+        numbers, blocks = self._places
+        return x[:, numbers], [x[:, block].argmax(dim=1) for block in blocks]
