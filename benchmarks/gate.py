@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from refit.promotion.bounds import MIN_PROBABILITY, Numbers, bound_accuracy, bound_mean, compute_sign_p_value, share_chance
+from refit.promotion.bounds import Numbers, bound_accuracy, bound_mean, compute_sign_p_value, share_chance
+from refit.training.objective import MIN_PROBABILITY
 
 CHANCE = 0.05
 SPANS = {"accuracy": 1.0, "log likelihood": -np.log(MIN_PROBABILITY), "brier": 1.0}

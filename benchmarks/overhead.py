@@ -39,6 +39,7 @@ from refit.store.store import Store
 from refit.tables.dataset import Manifest, build_dataset, load_manifest
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
+from refit.training.objective import Classification
 from refit.training.optimizers import build_optimizer
 
 REPEATS = 3
@@ -126,7 +127,13 @@ def run_alone(settings: SettingsTree) -> tuple[dict[str, float], Manifest]:
     clock.append(time.perf_counter())
     for split in manifest.splits:
         loader = build_evaluation_loader(*manifest.load_split(split, store))
-        evaluate(model, loader, list(map(str, manifest.classes)), prepare_compute(settings.compute), settings.compute.precision)
+        evaluate(
+            model,
+            loader,
+            Classification((*list(map(str, manifest.classes)),)),
+            prepare_compute(settings.compute),
+            settings.compute.precision,
+        )
     clock.append(time.perf_counter())
     steps = (after - before for before, after in pairwise(clock))
     seconds = dict(zip(("build_dataset", "train", "evaluate"), steps, strict=True))

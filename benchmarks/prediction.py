@@ -25,6 +25,7 @@ from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
+from refit.training.objective import Classification
 
 NUM_ROWS = (500_000, 5_000_000)
 NUM_TRAIN_ROWS = 20_000
@@ -55,7 +56,7 @@ def train_model(frame: pl.DataFrame, folder: Path) -> str:
     loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU)]
     val = build_evaluation_loader(*manifest.load_split("val", store))
-    metrics = {"val": evaluate(state.model, val, ["no", "yes"], CPU, "fp32")}
+    metrics = {"val": evaluate(state.model, val, Classification((*["no", "yes"],)), CPU, "fp32")}
     return save_version(save_state(state, store), settings, manifest, logs, metrics, store).path
 
 

@@ -12,6 +12,7 @@ from refit.store.store import Store
 from refit.tasks.caching import CACHED, RETRIED
 from refit.tasks.loaders import close_loaders
 from refit.training import checkpoints, evaluation
+from refit.training.objective import build_objective
 
 
 @task(task_run_name="evaluate {split}", **CACHED, **RETRIED)
@@ -25,7 +26,7 @@ def evaluate(key: str, split: str, checkpoint: Ref, snapshot: DatasetRef, settin
     metrics = evaluation.evaluate(
         model.to(device),
         loaders.build_evaluation_loader(*examples.load_split(split, store)),
-        [str(label) for label in examples.signature.target.classes],
+        build_objective(examples.signature.target),
         device,
         settings.compute.precision,
     )

@@ -13,8 +13,8 @@ from refit.store.store import Store
 from refit.tables import dataset
 from refit.tasks.caching import CACHED, RETRIED
 from refit.training import checkpoints
-from refit.training.evaluation import Metrics
 from refit.training.loop import EpochLog
+from refit.training.metrics import Metrics
 
 
 @task(task_run_name="save version", **CACHED, **RETRIED)

@@ -24,6 +24,7 @@ from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
+from refit.training.objective import Classification
 
 # As in flows/local.py: Prefect reads these on import.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -156,7 +157,7 @@ def trained_store(tmp_path_factory, rows) -> Path:
     loader = build_train_loader(*manifest.load_split("train", store), batch_size=8, drop_last=False)
     logs = [train_epoch(state, loader, lambda _: 0.1, device=cpu)]
     test = build_evaluation_loader(*manifest.load_split("test", store))
-    metrics = {"test": evaluate(state.model, test, ["no", "yes"], cpu, "fp32")}
+    metrics = {"test": evaluate(state.model, test, Classification((*["no", "yes"],)), cpu, "fp32")}
     save_version(save_state(state, store), settings, manifest, logs, metrics, store)
     return folder / "store"
 

@@ -16,6 +16,7 @@ from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import EpochLog, TrainingState, build_training_state, train_epoch
+from refit.training.objective import Classification
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
         state, logs = train(num_epochs, "train")
         labels, loader = [str(label) for label in manifest.classes], build_evaluation_loader(*manifest.load_split("test", store))
-        metrics = {"test": evaluate(state.model, loader, labels, device, "fp32")}
+        metrics = {"test": evaluate(state.model, loader, Classification((*labels,)), device, "fp32")}
         on_all = save_state(train(num_epochs_on_all, *manifest.splits)[0], store) if num_epochs_on_all else None
         return saving.save_version(save_state(state, store), settings, manifest, logs, metrics, store, refitted=on_all)
 

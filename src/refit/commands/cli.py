@@ -37,6 +37,7 @@ from refit.refs import RetrainingResult
 from refit.registry.versions import load_part, read_record
 from refit.settings import NOTEBOOK, SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
 from refit.store.store import Store
+from refit.training.metrics import FIGURES
 
 MAX_LOSSES_SHOWN = 8
 
@@ -370,9 +371,8 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
         figures = (f"{entry['train_loss']:.4f}", *val_figures, f"{entry['lr']:.4g}", f"{entry['rows_per_second']:,.0f}")
         epochs.add_row(str(entry["epoch"]), shown, *figures)
     console.print(epochs)
-    scores = Table("split", "correct", "accuracy", "loss", "ROC AUC", "calibration error")
+    scores = Table("split", "correct", *FIGURES.values())
     for split, scored in metrics.items():
-        roc_auc = "-" if scored["roc_auc"] is None else f"{scored['roc_auc']:.4f}"
-        figures = (f"{scored['accuracy']:.4f}", f"{scored['loss']:.4f}", roc_auc, f"{scored['calibration_error']:.4f}")
-        scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *figures)
+        cells = ("-" if scored[name] is None else f"{scored[name]:.4f}" for name in FIGURES)
+        scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *cells)
     console.print(scores)

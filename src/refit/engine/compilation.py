@@ -30,7 +30,7 @@ from refit.training.steps import Batch
 
 GradientComputation = partial[tuple[list[Tensor], Tensor | None]]
 """`compute_gradients` with its options."""
-Steps = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
+Program = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
 """Trains on the rows of several steps, each at its learning rate, and returns one vector, the mean loss of each batch."""
 
 LONGEST_WAIT = 200_000
@@ -46,7 +46,7 @@ TRIAL_LR = 0.01
 TRIES = 5
 """Traces of a step until it counts as one that draws: another thread may draw meanwhile."""
 
-_steps: WeakKeyDictionary[nn.Module, dict[str, Steps]] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[nn.Module, dict[str, Program]] = WeakKeyDictionary()
 _uncompilable: WeakSet[nn.Module] = WeakSet()
 
 
@@ -102,7 +102,7 @@ def compile_steps(
     batch_size: int,
     compute: GradientComputation,
     report: Callable[[str], object],
-) -> Steps | None:
+) -> Program | None:
     """Compile `num_steps` steps that train `model` on rows of these shapes, if they are not compiled yet.
 
     What is compiled are the steps that run otherwise, traced: gradients and the update rule, dropout's draws from the global

@@ -11,9 +11,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_PROBABILITY = 0.01
-"""What a true class counts as in a log likelihood at least. With less, a single row could outweigh hundreds."""
-
 SEED = 0
 NUM_RESAMPLES = 9999
 NODE_DISTANCE = 0.25

@@ -14,18 +14,7 @@ from torch import Tensor, nn
 from refit.data.loaders import build_evaluation_loader
 from refit.errors import DataError, RefitError
 from refit.promotion import decision
-from refit.promotion.decision import (
-    Decision,
-    Lead,
-    Mask,
-    RowScores,
-    Score,
-    Scores,
-    decide,
-    find_collapse,
-    score_majority,
-    score_probabilities,
-)
+from refit.promotion.decision import Decision, Lead, decide, find_collapse
 from refit.promotion.fair_rows import (
     WITHOUT_CLASS,
     WITHOUT_COLUMN,
@@ -49,7 +38,9 @@ from refit.tables.drift import Drift, compare_profiles
 from refit.tables.schema import check_columns
 from refit.tables.sources import read_names
 from refit.texts import list_names
-from refit.training.evaluation import Metrics, compute_logits, compute_metrics, refuse_non_finite_logits
+from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
+from refit.training.metrics import Metrics
+from refit.training.objective import Classification, Mask, RowScores, Score, Scores, score_majority
 
 TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
@@ -98,19 +89,19 @@ class ScoredRows:
 
     model: Model
     truth: pl.Series
-    logits: Tensor
+    outputs: Tensor
     y: Tensor
     labels: list[str]
 
     def measure(self, rows: Mask) -> Metrics:
         """Compute the metrics of some of the rows."""
         chosen = torch.from_numpy(rows)
-        return compute_metrics(self.logits[chosen], self.y[chosen], self.labels)
+        return Classification(tuple(self.labels)).measure(self.outputs[chosen], self.y[chosen])
 
     def score(self, score: Score, rows: Mask) -> RowScores:
         """Score some of the rows."""
-        probabilities = self.logits[torch.from_numpy(rows)].double().softmax(dim=1).numpy()
-        return score_probabilities(probabilities, self.y.numpy()[rows], score)
+        chosen = torch.from_numpy(rows)
+        return Classification(tuple(self.labels)).score_rows(self.outputs[chosen], self.y[chosen], score)
 
     def score_majority(self, score: Score, rows: Mask) -> Scores:
         """Score some of the rows as a model would that knows only how many train rows each class has."""
@@ -219,7 +210,7 @@ def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree,
     """
     split = list(manifest.splits)[-1]
     x, y = manifest.load_split(split, store)
-    logits, _ = compute_logits(network, build_evaluation_loader(x, y), device, settings.compute.precision)
+    outputs, _ = compute_outputs(network, build_evaluation_loader(x, y), device, settings.compute.precision)
     score, labels = settings.promotion.score, list(map(str, manifest.classes))
     counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
     clusters = (
@@ -228,7 +219,7 @@ def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree,
         else manifest.load_identities(split, store).groups
     )
     return decision.measure_lead(
-        score_probabilities(logits.double().softmax(dim=1).numpy(), y.numpy(), score),
+        Classification(tuple(labels)).score_rows(outputs, y, score),
         score_majority([labels[index] for index in y.tolist()], counts, score),
         settings.promotion,
         split,
@@ -244,7 +235,7 @@ def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
     """
     truth, *_ = convert_rows(model.manifest, rows)
     logits = model.predict_logits(rows)
-    refuse_non_finite_logits(logits, "test")
+    refuse_non_finite_outputs(logits, "test")
     known = pl.Series(model.manifest.classes).cast(pl.String).to_list()
     unknown = sorted(set(truth) - set(known))
     if unknown:
@@ -295,10 +286,7 @@ def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: 
     metrics = scored.measure(is_fair)
     folder = version_folder(scored.model.settings.name, number)
     return {
-        "accuracy": metrics.accuracy,
-        "log likelihood": -metrics.loss,
-        "ROC AUC": metrics.roc_auc,
-        "calibration error": metrics.calibration_error,
+        **metrics.list_scores(),
         LATENCY: time_row(scored.model, rows),
         SIZE: store.list_files([folder])[f"{folder}/model.pt"][0] / 1e6,
     }

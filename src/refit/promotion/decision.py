@@ -1,17 +1,15 @@
 """Whether a candidate is better than the champion by more than noise, and whether the champion still holds, from scores of rows."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refit.errors import DataError
-from refit.promotion.bounds import MIN_PROBABILITY, bound_accuracy, bound_mean, compute_sign_p_value, share_chance
+from refit.promotion.bounds import bound_accuracy, bound_mean, compute_sign_p_value, share_chance
 from refit.refs import Handle
 from refit.settings import PromotionSettings
+from refit.training.objective import SPANS, Labels, Mask, RowScores, Score, Scores
 
 FEW_ROWS = 30
 """A decision on fewer test rows says so first."""
@@ -19,23 +17,8 @@ ROUNDING = 1e-9
 LEAD_LOST = 0.5
 """A champion that has lost this share of what it was ahead of the majority class has collapsed."""
 
-Score = Literal["accuracy", "log_likelihood", "brier"]
-Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
-Scores = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Rows = Mask | NDArray[np.intp]
 Clusters = NDArray[np.integer]
-
-SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}
-"""How far two scores of a row may be apart."""
-
-
-@dataclass(frozen=True)
-class RowScores:
-    """What a model gets for each of N rows: its score, higher being better, and whether its class is right; each `(N,)`."""
-
-    scores: Scores
-    is_right: Mask
 
 
 class WorseSlice(Handle):
@@ -232,45 +215,6 @@ def find_collapse(
         if missing > 0:
             return f"{figures}, less than the promotion.min_score of {settings.min_score:g}"
     return None
-
-
-def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:
-    """Score rows by the probabilities of their classes.
-
-    `accuracy` gives 1 where the likeliest class is right and else 0; `log_likelihood` the log probability of the true class, which
-    is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between probabilities and truth, in [0, 1].
-
-    Shape:
-        probabilities (N, C), y (N,).
-
-    Source:
-        Brier, Verification of forecasts expressed in terms of probability (1950).
-    """
-    is_right = probabilities.argmax(axis=1) == y
-    of_truth = np.take_along_axis(probabilities, y[:, None], axis=1)[:, 0]
-    if score == "accuracy":
-        return RowScores(is_right.astype(float), is_right)
-    if score == "log_likelihood":
-        return RowScores(np.log(np.fmax(of_truth, MIN_PROBABILITY)), is_right)
-    return RowScores(1 - ((probabilities**2).sum(axis=1) - of_truth**2 + (1 - of_truth) ** 2) / 2, is_right)
-
-
-def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Score) -> Scores:
-    """Score each row as a model would that knows nothing but how many train rows each class has.
-
-    For accuracy it gives all rows the largest class; else it takes the classes' shares, with one row more of each.
-
-    Shape:
-        classes: (N,); returns (N,).
-    """
-    names, indices = np.unique(classes, return_inverse=True)
-    known = [*class_counts, *(name for name in names if name not in class_counts)]
-    counts = np.array([class_counts.get(name, 0) + 1 for name in known], float)
-    shares = counts / counts.sum()
-    if score == "accuracy":
-        shares = (np.arange(len(known)) == counts.argmax()).astype(float)
-    y = np.array([known.index(name) for name in names])
-    return score_probabilities(np.tile(shares, (len(names), 1)), y, score).scores[indices]
 
 
 def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:

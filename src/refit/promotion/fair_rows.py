@@ -8,7 +8,7 @@ import polars as pl
 
 from refit.data.identities import Rows, find_known, identify
 from refit.errors import DataError, RefitError, StoreError
-from refit.promotion.decision import Clusters, Mask
+from refit.promotion.decision import Clusters
 from refit.registry.versions import list_earlier
 from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import SettingsTree
@@ -17,6 +17,7 @@ from refit.tables.copies import estimate_chances, is_more_than_chance
 from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.hashes import hash_rows
 from refit.texts import list_names
+from refit.training.objective import Mask
 
 LEARNED_FROM = ("train", "val")
 WITHOUT_COLUMN = "bring them back, or promote a candidate by hand"

@@ -6,11 +6,10 @@ from typing import Any
 
 from refit.registry.versions import load_part, read_record
 from refit.store.store import Store
+from refit.training.metrics import FIGURES
 
 Pair = tuple[Any, Any]
 """What each of two versions has; None where one has nothing."""
-
-METRICS = ("accuracy", "loss", "roc_auc", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _describe_digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _list_metrics(metrics: Mapping[str, Any]) -> dict[tuple[str, str], float | None]:
-    return {(split, name): scores.get(name) for split, scores in metrics.items() for name in METRICS}
+    return {(split, name): scores.get(name) for split, scores in metrics.items() for name in FIGURES}
 
 
 def _compare(describe: Callable[[Any], dict[Any, Any]], contents: tuple[Any, Any]) -> dict[Any, Pair]:

@@ -20,8 +20,8 @@ from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import Manifest
 from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
-from refit.training.evaluation import Metrics
 from refit.training.loop import EpochLog
+from refit.training.metrics import FIGURES, Metrics
 
 MAX_SOURCE_LENGTH = 200
 """Of a path or URL on the card."""
@@ -123,10 +123,7 @@ def _render_card(
         "created": record["created"],
         "weights": f"SHA-256 `{record['weights_digest']}`",
     }
-    scores = [
-        (split, scored.num_rows, scored.loss, scored.accuracy, scored.roc_auc, scored.calibration_error)
-        for split, scored in metrics.items()
-    ]
+    scores = [(split, scored.num_rows, *scored.list_figures().values()) for split, scored in metrics.items()]
     classes = [
         (run_report.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes
     ]
@@ -138,7 +135,7 @@ def _render_card(
 
 ## Scores
 
-{run_report.render_table(["split", "rows", "loss", "accuracy", "ROC AUC", "calibration error"], scores)}
+{run_report.render_table(["split", "rows", *FIGURES.values()], scores)}
 {caution}
 By class, on the rows of {judged_on}:
 

@@ -10,46 +10,29 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+import refit
 from refit.code import digest_code, digest_user_code
 from refit.settings import Settings, walk_settings
 
+TABLES = ("files", "csv_files", "parquet_files", "sources", "formats", "schema", "hashes", "sides", "copies", "preprocessing")
 DATA_CODE = (
-    "refit.tables.files",
-    "refit.tables.csv_files",
-    "refit.tables.parquet_files",
-    "refit.tables.sources",
-    "refit.tables.formats",
-    "refit.tables.schema",
-    "refit.tables.hashes",
-    "refit.data.splits",
-    "refit.tables.sides",
-    "refit.tables.copies",
-    "refit.tables.preprocessing",
-    "refit.tables.profiles",
-    "refit.tables.remarks",
-    "refit.tables.dataset",
+    *(f"refit.tables.{name}" for name in (*TABLES, "profiles", "remarks", "dataset")),
+    *(f"refit.data.{name}" for name in ("examples", "identities", "signature", "splits")),
 )
-MODEL_CODE = ("refit.models.building", "refit.models.mlp", "refit.runtime.devices")
-TRAINING_CODE = (
-    *MODEL_CODE,
-    "refit.training.loop",
-    "refit.engine.steps_of_epoch",
-    "refit.training.evaluation",
-    "refit.data.loaders",
-    "refit.training.optimizers",
-    "refit.training.steps",
-    "refit.engine.backpropagation",
-    "refit.engine.optimizer_updates",
-    "refit.engine.compilation",
-    "refit.engine.machine_code",
-    "refit.engine.operations",
-    "refit.runtime.randomness",
+EVALUATION_CODE = (
+    *(f"refit.data.{name}" for name in ("loaders", "signature")),
+    *(f"refit.models.{name}" for name in ("building", "mlp")),
+    *(f"refit.runtime.{name}" for name in ("devices", "randomness")),
+    *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
 )
-EVALUATION_CODE = (*MODEL_CODE, "refit.training.evaluation", "refit.data.loaders", "refit.runtime.randomness")
+ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(Path(refit.__file__).parent.glob("engine/[!_]*.py")))
+"""None where the folder of faster engines is not there: another engine, whose steps may have other bits."""
+TRAINING_CODE = (*EVALUATION_CODE, *(f"refit.training.{name}" for name in ("loop", "optimizers", "steps")), *ENGINE_CODE)
 ROWS = "rows"
 """The ingredient of epochs on other rows than those of train."""
 

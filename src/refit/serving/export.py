@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from refit.errors import DataError, RefitError, SettingsError, first_line
 from refit.models.trials import NUM_ROWS
 from refit.runtime.randomness import putting_generators_back
-from refit.serving.saved_model import Model, list_classes
+from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_CATEGORY, Scorer, build_array, describe_column
 from refit.store.outputs import check_output, replacing
 from refit.tables.dataset import Manifest
 from refit.tables.preprocessing import CategoricalColumn
+from refit.training.objective import Classification
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INTERNAL = "refit/"
@@ -97,7 +98,7 @@ def export_model(
         _refuse_reserved_names(model.manifest)
     name = model_name or model.settings.name
     with putting_generators_back(), replacing(output) as path:
-        scorer = Scorer(model.manifest.columns, model.module).eval()
+        scorer = Scorer(model.manifest.columns, model.module, model.objective).eval()
         run = (
             _write_onnx(scorer, model.manifest, name, path)
             if format == "onnx"
@@ -126,7 +127,7 @@ def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> R
         described = json.dumps(_describe_all(manifest, name, has_text=False))
         torch.export.save(program, path, extra_files={"manifest.json": described, "README.txt": README})
     loaded = torch.export.load(path).module()
-    classes = list_classes(manifest)
+    classes = Classification(tuple(manifest.classes)).labels
 
     def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[np.float32]]:
         with torch.inference_mode():
@@ -270,7 +271,7 @@ def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
             f"--format: expected a model that scores {rows.height} row{'s' * (rows.height > 1)}, exported or not, found"
             f" {type(error).__name__}: {first_line(error)}; keep rows as the first dimension in its forward, also a single one"
         ) from error
-    labels, expected = model.classes[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()
+    labels, expected = model.objective.predict(logits), model.objective.answer(logits)[1].numpy()
     differences = np.abs(found - expected).max(axis=1)
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
     is_right = (differences <= MAX_DIFFERENCE) & ((classes == labels) | (first - second <= MAX_TIE))

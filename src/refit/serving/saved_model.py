@@ -21,7 +21,8 @@ from refit.store.store import Store
 from refit.tables.dataset import Manifest
 from refit.tables.preprocessing import apply_columns, read_frame
 from refit.training.checkpoints import digest_weights
-from refit.training.evaluation import compute_logits
+from refit.training.evaluation import compute_outputs
+from refit.training.objective import Classification
 
 DEFAULTS = SettingsTree()
 ROUNDING = 1e-3
@@ -38,7 +39,12 @@ class Model:
         self.module = module
         self.manifest = manifest
         self.settings = settings
-        self.classes = list_classes(manifest)
+        self.objective = Classification(tuple(manifest.classes))
+
+    @property
+    def classes(self) -> NDArray[Any]:
+        """The classes, `(C,)`, as the target column writes them."""
+        return self.objective.labels
 
     def predict(self, rows: Any) -> NDArray[Any]:
         """Return the likeliest class of each row, `(N,)`, as the target column writes it.
@@ -46,25 +52,18 @@ class Model:
         Raises:
             DataError: A column is missing, or holds what training refuses there.
         """
-        predicted: NDArray[Any] = self.classes[self.predict_logits(rows).argmax(dim=1).numpy()]
-        return predicted
+        return self.objective.predict(self.predict_logits(rows))
 
     def predict_proba(self, rows: Any) -> NDArray[np.float32]:
         """Return the probability of each class, `(N, C)`, in the order of `classes`; raises as `predict` does."""
-        probabilities: NDArray[np.float32] = self.predict_logits(rows).softmax(dim=1).numpy()
+        probabilities: NDArray[np.float32] = self.objective.answer(self.predict_logits(rows))[1].numpy()
         return probabilities
 
     def predict_logits(self, rows: Any) -> Tensor:
         """Return what the model gives before the softmax, `(N, C)`; raises as `predict` does."""
         x = apply_columns(self.manifest.columns, read_frame(rows))
         loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
-        return compute_logits(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
-
-
-def list_classes(manifest: Manifest) -> NDArray[Any]:
-    """The classes, `(C,)`, as the target column writes them."""
-    is_unsigned = any(isinstance(label, int) and label >= 2**63 for label in manifest.classes)
-    return np.array(manifest.classes, np.uint64 if is_unsigned else None)  # numpy alone would take floats
+        return compute_outputs(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
 
 
 def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:

@@ -22,7 +22,7 @@ from refit.tables.deviations import Deviations
 from refit.tables.files import naming_read_errors
 from refit.tables.preprocessing import apply_columns
 from refit.tables.sources import read_names
-from refit.training.evaluation import compute_logits
+from refit.training.evaluation import compute_outputs
 
 # A multiple, so that the model gets the very batches that it gets from `Model.predict`, and gives the same bits.
 ROWS_PER_BATCH = 8 * EVALUATION_BATCH_SIZE
@@ -64,7 +64,7 @@ def score_files(
         RefitError: `output` cannot be written.
     """
     check_files(source, output)
-    names = [*keep, "class", *(f"probability of {label}" for label in model.manifest.classes), "model"]
+    names = [*keep, *model.objective.list_columns(), "model"]
     twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
     if twice is not None:
         raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
@@ -110,26 +110,23 @@ def _refuse_output_in_source(source: str, output: str) -> None:
 def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
     x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
-    logits, _ = compute_logits(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
-    if not logits.sum().isfinite():  # a quick look at all of them
-        _refuse_non_finite(logits, batch)
-    probabilities = logits.softmax(dim=1).numpy()
-    classes = model.manifest.classes
+    outputs, _ = compute_outputs(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
+    if not outputs.sum().isfinite():  # a quick look at all of them
+        _refuse_non_finite(outputs, batch)
     columns = {
         **{name: batch.frame[name].to_arrow() for name in keep},
-        "class": pa.array(model.classes).take(pa.array(logits.argmax(dim=1).numpy())),
-        **{f"probability of {label}": pa.array(probabilities[:, position]) for position, label in enumerate(classes)},
+        **{name: pa.array(values) for name, values in model.objective.tabulate(outputs).items()},
         "model": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(x)), [model_name]),
     }
     return pa.table(columns)
 
 
-def _refuse_non_finite(logits: torch.Tensor, batch: Batch) -> None:
-    """Raise DataError for the first row whose logits `(N, C)` are not finite, if there is one."""
-    broken = (~logits.isfinite().all(dim=1)).nonzero()
+def _refuse_non_finite(outputs: torch.Tensor, batch: Batch) -> None:
+    """Raise DataError for the first row whose outputs `(N, C)` are not finite, if there is one."""
+    broken = (~outputs.isfinite().all(dim=1)).nonzero()
     if len(broken):
         row = int(broken[0])
         raise DataError(
-            f"{batch.locate(row)}: expected values that give finite logits, found {logits[row].tolist()};"
+            f"{batch.locate(row)}: expected values that give finite outputs, found {outputs[row].tolist()};"
             " mend extreme values of the row, or leave them empty"
         )

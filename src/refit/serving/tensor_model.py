@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, Scale
 from refit.tables.schema import convert_column
+from refit.training.objective import Objective
 
 MISSING_TIME = -(2**63)
 MISSING_CATEGORY = -1
@@ -61,15 +62,15 @@ class Preparation(nn.Module):
 class Scorer(nn.Module):
     """A whole model: columns to the place of the likeliest class `(N,)` and probabilities `(N, C)`."""
 
-    def __init__(self, columns: Sequence[AnyColumn], network: nn.Module) -> None:
+    def __init__(self, columns: Sequence[AnyColumn], network: nn.Module, objective: Objective) -> None:
         super().__init__()
+        self.objective = objective
         self.preparation = Preparation(columns)
         self.network = network
 
     def forward(self, *columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return places and probabilities."""
-        logits = self.network(self.preparation(*columns)).float()
-        return logits.argmax(dim=1), logits.softmax(dim=1)
+        return self.objective.answer(self.network(self.preparation(*columns)).float())
 
 
 def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:

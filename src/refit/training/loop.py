@@ -1,6 +1,5 @@
 """The training loop: the state that moves, and one epoch of moving it."""
 
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,18 +9,17 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.nn import functional
 
 from refit.data.loaders import Batches, ShuffledLoader
 from refit.data.signature import Signature
-from refit.engine.steps_of_epoch import EpochSteps
 from refit.errors import TrainingError
 from refit.models.building import build_model
 from refit.runtime.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
-from refit.training.evaluation import compute_logits, refuse_non_finite_logits
+from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
+from refit.training.objective import Objective, build_objective
 from refit.training.optimizers import LearningRate, build_optimizer
-from refit.training.steps import compute_gradients
+from refit.training.steps import find_engine
 
 LOSSES_BETWEEN_CHECKS = 200
 
@@ -34,12 +32,12 @@ class EpochLog(BaseModel):
     epoch: int
     """Counted from 1."""
     batch_losses: list[float]
-    """Mean cross-entropy of each batch, before its step."""
+    """Mean loss of each batch, before its step."""
     train_loss: float
     """Mean over the epoch's rows, each at the weights its batch met."""
     val_loss: float | None
     val_score: float | None
-    """Accuracy on the validation rows, after the epoch."""
+    """The objective's score of the validation rows, after the epoch: for classes, the accuracy."""
     lr: float
     """Learning rate of the last step."""
     grad_norm: float
@@ -66,6 +64,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    objective: Objective
     epoch: int = 0
     """Epochs finished."""
     step: int = 0
@@ -92,7 +91,7 @@ def build_training_state(
     """
     seed_everything(seed)
     module = build_model(model, signature).to(device)
-    return TrainingState(module, build_optimizer(optimizer, module.parameters()))
+    return TrainingState(module, build_optimizer(optimizer, module.parameters()), build_objective(signature.target))
 
 
 @holding_generators(for_an_epoch=True)
@@ -139,14 +138,14 @@ def train_epoch(
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
     order = _draw_order(loader, state, partial)
-    steps = EpochSteps(
+    steps = find_engine(engine)(
         model=model,
         optimizer=state.optimizer,
         learning_rate=learning_rate,
         loader=loader,
         order=order,
         epoch=epoch,
-        compute=functools.partial(compute_gradients, device=device, precision=precision, max_grad_norm=max_grad_norm),
+        arithmetic={"objective": state.objective, "device": device, "precision": precision, "max_grad_norm": max_grad_norm},
         engine=engine,
         accumulate_batches=accumulate_batches,
         report=report,
@@ -174,7 +173,7 @@ def train_epoch(
     state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
     started += steps.compile_seconds
     train_seconds = partial.seconds + time.perf_counter() - started
-    val_loss, val_score = (None, None) if val_loader is None else _validate(model, val_loader, device, precision)
+    val_loss, val_score = (None, None) if val_loader is None else _validate(model, val_loader, state.objective, device, precision)
     batch_size, num_rows = steps.batch_size, len(order)
     sizes = (min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size))
     weighted = (loss * size for loss, size in zip(partial.batch_losses, sizes, strict=True))
@@ -254,11 +253,11 @@ def _draw_order(loader: ShuffledLoader, state: TrainingState, partial: PartialEp
     return order
 
 
-def _validate(model: nn.Module, loader: Batches, device: torch.device, precision: str) -> tuple[float, float]:
-    """Mean loss and accuracy on all rows of `loader`."""
-    logits, classes = compute_logits(model, loader, device, precision)
-    refuse_non_finite_logits(logits, "validation")
-    return functional.cross_entropy(logits, classes).item(), (logits.argmax(dim=1) == classes).double().mean().item()
+def _validate(model: nn.Module, loader: Batches, objective: Objective, device: torch.device, precision: str) -> tuple[float, float]:
+    """Mean loss and score on all rows of `loader`."""
+    outputs, target = compute_outputs(model, loader, device, precision)
+    refuse_non_finite_outputs(outputs, "validation")
+    return objective.loss(outputs, target).item(), objective.score(outputs, target)
 
 
 def _gradient_norm(model: nn.Module) -> float:

@@ -6,11 +6,15 @@ from torch import nn
 
 from refit.data.signature import Signature
 from refit.engine import backpropagation
-from refit.engine.backpropagation import build_backpropagation
+from refit.engine.backpropagation import backpropagate_all, build_backpropagation
 from refit.models.mlp import ACTIVATIONS, build_mlp
+from refit.training.objective import Classification
 from refit.training.steps import compute_gradients
 
 CPU = torch.device("cpu")
+
+
+ARITHMETIC = {"objective": Classification(()), "device": CPU, "precision": "fp32", "max_grad_norm": 0.1}
 
 
 @pytest.mark.parametrize("batch_sizes", [(32, 5), (1,), (2, 1, 3)], ids=str)
@@ -22,21 +26,16 @@ def test_gradients_losses_and_draws_are_those_of_autograd(activation, dropout, h
     ours = build_mlp(Signature.of_numbers(5, 37), hidden_sizes, activation, dropout)
     plain = copy.deepcopy(ours)
     batches = [(torch.randn(size, 5), torch.randint(37, (size,))) for size in batch_sizes]
-    build_given = build_backpropagation(ours, batch_sizes, CPU, "fp32")
-    assert build_given is not None
+    backpropagate = build_backpropagation(ours, batch_sizes, ARITHMETIC)
+    assert backpropagate is not None
     found = []
-    for model, backpropagate in ((ours, build_given), (plain, None)):
+    for model in (ours, plain):
         torch.manual_seed(1)
         for _ in range(2):  # gradients of the step before do not count
-            losses, norm = compute_gradients(
-                model,
-                [*model.parameters()],
-                batches,
-                device=CPU,
-                precision="fp32",
-                max_grad_norm=0.1,
-                backpropagate=backpropagate,
-            )
+            if model is ours:
+                losses, norm = backpropagate_all(backpropagate, [*model.parameters()], batches, max_grad_norm=0.1)
+            else:
+                losses, norm = compute_gradients(model, [*model.parameters()], batches, **ARITHMETIC)
         found.append([*losses, norm, *(parameter.grad for parameter in model.parameters()), torch.get_rng_state()])
     assert all(map(torch.equal, *found))
 
@@ -56,7 +55,8 @@ def test_on_two_threads_they_are_those_of_autograd_on_two_threads():
     ids=["another model", "a GPU", "bf16"],
 )
 def test_other_steps_are_left_to_autograd(model, device, precision):
-    assert build_backpropagation(model, [2], torch.device(device), precision) is None
+    arithmetic = {**ARITHMETIC, "device": torch.device(device), "precision": precision}
+    assert build_backpropagation(model, [2], arithmetic) is None
 
 
 def test_where_bits_are_not_those_of_autograd_it_is_autograd_that_computes(monkeypatch):
@@ -65,5 +65,5 @@ def test_where_bits_are_not_those_of_autograd_it_is_autograd_that_computes(monke
     torch.manual_seed(0)
     model = build_mlp(Signature.of_numbers(5, 3), [16], "tanh", 0.0)
     state = torch.get_rng_state()
-    assert build_backpropagation(model, [4, 2], CPU, "fp32") is None
+    assert build_backpropagation(model, [4, 2], ARITHMETIC) is None
     assert torch.equal(torch.get_rng_state(), state), "trying draws nothing"

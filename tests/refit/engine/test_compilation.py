@@ -24,6 +24,7 @@ from refit.errors import SettingsError
 from refit.settings import OptimizerSettings
 from refit.training.checkpoints import digest_weights, dump_state, find_partial, load_state, save_partial, save_state
 from refit.training.loop import TrainingState, train_epoch
+from refit.training.objective import Classification
 from refit.training.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def build_state(model: type[nn.Module] = Network, **optimizer) -> TrainingState:
     torch.manual_seed(0)
     module = model()
     given = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, **optimizer}
-    return TrainingState(module, build_optimizer(OptimizerSettings(**given), module.parameters()))
+    return TrainingState(module, build_optimizer(OptimizerSettings(**given), module.parameters()), Classification(()))
 
 
 def make_loader(num_rows: int = 70, batch_size: int = 8):

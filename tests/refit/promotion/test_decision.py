@@ -6,17 +6,9 @@ import pytest
 from scipy import stats
 
 from refit.errors import DataError
-from refit.promotion.decision import (
-    Decision,
-    RowScores,
-    Scores,
-    decide,
-    find_collapse,
-    measure_lead,
-    score_majority,
-    score_probabilities,
-)
+from refit.promotion.decision import Decision, decide, find_collapse, measure_lead
 from refit.settings import PromotionSettings
+from refit.training.objective import RowScores, Scores, score_majority, score_probabilities
 
 CHANCE = 0.05
 

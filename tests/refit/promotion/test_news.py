@@ -89,7 +89,7 @@ def test_a_damaged_champion_is_none(store):
 def test_a_night_without_news_brings_no_torch():
     """What a run needs to find that nothing has changed."""
     script = (
-        "import sys; from refit import retraining; from refit.runs.keys import retraining_key\n"
+        "import sys; from refit.promotion import news; from refit.runs.keys import retraining_key\n"
         "from refit.tables.sources import digest_sources; from refit.settings import resolve_settings\n"
         "settings, _ = resolve_settings()\n"
         "retraining_key(settings, *digest_sources(settings.data.source, None))\n"

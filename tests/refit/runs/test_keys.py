@@ -273,7 +273,7 @@ def test_another_process_makes_the_same_keys():
     ("roots", "without_a_say", "counted"),
     [
         (["refit.tables.dataset"], WITHOUT_A_SAY, keys.DATA_CODE),
-        (["refit.training.loop"], WITHOUT_A_SAY, keys.TRAINING_CODE),
+        (["refit.training.loop", *keys.ENGINE_CODE], WITHOUT_A_SAY, keys.TRAINING_CODE),
         (["refit.training.evaluation", "refit.models.building"], WITHOUT_A_SAY, keys.EVALUATION_CODE),
     ],
     ids=["data set", "training", "evaluation"],

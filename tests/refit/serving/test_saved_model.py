@@ -23,6 +23,7 @@ from refit.tables.dataset import build_dataset, load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
+from refit.training.objective import Classification
 
 CPU = torch.device("cpu")
 ROWS = {"x1": [-1.2, -0.9, -0.5, 2.3, 2.7], "x2": [3.1, 2.9, 2.6, -1.1, -1.5]}
@@ -39,7 +40,7 @@ def train_and_save(store: Store, given: dict) -> tuple[str, torch.nn.Module]:
     loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     logs = [train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU) for _ in range(settings.training.num_epochs)]
     loader = build_evaluation_loader(*manifest.load_split("train", store))
-    metrics = {"train": evaluate(state.model, loader, [str(label) for label in manifest.classes], CPU, "fp32")}
+    metrics = {"train": evaluate(state.model, loader, Classification((*[str(label) for label in manifest.classes],)), CPU, "fp32")}
     return save_version(save_state(state, store), settings, manifest, logs, metrics, store).path, state.model.eval()
 
 

@@ -11,6 +11,7 @@ from refit.serving.warm_start import take_weights
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.checkpoints import digest_weights
 from refit.training.loop import TrainingState
+from refit.training.objective import Classification
 from refit.training.optimizers import build_optimizer
 
 ROWS = pl.DataFrame({"x0": [0.1 * n for n in range(60)], "x1": [1.0, 2.0, 4.0] * 20, "y": ["a", "b"] * 30})
@@ -18,7 +19,7 @@ ROWS = pl.DataFrame({"x0": [0.1 * n for n in range(60)], "x1": [1.0, 2.0, 4.0] *
 
 def build_state(num_inputs: int, num_outputs: int = 2, hidden_sizes=()) -> TrainingState:
     model = build_model(ModelSettings(hidden_sizes=list(hidden_sizes)), Signature.of_numbers(num_inputs, num_outputs))
-    return TrainingState(model, build_optimizer(OptimizerSettings(), model.parameters()))
+    return TrainingState(model, build_optimizer(OptimizerSettings(), model.parameters()), Classification(()))
 
 
 def test_weights_that_fit_are_taken_with_all_their_bits(save_version, store):

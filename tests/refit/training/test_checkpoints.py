@@ -39,8 +39,10 @@ from refit.training.checkpoints import (
     save_state,
     saving_partials,
 )
-from refit.training.evaluation import Metrics, evaluate
+from refit.training.evaluation import evaluate
 from refit.training.loop import EpochLog, TrainingState, build_training_state, train_epoch
+from refit.training.metrics import Metrics
+from refit.training.objective import Classification
 
 CPU = torch.device("cpu")
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
@@ -187,7 +189,7 @@ def test_a_batch_normalisations_statistics_are_kept(store):
     def build() -> TrainingState:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
-        return TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        return TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1), Classification(()))
 
     state = build()
     train(state, 1)
@@ -361,7 +363,9 @@ def saved(store):
     state = build_training_state(settings.model, settings.optimizer, Signature.of_numbers(2, 2), seed=0, device=CPU)
     log = train_epoch(state, build_train_loader(*manifest.load_split("train", store), 2, True), lambda _: 1.0, device=CPU)
     metrics = {
-        split: evaluate(state.model, build_evaluation_loader(*manifest.load_split(split, store)), ["0", "1"], CPU, "fp32")
+        split: evaluate(
+            state.model, build_evaluation_loader(*manifest.load_split(split, store)), Classification((*["0", "1"],)), CPU, "fp32"
+        )
         for split in manifest.splits
     }
     ref = save_state(state, store)
@@ -427,7 +431,7 @@ def test_the_card_says_what_the_model_is_and_how_good(saved):
         f"- **created**: {created}",
         f"- **weights**: SHA-256 `{model.weights_digest}`",
     ]
-    assert "| split | rows | loss | accuracy | ROC AUC | calibration error |" in lines
+    assert "| split | rows | accuracy | loss | ROC AUC | calibration error |" in lines
     for split, found in metrics.items():
         figures = f"{found.loss:.4f} | {found.accuracy:.4f} | {found.roc_auc:.4f} | {found.calibration_error:.4f}"
         assert f"| {split} | {found.num_rows} | {figures} |" in lines

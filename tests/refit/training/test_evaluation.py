@@ -13,7 +13,8 @@ from refit.data.loaders import build_evaluation_loader
 from refit.errors import TrainingError
 from refit.runtime import randomness
 from refit.runtime.randomness import holding_generators
-from refit.training.evaluation import compute_logits, evaluate
+from refit.training.evaluation import compute_outputs, evaluate
+from refit.training.objective import Classification
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def make_logits(num_rows: int, num_classes: int) -> tuple[torch.Tensor, torch.Te
 
 def score(logits: torch.Tensor, y: torch.Tensor):
     labels = [f"class {i}" for i in range(logits.shape[1])]
-    return evaluate(Fixed(), build_evaluation_loader(logits, y), labels, CPU, "fp32")
+    return evaluate(Fixed(), build_evaluation_loader(logits, y), Classification((*labels,)), CPU, "fp32")
 
 
 def calibration_error(probabilities: np.ndarray, y: np.ndarray) -> float:
@@ -132,8 +133,8 @@ def test_one_row_can_be_scored():
 def test_batches_weigh_by_their_rows():
     logits, y = make_logits(101, 3)
     labels = ["a", "b", "c"]
-    once = evaluate(Fixed(), build_evaluation_loader(logits, y), labels, CPU, "fp32")
-    in_parts = evaluate(Fixed(), DataLoader(TensorDataset(logits, y), batch_size=100), labels, CPU, "fp32")
+    once = evaluate(Fixed(), build_evaluation_loader(logits, y), Classification((*labels,)), CPU, "fp32")
+    in_parts = evaluate(Fixed(), DataLoader(TensorDataset(logits, y), batch_size=100), Classification((*labels,)), CPU, "fp32")
     assert in_parts == once
 
 
@@ -144,7 +145,7 @@ def test_scoring_is_in_evaluation_mode_draws_nothing_and_leaves_the_mode():
     before = torch.get_rng_state()
     for is_training in (True, False):
         model.train(is_training)
-        first, classes = compute_logits(model, build_evaluation_loader(x, y), CPU, "fp32")
+        first, classes = compute_outputs(model, build_evaluation_loader(x, y), CPU, "fp32")
         assert model.training is is_training
         with torch.no_grad():
             assert torch.equal(first, model.eval()(x))
@@ -167,17 +168,17 @@ def test_a_thread_that_waits_for_the_generators_has_them_after_a_batch_at_the_la
 
 def test_logits_do_not_depend_on_where_the_rows_lie_in_memory():
     x, y, model = torch.randn(1000, 64), torch.zeros(1000, dtype=torch.int64), nn.Linear(64, 10)
-    expected = compute_logits(model, build_evaluation_loader(x, y), CPU, "fp32")[0]
+    expected = compute_outputs(model, build_evaluation_loader(x, y), CPU, "fp32")[0]
     for offset in (1, 4, 8):
         moved = torch.empty(x.numel() + offset)[offset:].view_as(x).copy_(x)
-        assert torch.equal(compute_logits(model, build_evaluation_loader(moved, y), CPU, "fp32")[0], expected)
+        assert torch.equal(compute_outputs(model, build_evaluation_loader(moved, y), CPU, "fp32")[0], expected)
 
 
 def test_logits_are_fp32_at_every_precision():
     model = nn.Linear(3, 2)
     loader = build_evaluation_loader(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
-    rounded, _ = compute_logits(model, loader, CPU, "bf16")
-    exact, _ = compute_logits(model, loader, CPU, "fp32")
+    rounded, _ = compute_outputs(model, loader, CPU, "bf16")
+    exact, _ = compute_outputs(model, loader, CPU, "fp32")
     assert rounded.dtype == exact.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
@@ -188,6 +189,6 @@ def test_a_row_whose_logits_are_not_finite_is_named(bad):
     logits, y = make_logits(20, 3)
     logits[4, 1] = bad
     logits[11, 0] = bad
-    message = r"row 5 of the evaluation rows: expected finite logits, found \[.*(nan|inf).*\]; look for extreme values in the row"
+    message = r"row 5 of the evaluation rows: expected finite outputs, found \[.*(nan|inf).*\]; look for extreme values in the row"
     with pytest.raises(TrainingError, match=message):
         score(logits, y)

@@ -576,7 +576,7 @@ def test_validation_rows_whose_logits_are_not_finite_are_named():
     x, y = make_rows(12)
     val_x, val_y = make_rows(9)
     val_x[6] = float("inf")
-    message = r"row 7 of the validation rows: expected finite logits, found \[.*\]; look for extreme values in the row"
+    message = r"row 7 of the validation rows: expected finite outputs, found \[.*\]; look for extreme values in the row"
     with pytest.raises(TrainingError, match=message):
         train_epoch(
             build_state(),

@@ -6,6 +6,7 @@ from refit.engine import optimizer_updates
 from refit.engine.optimizer_updates import build_update
 from refit.settings import OptimizerSettings
 from refit.training.checkpoints import digest_weights
+from refit.training.objective import Classification
 from refit.training.optimizers import build_optimizer
 from refit.training.steps import compute_gradients
 
@@ -20,6 +21,9 @@ OPTIMIZERS = [
     {"name": "adamw", "lr": 0.01},
     {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
 ]
+
+
+ARITHMETIC = {"objective": Classification(()), "device": CPU, "precision": "fp32", "max_grad_norm": None}
 
 
 class Network(nn.Module):
@@ -57,7 +61,7 @@ def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given,
         for step in range(8):
             x, y, lr = torch.randn(6, 5), torch.randint(3, (6,)), settings.lr / (1 + step)
             if is_ours:
-                compute_gradients(model, [*model.parameters()], [(x, y)], device=CPU, precision="fp32", max_grad_norm=None)
+                compute_gradients(model, [*model.parameters()], [(x, y)], **ARITHMETIC)
                 update(lr)
                 continue
             optimizer.zero_grad()

@@ -1,0 +1,194 @@
+"""What a model is trained for: its loss, what its outputs say, and how good that is, for each kind of target.
+
+N is the number of rows, C of classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from refit.data.signature import Target
+from refit.training.metrics import ClassMetrics, Metrics
+
+CALIBRATION_BINS = 15
+MIN_PROBABILITY = 0.01
+"""What a true class counts as in a log likelihood at least. With less, a single row could outweigh hundreds."""
+
+Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
+Scores = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Score = Literal["accuracy", "log_likelihood", "brier"]
+
+SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}
+"""How far two scores of a row may be apart."""
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What a model gets for each of N rows: its score, higher being better, and whether it is right; each `(N,)`."""
+
+    scores: Scores
+    is_right: Mask
+
+
+class Objective(Protocol):
+    """All that depends on the kind of target."""
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar to differentiate."""
+
+    def score(self, outputs: Tensor, target: Tensor) -> float:
+        """Score validation rows for people, higher being better."""
+
+    def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
+        """Compute all metrics of finite outputs."""
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is predicted for each row, `(N,)`, and how sure that is, as tensors."""
+
+    def predict(self, outputs: Tensor) -> NDArray[Any]:
+        """Return what is predicted for each row, `(N,)`, as the target column writes it."""
+
+    def list_columns(self) -> list[str]:
+        """Name the columns of a table of predictions."""
+
+    def tabulate(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the columns of a table of predictions, each `(N,)`."""
+
+    def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:
+        """Score each row, for the decision about a promotion."""
+
+
+def build_objective(target: Target) -> Objective:
+    """Build the objective for a kind of target."""
+    return {"classes": Classification}[target.kind](tuple(target.classes))
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One of C classes, by softmax.
+
+    Shape: outputs are logits `(N, C)`, targets the places of classes `(N,)`, int64.
+    """
+
+    classes: tuple[bool | int | str, ...]
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy, in nats."""
+        return functional.cross_entropy(outputs, target)
+
+    def score(self, outputs: Tensor, target: Tensor) -> float:
+        """Return the accuracy."""
+        return (outputs.argmax(dim=1) == target).double().mean().item()
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the place of the likeliest class, `(N,)`, and the probability of each, `(N, C)`."""
+        return outputs.argmax(dim=1), outputs.softmax(dim=1)
+
+    def predict(self, outputs: Tensor) -> NDArray[Any]:
+        """Return the likeliest class of each row."""
+        predicted: NDArray[Any] = self.labels[self.answer(outputs)[0].numpy()]
+        return predicted
+
+    def list_columns(self) -> list[str]:
+        """Name the columns of a table of predictions."""
+        return ["class", *(f"probability of {label}" for label in self.classes)]
+
+    def tabulate(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the likeliest class and the probability of each."""
+        places, probabilities = (part.numpy() for part in self.answer(outputs))
+        return dict(zip(self.list_columns(), [self.labels[places], *probabilities.T], strict=True))
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The classes, `(C,)`, as the target column writes them."""
+        is_unsigned = any(isinstance(label, int) and label >= 2**63 for label in self.classes)
+        return np.array(self.classes, np.uint64 if is_unsigned else None)  # numpy alone would take floats
+
+    def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
+        """Compute the metrics of finite logits."""
+        from torchmetrics.functional import classification  # which loads scipy, where that is installed
+
+        probabilities = functional.softmax(outputs, dim=1)
+        predicted = probabilities.argmax(dim=1)
+        num_classes = len(self.classes)
+        confusion = classification.multiclass_confusion_matrix(predicted, target, num_classes)
+        by_class = [
+            metric(predicted, target, num_classes, average="none").tolist()
+            for metric in (
+                classification.multiclass_precision,
+                classification.multiclass_recall,
+                classification.multiclass_f1_score,
+            )
+        ]
+        supports = confusion.sum(dim=1).tolist()
+        # One class after the other, which takes a class's memory, not that of all.
+        areas = [
+            classification.binary_auroc(probabilities[:, place], (target == place).long())
+            for place in range(num_classes if all(supports) else 0)
+        ]
+        return Metrics(
+            num_rows=len(target),
+            num_correct=int((predicted == target).sum()),
+            loss=self.loss(outputs, target).item(),
+            accuracy=(predicted == target).double().mean().item(),
+            roc_auc=torch.stack(areas).mean().item() if areas else None,
+            calibration_error=classification.multiclass_calibration_error(
+                probabilities, target, num_classes, n_bins=CALIBRATION_BINS
+            ).item(),
+            classes=[
+                ClassMetrics(label=str(label), precision=precision, recall=recall, f1=f1, support=support)
+                for label, precision, recall, f1, support in zip(self.classes, *by_class, supports, strict=True)
+            ],
+            confusion=confusion.tolist(),
+        )
+
+    def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:
+        """Score each row by the probabilities of its classes, in double precision."""
+        return score_probabilities(outputs.double().softmax(dim=1).numpy(), target.numpy(), score)
+
+
+def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:
+    """Score rows by the probabilities of their classes.
+
+    `accuracy` gives 1 where the likeliest class is right and else 0; `log_likelihood` the log probability of the true class, which
+    is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between probabilities and truth, in [0, 1].
+
+    Shape:
+        probabilities (N, C), y (N,).
+
+    Source:
+        Brier, Verification of forecasts expressed in terms of probability (1950).
+    """
+    is_right = probabilities.argmax(axis=1) == y
+    of_truth = np.take_along_axis(probabilities, y[:, None], axis=1)[:, 0]
+    if score == "accuracy":
+        return RowScores(is_right.astype(float), is_right)
+    if score == "log_likelihood":
+        return RowScores(np.log(np.fmax(of_truth, MIN_PROBABILITY)), is_right)
+    return RowScores(1 - ((probabilities**2).sum(axis=1) - of_truth**2 + (1 - of_truth) ** 2) / 2, is_right)
+
+
+def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Score) -> Scores:
+    """Score each row as a model would that knows nothing but how many train rows each class has.
+
+    For accuracy it gives all rows the largest class; else it takes the classes' shares, with one row more of each.
+
+    Shape:
+        classes: (N,); returns (N,).
+    """
+    names, indices = np.unique(classes, return_inverse=True)
+    known = [*class_counts, *(name for name in names if name not in class_counts)]
+    counts = np.array([class_counts.get(name, 0) + 1 for name in known], float)
+    shares = counts / counts.sum()
+    if score == "accuracy":
+        shares = (np.arange(len(known)) == counts.argmax()).astype(float)
+    y = np.array([known.index(name) for name in names])
+    return score_probabilities(np.tile(shares, (len(names), 1)), y, score).scores[indices]
