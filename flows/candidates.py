@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 
 from refit.errors import DataError, RefitError, SettingsError
 from refit.flows.approval import ask_person
-from refit.flows.training import build_snapshot, train_version, training_alone
+from refit.flows.training import build_snapshot, tell_of_wait, train_version
 from refit.promotion.comparison import Verdict, check_slices
 from refit.promotion.news import KEY, find_champion, find_decision
 from refit.refs import RetrainingResult, SavedModel
@@ -21,6 +21,7 @@ from refit.store.store import Store
 from refit.tasks.promotion import compare, explain_missing_rows, keep, promote
 from refit.tasks.reporting import report, show_report
 from refit.texts import show_line
+from refit.training.trainer import training_alone
 
 RUN = "run"
 """Of an entry's details, the one that holds the id of the flow run that decided."""
@@ -42,7 +43,7 @@ def judge_candidate(
     if decided is None:
         check_slices(settings.promotion, settings.data)
         champion = _find_start(settings, store)
-        with training_alone():
+        with training_alone(tell_of_wait):
             first_weights = (champion.held_back_digest or champion.weights_digest) if champion else None
             recipe = build_recipe(settings, source_digests, first_weights)
             number = versions.read_alias(store, settings.name)
@@ -95,7 +96,7 @@ def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, 
             return None, entry
         number = versions.read_alias(store, settings.name) if entry is None else entry.before
         judged = candidate if entry is None else versions.read_version(store, settings.name, entry.after or 0)
-        with training_alone():  # else the time that it takes to score a row would be longer
+        with training_alone(tell_of_wait):  # else the time that it takes to score a row would be longer
             verdict = compare(judged, number, settings)
         entry = entry or _act_on(verdict, candidate, number, key, settings)
         if entry is not None:

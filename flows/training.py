@@ -1,14 +1,12 @@
 """The training flow: data set, loaders, epochs, evaluation, saved model; retraining trains its candidates by the same steps."""
 
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from refit.errors import SettingsError, StoreError
+from refit.errors import StoreError
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.registry import versions
 from refit.registry.ledger import find_highest
@@ -16,6 +14,7 @@ from refit.runs.attempts import forget_attempts, note_attempt
 from refit.runs.keys import Recipe
 from refit.runs.recipes import Run, build_recipe, record_run
 from refit.runs.results import find_last_epoch, load_result
+from refit.runs.train import timed
 from refit.runtime import devices
 from refit.runtime.interruption import holding_signals
 from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings
@@ -28,13 +27,11 @@ from refit.tasks.loaders import build_loaders
 from refit.tasks.reporting import TrainingCurve
 from refit.tasks.saving import save_version
 from refit.tasks.training import start_training, train_epoch
-from refit.training.checkpoints import prune_checkpoints
-from refit.training.loop import best_epoch, check_deadline, has_lost_patience
+from refit.training.loop import check_deadline
+from refit.training.trainer import Fit, check_splits, training_alone
 
 TRIES = 3
 """Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
-
-_is_training = threading.Lock()
 
 
 @flow(name="train", flow_run_name=name_run)
@@ -48,27 +45,16 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingR
     """
     resolved = resolve_given(settings)
     show_settings(settings)
-    with training_alone():
+    with training_alone(tell_of_wait):
         recipe = build_recipe(resolved)
         result = train_version(recipe, resolved, refresh=refresh)
     forget_attempts(recipe, Store(resolved.store.url))
     return result
 
 
-@contextmanager
-def training_alone() -> Iterator[None]:
-    """Wait for runs in other threads, such as a task's `map` starts: generators, precision and threads are the process's.
-
-    Precision and threads are then put back.
-    """
-    if not _is_training.acquire(blocking=False):
-        get_run_logger().info("another run of this process trains, by the same random generators; waiting for it to end")
-        _is_training.acquire()
-    try:
-        with devices.putting_defaults_back():
-            yield
-    finally:
-        _is_training.release()
+def tell_of_wait() -> None:
+    """Say that a run in another thread comes first."""
+    get_run_logger().info("another run of this process trains, by the same random generators; waiting for it to end")
 
 
 def build_snapshot(recipe: Recipe, settings: Settings) -> DatasetRef:
@@ -101,11 +87,11 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
         note_attempt(str(flow_run.id), recipe, store)
         run = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
         record = record_run(run, store)
-        with _timed("build_dataset", seconds):
+        with timed("build_dataset", seconds):
             snapshot = build_dataset(recipe.dataset.key, settings, recipe.source_digests)
-        with _timed("train", seconds):
+        with timed("train", seconds):
             epochs, best = _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
-        with _timed("evaluate", seconds):
+        with timed("evaluate", seconds):
             # The test rows are opened here, once, when the weights to judge are final.
             keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
             metrics = {split: evaluate(key, split, best.checkpoint, snapshot, settings) for split, key in keys.items()}
@@ -113,10 +99,10 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
         record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
         refitted = None
         if recipe.refit_on_all:
-            with _timed("refit_on_all", seconds):
+            with timed("refit_on_all", seconds):
                 last_fit = recipe.on_all_rows(best.epoch)
                 _, refitted = _train_epochs(last_fit, snapshot, settings, champion, store, started, refresh)
-        with _timed("save_version", seconds):
+        with timed("save_version", seconds):
             saved = save_version(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
     model = versions.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
@@ -134,15 +120,8 @@ def _train_epochs(
 ) -> tuple[list[EpochResult], EpochResult]:
     """All epochs of the recipe, and the one whose weights the run keeps; raises StoreError if that is lost time and again."""
     logger = get_run_logger()
-    patience, timeout, keep = settings.training.patience, settings.training.timeout_seconds, settings.checkpoint.keep
-    if patience is not None and "val" not in snapshot.splits:
-        raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
-    if recipe.refit_on_all and len(snapshot.splits) == 1:
-        raise SettingsError(
-            "training.refit_on_all: expected rows that training held back, found train rows alone;"
-            " set data.val or data.test, or drop it"
-        )
-    deadline = None if timeout is None else started + timeout
+    check_splits(settings, snapshot)
+    deadline = None if settings.training.timeout_seconds is None else started + settings.training.timeout_seconds
     loaders = build_loaders(recipe.loaders.key, snapshot, settings, recipe.is_on_all_rows)
     rows = "on all rows, " if recipe.is_on_all_rows else ""
     last = 0 if refresh else find_last_epoch(recipe.epoch_keys, store, logger.warning)
@@ -152,25 +131,18 @@ def _train_epochs(
     if last == 0 and not store.is_whole(checkpoint.digest):
         checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings, champion)
 
-    epochs: list[EpochResult] = []
-    curve = TrainingCurve(settings.name)
+    fit, curve = Fit(settings, recipe.num_epochs), TrainingCurve(settings.name)
     for result, is_new in _run_epochs(recipe, last, checkpoint, loaders, settings, deadline):
-        epochs.append(result)
-        epoch = result.epoch
-        val_losses = [result.val_loss for result in epochs]
-        is_last = epoch == recipe.num_epochs or has_lost_patience(val_losses, patience)
+        fit.add(result)
         if is_new:
             description = rows + result.describe(recipe.num_epochs)
-            logger.info(description, extra={"progress": (epoch, recipe.num_epochs)})
-            curve.grow(epochs, description, is_last)
-        best = epochs[best_epoch(val_losses) - 1]
-        if keep is not None:
-            best_before = epochs[: best_epoch(val_losses[:-1])][-1:] if epoch > 1 else []
-            prune_checkpoints([*epochs[-keep - 1 : -keep], *best_before], [*epochs[-keep:], best], store)
-        if is_last:
+            logger.info(description, extra={"progress": (result.epoch, recipe.num_epochs)})
+            curve.grow(fit.epochs, description, fit.is_over)
+        if fit.is_over:
             break
-        if deadline is not None and last < epoch < recipe.num_epochs:
-            check_deadline(deadline, epoch, loaders.num_batches)
+        if deadline is not None and last < result.epoch:
+            check_deadline(deadline, result.epoch, loaders.num_batches)
+    best = fit.best
     if not store.is_whole(best.checkpoint.digest):
         if tries == 1:
             path = store.location(store.object_path(best.checkpoint.digest))
@@ -180,7 +152,7 @@ def _train_epochs(
             )
         find_last_epoch(recipe.epoch_keys[: best.epoch], store, logger.warning)
         return _train_epochs(recipe, snapshot, settings, champion, store, started, refresh, tries - 1)
-    return epochs, best
+    return fit.epochs, best
 
 
 def _run_epochs(
@@ -200,10 +172,3 @@ def _run_epochs(
             checkpoint = state.result().checkpoint
             before = (EpochResult.model_validate(load_result(key, store)) for key in keys[:-1])
             yield from ((result, state.name != "Cached") for result in (*before, state.result()))
-
-
-@contextmanager
-def _timed(step: str, seconds: dict[str, float]) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[step] = round(time.perf_counter() - started, 3)

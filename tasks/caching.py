@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.filesystems import WritableFileSystem
 from prefect.results import get_result_store
+from prefect.serializers import JSONSerializer
 from prefect.tasks import exponential_backoff
 from pydantic import PrivateAttr
 
@@ -61,7 +62,7 @@ RETRIED: dict[str, Any] = {
 
 
 class _StoredResults(WritableFileSystem):
-    """Prefect's results, in the store."""
+    """Prefect's results, in the store: without Prefect's record around them, so that runs without Prefect find them too."""
 
     url: str
     is_refreshing: bool
@@ -74,12 +75,14 @@ class _StoredResults(WritableFileSystem):
             if self.is_refreshing or load_usable_result(path, store) is None:
                 raise StoreError(f"no result of {path}")
             self._checked.add(path)
-        return store.read(result_path(path))
+        result = JSONSerializer().loads(store.read(result_path(path)))
+        return get_result_store().create_result_record(result, path).serialize()
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
         """Keep a result; exceptions, which come without a recipe's key, are left to Prefect's states."""
         if RECIPE_KEY.fullmatch(path):
-            Store(self.url).write(result_path(path), content)
+            record = type(get_result_store().create_result_record(None, path)).deserialize(content)
+            Store(self.url).write(result_path(path), record.serialize_result())
             self._checked.add(path)
 
     def _resolve_path(self, _: str) -> None:

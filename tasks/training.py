@@ -1,4 +1,4 @@
-"""Epoch training as a task. The live state stays in the process between epochs, under the checkpoint that it equals."""
+"""Epoch training as a task."""
 
 import random
 import sys
@@ -8,21 +8,17 @@ from prefect import get_run_logger, task
 from prefect.runtime import task_run
 
 from refit.data.examples import load_examples
-from refit.models import trials
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
-from refit.runtime import devices
-from refit.runtime.interruption import deliver_signal, is_signal_held
+from refit.runtime.interruption import deliver_signal
 from refit.serving import warm_start
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tasks.caching import CACHED, RETRIED, find_result, keep_result
-from refit.tasks.loaders import open_loaders
-from refit.training import checkpoints, loop, optimizers
+from refit.training import loop, trainer
 
 DRAWING = ("prefect.", "websockets.", "aiohttp.", "botocore.")
 """Packages whose threads draw from Python's generator, for a ping every 20 seconds or the wait before another try."""
 
-_live: dict[str, loop.TrainingState] = {}
 _aside = random.Random()
 
 
@@ -41,21 +37,15 @@ def start_training(
     champion: SavedModel | None = None,
 ) -> Ref:
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
-    store = Store(settings.store.url)
-    signature = load_examples(snapshot, store).signature
-    trials.check_contract(settings.model, signature)
-    state = _build_state(snapshot, settings, store)
-    unkept = trials.find_unkept_state(settings.model, signature)
-    if unkept:
-        get_run_logger().warning(
-            "model.factory: %s changes %s in training, which no checkpoint and no saved version holds; if results depend on it, "
-            "they will be others when a run goes on and when the model is loaded: make it a buffer",
-            settings.model.factory,
-            ", ".join(unkept),
-        )
-    if champion is not None:
-        get_run_logger().info(warm_start.take_weights(state, champion, signature, store, settings))
-    return _keep(state, settings, store)
+    set_threads_aside()
+    logger, store = get_run_logger(), Store(settings.store.url)
+
+    def take_weights(state: loop.TrainingState) -> None:
+        if champion is not None:
+            signature = load_examples(snapshot, store).signature
+            logger.info(warm_start.take_weights(state, champion, signature, store, settings))
+
+    return trainer.start(snapshot, settings, logger.warning, take_weights)
 
 
 def _name_run() -> str:
@@ -85,85 +75,15 @@ def train_epoch(
         deadline: When to stop, on the clock of `time.monotonic`.
         keys_before: Of the epochs before it; their results are kept as its own is.
     """
+    set_threads_aside()
+    report = get_run_logger().info
     for earlier, key_before in enumerate(keys_before, start=epoch - len(keys_before)):
         result = find_result(key_before)
         if result is None or not Store(settings.store.url).is_whole(result.checkpoint.digest):
-            result = _train_epoch(earlier, key_before, checkpoint, loaders, settings, deadline)
+            result = trainer.train_epoch(earlier, key_before, checkpoint, loaders, settings, report, deadline)
             keep_result(key_before, result)
             deliver_signal()
             if deadline is not None:
                 loop.check_deadline(deadline, earlier, loaders.num_batches)
         checkpoint = result.checkpoint
-    return _train_epoch(epoch, key, checkpoint, loaders, settings, deadline)
-
-
-def _train_epoch(
-    epoch: int, key: str, checkpoint: Ref, loaders: LoadersRef, settings: SettingsTree, deadline: float | None
-) -> EpochResult:
-    """Train from the checkpoint before the epoch, or inside it."""
-    store = Store(settings.store.url)
-    # Taken out: what a failed try leaves half-trained is never found again.
-    state = _live.pop(_live_key(checkpoint, settings), None)
-    partial = checkpoints.find_partial(key, store)
-    if state is None or partial is not None:
-        state = _build_state(loaders.dataset, settings, store)
-        checkpoints.load_state(partial or checkpoint, state, store)
-        if partial is not None:
-            get_run_logger().info("epoch %d: going on after batch %d", epoch, state.num_batches)
-    device = devices.prepare_compute(settings.compute)
-    train_loader, val_loader = open_loaders(loaders, settings.store.url, device)
-    num_steps = loop.count_steps(loaders.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
-    clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
-    log = None
-    with checkpoints.saving_partials(key, store) as save_partial:
-        while log is None:
-            log = loop.train_epoch(
-                state,
-                train_loader,
-                optimizers.build_learning_rate(settings.optimizer, num_steps),
-                device=device,
-                precision=settings.compute.precision,
-                engine=settings.compute.engine,
-                accumulate_batches=settings.training.accumulate_batches,
-                max_grad_norm=settings.training.max_grad_norm,
-                val_loader=val_loader,
-                should_pause=lambda: is_signal_held() or clock.is_due(),
-                report=get_run_logger().info,
-            )
-            if log is None:
-                save_partial(state)
-                deliver_signal()
-                clock.restart(state)
-    result = EpochResult(
-        epoch=epoch,
-        checkpoint=_keep(state, settings, store),
-        log=checkpoints.save_report("log", log, store),
-        train_loss=log.train_loss,
-        val_loss=log.val_loss,
-        val_score=log.val_score,
-    )
-    checkpoints.drop_partial(key, store)
-    return result
-
-
-def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> loop.TrainingState:
-    set_threads_aside()
-    return loop.build_training_state(
-        settings.model,
-        settings.optimizer,
-        load_examples(snapshot, store).signature,
-        seed=settings.seed,
-        device=devices.prepare_compute(settings.compute),
-    )
-
-
-def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:
-    checkpoint = checkpoints.save_state(state, store)
-    _live.clear()
-    _live[_live_key(checkpoint, settings)] = state
-    return checkpoint
-
-
-def _live_key(checkpoint: Ref, settings: SettingsTree) -> str:
-    """Two models may have the same weights, so the digest of a checkpoint alone does not tell them apart."""
-    return checkpoint.digest + settings.model_dump_json(include={"model", "optimizer", "compute"})
+    return trainer.train_epoch(epoch, key, checkpoint, loaders, settings, report, deadline)

@@ -1,17 +1,18 @@
 """Refit: scheduled retraining of PyTorch models, correct to the bit."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refit.runs.train import train
     from refit.serving.saved_model import Model, load_model
 
-__all__ = ["Model", "load_model"]
+__all__ = ["Model", "load_model", "train"]
+_HOMES = {"Model": "refit.serving.saved_model", "load_model": "refit.serving.saved_model", "train": "refit.runs.train"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for who loads a model."""
-    if name in __all__:
-        from refit.serving import saved_model
-
-        return getattr(saved_model, name)
+    """Import torch only for who trains or loads a model."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

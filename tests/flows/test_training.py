@@ -33,6 +33,7 @@ from refit.runtime.devices import NUM_THREADS
 from refit.serving.saved_model import Model, load_model
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
+from refit.training import trainer
 from refit.training.checkpoints import digest_weights
 from refit.training.optimizers import build_learning_rate
 
@@ -152,8 +153,8 @@ def assert_plain(result: TrainingResult, plain: Plain) -> None:
 
 def forget() -> None:
     """As another process would find it."""
-    refit.tasks.training._live.clear()
-    refit.tasks.loaders._open_loaders.cache_clear()
+    trainer._live.clear()
+    trainer._open_loaders.cache_clear()
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import load_manifest
 from refit.tasks.dataset import build_dataset
-from refit.tasks.loaders import build_loaders, open_loaders
+from refit.tasks.loaders import build_loaders
+from refit.training.trainer import open_loaders
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

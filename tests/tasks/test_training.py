@@ -20,7 +20,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.runtime import flow_run
 
-import refit.tasks.training
 from refit.data.signature import Signature
 from refit.errors import SettingsError, StoreError, TrainingError
 from refit.refs import EpochResult, Ref
@@ -33,7 +32,7 @@ from refit.tasks.evaluation import evaluate
 from refit.tasks.loaders import build_loaders
 from refit.tasks.saving import save_version
 from refit.tasks.training import start_training, train_epoch
-from refit.training import checkpoints, loop
+from refit.training import checkpoints, loop, trainer
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -65,7 +64,7 @@ def _nothing_is_live():
 
 def forget() -> None:
     """As another process would find it."""
-    refit.tasks.training._live.clear()
+    trainer._live.clear()
 
 
 def new_key() -> str:
@@ -258,7 +257,7 @@ def test_a_retry_after_half_an_epoch_gives_the_bits_of_an_epoch_that_never_faile
 def tear_loader_once(monkeypatch, num_batches: int, epochs: tuple[int, ...]) -> list[int]:
     """Make the first try of each of these epochs lose its loader after some batches."""
     tears: list[int] = []
-    whole = refit.tasks.training.open_loaders
+    whole = trainer.open_loaders
     tries = iter([True, False] * len(epochs))
 
     def open_loaders(*handles):
@@ -277,7 +276,7 @@ def tear_loader_once(monkeypatch, num_batches: int, epochs: tuple[int, ...]) -> 
         torn.gather = gather
         return torn
 
-    monkeypatch.setattr(refit.tasks.training, "open_loaders", open_loaders)
+    monkeypatch.setattr(trainer, "open_loaders", open_loaders)
     return tears
 
 
@@ -397,7 +396,7 @@ def read_partial(key: str, settings: SettingsTree) -> tuple[Ref, int] | None:
 
 def call_at_step(monkeypatch, number: int, act) -> None:
     """Call `act` while the step of this number, counted from 1, is at work; only once."""
-    build, seen = refit.tasks.training.optimizers.build_learning_rate, []
+    build, seen = trainer.optimizers.build_learning_rate, []
 
     def build_learning_rate(*arguments):
         rate = build(*arguments)
@@ -410,7 +409,7 @@ def call_at_step(monkeypatch, number: int, act) -> None:
 
         return learning_rate
 
-    monkeypatch.setattr(refit.tasks.training.optimizers, "build_learning_rate", build_learning_rate)
+    monkeypatch.setattr(trainer.optimizers, "build_learning_rate", build_learning_rate)
 
 
 def test_checkpoints_inside_an_epoch_change_no_bit_and_are_gone_after_it(settings, monkeypatch):

@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from refit.errors import StoreError
-from refit.refs import EpochResult, Ref
+from refit.refs import EpochResult, Handle, Ref
 from refit.registry.versions import check_version
 from refit.store.store import Store
 
@@ -21,11 +21,16 @@ def result_path(key: str) -> str:
 def load_result(key: str, store: Store) -> dict[str, Any] | None:
     """Load the result of a step, or None if there is none that can be read."""
     try:
-        record = json.loads(store.read(result_path(key)))
-        content: dict[str, Any] = json.loads(record["result"])["data"]  # as Prefect 3.8 writes it: JSON in JSON
+        content = json.loads(store.read(result_path(key)))["data"]
     except (StoreError, ValueError, KeyError, TypeError):
         return None
-    return content
+    return content if isinstance(content, dict) else None
+
+
+def save_result(key: str, result: Handle, store: Store) -> None:
+    """Keep the result of a step, with its class, as Prefect's JSON serializer writes it."""
+    kind = f"{type(result).__module__}.{type(result).__qualname__}"
+    store.write(result_path(key), json.dumps({"__class__": kind, "data": result.model_dump(mode="json")}).encode())
 
 
 def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:

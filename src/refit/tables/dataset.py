@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from refit.data.identities import Hashes, Identities, Rows, number_copies
 from refit.data.signature import Kind, Target
 from refit.data.splits import RareClassesError
 from refit.errors import DataError
-from refit.refs import Ref
-from refit.settings import NOTEBOOK, DataSettings
+from refit.refs import DatasetRef, Ref
+from refit.settings import NOTEBOOK, DataSettings, SettingsTree
 from refit.store.store import Store
 from refit.tables.copies import Copies, count_copies
 from refit.tables.files import find_files, naming_read_errors
@@ -229,6 +229,25 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     )
     data = manifest.model_dump_json().encode()
     return Ref(kind="dataset", digest=store.put(data), size=len(data))
+
+
+def build_snapshot(
+    settings: SettingsTree,
+    source_digests: Sequence[str | None],
+    store: Store,
+    report: Callable[[str], object],
+    warn: Callable[[str], object],
+) -> DatasetRef:
+    """Build the data set of a run, if its sources still have the digests of the recipe, and tell what it holds."""
+    ref = build_dataset(settings.data, settings.seed, store)
+    manifest = load_manifest(ref, store)
+    check_sources(manifest, source_digests)
+    for line in manifest.describe():
+        report(line)
+    for line in manifest.list_warnings():
+        warn(line)
+    splits = {split: info.ref for split, info in manifest.splits.items()}
+    return DatasetRef(**ref.model_dump(), splits=splits, test_rows=manifest.test_rows)
 
 
 def check_data(settings: DataSettings, seed: int) -> None:

@@ -13,7 +13,7 @@ from refit.store.store import Store
 
 def keep(store: Store, key: str, content: dict) -> None:
     """As Prefect 3.8 writes it."""
-    store.write(result_path(key), json.dumps({"result": json.dumps({"data": content})}).encode())
+    store.write(result_path(key), json.dumps({"data": content}).encode())
 
 
 def keep_epoch(recipe: Recipe, epoch: int, store: Store) -> None:

@@ -35,7 +35,7 @@ def keep_run(store: Store, number: int) -> tuple[Run, set[str]]:
     data = f"run {number}".encode()
     checkpoint = Ref(kind="checkpoint", digest=store.put(data), size=len(data))
     result = result_path(run.recipe.epoch_keys[0])
-    store.write(result, json.dumps({"result": json.dumps({"data": {"checkpoint": checkpoint.model_dump()}})}).encode())
+    store.write(result, json.dumps({"data": {"checkpoint": checkpoint.model_dump()}}).encode())
     return run, {f"runs/{record}", result, store.object_path(checkpoint.digest)}
 
 

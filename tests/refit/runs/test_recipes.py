@@ -44,7 +44,7 @@ def resolve(source: str, **changes) -> Settings:
 
 def keep(store: Store, key: str, content: dict) -> None:
     """As Prefect 3.8 writes it."""
-    store.write(result_path(key), json.dumps({"result": json.dumps({"data": content})}).encode())
+    store.write(result_path(key), json.dumps({"data": content}).encode())
 
 
 def put(store: Store, kind: str, data: bytes) -> Ref:
@@ -384,7 +384,7 @@ def test_a_damaged_newest_checkpoint_leaves_its_epoch_to_do(source, store):
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_damaged_log_leaves_its_epoch_to_do(source, store, epoch):
     made = run(resolve(source), store)
-    content = json.loads(json.loads(store.read(result_path(made.recipe.epoch_keys[epoch - 1])))["result"])["data"]
+    content = json.loads(store.read(result_path(made.recipe.epoch_keys[epoch - 1])))["data"]
     damage(store, content["log"]["digest"])
     steps = [step for step, is_done, _ in told(forecast(resolve(source), store)) if not is_done]
     assert [step for step in steps if step.startswith("train epochs")] != []

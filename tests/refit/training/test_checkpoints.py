@@ -433,7 +433,7 @@ def test_the_card_says_what_the_model_is_and_how_good(saved):
     ]
     assert "| split | rows | accuracy | loss | ROC AUC | calibration error |" in lines
     for split, found in metrics.items():
-        figures = f"{found.loss:.4f} | {found.accuracy:.4f} | {found.roc_auc:.4f} | {found.calibration_error:.4f}"
+        figures = f"{found.accuracy:.4f} | {found.loss:.4f} | {found.roc_auc:.4f} | {found.calibration_error:.4f}"
         assert f"| {split} | {found.num_rows} | {figures} |" in lines
     assert lines[lines.index("By class, on the rows of test:") :][2:] == [
         "| class | precision | recall | F1 | rows |",

@@ -1,0 +1,174 @@
+"""A whole run without Prefect: the same steps as the flow `train`, the same results in the store, the same bits."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from refit.errors import StoreError
+from refit.models.building import build_for_weights
+from refit.promotion.comparison import measure_lead
+from refit.refs import DatasetRef, EpochResult, Handle, LoadersRef, Ref, SavedModel, TrainingResult
+from refit.registry import saving, versions
+from refit.runs.keys import Recipe
+from refit.runs.recipes import Run, build_recipe, record_run
+from refit.runs.results import find_last_epoch, load_result, load_usable_result, save_result
+from refit.runtime import devices
+from refit.runtime.interruption import holding_signals
+from refit.settings import Settings, SettingsTree, resolve_settings
+from refit.store.store import Store
+from refit.tables import dataset
+from refit.training import checkpoints, loop, trainer
+from refit.training.metrics import Metrics
+
+Made = TypeVar("Made", bound=Handle)
+NO_SETTINGS = SettingsTree()
+
+
+def train(
+    settings: SettingsTree = NO_SETTINGS, *, refresh: bool = False, report: Callable[[str], object] = print
+) -> TrainingResult:
+    """Train a model and save it as the next version of its name; what was done before is not done again.
+
+    It can be interrupted anywhere. The same call goes on from there, as do the flow and the command `refit train`.
+
+    Args:
+        settings: What is given here is kept; the environment, `.env` and `refit.toml` fill in the rest.
+        refresh: Do every step anew.
+        report: Told, a line at a time, what happens.
+
+    Raises:
+        RefitError: Settings, data or model cannot be used, or training fails.
+    """
+    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    with trainer.training_alone(lambda: report("another run of this process trains; waiting for it to end")):
+        return _Run(resolved, refresh, report).train()
+
+
+def save_best(
+    key: str,
+    best: EpochResult,
+    epochs: Sequence[EpochResult],
+    metrics: dict[str, Ref],
+    snapshot: DatasetRef,
+    settings: SettingsTree,
+    refitted: EpochResult | None = None,
+    *,
+    report: Callable[[str], object],
+    warn: Callable[[str], object],
+) -> SavedModel:
+    """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
+    store = Store(settings.store.url)
+    manifest = dataset.load_manifest(snapshot, store)
+    device = devices.prepare_compute(settings.compute)
+    network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store).to(device)
+    lead = measure_lead(network, manifest, settings, store, device)
+    saved = saving.save_version(
+        best.checkpoint,
+        settings,
+        manifest,
+        [checkpoints.load_report(result.log, loop.EpochLog, store) for result in epochs],
+        {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
+        store,
+        key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
+        refitted=None if refitted is None else refitted.checkpoint,
+        lead=lead.model_dump() | {"warning": lead.warn()},
+    )
+    if warning := lead.warn():
+        warn(warning)
+    report(f"saved {saved.reference} in {saved.path}")
+    return saved
+
+
+@contextmanager
+def timed(step: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note how long the block took."""
+    started = time.perf_counter()
+    yield
+    seconds[step] = round(time.perf_counter() - started, 3)
+
+
+class _Run:
+    """The order of the steps, each of which is looked up by its key before it is taken."""
+
+    def __init__(self, settings: Settings, refresh: bool, report: Callable[[str], object]) -> None:
+        self.settings, self.refresh, self.report = settings, refresh, report
+        self.store = Store(settings.store.url)
+        self.started, self.seconds = time.monotonic(), dict[str, float]()
+
+    def train(self) -> TrainingResult:
+        recipe, settings, store = build_recipe(self.settings), self.settings, self.store
+        self.report(f"device: {devices.describe_device(devices.prepare_compute(settings.compute))}")
+        store.remove_leftovers()
+        store.try_out()
+        with store.lock(recipe.start.key, self._tell_of_wait):
+            run = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
+            record = record_run(run, store)
+            with timed("build_dataset", self.seconds):
+                snapshot = self._once(recipe.dataset.key, DatasetRef, partial(self._build_dataset, recipe))
+            with timed("train", self.seconds):
+                fit = self._fit(recipe, snapshot)
+            with timed("evaluate", self.seconds):
+                keys = {split: recipe.evaluation(split, fit.best.epoch).key for split in snapshot.splits}
+                evaluate = partial(trainer.evaluate, checkpoint=fit.best.checkpoint, snapshot=snapshot, settings=settings)
+                metrics = {split: self._once(key, Ref, partial(evaluate, split)) for split, key in keys.items()}
+            key = recipe.saving(settings.name, fit.best.epoch, len(fit.epochs), list(keys.values())).key
+            record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
+            refitted = None
+            if recipe.refit_on_all:
+                with timed("refit_on_all", self.seconds):
+                    refitted = self._fit(recipe.on_all_rows(fit.best.epoch), snapshot).best
+            with timed("save_version", self.seconds):
+                is_new = self.refresh or load_usable_result(key, store) is None
+                given = key, fit.best, fit.epochs, metrics, snapshot, settings, refitted
+                saved = self._once(key, SavedModel, partial(save_best, *given, report=self.report, warn=self.report))
+        model = versions.locate(saved, store)
+        return TrainingResult(model=model, is_new=is_new, best_epoch=fit.best.epoch, seconds=self.seconds)
+
+    def _tell_of_wait(self) -> None:
+        self.report("another process trains this recipe; waiting for it to end")
+
+    def _build_dataset(self, recipe: Recipe) -> DatasetRef:
+        return dataset.build_snapshot(self.settings, recipe.source_digests, self.store, self.report, self.report)
+
+    def _fit(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
+        """All epochs of a recipe, as far as they are not done."""
+        settings, store = self.settings, self.store
+        trainer.check_splits(settings, snapshot)
+        deadline = None if settings.training.timeout_seconds is None else self.started + settings.training.timeout_seconds
+        loaders = self._once(
+            recipe.loaders.key, LoadersRef, lambda: trainer.build_loaders(snapshot, settings, recipe.is_on_all_rows)
+        )
+        last = 0 if self.refresh else find_last_epoch(recipe.epoch_keys, store, self.report)
+        checkpoint = self._once(
+            recipe.start.key, Ref, lambda: trainer.start(snapshot, settings, self.report), needs_checkpoint=last == 0
+        )
+        fit = trainer.Fit(settings, recipe.num_epochs)
+        for epoch, key in enumerate(recipe.epoch_keys, start=1):
+            if epoch <= last:
+                result = EpochResult.model_validate(load_result(key, store))
+            else:
+                with holding_signals():
+                    result = trainer.train_epoch(epoch, key, checkpoint, loaders, settings, self.report, deadline)
+                    save_result(key, result, store)
+                self.report(result.describe(recipe.num_epochs))
+            checkpoint = result.checkpoint
+            fit.add(result)
+            if fit.is_over:
+                break
+        if not store.is_whole(fit.best.checkpoint.digest):
+            path = store.location(store.object_path(fit.best.checkpoint.digest))
+            raise StoreError(f"checkpoint {path}: expected it whole, found it damaged or gone; run again to train it anew")
+        return fit
+
+    def _once(self, key: str, kind: type[Made], make: Callable[[], Made], needs_checkpoint: bool = False) -> Made:
+        """What was kept under the key, or else what is made now, and kept."""
+        content = None if self.refresh else load_usable_result(key, self.store)
+        if content is not None:
+            found = kind.model_validate(content)
+            if not (needs_checkpoint and isinstance(found, Ref) and not self.store.is_whole(found.digest)):
+                return found
+        made = make()
+        save_result(key, made, self.store)
+        return made

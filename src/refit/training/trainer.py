@@ -1,0 +1,249 @@
+"""Trains by refs: each epoch from the checkpoint before it, and what comes of all of them. Knows no Prefect."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+
+from refit.data import loaders
+from refit.data.examples import load_examples
+from refit.errors import SettingsError
+from refit.models import building, trials
+from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
+from refit.runtime import devices
+from refit.runtime.interruption import deliver_signal, is_signal_held
+from refit.settings import SettingsTree
+from refit.store.store import Store
+from refit.training import checkpoints, evaluation, loop, optimizers
+from refit.training.objective import build_objective
+
+Report = Callable[[str], object]
+
+_live: dict[str, loop.TrainingState] = {}
+"""The state that is trained, under the checkpoint that it equals."""
+_is_training = threading.Lock()
+
+
+@contextmanager
+def training_alone(on_wait: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Wait for runs in other threads of this process: generators, precision and threads are the process's.
+
+    Precision and threads are put back at the end. `on_wait` is called if there is one to wait for.
+    """
+    if not _is_training.acquire(blocking=False):
+        on_wait()
+        _is_training.acquire()
+    try:
+        with devices.putting_defaults_back():
+            yield
+    finally:
+        _is_training.release()
+
+
+def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
+    """Raise SettingsError for settings of the training that need rows which the data set has not."""
+    if settings.training.patience is not None and "val" not in snapshot.splits:
+        raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
+    if settings.training.refit_on_all and len(snapshot.splits) == 1:
+        raise SettingsError(
+            "training.refit_on_all: expected rows that training held back, found train rows alone;"
+            " set data.val or data.test, or drop it"
+        )
+
+
+def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: bool = False) -> LoadersRef:
+    """Make the loaders of the train and validation rows, or of all rows to train on, and say what they are made of."""
+    infos = load_examples(snapshot, Store(settings.store.url)).splits
+    splits = [*infos] if on_all_rows else ["train"]
+    batch_size = loaders.choose_batch_size(settings.loader.batch_size, infos["train"].rows)
+    drop_last = settings.loader.drop_last
+    num_batches = loaders.count_batches(sum(infos[split].rows for split in splits), batch_size, drop_last)
+    ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches, splits=splits)
+    _open_loaders(ref.model_dump_json(), settings.store.url, devices.choose_device(settings.compute.device))
+    return ref
+
+
+def open_loaders(
+    ref: LoadersRef, url: str, device: torch.device = loaders.CPU
+) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
+    """Return the loaders of the rows to train on and, where others are left, of the validation rows; the last made are kept."""
+    return _open_loaders(ref.model_dump_json(), url, device)
+
+
+@lru_cache(maxsize=1)
+def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
+    ref, store = LoadersRef.model_validate_json(json), Store(url)
+    examples = load_examples(ref.dataset, store)
+    parts = [examples.load_split(split, store) for split in ref.splits]
+    x, y = map(torch.cat, zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
+    train_loader = loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device)
+    if "val" not in examples.splits or "val" in ref.splits:
+        return train_loader, None
+    return train_loader, loaders.build_evaluation_loader(*examples.load_split("val", store), device)
+
+
+def start(
+    snapshot: DatasetRef, settings: SettingsTree, warn: Report, prepare: Callable[[loop.TrainingState], object] | None = None
+) -> Ref:
+    """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from.
+
+    Args:
+        snapshot: The data set.
+        settings: Of the run.
+        warn: Told what the model changes that no checkpoint holds.
+        prepare: Changes the fresh state, such as its weights.
+
+    Raises:
+        SettingsError: The user's model cannot be used.
+    """
+    store = Store(settings.store.url)
+    signature = load_examples(snapshot, store).signature
+    trials.check_contract(settings.model, signature)
+    state = _build_state(snapshot, settings, store)
+    unkept = trials.find_unkept_state(settings.model, signature)
+    if unkept:
+        warn(
+            f"model.factory: {settings.model.factory} changes {', '.join(unkept)} in training, which no checkpoint and no saved"
+            " version holds; if results depend on it, they will be others when a run goes on and when the model is loaded:"
+            " make it a buffer"
+        )
+    if prepare is not None:
+        prepare(state)
+    return _keep(state, settings, store)
+
+
+def train_epoch(
+    epoch: int,
+    key: str,
+    checkpoint: Ref,
+    loaders_ref: LoadersRef,
+    settings: SettingsTree,
+    report: Report,
+    deadline: float | None = None,
+) -> EpochResult:
+    """Train one epoch from the checkpoint before it, or from inside it, where an earlier try was cut short.
+
+    Args:
+        epoch: Counted from 1.
+        key: Names what is kept of the epoch while it is not finished.
+        checkpoint: The state after the epoch before.
+        loaders_ref: What the loaders are made of.
+        settings: Of the run.
+        report: Told of what takes long.
+        deadline: When to stop, on the clock of `time.monotonic`.
+
+    Raises:
+        TrainingError: A loss or weight is not finite, or the time is over.
+    """
+    store = Store(settings.store.url)
+    # Taken out: what a failed try leaves half-trained is never found again.
+    state = _live.pop(_live_key(checkpoint, settings), None)
+    partial = checkpoints.find_partial(key, store)
+    if state is None or partial is not None:
+        state = _build_state(loaders_ref.dataset, settings, store)
+        checkpoints.load_state(partial or checkpoint, state, store)
+        if partial is not None:
+            report(f"epoch {epoch}: going on after batch {state.num_batches}")
+    device = devices.prepare_compute(settings.compute)
+    train_loader, val_loader = open_loaders(loaders_ref, settings.store.url, device)
+    num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
+    clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
+    log = None
+    with checkpoints.saving_partials(key, store) as save_partial:
+        while log is None:
+            log = loop.train_epoch(
+                state,
+                train_loader,
+                optimizers.build_learning_rate(settings.optimizer, num_steps),
+                device=device,
+                precision=settings.compute.precision,
+                engine=settings.compute.engine,
+                accumulate_batches=settings.training.accumulate_batches,
+                max_grad_norm=settings.training.max_grad_norm,
+                val_loader=val_loader,
+                should_pause=lambda: is_signal_held() or clock.is_due(),
+                report=report,
+            )
+            if log is None:
+                save_partial(state)
+                deliver_signal()
+                clock.restart(state)
+    result = EpochResult(
+        epoch=epoch,
+        checkpoint=_keep(state, settings, store),
+        log=checkpoints.save_report("log", log, store),
+        train_loss=log.train_loss,
+        val_loss=log.val_loss,
+        val_score=log.val_score,
+    )
+    checkpoints.drop_partial(key, store)
+    return result
+
+
+def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:
+    """Score the weights of a checkpoint on the rows of one split, and keep the metrics."""
+    _open_loaders.cache_clear()  # training is over: its rows make room
+    store = Store(settings.store.url)
+    examples = load_examples(snapshot, store)
+    device = devices.prepare_compute(settings.compute)
+    model = checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store)
+    metrics = evaluation.evaluate(
+        model.to(device),
+        loaders.build_evaluation_loader(*examples.load_split(split, store)),
+        build_objective(examples.signature.target),
+        device,
+        settings.compute.precision,
+    )
+    return checkpoints.save_report("metrics", metrics, store)
+
+
+class Fit:
+    """The epochs of a run as they come: which is the best, whether to stop, and which checkpoints to keep."""
+
+    def __init__(self, settings: SettingsTree, num_epochs: int) -> None:
+        self.epochs: list[EpochResult] = []
+        self._num_epochs = num_epochs
+        self._patience, self._keep = settings.training.patience, settings.checkpoint.keep
+        self._store = Store(settings.store.url)
+
+    @property
+    def best(self) -> EpochResult:
+        """The epoch whose weights the run keeps."""
+        return self.epochs[loop.best_epoch(self._val_losses) - 1]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no other epoch is to come."""
+        return len(self.epochs) == self._num_epochs or loop.has_lost_patience(self._val_losses, self._patience)
+
+    @property
+    def _val_losses(self) -> Sequence[float | None]:
+        return [epoch.val_loss for epoch in self.epochs]
+
+    def add(self, result: EpochResult) -> None:
+        """Add the next epoch; checkpoints that nothing needs any more are removed."""
+        best_before = [self.best] if self.epochs else []
+        self.epochs.append(result)
+        if self._keep is not None:
+            stale = [*self.epochs[-self._keep - 1 : -self._keep], *best_before]
+            checkpoints.prune_checkpoints(stale, [*self.epochs[-self._keep :], self.best], self._store)
+
+
+def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> loop.TrainingState:
+    device = devices.prepare_compute(settings.compute)
+    signature = load_examples(snapshot, store).signature
+    return loop.build_training_state(settings.model, settings.optimizer, signature, seed=settings.seed, device=device)
+
+
+def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:
+    checkpoint = checkpoints.save_state(state, store)
+    _live.clear()
+    _live[_live_key(checkpoint, settings)] = state
+    return checkpoint
+
+
+def _live_key(checkpoint: Ref, settings: SettingsTree) -> str:
+    """Two models may have the same weights, so the digest of a checkpoint alone does not tell them apart."""
+    return checkpoint.digest + settings.model_dump_json(include={"model", "optimizer", "compute"})
