@@ -78,6 +78,18 @@ class Decision(Handle):
     not_judged: list[str]
     """Classes and slices with too few rows to show any drop."""
 
+    def warn(self) -> str | None:
+        """Say of the candidate what `Lead.warn` says of a model."""
+        lead = Lead(
+            split="test",
+            score=self.score,
+            num_rows=self.num_rows,
+            model=self.candidate,
+            majority=self.majority,
+            bound=self.lead,
+        )
+        return lead.warn()
+
     @property
     def summary(self) -> str:
         """The figures alone, without names from the data."""

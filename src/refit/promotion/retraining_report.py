@@ -22,6 +22,7 @@ def render_report(
         headline=headline,
         context=context,
         reason=reason,
+        caution=verdict.decision.warn(),
         scores=verdict.scores,
         num_scored=verdict.decision.num_rows,
         not_judged=verdict.decision.not_judged,

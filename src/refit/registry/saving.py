@@ -128,7 +128,7 @@ def _render_card(
         (run_report.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes
     ]
     warning = record["lead"] and record["lead"]["warning"]
-    caution = f"\n**Caution:** {warning}.\n" if warning else ""
+    caution = f"\n{run_report.render_caution(warning)}\n" if warning else ""
     return f"""# {settings.name}
 
 {run_report.render_fields(overview)}

@@ -99,6 +99,8 @@ class RunReport:
     context: str | None = None
     """When it was, and which run."""
     reason: str | None = None
+    caution: str | None = None
+    """Why the candidate is of little use, whatever was decided."""
     scores: Mapping[str, Mapping[str, float | None]] | None = None
     """Metrics by model, the candidate first, then what it was compared with: `{"penguins@v8": {"accuracy": 0.97}}`."""
     num_scored: int | None = None
@@ -135,6 +137,7 @@ def render_run_report(report: RunReport) -> str:
         f"# {_render_text(report.headline)}",
         _render_text(report.context or ""),
         _render_text(report.reason or ""),
+        render_caution(report.caution),
         _render_scores(report),
         _render_slices(report.worse_slices),
         _render_not_judged(report.not_judged),
@@ -160,6 +163,11 @@ def embed_png(png: bytes, alt: str) -> str:
 def render_name(name: object, max_length: int = MAX_NAME_LENGTH) -> str:
     """Render a name from data as a code span, shortened: no link, picture or tag in it becomes one."""
     return _quote(shorten(str(name), max_length))
+
+
+def render_caution(text: str | None) -> str:
+    """Render a warning as one sentence; nothing where there is none."""
+    return f"**Caution:** {_render_text(text)}." if text else ""
 
 
 def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:

@@ -415,7 +415,7 @@ def test_a_model_that_does_not_beat_the_majority_class_is_warned_of_as_a_decisio
     lead = measure_lead(as_rows(model), rival, PromotionSettings(), "test")
     assert lead.warn() == warning
     decision = judge(model, np.zeros(100), majority=rival)
-    assert (lead.bound, lead.majority) == (decision.lead, decision.majority)
+    assert (lead.bound, lead.majority, lead.warn()) == (decision.lead, decision.majority, decision.warn())
     assert ("does not beat the majority class" in decision.reason) == (warning is not None)
 
 

@@ -50,6 +50,14 @@ def test_the_report_lies_beside_the_candidate_whose_files_stay_as_they_are(save_
     assert "These test rows have judged no candidate before." in markdown
 
 
+@pytest.mark.parametrize(("feature", "is_warned"), [("x0", True), ("kind", False)])
+def test_the_report_says_whether_the_candidate_beats_the_majority_class(save_version, store, feature, is_warned):
+    candidate = save_version(ROWS, num_epochs=12, features=[feature])
+    verdict = compare(candidate, None, PromotionSettings(), store)
+    markdown, _ = write_report(candidate, verdict, append_entry(store, "model", action="keep", why="", after=1), store)
+    assert ("**Caution:** the model does not beat the majority class" in markdown) == is_warned
+
+
 @pytest.mark.parametrize(
     ("action", "before", "after", "expected"),
     [

@@ -228,6 +228,11 @@ def test_all_sections_of_a_report_come_in_order():
     ]
 
 
+def test_a_report_cautions_against_a_model_of_little_use_right_after_the_reason():
+    text = render_run_report(RunReport(headline="m@v1", reason="no better", caution="it loses", earlier_looks=0))
+    assert text.startswith("# m@v1\n\nno better\n\n**Caution:** it loses.\n\n## ")
+
+
 def test_a_report_without_news_is_its_headline():
     assert render_run_report(RunReport(headline="nothing new")) == "# nothing new\n"
     assert render_run_report(RunReport(headline="kept m@v1", reason="no better")) == "# kept m@v1\n\nno better\n"
