@@ -174,14 +174,13 @@ def compare(
         size_mb=scores[candidate.reference][SIZE] or 0.0,
     )
     scores[MAJORITY] = {name: float(scored.score_majority(score, is_fair).mean()) for name, score in SCORES_OF_MAJORITY.items()}
-    alarm, problem = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged), rival.problem
+    alarm = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged)
+    remedies = [] if decision.is_better and settings.when_incomparable == "promote" else [rival.remedy]
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
-        decision, problem = decision.refuse(), f"{problem}; promotion.when_incomparable is `keep`"
-    elif problem is not None and decision.is_better and settings.when_incomparable == "promote":
-        problem = problem.removesuffix(f"; {WITHOUT_COLUMN}").removesuffix(f"; {WITHOUT_CLASS}")
+        decision, remedies = decision.refuse(), [*remedies, "promotion.when_incomparable is `keep`"]
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     useless = explain_useless_slices(rows.filter(is_fair), settings.slices)
-    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), problem, fallen, useless]
+    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), rival.problem, *remedies, fallen, useless]
     return Verdict(
         decision=decision,
         reason="; ".join(filter(None, [decision.reason, *notes])),

@@ -20,9 +20,6 @@ from refit.texts import list_names
 from refit.training.objective import Mask
 
 LEARNED_FROM = ("train", "val")
-WITHOUT_COLUMN = "bring them back, or promote a candidate by hand"
-WITHOUT_CLASS = "add such rows, or, if there will be none any more, promote a candidate by hand"
-"""What to do where a champion cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,8 @@ class Rival:
     """The test rows that it has learned from."""
     problem: str | None = None
     """What is wrong with the champion."""
+    remedy: str | None = None
+    """What to do about it if the champion stays."""
     is_damaged: bool = False
     """Whether its files are missing or have other bytes."""
 
@@ -55,9 +54,10 @@ def find_rival(
             continue
         except RefitError as error:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
+        loss = _find_lost_columns(model.manifest, rows) or _find_lost_classes(model.manifest, manifest)
+        if loss is not None:
+            return Rival(problem="; ".join([*damages, explain_incomparable(name, number, loss[0])]), remedy=loss[1])
         try:
-            _refuse_lost_columns(model.manifest, rows)
-            _refuse_lost_classes(model.manifest, manifest)
             numbers = manifest.load_identities("test", store).numbers
             if _list_columns(model.manifest) != _list_columns(manifest):
                 numbers = np.zeros_like(numbers)  # what is equal to the one is not to the other
@@ -65,10 +65,11 @@ def find_rival(
         except RefitError as error:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
         judges = [f"{name}@v{number}, the champion before, stands in for it"] if damages else []
-        return Rival(number, model, is_learned, "; ".join([*damages, *judges]) or None, bool(damages))
-    if damages:
-        damages.append("no champion before it can stand in; put its files back, or promote a version by hand")
-    return Rival(problem="; ".join(damages) or None, is_damaged=bool(damages))
+        return Rival(number, model, is_learned, "; ".join([*damages, *judges]) or None, is_damaged=bool(damages))
+    if not damages:
+        return Rival()
+    problem = "; ".join([*damages, "no champion before it can stand in"])
+    return Rival(problem=problem, remedy="put its files back, or promote a version by hand", is_damaged=True)
 
 
 def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: Store) -> tuple[Mask, dict[str, int]]:
@@ -132,26 +133,28 @@ def explain_missing_rows(
     return None if is_fair.any() else explain_unfair(left_out, len(is_fair))
 
 
-def _refuse_lost_columns(before: Manifest, rows: pl.DataFrame) -> None:
-    """Raise DataError if the data lacks a column that a model needs."""
+def _find_lost_columns(before: Manifest, rows: pl.DataFrame) -> tuple[str, str] | None:
+    """Problem and remedy if the data lacks a column that a model needs."""
     lost = [name for name in _list_columns(before) if name is not None and name not in rows.columns]
-    if lost:
-        raise DataError(f"expected the columns that it needs, found no {list_names(sorted(lost))} in the data; {WITHOUT_COLUMN}")
+    if not lost:
+        return None
+    problem = f"expected the columns that it needs, found no {list_names(sorted(lost))} in the data"
+    return problem, "bring them back, or promote a candidate by hand"
 
 
-def _refuse_lost_classes(before: Manifest, now: Manifest) -> None:
-    """Raise DataError if the data has no row of a class that a model knows, as a candidate would never predict it."""
+def _find_lost_classes(before: Manifest, now: Manifest) -> tuple[str, str] | None:
+    """Problem and remedy if the data has no row of a class that a model knows, as a candidate would never predict it."""
     lost = [label for label in before.classes if label not in now.classes]
-    if lost:
-        raise DataError(
-            f"column `{now.target}`: expected rows of every class that it knows, found none of {list_names(map(str, lost))};"
-            f" {WITHOUT_CLASS}"
-        )
+    if not lost:
+        return None
+    found = f"found none of {list_names(map(str, lost))}"
+    problem = f"column `{now.target}`: expected rows of every class that it knows, {found}"
+    return problem, "add such rows, or, if there will be none any more, promote a candidate by hand"
 
 
-def explain_incomparable(name: str, number: int | None, error: RefitError) -> str:
+def explain_incomparable(name: str, number: int | None, problem: RefitError | str) -> str:
     """Say that a version cannot be compared, and why."""
-    return f"{name}@v{number} cannot be compared: {error}"
+    return f"{name}@v{number} cannot be compared: {problem}"
 
 
 def explain_unfair(left_out: Mapping[str, int], num_rows: int) -> str:

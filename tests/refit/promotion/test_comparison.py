@@ -265,6 +265,9 @@ def test_the_champion_before_stands_in_for_one_whose_files_are_damaged_or_gone(s
     assert (verdict.alarm, verdict.judged_by, verdict.decision.is_better) == ("damaged", None, False)
     assert all(f"model@v{number} is damaged: " in verdict.reason for number in (1, 2, 3))
     assert "; no champion before it can stand in; put its files back, or promote a version by hand" in verdict.reason
+    verdict = judge(store, versions[3], versions[2], when_incomparable="promote")
+    assert verdict.decision.is_better
+    assert verdict.reason.endswith("; no champion before it can stand in"), "nothing is left to do"
 
 
 @pytest.mark.parametrize(
