@@ -41,7 +41,7 @@ def add_model(
     files["card.md"] = f"# {name}\n\n| ü | 猫 |\n".encode()
     digests = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
     record = {"created": "2026-01-02T03:04:05+00:00", "weights_digest": "abcdef0123456789", "files": digests}
-    add_version(Store("refit-store"), name, {**files, "version.json": json.dumps(record).encode()})
+    add_version(Store("refit-store"), name, files, record)
 
 
 def rows_of(output: str) -> list[list[str]]:

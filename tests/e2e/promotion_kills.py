@@ -191,7 +191,7 @@ def run_campaign(folder: Path, num_kills: int, seed: int) -> Tally:
     for _ in range(NUM_VERSIONS):
         weights = chance.randbytes(50_000)
         record = {"files": {"model.pt": hashlib.sha256(weights).hexdigest()}}
-        add_version(store, NAME, {"model.pt": weights, "version.json": json.dumps(record).encode()})
+        add_version(store, NAME, {"model.pt": weights}, record)
     written = {number: read_version(store, number) for number in range(1, NUM_VERSIONS + 1)}
     move_alias(store, NAME, 1, expected=None, why="the first")
     for kill in range(num_kills):

@@ -78,8 +78,8 @@ from refit.store.store import Store
 store = Store("{URL}")
 print(store.create("a/file", b"first"), store.create("a/file", b"second"), store.read("a/file"))
 for _ in range(2):
-    add_version(store, "a", {{"version.json": b'{{"files": {{}}}}'}})
-print(store.publish("models/a/v2", {{"version.json": b"other"}}), store.read("models/a/v2/version.json"))
+    add_version(store, "a", {{"model.pt": b"first"}}, {{"files": {{}}}})
+print(store.publish("models/a/v2", {{"version.json": b"other"}}), store.read("models/a/v2/model.pt"))
 move_alias(store, "a", 1, expected=None, why="the first")
 move_alias(store, "a", 2, expected=1, why="it is better")
 for act in (
@@ -100,7 +100,7 @@ def test_aliases_move_by_conditional_writes(environment):
     finished = subprocess.run([sys.executable, "-c", MOVE], env=environment, capture_output=True, text=True, check=True)
     created, published, appended, moved, read, rolled_back = finished.stdout.splitlines()
     assert created == "True False b'first'"
-    assert published == """False b'{"files": {}}'"""
+    assert published == "False b'first'"
     assert appended.startswith(f"{URL}/models/a/ledger/000002.json: expected to write this entry, found another's there")
     assert moved.startswith("a@champion: expected v1, found v2, by ")
     assert read == """2 b'{"version":2,"entry":2}'"""

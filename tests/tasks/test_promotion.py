@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from prefect import flow
 
@@ -23,7 +21,7 @@ def two_versions(monkeypatch) -> Store:
     """Two versions, the first of them the champion; no waiting between tries."""
     store = Store(SETTINGS.store.url)
     for _ in range(2):
-        add_version(store, "a", {"version.json": json.dumps({"files": {}}).encode()})
+        add_version(store, "a", {}, {"files": {}})
     move_alias(store, "a", 1, expected=None, why="first")
     monkeypatch.setattr(promote, "retry_delay_seconds", 0)
     return store

@@ -25,10 +25,10 @@ class Position(Handle):
     entry: int
 
 
-def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: Mapping[str, Any] | None = None) -> int:
+def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: Mapping[str, Any]) -> int:
     """Keep `contents` (file name to bytes) as the next version of model `name` and return its number.
 
-    A `record` becomes `version.json`, together with the model's name and the version's number.
+    The `record` becomes `version.json`, together with the model's name and the version's number.
 
     Of two that save at once, each gets a number of its own. None gets that of a version which is gone but was decided upon, as
     it would be taken for that one, such as the champion.
@@ -37,7 +37,7 @@ def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: 
         StoreError: The newest entry of the ledger is damaged.
     """
     number = max([*list_versions(store, name), find_highest(store, name)]) + 1
-    while not store.publish(version_folder(name, number), {**contents, **_write_record(name, number, record)}):
+    while not store.publish(version_folder(name, number), {**contents, "version.json": _write_record(name, number, record)}):
         number += 1
     return number
 
@@ -339,22 +339,20 @@ def _conflict(name: str, alias: str, expected: int | None, present: Entry | None
     return ConflictError(f"{name}@{alias}: expected {was}, found {now}; compare with that one and decide again")
 
 
-def _write_record(name: str, number: int, record: Mapping[str, Any] | None) -> dict[str, bytes]:
-    if record is None:
-        return {}
-    return {"version.json": json.dumps({"name": name, "version": number, **record}, indent=1).encode()}
+def _write_record(name: str, number: int, record: Mapping[str, Any]) -> bytes:
+    return json.dumps({"name": name, "version": number, **record}, indent=1).encode()
 
 
 def _parse_record(store: Store, folder: str, data: bytes) -> dict[str, Any]:
-    """Parse the `version.json` of a folder; one in a store has to name the version that the folder is called after."""
+    """Parse the `version.json` of a folder: it names a version, in a store the one that the folder is called after."""
     path = f"{folder}/version.json"
     record = _parse_json(store, path, data)
-    if not isinstance(record, dict):
-        raise StoreError(f"{store.location(path)}: expected the record of a version, found other JSON; {RESTORE}")
+    if not isinstance(record, dict) or not {"name", "version"} <= record.keys():
+        raise StoreError(f"{store.location(path)}: expected a version's record with name and number, found other JSON; {RESTORE}")
     place = re.search(rf"(?:^|/){MODELS}/([^/]+)/v(\d+)$", store.location(folder))
     if place is not None:  # a version that was copied out of the store may be called anything
         expected = f"{place[1]}@v{place[2]}"
-        found = f"{record.get('name', place[1])}@v{record.get('version', place[2])}"
+        found = f"{record['name']}@v{record['version']}"
         if found != expected:
             raise StoreError(
                 f"{store.location(path)}: expected the record of {expected}, found that of {found};"

@@ -56,7 +56,7 @@ def test_what_leads_to_the_same_decision_is_no_news(given):
 def test_a_decision_is_that_of_the_last_retraining_whatever_people_did_since(store):
     assert find_decision(store, "a", "key") is None
     for _ in range(2):
-        add_version(store, "a", {"version.json": b'{"files": {}}'})
+        add_version(store, "a", {}, {"files": {}})
     first = move_alias(store, "a", 1, expected=None, why="better", details={KEY: "key"})
     move_alias(store, "a", 2, expected=1, why="by hand")
     append_entry(store, "a", action="open", why="looked at", after=2)
@@ -69,7 +69,7 @@ def test_a_decision_is_that_of_the_last_retraining_whatever_people_did_since(sto
 
 
 def test_a_decision_is_reported_once_its_report_is_there_or_its_version_is_gone(store):
-    number = add_version(store, "a", {"version.json": b'{"files": {}}'})
+    number = add_version(store, "a", {}, {"files": {}})
     entry = append_entry(store, "a", action="keep", why="no better", after=number)
     assert not is_reported(entry, store, "a")
     store.write(report_path("a", number), b"<html>")
@@ -79,10 +79,10 @@ def test_a_decision_is_reported_once_its_report_is_there_or_its_version_is_gone(
 
 def test_a_damaged_champion_is_none(store):
     assert find_champion(store, "a") is None
-    add_version(store, "a", {"version.json": b'{"files": {}}'})
+    add_version(store, "a", {}, {"files": {}})
     move_alias(store, "a", 1, expected=None, why="better")
     assert find_champion(store, "a") == 1
-    store.write("models/a/v1/version.json", b'{"files": {"model.pt": "0"}}')
+    store.write("models/a/v1/version.json", b'{"name": "a", "version": 1, "files": {"model.pt": "0"}}')
     assert find_champion(store, "a") is None
 
 

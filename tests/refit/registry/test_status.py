@@ -1,5 +1,4 @@
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ def model(store) -> Store:
     for number in (1, 2, 3):
         weights = f"weights {number}".encode()
         record = {"created": CREATED, "files": {"model.pt": hashlib.sha256(weights).hexdigest()}}
-        add_version(store, "a", {"model.pt": weights, "version.json": json.dumps(record).encode()})
+        add_version(store, "a", {"model.pt": weights}, record)
     move_alias(store, "a", 1, expected=None, why="the first")
     move_alias(store, "a", 2, expected=1, why="more is right")
     append_entry(store, "a", action="keep", why="it may be luck", alias="champion", before=2, after=3)
@@ -27,7 +26,7 @@ def model(store) -> Store:
 
 
 def test_a_model_that_nothing_was_decided_of_has_no_champion(store):
-    add_version(store, "a", {"model.pt": b""})
+    add_version(store, "a", {"model.pt": b""}, {})
     status = read_status(store, "a")
     assert (status.versions, status.champion, status.trained_at, status.promoted_at) == ([1], None, None, None)
     assert (status.decision, status.damaged) == (None, [])

@@ -48,7 +48,7 @@ def add_versions(store: Store, num_versions: int) -> Store:
     for _ in range(num_versions):
         weights = random.randbytes(100)
         record = {"files": {"model.pt": hashlib.sha256(weights).hexdigest()}}
-        add_version(store, "a", {"model.pt": weights, "version.json": json.dumps(record).encode()})
+        add_version(store, "a", {"model.pt": weights}, record)
     return store
 
 
@@ -63,46 +63,44 @@ def alias_file(store: Store, alias: str = "champion") -> Path:
 def test_versions_are_numbered_from_one_for_each_model(any_store):
     assert list_models(any_store) == []
     assert list_versions(any_store, "a") == []
-    assert [add_version(any_store, "a", {"x": b"1"}) for _ in range(3)] == [1, 2, 3]
-    assert add_version(any_store, "b", {"x": b"1"}) == 1
+    assert [add_version(any_store, "a", {"x": b"1"}, {}) for _ in range(3)] == [1, 2, 3]
+    assert add_version(any_store, "b", {"x": b"1"}, {}) == 1
     assert list_versions(any_store, "a") == [1, 2, 3]
     assert list_models(any_store) == ["a", "b"]
 
 
 def test_ten_comes_after_nine(any_store):
     for number in range(1, 12):
-        assert add_version(any_store, "a", {"x": b""}) == number
+        assert add_version(any_store, "a", {"x": b""}, {}) == number
     assert list_versions(any_store, "a") == list(range(1, 12))
     assert find_version(any_store, "a") == version_folder("a", 11)
 
 
 def test_a_version_holds_its_files_and_never_changes(any_store):
-    number = add_version(any_store, "a", {"x": b"first", "y": b""})
-    add_version(any_store, "a", {"x": b"second"})
+    number = add_version(any_store, "a", {"x": b"first", "y": b""}, {})
+    add_version(any_store, "a", {"x": b"second"}, {})
     assert any_store.read(f"{version_folder('a', number)}/x") == b"first"
 
 
 def test_a_number_is_not_given_again_while_a_later_version_is_there(store):
     for _ in range(3):
-        add_version(store, "a", {"x": b""})
-    (Path(store.root) / "models/a/v2/x").unlink()
-    (Path(store.root) / "models/a/v2").rmdir()
-    assert add_version(store, "a", {"x": b""}) == 4
+        add_version(store, "a", {"x": b""}, {})
+    shutil.rmtree(Path(store.root) / "models/a/v2")
+    assert add_version(store, "a", {"x": b""}, {}) == 4
     assert list_versions(store, "a") == [1, 3, 4]
 
 
 def test_a_reference_is_a_name_or_a_name_with_its_version(any_store):
     for _ in range(2):
-        add_version(any_store, "a", {"x": b""})
+        add_version(any_store, "a", {"x": b""}, {})
     assert find_version(any_store, "a") == "models/a/v2"
     assert find_version(any_store, "a@v1") == "models/a/v1"
     assert find_version(any_store, "a@1") == "models/a/v1"
 
 
 def test_a_name_alone_means_the_newest_version_or_the_alias_that_is_asked_for(any_store):
-    contents = {"x": b"", "version.json": b'{"files": {}}'}
     for _ in range(2):
-        add_version(any_store, "a", contents)
+        add_version(any_store, "a", {"x": b""}, {"files": {}})
     with pytest.raises(
         StoreError, match=r"a@champion: expected a version of 'a' in .*, found no champion; .*; `refit promote a@v2` makes one"
     ):
@@ -115,8 +113,8 @@ def test_a_name_alone_means_the_newest_version_or_the_alias_that_is_asked_for(an
 def test_an_unknown_model_is_refused_with_those_there_are(any_store):
     with pytest.raises(StoreError, match=r"b: expected a model in .*, found no 'b'; models there: none$"):
         find_version(any_store, "b")
-    add_version(any_store, "a", {"x": b""})
-    add_version(any_store, "c", {"x": b""})
+    add_version(any_store, "a", {"x": b""}, {})
+    add_version(any_store, "c", {"x": b""}, {})
     with pytest.raises(StoreError, match=r"b@v1: expected a model in .*, found no 'b'; models there: a, c"):
         find_version(any_store, "b@v1")
 
@@ -124,7 +122,7 @@ def test_an_unknown_model_is_refused_with_those_there_are(any_store):
 @pytest.mark.parametrize("wanted", ["v3", "v0", "v01", "vv1", "latest", "-1"])
 def test_an_unknown_version_is_refused_with_those_there_are(any_store, wanted):
     for _ in range(2):
-        add_version(any_store, "a", {"x": b""})
+        add_version(any_store, "a", {"x": b""}, {})
     with pytest.raises(
         StoreError, match=rf"a@{wanted}: expected a version of 'a' in .*, found no {wanted}; versions there: v1, v2"
     ):
@@ -132,7 +130,7 @@ def test_an_unknown_version_is_refused_with_those_there_are(any_store, wanted):
 
 
 def test_other_things_in_a_models_folder_are_no_versions(store):
-    add_version(store, "a", {"x": b""})
+    add_version(store, "a", {"x": b""}, {})
     for name in ("notes", "v2.bak", "vx", ".writing-v3"):
         (Path(store.root) / "models/a" / name).mkdir()
     (Path(store.root) / "models/a/v9").write_text("a file")
@@ -142,12 +140,12 @@ def test_other_things_in_a_models_folder_are_no_versions(store):
 
 
 def test_a_version_that_failed_halfway_is_not_seen_and_the_next_gets_a_number(any_store):
-    add_version(any_store, "a", {"x": b""})
+    add_version(any_store, "a", {"x": b""}, {})
     with pytest.raises(TypeError):
-        add_version(any_store, "a", {"x": b"", "y": "text where bytes belong"})
+        add_version(any_store, "a", {"x": b"", "y": "text where bytes belong"}, {})
     assert list_versions(any_store, "a") == [1]
     assert find_version(any_store, "a") == "models/a/v1"
-    number = add_version(any_store, "a", {"x": b"whole"})
+    number = add_version(any_store, "a", {"x": b"whole"}, {})
     assert list_versions(any_store, "a") == [1, number]
     assert any_store.read(f"{find_version(any_store, 'a')}/x") == b"whole"
 
@@ -159,7 +157,7 @@ from refit.store.store import Store
 input()
 for i in range(5):
     content = f"{sys.argv[2]} {i}"
-    print(add_version(Store(sys.argv[1]), "a", {"x": content.encode()}), content, sep="\\t")
+    print(add_version(Store(sys.argv[1]), "a", {"x": content.encode()}, {}), content, sep="\\t")
 """
 
 
@@ -182,7 +180,7 @@ def test_threads_that_save_at_once_in_an_object_store_get_versions_of_their_own(
 
     def save(writer: int) -> None:
         barrier.wait()
-        saved.extend((add_version(Store(url), "a", {"x": f"{writer} {i}".encode()}), f"{writer} {i}") for i in range(5))
+        saved.extend((add_version(Store(url), "a", {"x": f"{writer} {i}".encode()}, {}), f"{writer} {i}") for i in range(5))
 
     threads = [threading.Thread(target=save, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -269,7 +267,7 @@ def test_what_is_saved_after_a_champion_was_deleted_is_not_taken_for_it(store):
     append_entry(store, "a", action="keep", why="no better", before=2, after=1)
     for number in (1, 2):
         (Path(store.root) / f"models/a/v{number}").rename(Path(store.root) / f"gone{number}")
-    assert add_version(store, "a", {"x": b"other"}) == 3
+    assert add_version(store, "a", {"x": b"other"}, {}) == 3
     assert read_alias(store, "a") == 2
     with pytest.raises(StoreError, match=r"a@champion: expected a version of 'a' in .*, found no v2; versions there: v3"):
         find_version(store, "a@champion")
@@ -281,7 +279,7 @@ def test_the_number_of_a_version_that_was_turned_down_and_deleted_is_not_given_a
     add_versions(store, 1)
     append_entry(store, "a", action="keep", why="no better", before=1, after=2)
     (Path(store.root) / "models/a/v2").rename(Path(store.root) / "gone")
-    assert add_version(store, "a", {"x": b"other"}) == 3
+    assert add_version(store, "a", {"x": b"other"}, {}) == 3
 
 
 def test_nothing_is_saved_under_a_ledger_that_cannot_be_read(store):
@@ -289,13 +287,13 @@ def test_nothing_is_saved_under_a_ledger_that_cannot_be_read(store):
     promote(store, 1)
     store.write(entry_path("a", 1), b"{")
     with pytest.raises(StoreError, match=r"000001\.json: expected entry 1 of the ledger"):
-        add_version(store, "a", {"x": b""})
+        add_version(store, "a", {"x": b""}, {})
     assert list_versions(store, "a") == [1]
 
 
 def save_under(store: Store, key: str | None) -> int:
     record = {"key": key, "files": {"x": hashlib.sha256(b"1").hexdigest()}}
-    return add_version(store, "a", {"x": b"1", "version.json": json.dumps(record).encode()})
+    return add_version(store, "a", {"x": b"1"}, record)
 
 
 def test_what_was_saved_under_a_key_is_found_only_as_long_as_it_is_the_newest(any_store):
@@ -315,7 +313,7 @@ def test_what_was_saved_under_a_key_is_not_found_where_it_is_damaged(store, file
 
 
 def test_a_part_of_a_version_is_its_json(any_store):
-    add_version(any_store, "a", {"metrics.json": b'{"test": [0.5]}', "log.json": b"{"})
+    add_version(any_store, "a", {"metrics.json": b'{"test": [0.5]}', "log.json": b"{"}, {})
     assert load_part(any_store, "a", 1, "metrics") == {"test": [0.5]}
     with pytest.raises(StoreError, match=r"a/v1/log\.json: expected JSON, found a damaged file: .*; put it back from a backup"):
         load_part(any_store, "a", 1, "log")
@@ -325,12 +323,12 @@ def test_a_part_of_a_version_is_its_json(any_store):
 
 def test_a_version_s_handle_says_where_it_is_in_this_store_and_what_its_weights_are(any_store):
     for digest in ("1" * 64, "2" * 64):
-        add_version(any_store, "a", {"version.json": json.dumps({"weights_digest": digest}).encode()})
+        add_version(any_store, "a", {}, {"weights_digest": digest})
     model = read_version(any_store, "a", 1)
     assert model == SavedModel(name="a", version=1, path=any_store.location("models/a/v1"), weights_digest="1" * 64)
     assert locate(model.model_copy(update={"path": "/elsewhere"}), any_store) == model
     record = {"weights_digest": "1" * 64, "held_back": {"weights_digest": "3" * 64}}
-    add_version(any_store, "b", {"version.json": json.dumps(record).encode()})
+    add_version(any_store, "b", {}, record)
     assert read_version(any_store, "b", 1).held_back_digest == "3" * 64
     with pytest.raises(StoreError, match=r"a@v3: expected a version of 'a' in .*, found no v3; versions there: v1, v2"):
         read_version(any_store, "a", 3)
@@ -340,12 +338,15 @@ def test_a_version_s_handle_says_where_it_is_in_this_store_and_what_its_weights_
     ("content", "expected"),
     [
         (b"{", "JSON, found a damaged file: .*"),
-        (b"{}", "`weights_digest`, found none"),
-        (b"[1]", "the record of a version, found other"),
+        (b'{"name": "a", "version": 1}', "`weights_digest`, found none"),
+        (b'{"name": "a", "weights_digest": "1"}', "a version's record with name and number, found other"),
+        (b'{"version": 1, "weights_digest": "1"}', "a version's record with name and number, found other"),
+        (b"[1]", "a version's record with name and number, found other"),
     ],
 )
 def test_a_version_whose_record_is_damaged_has_no_handle(any_store, content, expected):
-    add_version(any_store, "a", {"version.json": content})
+    add_version(any_store, "a", {}, {})
+    any_store.write("models/a/v1/version.json", content)
     with pytest.raises(StoreError, match=rf"v1/version\.json: expected {expected}.*; put it back from a backup"):
         read_version(any_store, "a", 1)
 
@@ -549,9 +550,10 @@ DAMAGES = [
     ("version.json", None, "expected a file of a saved version, found none"),
     ("version.json", b"\xff", "expected JSON, found a damaged file: .*"),
     ("version.json", b"{garbage", "expected JSON, found a damaged file: .*"),
-    ("version.json", b"{}", "expected `files`, their digests, found none"),
-    ("version.json", b"[1]", "expected the record of a version, found other JSON"),
-    ("version.json", b'{"files": 1}', "expected `files`, their digests, found none"),
+    ("version.json", b"{}", "expected a version's record with name and number, found other JSON"),
+    ("version.json", b"[1]", "expected a version's record with name and number, found other JSON"),
+    ("version.json", b'{"name": "a", "version": 1}', "expected `files`, their digests, found none"),
+    ("version.json", b'{"name": "a", "version": 1, "files": 1}', "expected `files`, their digests, found none"),
 ]
 
 
@@ -565,7 +567,7 @@ def test_the_files_of_a_version_are_read_with_their_record_first(store):
 def test_a_record_that_names_files_elsewhere_is_damaged(store):
     add_versions(store, 1)
     for file in ("../v1/model.pt", "/etc/passwd", "..", ".hidden", ""):
-        spoil(store, 1, "version.json", json.dumps({"files": {file: "0" * 64}}).encode())
+        spoil(store, 1, "version.json", json.dumps({"name": "a", "version": 1, "files": {file: "0" * 64}}).encode())
         with pytest.raises(
             StoreError, match=rf"v1/version\.json: expected names of files in its own folder .*, found '{file}'; put"
         ):

@@ -61,8 +61,7 @@ def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_rec
     if has_held_back:
         needed["checkpoint to judge by"] = store.put(b"weights before")
         record["held_back"] = {"checkpoint": needed["checkpoint to judge by"]}
-    version = {"version.json": json.dumps(record), "manifest.json": manifest.model_dump_json(indent=1)}
-    add_version(store, "a", {name: text.encode() for name, text in version.items()})
+    add_version(store, "a", {"manifest.json": manifest.model_dump_json(indent=1).encode()}, record)
     forgotten = store.object_path(store.put(b"forgotten"))
     garbage = find(store)
     assert [name for name, digest in needed.items() if store.object_path(digest) in garbage] == []
@@ -73,15 +72,16 @@ def test_what_a_saved_version_was_trained_from_and_judged_on_stays_without_a_rec
     ("record", "found"),
     [
         (b"{", "expected JSON"),
-        (b"{}", "expected the record and the manifest of a saved version, found damaged ones"),
-        (b"[1]", "expected the record of a version, found other JSON"),
-        (b'{"checkpoint": "a", "held_back": 1}', "expected the record and the manifest"),
-        (b'{"checkpoint": "a"}', "expected the record and the manifest"),
+        (b"[1]", "expected a version's record with name and number, found other JSON"),
+        (b'{"name": "a", "version": 1}', "expected the record and the manifest of a saved version, found damaged ones"),
+        (b'{"name": "a", "version": 1, "checkpoint": "a", "held_back": 1}', "expected the record and the manifest"),
+        (b'{"name": "a", "version": 1, "checkpoint": "a"}', "expected the record and the manifest"),
     ],
-    ids=["no JSON", "without a checkpoint", "no object", "held back is none", "of a damaged manifest"],
+    ids=["no JSON", "no object", "without a checkpoint", "held back is none", "of a damaged manifest"],
 )
 def test_while_a_version_is_damaged_no_object_goes_as_it_may_be_its_own_and_all_else_does(store, runs, record, found):
-    add_version(store, "a", {"version.json": record, "manifest.json": b'{"target": "y"}'})
+    add_version(store, "a", {"manifest.json": b'{"target": "y"}'}, {})
+    store.write("models/a/v1/version.json", record)
     find(store)
     told = []
     garbage = set(find_garbage(store, told.append))

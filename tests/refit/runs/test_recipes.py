@@ -75,7 +75,7 @@ def run(settings: Settings, store: Store, val_losses: tuple[float, ...] = (0.9, 
         for key in metrics:
             keep(store, key, put(store, "metrics", key.encode()).model_dump())
         saved = {"name": settings.name, "version": 1, "path": store.location("models/model/v1"), "weights_digest": "0" * 64}
-        assert store.publish("models/model/v1", {"model.pt": b"", "version.json": b'{"files": {}}'})
+        assert store.publish("models/model/v1", {"model.pt": b"", "version.json": b'{"name": "model", "version": 1, "files": {}}'})
         keep(store, recipe.saving(settings.name, best, last, metrics).key, saved)
     return made
 

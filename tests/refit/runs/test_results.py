@@ -90,7 +90,7 @@ def test_a_result_is_usable_if_all_it_refers_to_is_whole(store):
 def test_a_version_is_usable_if_all_its_files_are_whole(store):
     files = {"model.pt": b"weights", "card.md": b"card"}
     record = {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
-    number = add_version(store, "a", {**files, "version.json": json.dumps(record).encode()})
+    number = add_version(store, "a", files, record)
     content = {"name": "a", "version": number, "path": "", "weights_digest": ""}
     keep(store, KEYS[0], content)
     assert load_usable_result(KEYS[0], store) == content
