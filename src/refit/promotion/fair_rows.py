@@ -110,9 +110,11 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
 
     These are the rows of a group, where the settings name a column of groups, and else equal rows, if chance does not explain them.
     """
-    groups = manifest.load_identities("test", store).groups
-    if groups is not None:
-        return groups
+    identities = manifest.load_identities("test", store)
+    if identities.groups is not None:
+        return identities.groups
+    if manifest.time_column is None and len(np.unique(identities.hashes)) == rows.height:
+        return None  # no two are equal, whatever they hold
     *_, known = convert_rows(manifest, rows)
     hashes = hash_rows(known[[*(column.name for column in manifest.columns), manifest.target]])
     _, places, counts = np.unique(hashes, return_inverse=True, return_counts=True)

@@ -31,8 +31,8 @@ def hash_rows(frame: pl.DataFrame, seed: int = 0) -> Hashes:
 
 def _hash_values(values: pl.Series) -> Hashes:
     if values.dtype.is_numeric() or values.dtype.is_temporal():
-        # Without its name, as polars would take one such as `^a$` for a pattern.
-        numbers = values.alias("").to_physical().cast(pl.Float64).to_numpy() + 0.0  # so that -0.0 is 0.0; null is NaN
+        counts = values.cast(pl.Int64) if values.dtype.is_temporal() else values
+        numbers = counts.cast(pl.Float64).to_numpy() + 0.0  # so that -0.0 is 0.0; null is NaN
         return np.where(np.isnan(numbers), MISSING, numbers.view(np.uint64))
     texts = values.cast(pl.String)
     unique = texts.drop_nulls().unique()

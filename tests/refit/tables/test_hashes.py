@@ -19,6 +19,12 @@ def test_hashes_of_rows_are_the_same_wherever_they_are_computed(monkeypatch: pyt
     assert hash_rows(rows).tolist() == HASHES
 
 
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt64, pl.Int128, pl.Float32, pl.Decimal(38, 2)], ids=str)
+def test_a_number_has_one_hash_whatever_its_type(dtype: pl.DataType) -> None:
+    numbers = pl.DataFrame({"^x$": [3.0, None, 64.0]})
+    assert hash_rows(numbers.cast(dtype)).tolist() == hash_rows(numbers).tolist()
+
+
 def test_any_change_of_a_row_its_column_names_or_the_seed_gives_another_hash() -> None:
     rows = pl.DataFrame({"x": [1, 1, 2, None], "k": ["a", None, "a", "a"], "z": [12, 12, 11, 11]})
     assert len(set(hash_rows(rows))) == 4
