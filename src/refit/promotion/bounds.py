@@ -33,11 +33,14 @@ def bound_accuracy(differences: Numbers, chance: float) -> float:
     Shape:
         differences: (N,).
     """
+    from scipy.special import betaincinv  # here and below: only a run that decides waits for it
+
     num_rows, wins, losses = len(differences), (differences > 0).sum(), (differences < 0).sum()
     shares = np.array([wins, losses, num_rows - wins - losses]) / num_rows
     resampled = np.random.default_rng(SEED).multinomial(num_rows, shares, NUM_RESAMPLES)
     percentile = np.quantile((resampled[:, 0] - resampled[:, 1]) / num_rows, chance, method="lower")
-    exact = (2 * _bound_wins(wins, wins + losses, chance) - 1) * (wins + losses) / num_rows
+    share = betaincinv(wins, losses + 1, chance) if wins else 0.0
+    exact = (2 * share - 1) * (wins + losses) / num_rows
     return float(min(percentile, exact))
 
 
@@ -113,8 +116,9 @@ def compute_sign_p_value(wins: int, losses: int) -> float:
     Source:
         McNemar, Note on the sampling error of the difference between correlated proportions or percentages (1947).
     """
-    trials = wins + losses
-    return min(1.0, float(np.exp(_list_log_ways(wins, trials) - trials * math.log(2)).sum()))
+    from scipy.special import bdtrc
+
+    return float(bdtrc(wins - 1, wins + losses, 0.5))
 
 
 def share_chance(least_p_values: Sequence[float] | Numbers, chance: float) -> float:
@@ -203,21 +207,3 @@ def _find_last(function: Callable[[float], float], guess: float, step: float) ->
             low, at_low, at_high = middle, at_middle, at_high / (1 + (last < 0))
         last = at_middle
     return low
-
-
-def _bound_wins(wins: int, trials: int, chance: float) -> float:
-    """The share at which so many wins or more have this chance."""
-    k, log_ways = np.arange(wins, trials + 1), _list_log_ways(wins, trials)
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        share = (low + high) / 2
-        tail = np.exp(log_ways + k * math.log(share) + (trials - k) * math.log1p(-share)).sum()
-        low, high = (share, high) if tail <= chance else (low, share)
-    return low
-
-
-def _list_log_ways(wins: int, trials: int) -> Numbers:
-    """The log of the number of ways to win `wins` trials, one more, and so on to all."""
-    log_factorials = np.append(0.0, np.log(np.arange(1, trials + 1)).cumsum())
-    log_ways: Numbers = log_factorials[trials] - log_factorials[wins:] - log_factorials[trials - wins :: -1]
-    return log_ways

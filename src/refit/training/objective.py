@@ -114,7 +114,7 @@ class Classification:
 
     def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
         """Compute the metrics of finite logits."""
-        from torchmetrics.functional import classification  # which loads scipy, where that is installed
+        from torchmetrics.functional import classification  # which loads scipy
 
         probabilities = functional.softmax(outputs, dim=1)
         predicted = probabilities.argmax(dim=1)
