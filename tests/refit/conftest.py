@@ -20,6 +20,29 @@ from refit.training.objective import Classification
 
 
 @pytest.fixture
+def count_listed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Count how many columns a call goes over, all frames that it lists or queries together."""
+    widths: list[int] = []
+
+    def watch(frame: pl.DataFrame, take: Callable[[pl.DataFrame], object]) -> object:
+        widths.append(frame.width)
+        return take(frame)
+
+    for name in ("columns", "dtypes", "schema"):
+        known = getattr(pl.DataFrame, name)
+        monkeypatch.setattr(pl.DataFrame, name, property(lambda frame, take=known.fget: watch(frame, take), known.fset))
+    lazy = pl.DataFrame.lazy
+    monkeypatch.setattr(pl.DataFrame, "lazy", lambda frame: watch(frame, lazy))
+
+    def count(function: Callable[..., object], *given: object) -> int:
+        widths.clear()
+        function(*given)
+        return sum(widths)
+
+    return count
+
+
+@pytest.fixture
 def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SavedModel]:
     """Train a linear model on rows whose column `y` is the target, without pictures, which take longest."""
     monkeypatch.setattr(run_report, "draw_losses", lambda *_: b"")
