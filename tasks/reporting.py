@@ -49,15 +49,16 @@ def show_report(candidate: SavedModel, verdict: Verdict, question: str, settings
 class TrainingCurve:
     """The losses so far on the run's page, there from the first epoch that is trained and drawn anew now and then."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, seconds_between_updates: float = SECONDS_BETWEEN_UPDATES) -> None:
         self.key = f"{_as_key(name)}-training"
+        self.seconds_between_updates = seconds_between_updates
         self.rests_until = 0.0
 
     def grow(self, epochs: Sequence[EpochResult], description: str, is_last: bool) -> None:
         """Show the epochs that are done; not each at once, but the last. Training does not wait for a server that is away."""
         if not is_last and time.monotonic() < self.rests_until:
             return
-        pause = SECONDS_BETWEEN_UPDATES
+        pause = self.seconds_between_updates
         curve = draw_curve([epoch.train_loss for epoch in epochs], [epoch.val_loss for epoch in epochs])
         try:
             with _without_retries():

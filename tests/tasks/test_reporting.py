@@ -50,12 +50,10 @@ def test_the_curve_of_a_training_is_there_at_once_grows_seldom_and_is_whole_at_t
     assert seen == [([2, 2], "epoch 1", None)] * 4 + [([5, 5], "epoch 5", None)]
 
 
-def test_the_curve_grows_after_a_while_and_goes_on_where_an_earlier_attempt_of_the_run_was(monkeypatch):
-    monkeypatch.setattr(reporting, "SECONDS_BETWEEN_UPDATES", 0.0)
-
+def test_the_curve_grows_after_a_while_and_goes_on_where_an_earlier_attempt_of_the_run_was():
     @flow
     def train() -> list[tuple[list[int], str, UUID | None]]:
-        first = TrainingCurve("a")
+        first = TrainingCurve("a", seconds_between_updates=0.0)
         for epoch in (2, 3):
             first.grow(EPOCHS[:epoch], f"epoch {epoch}", is_last=False)
         TrainingCurve("a").grow(EPOCHS[:4], "epoch 4", is_last=False)

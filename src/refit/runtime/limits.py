@@ -8,32 +8,33 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
+ROOT = Path("/")
+"""Where the files lie by which the system tells."""
 
 
-def find_free_memory() -> int:
+def find_free_memory(root: Path = ROOT) -> int:
     """Return the bytes that the machine has free, or the container, or the limit of the process leaves, whichever is least.
 
     Where the system does not tell, as outside of Linux, there is no limit.
     """
-    return max(0, min(_find_free_on_machine(), *map(_find_free_in_container, _list_groups()), _find_free_in_process()))
+    return max(0, min(_find_free_on_machine(root), *map(_find_free_in_container, _list_groups(root)), _find_free_in_process(root)))
 
 
-def count_processors() -> int:
+def count_processors(root: Path = ROOT) -> int:
     """Return how many processors the process may use at a time: those it may run on, or fewer where the container has a quota."""
     affinity = getattr(os, "sched_getaffinity", None)  # outside of Linux there is none
-    return max(1, min(len(affinity(0)) if affinity else os.cpu_count() or 1, *map(_find_quota, _list_groups())))
+    return max(1, min(len(affinity(0)) if affinity else os.cpu_count() or 1, *map(_find_quota, _list_groups(root))))
 
 
-def _list_groups() -> Iterator[Path]:
+def _list_groups(root: Path) -> Iterator[Path]:
     """The folders of the control groups (version 2) that the process is in, its own first, the outermost last."""
     own = ""
     with contextlib.suppress(OSError, LookupError):
-        lines = (PROC / "self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
         own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
-    folder = CGROUP / own
-    yield from (group for group in (folder, *folder.parents) if group.is_relative_to(CGROUP))
+    top = root / "sys/fs/cgroup"
+    folder = top / own
+    yield from (group for group in (folder, *folder.parents) if group.is_relative_to(top))
 
 
 def _find_quota(group: Path) -> int:
@@ -43,9 +44,9 @@ def _find_quota(group: Path) -> int:
     return sys.maxsize
 
 
-def _find_free_on_machine() -> int:
+def _find_free_on_machine(root: Path) -> int:
     with contextlib.suppress(OSError, LookupError, ValueError):
-        fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
         return 1024 * int(fields["MemAvailable"].split()[0])
     return sys.maxsize
 
@@ -58,9 +59,9 @@ def _find_free_in_container(group: Path) -> int:
     return sys.maxsize
 
 
-def _find_free_in_process() -> int:
+def _find_free_in_process(root: Path) -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     with contextlib.suppress(OSError, LookupError, ValueError):
         if limit != resource.RLIM_INFINITY:
-            return limit - resource.getpagesize() * int((PROC / "self/statm").read_text().split()[0])
+            return limit - resource.getpagesize() * int((root / "proc/self/statm").read_text().split()[0])
     return sys.maxsize

@@ -88,7 +88,7 @@ class Deployed:
     """Those that are online."""
 
 
-def await_server(seconds: float) -> None:
+def await_server(seconds: float, seconds_to_say_so: float = SECONDS_TO_SAY_SO) -> None:
     """Return once the server that is set answers Prefect's client, which has its certificates, credentials and headers.
 
     Raises:
@@ -107,7 +107,7 @@ def await_server(seconds: float) -> None:
                 waited = time.monotonic() - began_at
                 if _is_refusal(error) or waited > seconds:
                     raise ServerError.of(PREFECT_API_URL.value(), error) from error
-                if waited > SECONDS_TO_SAY_SO and not is_told:
+                if waited > seconds_to_say_so and not is_told:
                     is_told = True
                     told = f"waiting up to {seconds:g} seconds for a Prefect server at {PREFECT_API_URL.value()}"
                     print(show_line(told), file=sys.stderr, flush=True)

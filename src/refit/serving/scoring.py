@@ -43,6 +43,7 @@ def score_files(
     on_rows: Callable[[int], object] = lambda _: None,
     keep: Sequence[str] = (),
     is_strict: bool = False,
+    rows_per_batch: int = ROWS_PER_BATCH,
 ) -> Scored:
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file, in the order of files and rows.
 
@@ -57,6 +58,7 @@ def score_files(
         on_rows: Called with the number of rows scored so far, after each batch.
         keep: Input columns to copy, as they were read; all cells of CSV are text.
         is_strict: Whether rows that deviate from the train rows are refused.
+        rows_per_batch: Rows that are read and scored at a time.
 
     Raises:
         SettingsError: `output` does not end in `.parquet`, or is part of `source`.
@@ -70,7 +72,8 @@ def score_files(
         raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
     columns = [column.name for column in model.manifest.columns]
     deviations = Deviations(model.manifest.profiles)
-    tables = (_score(model, batch, model_name, keep, deviations) for batch in read_batches(source, columns, keep, ROWS_PER_BATCH))
+    batches = read_batches(source, columns, keep, rows_per_batch)
+    tables = (_score(model, batch, model_name, keep, deviations) for batch in batches)
     first = next(tables)
     num_rows = 0
     with replacing(output) as path, pq.ParquetWriter(path, first.schema, compression="zstd") as writer:

@@ -250,7 +250,7 @@ def build_snapshot(
     return DatasetRef(**ref.model_dump(), splits=splits, test_rows=manifest.test_rows)
 
 
-def check_data(settings: DataSettings, seed: int) -> None:
+def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHECKED) -> None:
     """Raise DataError for what `build_dataset` would refuse, as far as that takes a moment: of large files, the header is read."""
     sources = [source for source in (settings.source, settings.test_source) if source not in (None, NOTEBOOK)]
     num_bytes = 0
@@ -260,7 +260,7 @@ def check_data(settings: DataSettings, seed: int) -> None:
             if not files.is_local:
                 return
             num_bytes += sum(map(os.path.getsize, files.paths))
-    if num_bytes <= MAX_BYTES_CHECKED:
+    if num_bytes <= max_bytes:
         _prepare(settings, seed)
         return
     names = read_names(settings.source)

@@ -13,7 +13,7 @@ ROWS_A_BLOCK = 262_144
 """Hashed at once: what is computed in between stays in the processor's cache, and takes little memory."""
 
 
-def hash_rows(frame: pl.DataFrame, seed: int = 0) -> Hashes:
+def hash_rows(frame: pl.DataFrame, seed: int = 0, rows_a_block: int = ROWS_A_BLOCK) -> Hashes:
     """Hash what each row holds: names and values, in any order of columns, whatever computes it.
 
     Numbers are hashed as floats and all else but date-times as text, so that the type found for a column does not matter.
@@ -22,8 +22,8 @@ def hash_rows(frame: pl.DataFrame, seed: int = 0) -> Hashes:
         frame: N rows; returns (N,).
     """
     hashes = np.full(frame.height, seed, np.uint64)
-    for start in range(0, frame.height, ROWS_A_BLOCK):
-        rows = slice(start, start + ROWS_A_BLOCK)
+    for start in range(0, frame.height, rows_a_block):
+        rows = slice(start, start + rows_a_block)
         for name in sorted(frame.columns):
             hashes[rows] = mix(hashes[rows] ^ mix(_hash_values(frame[name][rows]) + _hash_text(name)))
     return hashes

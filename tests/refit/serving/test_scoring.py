@@ -89,19 +89,18 @@ def write(rows: pl.DataFrame, path: Path) -> str:
 @pytest.fixture(params=[1, 77, 8192], ids=lambda size: f"{size} rows")
 def rows_per_batch(request, monkeypatch) -> int:
     """Sizes of a batch; the model's own are as large, so that the bits must be those of one pass."""
-    monkeypatch.setattr(scoring, "ROWS_PER_BATCH", request.param)
     monkeypatch.setattr("refit.data.loaders.EVALUATION_BATCH_SIZE", request.param)
     monkeypatch.setattr(csv_files, "BLOCK_BYTES", 40 * request.param)
     return request.param
 
 
-@pytest.mark.usefixtures("rows_per_batch")
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
-def test_scores_are_those_of_predict_to_the_bit_in_the_order_of_files_and_rows(model, tmp_path, suffix):
+def test_scores_are_those_of_predict_to_the_bit_in_the_order_of_files_and_rows(model, tmp_path, suffix, rows_per_batch):
     rows = make_rows(200)
     for name, part in {"b": rows[80:], "a/z": rows[:50], "a/z2": rows[50:80], "a/empty": rows[:0]}.items():
         write(part, tmp_path / "rows" / f"{name.replace('/', '-')}{suffix}")
-    assert score_files(model, f"{tmp_path}/rows", "scored.parquet", "penguins@v3", keep=["number"]).num_rows == 200
+    scored = score_files(model, f"{tmp_path}/rows", "scored.parquet", "penguins@v3", keep=["number"], rows_per_batch=rows_per_batch)
+    assert scored.num_rows == 200
     assert pl.read_parquet("scored.parquet")["number"].cast(int).to_list() == list(range(200))
     assert_scores_are_those_of_predict(model, f"{tmp_path}/rows", "scored.parquet")
 
@@ -195,7 +194,6 @@ BROKEN = {
 @pytest.mark.parametrize("has_old", [False, True])
 @pytest.mark.parametrize(("line", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_row_is_named_and_leaves_what_was_there(model, tmp_path, monkeypatch, line, message, has_old):
-    monkeypatch.setattr(scoring, "ROWS_PER_BATCH", 500)
     monkeypatch.setattr(csv_files, "BLOCK_BYTES", 5000)
     rows = make_rows().select(*KINDS)
     write(rows, tmp_path / "rows" / "1.csv")
@@ -206,19 +204,18 @@ def test_a_broken_row_is_named_and_leaves_what_was_there(model, tmp_path, monkey
     if has_old:
         (tmp_path / "out" / "scored.parquet").write_text("old")
     with pytest.raises(DataError, match=message):
-        score_files(model, "rows", "out/scored.parquet", "penguins@v3")
+        score_files(model, "rows", "out/scored.parquet", "penguins@v3", rows_per_batch=500)
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == ({"scored.parquet": "old"} if has_old else {})
 
 
-def test_a_mistake_in_the_second_parquet_file_is_named_by_row_and_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "ROWS_PER_BATCH", 512)
+def test_a_mistake_in_the_second_parquet_file_is_named_by_row_and_file(model, tmp_path):
     write(make_rows(), tmp_path / "rows" / "1.parquet")
     write(
         make_rows().with_columns(size=pl.when(pl.col("number") == 600).then(np.inf).otherwise("size")),
         tmp_path / "rows" / "2.parquet",
     )
     with pytest.raises(DataError, match=r"row 601 of .*rows/2\.parquet, column `size`"):
-        score_files(model, "rows", "out/scored.parquet", "penguins@v3")
+        score_files(model, "rows", "out/scored.parquet", "penguins@v3", rows_per_batch=512)
     assert list(Path("out").iterdir()) == []
 
 
@@ -278,19 +275,15 @@ def test_a_column_more_is_ignored_and_an_unseen_category_counts_as_another(model
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_column_that_has_changed_is_told_with_a_count_and_refused_where_strict(
-    model, tmp_path, monkeypatch, change, told, suffix
-):
-    monkeypatch.setattr(scoring, "ROWS_PER_BATCH", 77)
-    assert (
-        score_files(model, write(make_rows(seed=1), tmp_path / f"like{suffix}"), "scored.parquet", "penguins@v3").deviations == []
-    )
+def test_a_column_that_has_changed_is_told_with_a_count_and_refused_where_strict(model, tmp_path, change, told, suffix):
+    like = write(make_rows(seed=1), tmp_path / f"like{suffix}")
+    assert score_files(model, like, "scored.parquet", "penguins@v3", rows_per_batch=77).deviations == []
     source = write(make_rows().with_columns(**change), tmp_path / f"rows{suffix}")
-    (deviation,) = score_files(model, source, "scored.parquet", "penguins@v3").deviations
+    (deviation,) = score_files(model, source, "scored.parquet", "penguins@v3", rows_per_batch=77).deviations
     assert re.match(told, deviation.describe())
     Path("scored.parquet").write_text("old")
     with pytest.raises(DataError, match=rf"rows\..*: expected rows like those that penguins@v3 learned from, found\n{told}"):
-        score_files(model, source, "scored.parquet", "penguins@v3", is_strict=True)
+        score_files(model, source, "scored.parquet", "penguins@v3", rows_per_batch=77, is_strict=True)
     assert Path("scored.parquet").read_text() == "old"
 
 

@@ -447,15 +447,14 @@ def test_a_table_is_refused_before_a_run_as_in_it(name: str, tmp_path: Path) -> 
         check_data(DataSettings(source=f"{tmp_path}/rows.csv", **settings), 0)
 
 
-def test_of_large_files_only_the_header_is_read_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "MAX_BYTES_CHECKED", 10)
+def test_of_large_files_only_the_header_is_read_before_a_run(tmp_path: Path) -> None:
     (tmp_path / CSV).write_bytes(rows("x,y", "?,1"))
-    check_data(DataSettings(source=f"{tmp_path}/rows.csv"), 0)
+    check_data(DataSettings(source=f"{tmp_path}/rows.csv"), 0, max_bytes=10)
     with pytest.raises(DataError, match=r"data\.target: expected a column of .*rows\.csv, found no `z`"):
-        check_data(DataSettings(source=f"{tmp_path}/rows.csv", target="z"), 0)
+        check_data(DataSettings(source=f"{tmp_path}/rows.csv", target="z"), 0, max_bytes=10)
     for name, value in (("features", ["x", "z"]), ("categorical", ["z"]), ("group_column", "z"), ("time_column", "z")):
         with pytest.raises(DataError, match=rf"data\.{name}: expected a column of .*rows\.csv, found no `z`"):
-            check_data(DataSettings.model_validate({"source": f"{tmp_path}/rows.csv", name: value}), 0)
+            check_data(DataSettings.model_validate({"source": f"{tmp_path}/rows.csv", name: value}), 0, max_bytes=10)
 
 
 FULL = """

@@ -9,14 +9,13 @@ from refit.tables.hashes import hash_rows
 HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
 
 
-def test_hashes_of_rows_are_the_same_wherever_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_of_rows_are_the_same_wherever_they_are_computed() -> None:
     rows = pl.DataFrame({"x": [1.5, None, -0.0], "k": ["a", "ä", None], "y": [0, 1, 1]})
     assert hash_rows(rows).tolist() == HASHES
     assert hash_rows(rows[::-1].select("y", "x", "k")).tolist() == HASHES[::-1]
     assert hash_rows(rows.with_columns(pl.col("x").fill_null(float("nan")), pl.col("y").cast(pl.Float64))).tolist() == HASHES
     assert hash_rows(rows.with_columns(pl.col("x").replace(-0.0, 0.0))).tolist() == HASHES
-    monkeypatch.setattr(hashes, "ROWS_A_BLOCK", 2)
-    assert hash_rows(rows).tolist() == HASHES
+    assert hash_rows(rows, rows_a_block=2).tolist() == HASHES
 
 
 @pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt64, pl.Int128, pl.Float32, pl.Decimal(38, 2)], ids=str)
