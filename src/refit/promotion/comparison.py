@@ -16,8 +16,6 @@ from refit.errors import DataError, RefitError
 from refit.promotion import decision
 from refit.promotion.decision import Decision, Lead, decide, find_collapse
 from refit.promotion.fair_rows import (
-    WITHOUT_CLASS,
-    WITHOUT_COLUMN,
     Rival,
     explain_incomparable,
     explain_unfair,

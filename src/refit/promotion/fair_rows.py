@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from refit.data.identities import Rows, find_known, identify
-from refit.errors import DataError, RefitError, StoreError
+from refit.errors import RefitError, StoreError
 from refit.promotion.decision import Clusters
 from refit.registry.versions import list_earlier
 from refit.serving.saved_model import DEFAULTS, Model, load_version

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from refit.runtime import limits
 from refit.runtime.limits import count_processors, find_free_memory
 
 

@@ -13,7 +13,6 @@ import torch
 from refit.data.signature import Target
 from refit.errors import DataError, RefitError, SettingsError
 from refit.models.building import build_model
-from refit.serving import scoring
 from refit.serving.saved_model import Model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree

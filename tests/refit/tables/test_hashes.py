@@ -3,7 +3,6 @@ import polars as pl
 import pytest
 
 from refit.data.identities import Identities, find_changes, find_known, identify, number_copies
-from refit.tables import hashes
 from refit.tables.hashes import hash_rows
 
 HASHES = [4158796544690821667, 9245742865333553100, 8024193046659868477]
