@@ -418,7 +418,7 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
 def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Reading], pl.DataFrame]:
     """How each column to learn from is read, and the columns, converted where they are no numbers already."""
     readings: dict[str, Reading] = {}
-    converted = []
+    converted, has_marks = [], len(read_marks(tuple(settings.null_values), "numeric")) > 0
     for name in _choose_features(settings, table):
         values = table.frame[name]
         if name in settings.categorical:
@@ -427,7 +427,8 @@ def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Read
         else:
             readings[name], typed = find_reading(values, settings.null_values, table.locate)
             # Numbers stay as they are: a second copy would double what a table of numbers takes.
-            converted.append(values if readings[name].kind == "numeric" and values.dtype.is_numeric() else typed)
+            is_kept = readings[name].kind == "numeric" and values.dtype.is_numeric() and not has_marks
+            converted.append(values if is_kept else typed)
     return readings, pl.DataFrame(converted)
 
 

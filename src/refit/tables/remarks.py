@@ -1,6 +1,8 @@
 """What people should know of the columns of a table: how they were read, and of what nothing can be learned."""
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -16,6 +18,21 @@ MAX_EXACT = 2.0**53
 """Up to it every whole number is a float of its own."""
 MAX_EXACT_LENGTH = 24
 """The longest text that is needed to write a float; a longer one may have digits that no float keeps."""
+EXPONENT = r"^\d+[eE]\d+$"
+"""Digits around an `E`, as in the code `10E0`; most programs write a number with a point or the exponent's sign."""
+LIKE_CODE = rf"{EXPONENT}|\.\d*[1-9]0+$"
+"""Also a zero at the end that a number does not keep, as in the version 1.10."""
+BLANK_AROUND = r"^\s|\s$"
+STAND_IN = r"^(?:-?99+(?:\.9+|\.25)?|-[789]|-?32768|32767|-?2147483648|2147483647|-?9223372036854775807)$"
+"""Numbers that people and programs often write for a missing value."""
+MIN_STAND_INS, MIN_STAND_IN_SHARE = 3, 0.001
+"""Rows, and their share, that a number must have to be taken for a missing value."""
+FAR_TIMES = 10.0
+"""How many times as far from all others as these from one another a number is that people do not often use for a missing value."""
+FEW_VALUES = 10
+"""So few different numbers may be levels of something, however far apart."""
+FIRST_TIME, LAST_TIME = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) / timedelta(microseconds=1) for year in (2, 9999))
+"""Of dates that may be meant, in microseconds since 1970."""
 
 
 def remark_on_columns(
@@ -30,18 +47,27 @@ def remark_on_columns(
         raw: The same as they were read.
         rows: Which of them are train rows.
     """
-    texts = [column.name for column in columns if isinstance(column, NumericColumn) and raw[column.name].dtype == pl.String]
+    texts = [name for name in (column.name for column in columns) if raw[name].dtype == pl.String]
     lengths = raw[texts].select(pl.all().str.len_bytes().max()).row(0, named=True) if texts else {}
-    lines = []
+    with_codes = raw[texts].select(pl.all().str.contains(LIKE_CODE).any()).row(0, named=True) if texts else {}
+    with_blanks = raw[texts].select(pl.all().str.contains(BLANK_AROUND).any()).row(0, named=True) if texts else {}
+    index, lines = index_rows(rows), []
     for column in columns:
         told = [readings[column.name].remark]
         if column.is_constant:
             told.append(_remark_on_constant(column, raw[column.name][_find_first(frame[column.name], rows)]))
         elif isinstance(column, CategoricalColumn):
-            told.append(_remark_on_categories(column, take_rows(frame[column.name], rows)))
+            values = take_rows(frame[column.name], index)
+            told.append(_remark_on_categories(column, values))
+            told.append(_remark_on_alike(column, values))
+            told.append(_remark_on_blanks(raw[column.name]) if with_blanks.get(column.name) else None)
             told.append(_remark_on_marks(frame[column.name], raw[column.name]))
         if isinstance(column, NumericColumn):
             told.append(_remark_on_digits(frame[column.name], raw[column.name], lengths.get(column.name, 0)))
+            is_plain = column.format is None and with_codes.get(column.name)
+            told.append(_remark_on_codes(frame[column.name], raw[column.name]) if is_plain else None)
+        if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
+            told.append(_remark_on_stand_ins(frame[column.name], raw[column.name], rows))
         if any(told):
             lines.append(f"column `{show(column.name)}`: {'; '.join(filter(None, told))}")
     return lines
@@ -83,6 +109,125 @@ def _remark_on_marks(values: pl.Series, raw: pl.Series) -> str | None:
         return None
     mark, num_rows = marks[0]
     return f"`{show(mark)}` counts as a missing value, in {num_rows} rows; take it out of data.null_values if it is a category"
+
+
+def _count_more(number: int) -> str:
+    return f", and {number:,} more of its texts" if number else ""
+
+
+def _remark_on_alike(column: CategoricalColumn, values: pl.Series) -> str | None:
+    """Categories that differ only in how they are written."""
+    if not column.categories:
+        return None
+    names = values.drop_nulls().unique().sort()
+    simple = names.str.normalize("NFKC").str.strip_chars().str.to_lowercase()
+    num_alike = names.len() - simple.n_unique()
+    if not num_alike:
+        return None
+    first = simple.filter(simple.is_duplicated())[0]
+    one, other = names.filter(simple == first).head(2)
+    return (
+        f"`{show(quote(one))}` and `{show(quote(other))}` differ only in letter case or Unicode form"
+        f"{_count_more(num_alike - 1)}; write them alike if they are one category"
+    )
+
+
+def _remark_on_blanks(raw: pl.Series) -> str | None:
+    """Texts that are one category as blanks around them do not count."""
+    texts = raw.drop_nulls().unique()
+    num_lost = texts.len() - texts.str.strip_chars().n_unique()
+    if not num_lost:
+        return None
+    example = texts.filter(texts.str.contains(BLANK_AROUND)).min()
+    return f"blanks around texts do not count: `'{show(example)}'` is one category with another{_count_more(num_lost - 1)}"
+
+
+def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
+    """Texts that are numbers, but may be codes or versions."""
+    texts = raw.str.strip_chars().str.replace(r"\.0+$", "").str.replace("^-0$", "0")
+    pairs = pl.DataFrame([numbers.alias("number"), texts.alias("text")]).drop_nulls().unique().sort("number", "text")
+    told, codes = [], pairs.filter(pairs["text"].str.contains(EXPONENT))
+    if codes.height:
+        number, text = codes.row(0)
+        rows = int(texts.is_in(codes["text"].implode()).sum())
+        told.append(f"`{show(text)}` is read as {number:.15g}, and {rows:,} rows hold such texts")
+    if num_lost := pairs.height - pairs["number"].n_unique():
+        one, other = pairs.filter(pairs["number"].is_duplicated())["text"].head(2)
+        told.append(f"`{show(one)}` and `{show(other)}` are read as one number{_count_more(num_lost - 1)}")
+    return f"{'; '.join(told)}; name the column in data.categorical if they are codes or versions" if told else None
+
+
+def _remark_on_stand_ins(values: pl.Series, raw: pl.Series, rows: Rows) -> str | None:
+    """Numbers or dates that may stand for a missing value."""
+    is_date = values.dtype.is_temporal()
+    places = rows if not values.has_nulls() else rows[~values.is_null().to_numpy()[rows]]
+    numbers = (values.dt.epoch("us") if is_date else values).cast(pl.Float64).to_numpy()[places]
+    if not is_date:
+        is_number = ~np.isnan(numbers)
+        numbers, places = numbers[is_number], places[is_number]
+    found = find_stand_ins(numbers, is_date)
+    if not found:
+        return None
+    told = [f"`{show(raw[int(places[(numbers == number).argmax()])])}` in {num_rows:,} train rows" for number, num_rows in found]
+    return (
+        f"{' and '.join(told)}, though all others are far from {'it' if len(told) == 1 else 'them'}; add"
+        f" {'it' if len(told) == 1 else 'them'} to data.null_values if a missing value is meant"
+    )
+
+
+def find_stand_ins(numbers: Numbers, is_date: bool = False) -> list[tuple[float, int]]:
+    """Find a least and a greatest number that may stand for a missing value, and the number of rows of each.
+
+    It repeats, and lies farther from all others than these from one another, or ten times as far if it is not one that people often
+    use; -1 need not be far where it is the most frequent and no other number is negative.
+
+    Args:
+        numbers: Of some rows, not NaN; dates in microseconds since 1970.
+        is_date: Whether they are dates; the years 1 and 9999 need not repeat.
+
+    Shape:
+        numbers: (N,).
+    """
+    if not len(numbers):
+        return []
+    ends = {float(end): int((numbers == end).sum()) for end in (numbers.min(), numbers.max())}
+    fewest = max(MIN_STAND_INS, MIN_STAND_IN_SHARE * len(numbers))
+    chosen = {
+        end: num_rows for end, num_rows in ends.items() if num_rows >= fewest or (is_date and not FIRST_TIME <= end < LAST_TIME)
+    }
+    found = []
+    for end, num_rows in chosen.items():
+        kept = (numbers[~np.isin(numbers, apart)] for apart in dict.fromkeys([(end,), (*chosen,)]))
+        if any(_stands_out(end, num_rows, others, is_date) for others in kept if len(others)):
+            found.append((end, num_rows))
+    return found
+
+
+def _stands_out(end: float, num_rows: int, others: Numbers, is_date: bool) -> bool:
+    """Whether a number stands out from others, as `find_stand_ins` says."""
+    low, high = float(others.min()), float(others.max())
+    distance, span = max(low - end, end - high), high - low
+    if is_date and not FIRST_TIME <= end < LAST_TIME:
+        return True
+    if end == -1 and low >= 0 and not is_date:
+        return _is_usual(num_rows, others)
+    if not span or distance <= span:
+        return False
+    if _is_limit_of_year(end) if is_date else re.match(STAND_IN, f"{end:.15g}") is not None:
+        return True
+    return distance > FAR_TIMES * span and len(np.unique(others)) > FEW_VALUES
+
+
+def _is_limit_of_year(microseconds: float) -> bool:
+    """Whether it is the first or the last day of a year, as in 1900-01-01."""
+    time = datetime(1970, 1, 1) + timedelta(microseconds=microseconds)
+    return (time.month, time.day) in ((1, 1), (12, 31))
+
+
+def _is_usual(num_rows: int, others: Numbers) -> bool:
+    """Whether so many rows are more than twice those of any other number."""
+    counts = np.unique_counts(others).counts
+    return len(counts) > FEW_VALUES and num_rows > 2 * counts.max() and num_rows >= LUMPED_SHARE * len(others)
 
 
 def _remark_on_digits(numbers: pl.Series, raw: pl.Series, length: int | None) -> str | None:

@@ -155,7 +155,7 @@ def convert_numbers(values: pl.Series, null_values: Sequence[str], locate: Locat
     """
     parsed = None
     if values.dtype.is_numeric():
-        parsed = values.cast(pl.Float64)
+        parsed = _mark_missing(values.cast(pl.Float64), null_values)
     elif values.dtype == pl.String and format is None:
         parsed = _read_plain_numbers(values, null_values)
     if parsed is None:
@@ -198,6 +198,7 @@ def convert_target(values: pl.Series, kind: Kind | None, null_values: Sequence[s
         raise DataError(f"{_name_target(values, 0, locate)} {dtype}; {OTHER_TARGET}")
     else:
         kind = kind or ("boolean" if dtype == pl.Boolean else "numeric")
+        values = _mark_missing(values, null_values) if dtype.is_numeric() else values
     if kind == "numeric":
         return kind, _convert_whole(values, locate)
     if kind == "categorical" and values.dtype == pl.String:
@@ -213,6 +214,8 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
         target: What `convert_target` made of it.
         max_shown: Texts named in a remark, at most.
     """
+    if values.dtype.is_numeric():
+        values = (values.fill_nan(None) if values.dtype.is_float() else values).cast(pl.String)
     if values.dtype != pl.String:
         return []
     remarks = []
@@ -232,7 +235,7 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
         alike.setdefault(_simplify(label), []).append(label)
     for names in [names for names in alike.values() if len(names) > 1][:max_shown]:
         remarks.append(
-            f"column `{show(values.name)}`: {list_names(map(_quote, names), max_shown)} are different classes;"
+            f"column `{show(values.name)}`: {list_names(map(quote, names), max_shown)} are different classes;"
             " write them alike if they are one"
         )
     return remarks
@@ -257,7 +260,8 @@ def _simplify(text: str) -> str:
     return text
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """Return a text, with its code points where it may look like another."""
     return text if text == text.strip() and unicodedata.is_normalized("NFKC", text) else ascii(text)
 
 
@@ -321,16 +325,23 @@ def _name_target(values: pl.Series, row: int, locate: Locate) -> str:
 def _read_plain_numbers(values: pl.Series, null_values: Sequence[str]) -> pl.Series | None:
     """The numbers of text in which all that is there is one, as most languages write it, and finite; else None."""
     parsed = values.cast(pl.Float64, strict=False)
-    if parsed.null_count() > values.null_count() or _is_any_number(tuple(null_values)):
+    if parsed.null_count() > values.null_count() or len(read_marks(tuple(null_values), "numeric")):
         return None
     return None if np.isinf(parsed.to_numpy()).any() else parsed
 
 
 @functools.cache
-def _is_any_number(texts: tuple[str, ...]) -> bool:
-    """Whether a text that means a missing value is a number too, such as -999."""
-    numbers = pl.Series(texts, dtype=pl.String).str.strip_chars().cast(pl.Float64, strict=False)
-    return bool(numbers.is_not_nan().any())
+def read_marks(texts: tuple[str, ...], kind: Literal["numeric", "datetime"]) -> pl.Series:
+    """Those of the texts that mean a missing value which are numbers or date-times too, such as -999."""
+    marks = _parse(pl.Series(texts, dtype=pl.String).str.strip_chars(), kind).drop_nulls()
+    return marks.drop_nans() if kind == "numeric" else marks
+
+
+def _mark_missing(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
+    """Numbers or date-times, null for those that mean a missing value."""
+    kind: Literal["numeric", "datetime"] = "datetime" if values.dtype.is_temporal() else "numeric"
+    marks = read_marks(tuple(null_values), kind)
+    return values.set(_parse(values, kind).is_in(marks.implode()).fill_null(False), None) if len(marks) else values
 
 
 def _has_codes(texts: pl.Series) -> bool:
@@ -430,8 +441,10 @@ def _clean(values: pl.Series, null_values: Sequence[str], locate: Locate) -> pl.
         values = values.str.strip_chars()
         return values.set(values.is_in(["", *null_values]), None)
     if dtype.is_float():
-        return values.fill_nan(None)
-    if dtype.is_numeric() or dtype in (pl.Boolean, pl.Date, pl.Datetime):
+        values = values.fill_nan(None)
+    if dtype.is_numeric() or dtype in (pl.Date, pl.Datetime):
+        return _mark_missing(values, null_values)
+    if dtype == pl.Boolean:
         return values
     expected = "expected numbers, booleans, date-times or text"
     raise DataError(f"{locate(0)}, column `{show(values.name)}`: {expected}, found {dtype}; leave it out with data.features")

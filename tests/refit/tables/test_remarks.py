@@ -1,8 +1,11 @@
 import re
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pytest
 
 from refit.settings import DataSettings
 from refit.store.store import Store
@@ -70,6 +73,95 @@ def test_numbers_that_become_one_float_are_counted(store: Store) -> None:
     ]
     (line,) = build_lines(store, {"decimal": long, "x": list(range(20))})
     assert f"19 of its values, such as `{long[0]}`, {ending}" in line
+
+
+def test_texts_that_are_numbers_but_may_be_codes_are_told(store: Store) -> None:
+    ending = "; name the column in data.categorical if they are codes or versions"
+    versions = {"version": ["1.1", "1.10", "1.2", "2.0", "2"] * 4, "x": list(range(20))}
+    assert build_lines(store, versions) == [f"column `version`: `1.1` and `1.10` are read as one number{ending}"]
+    assert build_lines(store, versions, categorical=["version"]) == []
+    assert build_lines(store, {"part": ["1001", "1002", "10E0", "1e5", "NA"] * 4, "x": list(range(20))}) == [
+        f"column `part`: `10E0` is read as 10, and 8 rows hold such texts{ending}"
+    ]
+    plain = ["1.50", "2", "-0.00", "0.00", "1.0", "1", "1e-05", "1E+05", "1e-07", "7.25"] * 2
+    assert build_lines(store, {"plain": plain, "x": list(range(20))}) == []
+
+
+def test_categories_that_differ_only_in_how_they_are_written_are_told(store: Store) -> None:
+    columns = {"town": ["Berlin", "berlin", "M\u00fcnchen", "Mu\u0308nchen", "Bonn "] * 40, "x": list(range(200))}
+    assert build_lines(store, columns) == [
+        "column `town`: `Berlin` and `berlin` differ only in letter case or Unicode form, and 1 more of its texts; write them alike"
+        " if they are one category"
+    ]
+    assert build_lines(store, {"town": ["Bonn", "Bonn ", " Bonn", "Ulm"] * 5, "x": list(range(20))}) == [
+        "column `town`: blanks around texts do not count: `' Bonn'` is one category with another, and 1 more of its texts"
+    ]
+    assert build_lines(store, {"town": [" Bonn", " Ulm", " Bonn ", " Ulm"] * 5, "x": list(range(20))}, "parquet") == [
+        "column `town`: blanks around texts do not count: `' Bonn'` is one category with another"
+    ]
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_numbers_and_dates_that_may_stand_for_missing_values_are_told_until_they_are_named(store: Store, end: str) -> None:
+    days = [date(2024, 1, 1) + timedelta(n) for n in range(200)]
+    columns = {
+        "level": [-999 if n % 10 == 7 else n / 7 for n in range(200)],
+        "until": [date(9999, 12, 31) if n % 3 else days[n] for n in range(200)],
+        "x": list(range(200)),
+    }
+    level, until = build_lines(store, columns, end)
+    ending = r"` in \d+ train rows, though all others are far from it; add it to data\.null_values if a missing value is meant"
+    assert re.fullmatch(rf"column `level`: `-999(\.0)?{ending}", level)
+    assert re.fullmatch(rf"column `until`: `9999-12-31{ending}", until)
+    assert build_lines(store, columns, end, null_values=["", "-999.0", "9999-12-31"]) == []
+
+
+ORDINARY = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.repeat([0.0, 1.0], 500),
+        np.repeat([-1.0, 0.0, 1.0], 500),
+        np.repeat([1.0, 10.0, 100.0, 1000.0], 100),
+        ORDINARY.poisson(0.3, 1000).astype(float),
+        ORDINARY.poisson(8, 1000) - 1.0,
+        np.maximum(ORDINARY.normal(size=1000), 0),
+        np.floor(ORDINARY.lognormal(3, 2, 1000)),
+        np.where(ORDINARY.random(1000) < 0.9, 0, ORDINARY.lognormal(9, 1, 1000)),
+        np.array([*range(1000), 1e9]),
+        np.arange(100.0),
+        np.full(50, 3.0),
+    ],
+    ids=range(11),
+)
+def test_ordinary_numbers_stand_for_nothing_else(numbers: Any) -> None:
+    assert find_stand_ins(numbers) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [
+        ([-1.0] * 40 + [*range(18, 90)], [(-1, 40)]),
+        ([-999.0] * 5 + [9999.0] * 4 + [*range(100)], [(-999, 5), (9999, 4)]),
+        ([1e6 + 5] * 5 + [*range(100)], [(1e6 + 5, 5)]),
+        ([99.0] * 5 + [0.0, 1.0] * 50, [(99, 5)]),
+        ([], []),
+    ],
+)
+def test_a_number_far_from_all_others_that_repeats_may_stand_for_a_missing_value(
+    numbers: list[float], found: list[tuple[float, int]]
+) -> None:
+    assert find_stand_ins(np.array(numbers, float)) == found
+
+
+def test_dates_without_an_end_are_found_though_they_come_once() -> None:
+    days = [datetime(2020, 1, 1) + timedelta(n) for n in range(50)]
+    times = pl.Series([datetime(1, 1, 1), datetime(9999, 12, 31), *days]).dt.epoch("us").cast(pl.Float64).to_numpy()
+    assert [num_rows for _, num_rows in find_stand_ins(times, True)] == [1, 1]
+    assert find_stand_ins(times[2:], True) == []
+    assert find_stand_ins(pl.Series([datetime(1900, 1, 1)] * 3 + days).dt.epoch("us").cast(pl.Float64).to_numpy(), True) != []
 
 
 def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(store: Store, tmp_path: Path) -> None:

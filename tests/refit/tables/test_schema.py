@@ -91,6 +91,30 @@ def test_a_number_that_means_a_missing_value_is_one() -> None:
     assert find_reading(pl.Series("c", ["-999", "1"]), ["-999"], locate)[1].to_list() == [None, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("cells", "null_value", "values"),
+    [
+        ([-999, 1, None], "-999", [None, 1.0, None]),
+        ([-999.0, float("nan")], "-999", [None, None]),
+        ([Decimal("1.50"), Decimal("2.00")], "1.5", [None, 2.0]),
+        ([date(9999, 12, 31), date(2020, 5, 17)], "9999-12-31", [None, datetime(2020, 5, 17)]),
+        ([NOON.replace(tzinfo=UTC)], "2020-05-17 12:00", [None]),
+    ],
+)
+def test_typed_cells_that_mean_a_missing_value_are_one_as_their_text_is(
+    cells: list[Any], null_value: str, values: list[Any]
+) -> None:
+    assert find_reading(pl.Series("c", cells), ["NA", null_value], locate)[1].to_list() == values
+
+
+def test_a_typed_number_that_means_a_missing_value_is_no_class_and_that_is_told() -> None:
+    cells = pl.Series("y", [-1, 0, 1, -1])
+    target = convert_target(cells, None, ["-1"], locate)[1]
+    assert target.to_list() == [None, 0, 1, None]
+    told = ["column `y`: `-1` counts as a missing value, in 2 rows; take it out of data.null_values if it is a class"]
+    assert remark_on_target(cells, target) == told
+
+
 @pytest.mark.parametrize("values", [["1", "2"], [1, 2], [1.0, 2.0], ["1.0", "2.0"]])
 def test_a_category_is_the_same_from_text_integer_and_float(values: list[Any]) -> None:
     assert convert_column(pl.Series("c", values), "categorical", [], locate).to_list() == ["1", "2"]
