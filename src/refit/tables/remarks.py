@@ -49,8 +49,8 @@ def remark_on_columns(
     """
     texts = [name for name in (column.name for column in columns) if raw[name].dtype == pl.String]
     lengths = raw[texts].select(pl.all().str.len_bytes().max()).row(0, named=True) if texts else {}
-    with_codes = raw[texts].select(pl.all().str.contains(LIKE_CODE).any()).row(0, named=True) if texts else {}
-    with_blanks = raw[texts].select(pl.all().str.contains(BLANK_AROUND).any()).row(0, named=True) if texts else {}
+    numbers = [column.name for column in columns if isinstance(column, NumericColumn) and column.name in lengths]
+    with_codes = raw[numbers].select(pl.all().str.contains(LIKE_CODE).any()).row(0, named=True) if numbers else {}
     index, lines = index_rows(rows), []
     for column in columns:
         told = [readings[column.name].remark]
@@ -60,7 +60,7 @@ def remark_on_columns(
             values = take_rows(frame[column.name], index)
             told.append(_remark_on_categories(column, values))
             told.append(_remark_on_alike(column, values))
-            told.append(_remark_on_blanks(raw[column.name]) if with_blanks.get(column.name) else None)
+            told.append(_remark_on_blanks(raw[column.name]) if column.name in lengths else None)
             told.append(_remark_on_marks(frame[column.name], raw[column.name]))
         if isinstance(column, NumericColumn):
             told.append(_remark_on_digits(frame[column.name], raw[column.name], lengths.get(column.name, 0)))
