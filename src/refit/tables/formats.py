@@ -6,7 +6,7 @@ A format is found where it reads every text of a column, and no other format rea
 import functools
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import polars as pl
@@ -42,14 +42,25 @@ NUMBER = (
 
 DATE_PARTS = {
     **{"%Y": r"\d{4}", "%y": r"\d{2}", "%m": r"\d{1,2}", "%d": r"\d{1,2}", "%b": "[A-Za-z]{3}", "%B": "[A-Za-z]{3,9}"},
+    **{"%a": "[A-Za-z]{3}", "%e": r" ?\d{1,2}", "%3f": r"\d{3}", "%.f": r"\.\d{1,9}", "%z": r"[+-]\d{2}:?\d{2}"},
     **{"%H": r"\d{1,2}", "%I": r"\d{1,2}", "%M": r"\d{2}", "%S": r"\d{2}", "%p": "[AaPp][Mm]", ".": r"\."},
 }
 DATES = (
     *("%d.%m.%Y", "%d.%m.%y", "%Y.%m.%d", "%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
     *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%d. %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
 )
+DATE_TIMES = (
+    *("%Y-%m-%d %H:%M:%S,%3f", "%Y-%m-%dT%H:%M:%S,%3f", "%Y-%m-%d %H:%M:%S UTC", "%Y/%m/%d %H:%M:%S%.f"),
+    *("%d/%b/%Y:%H:%M:%S %z", "%d/%b/%Y:%H:%M:%S", "%a %b %e %H:%M:%S UTC %Y", "%a %b %e %H:%M:%S GMT %Y"),
+    *("%a %b %e %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S %z"),
+)
+"""As logs, mail, the web and Java's `Date` write them."""
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %H:%M", ", %H:%M:%S")
-ANY_DATE = r"^(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}[. -] ?[A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})(?:[ T,].*)?$"
+LOGGED_DATE = r"^\[?\d{1,2}/[A-Za-z]{3}/\d{4}:\d|^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? (?:\d|[A-Z][a-z]{2} )"
+ANY_DATE = (
+    r"^(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}[. -] ?[A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})(?:[ T,].*)?$|"
+    + LOGGED_DATE
+)
 CLOCK = r"^(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d(?:\.\d+)?))?(?: ?(?P<half>[AaPp][Mm]))?$"
 
 
@@ -122,13 +133,15 @@ class DateFormat(_Format):
     """As `strptime` writes it, such as `%d.%m.%Y`."""
 
     def read(self, texts: pl.Series) -> pl.Series:
-        """The date-times, Datetime("us"); null for what is not written so."""
+        """The date-times in UTC, Datetime("us"); null for what is not written so."""
         is_written_so = texts.str.contains(_date_pattern(self.pattern)).fill_null(False)
-        return texts.set(~is_written_so, None).str.to_datetime(self.pattern, time_unit="us", strict=False)
+        found = texts.set(~is_written_so, None).str.to_datetime(self.pattern, time_unit="us", strict=False)
+        return found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
 
     def describe(self) -> str:
         """Say how it is written, by an example."""
-        return f"a date written as `{datetime(2026, 12, 31, 19, 45).strftime(self.pattern)}`"
+        pattern = self.pattern.replace("%3f", "123").replace("%.f", ".123")
+        return f"a date written as `{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`"
 
 
 AnyFormat = NumberFormat | ClockFormat | DateFormat
@@ -163,7 +176,8 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
     """The formats that may read all texts, as they read the first."""
     if re.match(CLOCK, first):
         yield ClockFormat()
-    dates = [date + time for date in DATES for time in TIMES if re.match(_date_pattern(date + time), first)]
+    known = (*DATE_TIMES, *(date + time for date in DATES for time in TIMES))
+    dates = [pattern for pattern in known if re.match(_date_pattern(pattern), first)]
     yield from (DateFormat(pattern=pattern) for pattern in dates)
     if dates or not any(sign.isdigit() for sign in first):
         return
@@ -202,4 +216,4 @@ def _body_pattern(thousands: str, decimal: str) -> str:
 @functools.cache
 def _date_pattern(pattern: str) -> str:
     """A regular expression for what `strptime` would take more loosely."""
-    return "^" + re.sub(r"%\w|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"
+    return "^" + re.sub(r"%(?:\.f|\d?\w)|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"

@@ -59,6 +59,7 @@ MISSING_MARKS = (
 DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
 DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
 ZONE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
+CLOCK = "%H:%M:%S%.f"
 CODE = r"^[+-]?0\d+$"
 """A whole number with a zero before it that a number does not keep."""
 
@@ -119,6 +120,9 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
         if (floats != np.floor(floats)).any() or not _has_codes(values):
             return Reading("numeric"), numbers
     values = _clean(values, null_values, locate)
+    if values.dtype == pl.Time:
+        reading = Reading("numeric", ClockFormat(), "times of day are read as hours, so that `7:45` is 7.75")
+        return reading, convert_column(values, "numeric", null_values, locate, reading.format)
     if values.dtype != pl.String:
         kind: Kind = "boolean" if values.dtype == pl.Boolean else "datetime" if values.dtype.is_temporal() else "numeric"
         return Reading(kind), convert_column(values, kind, null_values, locate)
@@ -444,7 +448,7 @@ def _clean(values: pl.Series, null_values: Sequence[str], locate: Locate) -> pl.
         values = values.fill_nan(None)
     if dtype.is_numeric() or dtype in (pl.Date, pl.Datetime):
         return _mark_missing(values, null_values)
-    if dtype == pl.Boolean:
+    if dtype in (pl.Boolean, pl.Time):
         return values
     expected = "expected numbers, booleans, date-times or text"
     raise DataError(f"{locate(0)}, column `{show(values.name)}`: {expected}, found {dtype}; leave it out with data.features")
@@ -460,7 +464,9 @@ def _parse(values: pl.Series, kind: Kind, format: AnyFormat | None = None) -> pl
             return _parse_datetime(values) if format is None else _fill(format.read(values), _parse_datetime(values))
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
             values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        return values.cast(pl.Datetime("us")) if dtype.is_temporal() else _nulls(values, pl.Datetime("us"))
+        return values.cast(pl.Datetime("us")) if dtype.is_temporal() and dtype != pl.Time else _nulls(values, pl.Datetime("us"))
+    if dtype == pl.Time and kind == "numeric":
+        return ClockFormat().read(values.dt.to_string(CLOCK))
     if dtype.is_temporal():
         return _nulls(values, pl.Boolean if kind == "boolean" else pl.Float64)
     if kind == "numeric":
@@ -481,7 +487,7 @@ def _parse_category(values: pl.Series) -> pl.Series:
     """Text that is the same whether a whole number or a boolean came as text, integer or float."""
     if values.dtype.is_float() or values.dtype.is_decimal():
         values = values.cast(pl.Float64)
-    texts = values.cast(pl.String)
+    texts = values.dt.to_string(CLOCK) if values.dtype == pl.Time else values.cast(pl.String)
     if values.dtype.is_float() or values.dtype == pl.String:
         texts = texts.str.replace(r"^(-?\d+)\.0+$", "$1")
     return texts.set(texts.is_in(["True", "TRUE"]), "true").set(texts.is_in(["False", "FALSE"]), "false")

@@ -41,6 +41,15 @@ CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
     (["31/12/2024", "01/02/2024"], date("%d/%m/%Y"), [datetime(2024, 12, 31), datetime(2024, 2, 1)]),
     (["12/31/24 8:05", "1/2/24 18:05"], date("%m/%d/%y %H:%M"), [datetime(2024, 12, 31, 8, 5), datetime(2024, 1, 2, 18, 5)]),
     (["01-Jan-10", "3-Feb-11"], date("%d-%b-%y"), [datetime(2010, 1, 1), datetime(2011, 2, 3)]),
+    (["2024-01-31 10:00:00,123"], date("%Y-%m-%d %H:%M:%S,%3f"), [datetime(2024, 1, 31, 10, 0, 0, 123_000)]),
+    (["31/Jan/2024:10:00:00 +0100"], date("%d/%b/%Y:%H:%M:%S %z"), [datetime(2024, 1, 31, 9)]),
+    (
+        ["Wed Jan 31 10:00:00 UTC 2024", "Thu Feb  1 10:00:00 UTC 2024"],
+        date("%a %b %e %H:%M:%S UTC %Y"),
+        [datetime(2024, 1, 31, 10), datetime(2024, 2, 1, 10)],
+    ),
+    (["Wed, 31 Jan 2024 10:00:00 GMT"], date("%a, %d %b %Y %H:%M:%S GMT"), [datetime(2024, 1, 31, 10)]),
+    (["2024/01/31 10:00:00.5"], date("%Y/%m/%d %H:%M:%S%.f"), [datetime(2024, 1, 31, 10, 0, 0, 500_000)]),
     (["March 9, 2021", "May 1, 2020"], date("%B %d, %Y"), [datetime(2021, 3, 9), datetime(2020, 5, 1)]),
 ]
 
@@ -67,6 +76,18 @@ def test_what_may_be_read_in_two_ways_is_left_open(texts: list[str]) -> None:
 )
 def test_other_texts_have_no_format(texts: list[str]) -> None:
     assert find_formats(pl.Series(texts)) == []
+
+
+@pytest.mark.parametrize("pattern", DATE_TIMES)
+def test_a_date_and_time_is_described_as_it_is_written(pattern: str) -> None:
+    example = date(pattern).describe().split("`")[1]
+    assert date(pattern).read(pl.Series([example])).dt.truncate("1s").to_list() == [datetime(2026, 12, 31, 19, 45)]
+
+
+def test_dates_of_zones_that_only_have_a_name_look_like_dates() -> None:
+    texts = pl.Series(["Wed Jan 31 10:00:00 CET 2024", "[31/Jan/2024:10:00:00 +0100]", "The Big 1978", "Sunday 2024"])
+    assert find_formats(texts[:1]) == []
+    assert find_alike(texts).to_list() == [True, True, False, False]
 
 
 def test_numbers_without_signs_between_thousands_are_read_later_and_other_units_are_not() -> None:

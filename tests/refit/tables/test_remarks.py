@@ -1,5 +1,5 @@
 import re
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,12 @@ def test_dates_without_an_end_are_found_though_they_come_once() -> None:
     assert [num_rows for _, num_rows in find_stand_ins(times, True)] == [1, 1]
     assert find_stand_ins(times[2:], True) == []
     assert find_stand_ins(pl.Series([datetime(1900, 1, 1)] * 3 + days).dt.epoch("us").cast(pl.Float64).to_numpy(), True) != []
+
+
+def test_times_of_day_in_parquet_are_told(store: Store) -> None:
+    assert build_lines(store, {"at": [time(n, 30) for n in range(20)], "x": list(range(20))}, "parquet") == [
+        "column `at`: times of day are read as hours, so that `7:45` is 7.75"
+    ]
 
 
 def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(store: Store, tmp_path: Path) -> None:

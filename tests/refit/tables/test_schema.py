@@ -1,5 +1,5 @@
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 
@@ -29,6 +29,7 @@ def locate(index: int) -> str:
         (["2020-05-17"], "datetime", [datetime(2020, 5, 17)]),
         ([date(2020, 5, 17)], "datetime", [datetime(2020, 5, 17)]),
         ([NOON.replace(tzinfo=UTC)], "datetime", [NOON]),
+        (["2024-01-31T10:00:00.000+0000"], "datetime", [datetime(2024, 1, 31, 10)]),
         (["a", "b", "1"], "categorical", ["a", "b", "1"]),
         (["yes", "no"], "categorical", ["yes", "no"]),
         ([None, None], "categorical", [None, None]),
@@ -152,6 +153,19 @@ def test_a_target_becomes_text_integers_or_booleans(cells: list[Any], values: li
     converted = convert_target(pl.Series("y", cells, pl.UInt64 if is_large else None), None, ["NA"], locate)[1].to_list()
     assert converted == values
     assert list(map(type, converted)) == list(map(type, values))
+
+
+def test_a_time_of_day_is_the_same_from_text_and_as_a_type() -> None:
+    cells = pl.Series("c", [time(7, 45), time(12, 30, 36, 500_000), None])
+    reading, values = find_reading(cells, [], locate)
+    assert reading == Reading("numeric", ClockFormat(), "times of day are read as hours, so that `7:45` is 7.75")
+    texts = pl.Series("c", ["7:45", "12:30:36.5", None])
+    assert values.to_list() == [7.75, 12 + 30 / 60 + 36.5 / 3600, None]
+    assert convert_column(texts, "numeric", [], locate, reading.format).equals(values)
+    assert convert_column(cells, "numeric", [], locate, find_reading(texts, [], locate)[0].format).equals(values)
+    assert convert_column(cells, "categorical", [], locate).to_list() == ["07:45:00", "12:30:36.500", None]
+    with pytest.raises(DataError, match=r"expected an ISO date or date-time, found '07:45:00'"):
+        convert_column(cells, "datetime", [], locate)
 
 
 @pytest.mark.parametrize("value", ["x", float("inf"), "inf", "1e400", NOON, True])
