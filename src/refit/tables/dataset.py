@@ -99,7 +99,10 @@ class Manifest(Examples):
             f"classes of {show(self.target)}: {classes}{more}",
         ]
         if self.rows_without_target:
-            lines.append(f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}")
+            lines.append(
+                f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}; write a name there if an empty"
+                " cell is a class"
+            )
         together = "features are those" if self.group_column is None else f"{show(self.group_column)} is that"
         reasons = {
             "gap": "in the gaps before validation and test",
@@ -342,7 +345,9 @@ def _remark(settings: DataSettings, prepared: _Prepared) -> list[str]:
             if name not in used
         ),
         *remark_on_target(source.table.frame[settings.target], prepared.target),
-        *remark_on_columns(prepared.columns, prepared.readings, source.frame, source.table.frame, prepared.parts["train"]),
+        *remark_on_columns(
+            prepared.columns, prepared.readings, source.frame, source.table.frame, source.y, prepared.parts["train"]
+        ),
     ]
 
 

@@ -12,6 +12,8 @@ from refit.tables.preprocessing import AnyColumn, CategoricalColumn, NumericColu
 from refit.tables.schema import Reading, count_marks, take_rows
 from refit.texts import show
 
+NUM_LOOKED_AT = 1000
+"""Train rows, at most, that show of most columns that they are no copy of the target."""
 LUMPED_SHARE = 0.1
 """Share of the train rows whose categories have no input of their own, from which on people are told."""
 MAX_EXACT = 2.0**53
@@ -36,7 +38,12 @@ FIRST_TIME, LAST_TIME = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) / timedel
 
 
 def remark_on_columns(
-    columns: Sequence[AnyColumn], readings: Mapping[str, Reading], frame: pl.DataFrame, raw: pl.DataFrame, rows: Rows
+    columns: Sequence[AnyColumn],
+    readings: Mapping[str, Reading],
+    frame: pl.DataFrame,
+    raw: pl.DataFrame,
+    y: pl.Series,
+    rows: Rows,
 ) -> list[str]:
     """Say what people should know of columns, a line for each of which there is something to say.
 
@@ -45,13 +52,15 @@ def remark_on_columns(
         readings: How each was read.
         frame: The cells of all rows, converted.
         raw: The same as they were read.
+        y: The index of each row's class.
         rows: Which of them are train rows.
     """
     texts = [name for name in (column.name for column in columns) if raw[name].dtype == pl.String]
     lengths = raw[texts].select(pl.all().str.len_bytes().max()).row(0, named=True) if texts else {}
     numbers = [column.name for column in columns if isinstance(column, NumericColumn) and column.name in lengths]
     with_codes = raw[numbers].select(pl.all().str.contains(LIKE_CODE).any()).row(0, named=True) if numbers else {}
-    index, lines = index_rows(rows), []
+    index, lines = pl.Series(rows, dtype=pl.get_index_type()), list[str]()
+    num_classes = take_rows(y, index).n_unique()
     for column in columns:
         told = [readings[column.name].remark]
         if column.is_constant:
@@ -68,9 +77,22 @@ def remark_on_columns(
             told.append(_remark_on_codes(frame[column.name], raw[column.name]) if is_plain else None)
         if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
             told.append(_remark_on_stand_ins(frame[column.name], raw[column.name], rows))
+        if (not column.is_constant or column.has_indicator) and _gives_away(frame[column.name], y, index, num_classes):
+            told.append(
+                "a value for each class and no other, in all train rows, as if it were a copy of the target; leave it out with"
+                " data.features unless it is known before the class is"
+            )
         if any(told):
             lines.append(f"column `{show(column.name)}`: {'; '.join(filter(None, told))}")
     return lines
+
+
+def _gives_away(values: pl.Series, y: pl.Series, index: pl.Series, num_classes: int) -> bool:
+    """Whether each value goes with one class, and each class with one value, in these rows; all have a class."""
+    if take_rows(values, index.head(NUM_LOOKED_AT)).n_unique() > num_classes:
+        return False
+    pairs = pl.DataFrame([take_rows(values, index).alias("value"), take_rows(y, index).alias("class")]).unique()
+    return pairs.height == num_classes == pairs["value"].n_unique()
 
 
 def _find_first(values: pl.Series, rows: Rows) -> int:

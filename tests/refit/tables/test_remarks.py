@@ -23,7 +23,7 @@ def build_lines(store: Store, columns: dict[str, Any], end: str = "csv", **setti
 
 
 def test_a_line_a_column_says_how_text_was_read_and_plain_columns_have_none(store: Store) -> None:
-    columns = {"price": [f"${1000 + n:,}" for n in range(20)], "x": list(range(20)), "k": ["u", "v"] * 10}
+    columns = {"price": [f"${1000 + n:,}" for n in range(20)], "x": list(range(20)), "k": ["u", "v", "u"] * 6 + ["u", "v"]}
     assert build_lines(store, columns) == ["column `price`: `$1,000` is read as 1000"]
     (line,) = build_lines(store, columns, categorical=["price"])
     assert re.match(r"column `price`: 1\d texts in the train rows, none of them twice, so that nothing is learned from it", line)
@@ -96,7 +96,7 @@ def test_categories_that_differ_only_in_how_they_are_written_are_told(store: Sto
     assert build_lines(store, {"town": ["Bonn", "Bonn ", " Bonn", "Ulm"] * 5, "x": list(range(20))}) == [
         "column `town`: blanks around texts do not count: `' Bonn'` is one category with another, and 1 more of its texts"
     ]
-    assert build_lines(store, {"town": [" Bonn", " Ulm", " Bonn ", " Ulm"] * 5, "x": list(range(20))}, "parquet") == [
+    assert build_lines(store, {"town": [" Bonn", " Ulm", " Bonn ", " Ulm", " Bonn"] * 4, "x": list(range(20))}, "parquet") == [
         "column `town`: blanks around texts do not count: `' Bonn'` is one category with another"
     ]
 
@@ -168,6 +168,25 @@ def test_times_of_day_in_parquet_are_told(store: Store) -> None:
     assert build_lines(store, {"at": [time(n, 30) for n in range(20)], "x": list(range(20))}, "parquet") == [
         "column `at`: times of day are read as hours, so that `7:45` is 7.75"
     ]
+
+
+@pytest.mark.parametrize("column", [["a", "b"] * 20, [1.5, -7] * 20, [True, False] * 20, [None, "late"] * 20])
+def test_a_column_that_gives_the_class_away_is_told(store: Store, column: list[Any]) -> None:
+    told = (
+        "a value for each class and no other, in all train rows, as if it were a copy of the target; leave it out with"
+        " data.features unless it is known before the class is"
+    )
+    for end in ("csv", "parquet"):
+        (line,) = build_lines(store, {"k": column, "x": list(range(40))}, end)
+        assert line.endswith(told)
+    column = [*column[:-2], *column[:-3:-1]]
+    assert told not in str(build_lines(store, {"k": column, "x": list(range(40))}, "parquet", val=0.0, test=0.0))
+
+
+def test_rows_with_an_empty_class_are_counted(store: Store) -> None:
+    pl.DataFrame({"x": range(20), "y": ["a", "b", " ", None] * 5}).write_csv("rows.csv")
+    lines = load_manifest(build_dataset(DataSettings(source="rows.csv"), 0, store), store).describe()
+    assert "dropped: 10 rows without a value of y; write a name there if an empty cell is a class" in lines
 
 
 def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(store: Store, tmp_path: Path) -> None:
