@@ -42,6 +42,8 @@ def read_status(store: Store, name: str) -> Status:
     champion = unless_damaged(lambda: read_alias(store, name))
     trained_at = unless_damaged(lambda: _find_birth(store, name, champion)) if champion else None
     entries = unless_damaged(lambda: load_ledger(store, name)) or []
+    damaged += unless_damaged(lambda: find_edited(store, name)) or []
+    damaged += [] if damaged else _find_cut(store, name, entries)
     decisions = [entry for entry in entries if entry.action not in ("open", "repair")]
     promotions = [entry.at for entry in decisions if entry.action != "keep" and entry.after == champion]
     return Status(
@@ -53,6 +55,18 @@ def read_status(store: Store, name: str) -> Status:
         decision=decisions[-1] if decisions else None,
         damaged=[*dict.fromkeys(damaged)],
     )
+
+
+def _find_cut(store: Store, name: str, entries: list[Entry]) -> list[str]:
+    """Say that the ledger was cut back, where it lacks the decision on a version that has a report of it."""
+    decided = {entry.after for entry in entries if entry.action in ("promote", "keep")}
+    missing = [version for version in list_reports(store, name) if version not in decided]
+    if not missing or any(entry.action == "repair" for entry in entries):
+        return []
+    return [
+        f"{store.location(report_path(name, missing[-1]))}: expected the decision that this reports in the ledger, too, found"
+        f" {len(entries)} entries, none on v{missing[-1]}; put the ledger and its head back from a backup"
+    ]
 
 
 def list_damaged(store: Store) -> list[str]:

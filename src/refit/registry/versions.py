@@ -102,10 +102,14 @@ def resolve_reference(store: Store, reference: str, default: str = "") -> tuple[
     if number not in map(str, versions):
         found = ", ".join(f"v{version}" for version in versions)
         aliases = ", ".join(_list_aliases(store, name)) or "none"
-        remedy = f"; `refit promote {name}@v{versions[-1]}` makes one" if wanted == CHAMPION else ""
+        remedy = "take one of these"
+        if wanted == CHAMPION:
+            remedy = f"`refit promote {name}@v{versions[-1]}` makes one"
+        elif re.fullmatch(r"v[1-9]\d*", wanted):
+            remedy = f"put {wanted} back from a backup, or take one of these"
         raise StoreError(
             f"{reference}: expected a version of {name!r} in {store.url}, found no {wanted};"
-            f" versions there: {found}; aliases there: {aliases}{remedy}"
+            f" versions there: {found}; aliases there: {aliases}; {remedy}"
         )
     return name, int(number)
 
@@ -202,13 +206,29 @@ def list_aliases(store: Store, name: str) -> dict[str, Entry]:
 def read_alias(store: Store, name: str, alias: str = CHAMPION) -> int | None:
     """Return the version that the alias names, or None where it has never been set.
 
-    The ledger decides. The alias's file repeats it for other programs, and is put right here if it can be written.
+    The ledger decides. The alias's file repeats it for other programs, and is put right here if it can be written and nobody has
+    edited it; `find_edited` tells of that.
 
     Raises:
         StoreError: The ledger is damaged, or ends before the entry that the alias's file names.
     """
     present, _ = _find_present(store, name, alias)
     return present.after if present else None
+
+
+def find_edited(store: Store, name: str) -> list[str]:
+    """Say of which aliases the files were edited by hand, which moves nothing, and what to do; raises as `read_alias` does."""
+    told = []
+    for alias, present in list_aliases(store, name).items():
+        written = _read_position(store, name, alias)
+        if written and _is_edited(written, present):
+            place, right, found = store.location(_alias_path(name, alias)), f"v{present.after}", f"v{written.version}"
+            option = "" if alias == CHAMPION else f" --alias {alias}"
+            told.append(
+                f"{place}: expected {right}, as entry {present.number} of the ledger says, found {found}, written by hand; to make"
+                f" {found} the {alias}, `refit promote {name}@{found}{option}`, to keep {right}, `refit repair {name}`"
+            )
+    return told
 
 
 def list_earlier(store: Store, name: str, alias: str = CHAMPION) -> Iterator[int]:
@@ -265,6 +285,8 @@ def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
 def repair(store: Store, name: str) -> tuple[list[int], list[Entry]]:
     """Have the ledger read again without entries that are lost; aliases that they set stay what their files say.
 
+    Files of other aliases that were edited are put right.
+
     Returns:
         The numbers of the lost entries, and the entries that set aliases anew.
 
@@ -282,6 +304,8 @@ def repair(store: Store, name: str) -> tuple[list[int], list[Entry]]:
             entry = append_entry(store, name, action="promote", why=why, alias=alias, before=before, after=written.version)
             _write_alias(store, name, entry)
             moves.append(entry)
+        elif written and present and _is_edited(written, present):
+            _write_alias(store, name, present)
     return lost, moves
 
 
@@ -311,9 +335,15 @@ def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, in
             f"{store.location(entry_path(name, written.entry))}: expected the entry that set {name}@{alias} to v{written.version},"
             f" found none; put it back from a backup, or do without it by `refit repair {name}`"
         )
-    if present and written != Position(version=present.after, entry=present.number):
+    right = Position(version=present.after, entry=present.number) if present else None
+    if present and written != right and not (written and _is_edited(written, present)):
         _write_alias(store, name, present)
     return present, newest
+
+
+def _is_edited(written: Position, present: Entry) -> bool:
+    """Whether an alias's file names the entry that moved it last, but another version."""
+    return written.entry == present.number and written.version != present.after
 
 
 def _list_before(entries: Iterator[Entry], alias: str) -> Iterator[int | None]:

@@ -21,7 +21,7 @@ def model(store) -> Store:
     move_alias(store, "a", 1, expected=None, why="the first")
     move_alias(store, "a", 2, expected=1, why="more is right")
     append_entry(store, "a", action="keep", why="it may be luck", alias="champion", before=2, after=3)
-    append_entry(store, "a", action="open", why="another look at the test rows")
+    append_entry(store, "a", action="open", why="another look at the test rows", after=3)
     return store
 
 
@@ -79,3 +79,23 @@ def test_objects_that_were_set_aside_are_listed(store):
     path.write_bytes(b"damaged")
     assert not store.is_whole(digest)
     assert list_damaged(store) == [f"{store.root}/damaged/{digest}"]
+
+
+def test_an_edited_alias_file_and_a_ledger_that_was_cut_back_with_its_head_are_told(model):
+    for number in (2, 3):
+        model.write(report_path("a", number), b"<html>")
+    assert read_status(model, "a").damaged == []
+    ledger = Path(model.root, entry_path("a", 3)).parent
+    alias = ledger.parent / "aliases" / "champion.json"
+    alias.write_text('{"version": 1, "entry": 2}')
+    (told,) = read_status(model, "a").damaged
+    assert told.startswith(f"{alias}: expected v2, as entry 2 of the ledger says, found v1, written by hand")
+    repair(model, "a")
+    for number in (3, 4):
+        Path(model.root, entry_path("a", number)).unlink()
+    second = Path(model.root, entry_path("a", 2)).read_bytes()
+    (ledger / "head.json").write_text(json.dumps({"number": 2, "digest": hashlib.sha256(second).hexdigest()}))
+    assert read_status(model, "a").damaged == [
+        f"{model.root}/{report_path('a', 3)}: expected the decision that this reports in the ledger, too, found 2 entries, none on"
+        " v3; put the ledger and its head back from a backup"
+    ]

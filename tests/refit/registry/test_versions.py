@@ -17,6 +17,7 @@ from refit.registry.ledger import append_entry, entry_path, load_ledger
 from refit.registry.versions import (
     add_version,
     check_version,
+    find_edited,
     find_saved,
     find_version,
     list_aliases,
@@ -249,7 +250,7 @@ def test_other_files_beside_the_aliases_are_none(store):
     for name in ("notes.txt", "v2.json", "Shadow.json"):
         (alias_file(store).parent / name).write_text("not mine")
     assert list(list_aliases(store, "a")) == ["champion"]
-    with pytest.raises(StoreError, match=r"; aliases there: champion$"):
+    with pytest.raises(StoreError, match=r"; aliases there: champion; take one of these$"):
         find_version(store, "a@other")
 
 
@@ -601,8 +602,8 @@ def test_a_version_that_is_not_there_cannot_be_promoted(any_store):
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"{", b"\xff", b'{"version": 1, "entry": 1}', b'{"version": 3, "entry": 2}'],
-    ids=["missing", "empty", "half", "no text", "behind", "of another version"],
+    [None, b"", b"{", b"\xff", b'{"version": 1, "entry": 1}'],
+    ids=["missing", "empty", "half", "no text", "behind"],
 )
 def test_an_alias_file_that_does_not_say_what_the_ledger_does_is_put_right(store, content):
     add_versions(store, 3)
@@ -614,6 +615,33 @@ def test_an_alias_file_that_does_not_say_what_the_ledger_does_is_put_right(store
     assert alias_file(store).read_bytes() == right
     alias_file(store).unlink() if content is None else alias_file(store).write_bytes(content)
     assert rollback(store, "a", "it is slow").after == 1
+
+
+def test_an_alias_file_that_was_edited_moves_nothing_and_stays_until_it_is_repaired_or_another_version_promoted(store):
+    add_versions(store, 3)
+    promote(store, 1)
+    promote(store, 2)
+    assert find_edited(store, "a") == []
+    for mend in (lambda: repair(store, "a"), lambda: promote(store, 3)):
+        alias_file(store).write_text('{"version": 3, "entry": 2}')
+        assert read_alias(store, "a") == 2
+        (told,) = find_edited(store, "a")
+        assert told == (
+            f"{alias_file(store)}: expected v2, as entry 2 of the ledger says, found v3, written by hand; to make v3 the champion,"
+            " `refit promote a@v3`, to keep v2, `refit repair a`"
+        )
+        mend()
+        assert find_edited(store, "a") == []
+    assert read_alias(store, "a") == 3
+
+
+def test_a_rollback_to_a_version_that_is_gone_says_what_can_be_done(store):
+    add_versions(store, 2)
+    promote(store, 1)
+    promote(store, 2)
+    shutil.rmtree(Path(store.root, version_folder("a", 1)))
+    with pytest.raises(StoreError, match=r"a@v1: .*found no v1; .*; put v1 back from a backup, or take one of these$"):
+        rollback(store, "a", "it is slow")
 
 
 def test_a_move_stands_where_only_the_alias_file_cannot_be_written(store):
