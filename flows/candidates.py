@@ -62,7 +62,7 @@ def judge_candidate(
         return RetrainingResult(
             outcome="skipped", reason=reason, champion=_refer(settings.name, versions.read_alias(store, settings.name))
         )
-    get_run_logger().info("%s: %s", candidate.reference, show_line(entry.why))
+    get_run_logger().info("%s", describe_outcome(candidate.name, entry))  # why is in the run's state and result
     place = report(candidate, verdict, entry, settings)
     if recipe is not None:
         forget_attempts(recipe, store)

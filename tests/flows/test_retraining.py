@@ -105,9 +105,11 @@ def trained(monkeypatch) -> list[int]:
     return epochs
 
 
-def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that_must_beat_it(trained):
+def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that_must_beat_it(trained, caplog):
     first = run()
     result = first.result()
+    told = [record.getMessage() for record in caplog.records if record.filename == "candidates.py"]
+    assert told == ["model@v1 is the champion now"]  # Prefect logs the state with its reason, and the command prints that
     assert (first.name, first.type, first.message) == ("Promoted", StateType.COMPLETED, result.reason)
     assert result.reason.startswith("promoted: accuracy ")
     assert "of the majority class on 30 rows" in result.reason
