@@ -11,6 +11,7 @@ from refit.flows.approval import ask_person
 from refit.flows.training import build_snapshot, tell_of_wait, train_version
 from refit.promotion.comparison import Verdict, check_slices
 from refit.promotion.news import KEY, find_champion, find_decision
+from refit.promotion.retraining_report import describe_outcome
 from refit.refs import RetrainingResult, SavedModel
 from refit.registry import versions
 from refit.registry.ledger import Entry, find_newest

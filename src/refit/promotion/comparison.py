@@ -33,7 +33,7 @@ from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.drift import Drift, compare_profiles
-from refit.tables.schema import check_columns
+from refit.tables.schema import check_columns, take_column
 from refit.tables.sources import read_names
 from refit.texts import list_names
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
@@ -246,7 +246,7 @@ def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
 def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Mask]]:
     """Name the rows of each value of each column."""
     for column in columns:
-        values = rows[column].cast(pl.String)
+        values = take_column(rows, column).cast(pl.String)
         for value in values.unique().sort():
             name = f"{column} is missing" if value is None else f"{column} = {value}"
             yield name, values.eq_missing(value).to_numpy()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, Scale
-from refit.tables.schema import convert_column
+from refit.tables.schema import convert_column, take_column
 from refit.training.objective import Objective
 
 MISSING_TIME = -(2**63)
@@ -86,7 +86,9 @@ def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:
 
 def build_array(column: AnyColumn, rows: pl.DataFrame, has_text: bool) -> NDArray[Any]:
     """Turn a column of raw rows into what its tensor holds, `(N,)`."""
-    values = convert_column(rows[column.name], column.kind, column.null_values, lambda index: f"row {index + 1}", column.format)
+    values = convert_column(
+        take_column(rows, column.name), column.kind, column.null_values, lambda index: f"row {index + 1}", column.format
+    )
     if isinstance(column, DatetimeColumn):
         return values.to_physical().fill_null(MISSING_TIME).to_numpy()
     if not isinstance(column, CategoricalColumn):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from refit.data.identities import Rows, find_known
 from refit.tables.hashes import hash_rows
+from refit.tables.schema import take_column
 
 Numbers = NDArray[np.float64]
 
@@ -79,7 +80,8 @@ def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Row
     for name in frame.columns:
         if not likelihoods.any():
             break
-        values = frame[name].fill_nan(None) if frame[name].dtype.is_float() else frame[name]
+        values = take_column(frame, name)
+        values = values.fill_nan(None) if values.dtype.is_float() else values
         others = values.to_frame("value").select(pl.len().over("value")).to_series()[rows].to_numpy().astype(np.int64) - 1
         likelihoods *= others / max(1, frame.height - 1)
         fewest = np.minimum(fewest, others)

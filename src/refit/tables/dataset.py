@@ -26,7 +26,16 @@ from refit.tables.hashes import hash_rows
 from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
 from refit.tables.profiles import Profile, profile_columns
 from refit.tables.remarks import remark_on_columns
-from refit.tables.schema import Reading, check_columns, convert_column, convert_target, find_reading, remark_on_target
+from refit.tables.schema import (
+    Reading,
+    check_columns,
+    convert_column,
+    convert_target,
+    find_reading,
+    read_marks,
+    remark_on_target,
+    take_column,
+)
 from refit.tables.sides import TypedTable, choose_sides, read_groups
 from refit.tables.sources import Table, read_files, read_names, read_table
 from refit.texts import list_names, show
@@ -192,7 +201,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     """
     prepared = _prepare(settings, seed)
     source, test, columns, train = prepared.source, prepared.test, prepared.columns, prepared.parts["train"]
-    kinds: dict[str, Kind] = {**prepared.kinds, source.target.name: "categorical"}
+    kinds: dict[str, Kind] = {**prepared.kinds, settings.target: "categorical"}
     profiles = profile_columns(source.frame.with_columns(source.target), kinds, train, source.groups)
     time_column = settings.time_column if settings.split == "time" else None
     identities = _identify(source, columns, time_column)
@@ -310,10 +319,10 @@ def _divide(
             raise DataError(
                 f"{table.name}, column `{show(target.name)}`: expected two classes or more, found {found};"
                 " add rows of other classes, or name another column in data.target",
-                *remark_on_target(table.frame[target.name], target),
+                *remark_on_target(take_column(table.frame, settings.target), target),
             )
         kept = _leave_out(target, rare)
-        source = TypedTable(table, frame, kept, _index_classes(kept, classes, table), groups)
+        source = TypedTable(table, frame, kept.alias(settings.target), _index_classes(kept, classes, table), groups)
         test = None if test_table is None else _convert_test_rows(settings, test_table, readings, kind, classes, rare)
         counts = dict(known.filter(known.is_in(rare.implode())).cast(pl.String).value_counts(sort=True).rows())
         try:
@@ -344,7 +353,7 @@ def _remark(settings: DataSettings, prepared: _Prepared) -> list[str]:
             for name in source.table.outer
             if name not in used
         ),
-        *remark_on_target(source.table.frame[settings.target], prepared.target),
+        *remark_on_target(take_column(source.table.frame, settings.target), prepared.target),
         *remark_on_columns(
             prepared.columns, prepared.readings, source.frame, source.table.frame, source.y, prepared.parts["train"]
         ),
@@ -386,15 +395,15 @@ def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Has
     names = [*(column.name for column in manifest.columns), manifest.target, manifest.time_column]
     check_columns("data.source", filter(None, names), rows.columns, "the table")
     frame = pl.DataFrame(
-        [
-            convert_column(rows[column.name], column.kind, column.null_values, _count_rows, column.format)
+        {
+            column.name: convert_column(take_column(rows, column.name), column.kind, column.null_values, _count_rows, column.format)
             for column in manifest.columns
-        ]
+        }
     )
     kinds: dict[type, Kind] = {bool: "boolean", int: "numeric", str: "categorical"}
     null_values = manifest.columns[0].null_values
-    _, target = convert_target(rows[manifest.target], kinds[type(manifest.classes[0])], null_values, _count_rows)
-    known = _gather(frame, manifest.columns, target, rows, manifest.time_column)
+    _, target = convert_target(take_column(rows, manifest.target), kinds[type(manifest.classes[0])], null_values, _count_rows)
+    known = _gather(frame, manifest.columns, target.alias(manifest.target), rows, manifest.time_column)
     return target.cast(pl.String), hash_rows(known), known
 
 
@@ -425,7 +434,7 @@ def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Read
     readings: dict[str, Reading] = {}
     converted, has_marks = [], len(read_marks(tuple(settings.null_values), "numeric")) > 0
     for name in _choose_features(settings, table):
-        values = table.frame[name]
+        values = take_column(table.frame, name)
         if name in settings.categorical:
             readings[name] = Reading("categorical")
             converted.append(convert_column(values, "categorical", settings.null_values, table.locate))
@@ -434,7 +443,7 @@ def _type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Read
             # Numbers stay as they are: a second copy would double what a table of numbers takes.
             is_kept = readings[name].kind == "numeric" and values.dtype.is_numeric() and not has_marks
             converted.append(values if is_kept else typed)
-    return readings, pl.DataFrame(converted)
+    return readings, pl.DataFrame(dict(zip(readings, converted, strict=True)))
 
 
 def _choose_features(settings: DataSettings, table: Table) -> list[str]:
@@ -462,7 +471,7 @@ def _choose_features(settings: DataSettings, table: Table) -> list[str]:
 
 def _type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
     kind: Kind | None = "categorical" if settings.target in settings.categorical else None
-    return convert_target(table.frame[settings.target], kind, settings.null_values, table.locate)
+    return convert_target(take_column(table.frame, settings.target), kind, settings.null_values, table.locate)
 
 
 def _convert_test_rows(
@@ -480,16 +489,16 @@ def _convert_test_rows(
             f" found {list_names(table.frame.columns)}; add what is missing{choice}"
         )
     frame = pl.DataFrame(
-        [
-            convert_column(table.frame[name], reading.kind, settings.null_values, table.locate, reading.format)
+        {
+            name: convert_column(take_column(table.frame, name), reading.kind, settings.null_values, table.locate, reading.format)
             for name, reading in readings.items()
-        ]
+        }
     )
-    _, target = convert_target(table.frame[settings.target], target_kind, settings.null_values, table.locate)
+    _, target = convert_target(take_column(table.frame, settings.target), target_kind, settings.null_values, table.locate)
     if target.null_count() == len(target):
         raise DataError(f"{table.name}, column `{show(target.name)}`: expected a class in some row, found none; add the classes")
     groups, target = read_groups(settings, table, target), _leave_out(target, rare)
-    return TypedTable(table, frame, target, _index_classes(target, classes, table), groups)
+    return TypedTable(table, frame, target.alias(settings.target), _index_classes(target, classes, table), groups)
 
 
 def _index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
@@ -553,7 +562,7 @@ def _gather(
 ) -> pl.DataFrame:
     """What tells rows apart: the columns that are learned from, the class, and the time of a `time` split."""
     known = frame[[column.name for column in columns]].with_columns(target)
-    return known if time_column is None else known.with_columns(raw[time_column].alias(f"time {time_column}"))
+    return known if time_column is None else known.with_columns(take_column(raw, time_column).alias(f"time {time_column}"))
 
 
 def _identify(typed: TypedTable, columns: Sequence[AnyColumn], time_column: str | None) -> Identities:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from refit.data.identities import Hashes, mix
+from refit.tables.schema import take_column
 
 MISSING = 0x9E3779B97F4A7C15
 """The hash of no value."""
@@ -25,7 +26,7 @@ def hash_rows(frame: pl.DataFrame, seed: int = 0, rows_a_block: int = ROWS_A_BLO
     for start in range(0, frame.height, rows_a_block):
         rows = slice(start, start + rows_a_block)
         for name in sorted(frame.columns):
-            hashes[rows] = mix(hashes[rows] ^ mix(_hash_values(frame[name][rows]) + _hash_text(name)))
+            hashes[rows] = mix(hashes[rows] ^ mix(_hash_values(take_column(frame, name)[rows]) + _hash_text(name)))
     return hashes
 
 

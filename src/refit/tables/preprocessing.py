@@ -19,7 +19,7 @@ from refit.data.identities import Rows
 from refit.data.signature import InputColumn, Kind, Signature, Target
 from refit.errors import DataError
 from refit.tables.formats import AnyFormat, Format
-from refit.tables.schema import Locate, Numbers, convert_column, convert_numbers, index_rows, take_rows
+from refit.tables.schema import Locate, Numbers, convert_column, convert_numbers, index_rows, take_column, take_rows
 from refit.texts import list_names, show
 
 Inputs: TypeAlias = NDArray[np.float32]
@@ -186,7 +186,7 @@ def fit_columns(
     columns: list[AnyColumn] = []
     index = index_rows(rows)
     for name, kind in kinds.items():
-        values = take_rows(frame[name], index, kind)
+        values = take_rows(take_column(frame, name), index, kind)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
         known["format"] = formats.get(name)
         present = values.drop_nulls() if values.has_nulls() else values
@@ -253,7 +253,7 @@ def apply_columns(
     start, index = 0, index_rows(rows)
     for column in columns:
         end = start + len(column._names())
-        values, block = take_rows(frame[column.name], index), inputs[:, start:end]
+        values, block = take_rows(take_column(frame, column.name), index), inputs[:, start:end]
         is_missing = column._fill(values, block, locate)
         if observe is not None:
             observe(column, values, block, is_missing)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from refit.data.identities import Rows
 from refit.data.signature import Kind
-from refit.tables.schema import index_rows, take_rows
+from refit.tables.schema import index_rows, take_column, take_rows
 
 MAX_CATEGORIES = 100
 """Categories of a column that are counted by name: the most frequent, by name where equally frequent."""
@@ -72,7 +72,7 @@ def profile_columns(
     """
     clusters = None if groups is None else _Clusters.find(groups if rows is None else groups[rows])
     index = index_rows(rows)
-    return [_profile(take_rows(frame[name], index, kind), kind, clusters) for name, kind in kinds.items()]
+    return [_profile(name, take_rows(take_column(frame, name), index, kind), kind, clusters) for name, kind in kinds.items()]
 
 
 def find_bucket(category: str) -> int:
@@ -101,8 +101,8 @@ class _Clusters:
         return cls(np.argsort(groups, kind="stable"), np.unique_counts(groups).counts)
 
 
-def _profile(values: pl.Series, kind: Kind, clusters: _Clusters | None) -> Profile:
-    name, num_rows = values.name, values.len()
+def _profile(name: str, values: pl.Series, kind: Kind, clusters: _Clusters | None) -> Profile:
+    num_rows = values.len()
     if kind in ("numeric", "datetime"):
         values = values.dt.epoch("us") / 1e6 if kind == "datetime" else values
         content, bins = _describe_numbers(values), _bin_numbers

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from refit.data.identities import Rows
-from refit.tables.preprocessing import AnyColumn, CategoricalColumn, NumericColumn
-from refit.tables.schema import Reading, count_marks, take_rows
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn
+from refit.tables.schema import Numbers, Reading, count_marks, quote, take_column, take_rows
 from refit.texts import show
 
 NUM_LOOKED_AT = 1000
@@ -64,20 +64,24 @@ def remark_on_columns(
     for column in columns:
         told = [readings[column.name].remark]
         if column.is_constant:
-            told.append(_remark_on_constant(column, raw[column.name][_find_first(frame[column.name], rows)]))
+            told.append(
+                _remark_on_constant(column, take_column(raw, column.name)[_find_first(take_column(frame, column.name), rows)])
+            )
         elif isinstance(column, CategoricalColumn):
-            values = take_rows(frame[column.name], index)
+            values = take_rows(take_column(frame, column.name), index)
             told.append(_remark_on_categories(column, values))
             told.append(_remark_on_alike(column, values))
-            told.append(_remark_on_blanks(raw[column.name]) if column.name in lengths else None)
-            told.append(_remark_on_marks(frame[column.name], raw[column.name]))
+            told.append(_remark_on_blanks(take_column(raw, column.name)) if column.name in lengths else None)
+            told.append(_remark_on_marks(take_column(frame, column.name), take_column(raw, column.name)))
         if isinstance(column, NumericColumn):
-            told.append(_remark_on_digits(frame[column.name], raw[column.name], lengths.get(column.name, 0)))
+            told.append(
+                _remark_on_digits(take_column(frame, column.name), take_column(raw, column.name), lengths.get(column.name, 0))
+            )
             is_plain = column.format is None and with_codes.get(column.name)
-            told.append(_remark_on_codes(frame[column.name], raw[column.name]) if is_plain else None)
+            told.append(_remark_on_codes(take_column(frame, column.name), take_column(raw, column.name)) if is_plain else None)
         if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
-            told.append(_remark_on_stand_ins(frame[column.name], raw[column.name], rows))
-        if (not column.is_constant or column.has_indicator) and _gives_away(frame[column.name], y, index, num_classes):
+            told.append(_remark_on_stand_ins(take_column(frame, column.name), take_column(raw, column.name), rows))
+        if (not column.is_constant or column.has_indicator) and _gives_away(take_column(frame, column.name), y, index, num_classes):
             told.append(
                 "a value for each class and no other, in all train rows, as if it were a copy of the target; leave it out with"
                 " data.features unless it is known before the class is"

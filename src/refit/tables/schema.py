@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from refit.data.identities import Rows
 from refit.data.signature import Kind
 from refit.errors import DataError
-from refit.tables.formats import AnyFormat, DateFormat, find_alike, find_formats
+from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, find_alike, find_formats
 from refit.texts import list_names, show
 
 Locate = Callable[[int], str]
@@ -87,6 +88,12 @@ def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], w
             near = difflib.get_close_matches(name, present, n=1)
             hint = f"did you mean `{show(near[0])}`?" if near else f"set {setting} to one of them"
             raise DataError(f"{setting}: expected a column of {where}, found no `{show(name)}` among {list_names(present)}; {hint}")
+
+
+def take_column(frame: pl.DataFrame, name: str) -> pl.Series:
+    """A column of a frame; with a blank after its name where that is `^…$`, which polars takes for a pattern."""
+    values = frame[name]
+    return values.alias(f"{name} ") if name.startswith("^") and name.endswith("$") else values
 
 
 def index_rows(rows: Rows | None) -> pl.Series | None:

@@ -13,7 +13,7 @@ from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.hashes import hash_rows
-from refit.tables.schema import check_columns, convert_column, find_reading
+from refit.tables.schema import check_columns, convert_column, find_reading, take_column
 from refit.tables.sources import Table
 from refit.texts import show
 
@@ -54,7 +54,7 @@ def read_groups(settings: DataSettings, table: Table, target: pl.Series) -> Hash
     if name is None:
         return None
     check_columns("data.group_column", [name], table.frame.columns, table.name)
-    groups = convert_column(table.frame[name], "categorical", settings.null_values, table.locate)
+    groups = convert_column(take_column(table.frame, name), "categorical", settings.null_values, table.locate)
     missing = (groups.is_null() & target.is_not_null()).arg_true()
     if len(missing):
         raise DataError(
@@ -139,9 +139,9 @@ def _read_times(settings: DataSettings, typed: TypedTable) -> NDArray[Any]:
     """The column that orders rows: date-times in microseconds as int64, numbers as float64, zero for rows without a class."""
     name, table = settings.time_column or "", typed.table
     check_columns("data.time_column", [name], table.frame.columns, table.name)
-    reading, times = find_reading(table.frame[name], settings.null_values, table.locate)
+    reading, times = find_reading(take_column(table.frame, name), settings.null_values, table.locate)
     if reading.kind not in ("numeric", "datetime"):
-        example = show(table.frame[name].drop_nulls().head(1).item())
+        example = show(take_column(table.frame, name).drop_nulls().head(1).item())
         raise DataError(
             f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text such as {example!r};"
             " write dates as 2026-12-31, which leaves no choice, or name another column"

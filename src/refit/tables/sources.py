@@ -164,7 +164,7 @@ def add_partitions(frame: pl.DataFrame, path: str, num_before: int = 0) -> pl.Da
     for name, value in partitions.items():
         if name not in frame.columns:
             continue
-        same = _is_same(frame[name], value)
+        same = _is_same(frame[name].alias(""), value)
         if not same.all():
             index = int((~same).arg_true()[0])
             raise DataError(

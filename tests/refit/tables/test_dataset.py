@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -486,19 +486,32 @@ def test_the_work_to_prepare_columns_grows_with_their_number_and_not_with_its_sq
     assert count_listed(prepare, 100) <= 11 * count_listed(prepare, 10)
 
 
-def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path) -> None:
-    numbers = np.random.default_rng(0).normal(size=(40, 3))
-    strange, plain = ["*", "^a.*$", "ab"], ["a", "b", "c"]
-    y = pl.Series("y", ["u", "v"] * 20)
-    arrays = []
-    for names in (strange, plain):
-        pl.DataFrame(numbers, schema=names).with_columns(y).write_csv(tmp_path / "rows.csv")
-        manifest = build(store, source=f"{tmp_path}/rows.csv", split="time", time_column=names[2], features=names)
-        assert manifest.signature.input_names == names
-        (batch,) = read_batches(f"{tmp_path}/rows.csv", names, [], 100)
-        x = manifest.load_split("train", store)[0]
-        arrays.append((x.numpy().tobytes(), apply_columns(manifest.columns, batch.frame).numpy().tobytes()))
-    assert arrays[0] == arrays[1]
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path, end: str) -> None:
+    source, random = f"{tmp_path}/rows.{end}", np.random.default_rng(0)
+    cells = [
+        random.normal(size=40),
+        ["NA", "red", "Red ", "\u00fc"] * 10,
+        [date(2026, 1, 1) + timedelta(day) for day in range(40)],
+        [True, False, None, True] * 10,
+        ["1.1", "1.10", "2", "$3"] * 10,
+        range(40),
+        ["u", "v"] * 20,
+    ]
+    strange, plain = ["*", "^a.*$", "^.*$", "^b$", "^($", "^t$", "^.$"], ["a", "b", "c", "d", "e", "t", "y"]
+    found = []
+    for *names, time_column, target in (strange, plain):
+        frame = pl.DataFrame(dict(zip([*names, time_column, target], cells, strict=True)))
+        frame.write_csv(source) if end == "csv" else frame.write_parquet(source)
+        split = {"split": "time", "time_column": time_column}
+        manifest = build(store, source=source, target=target, features=names, categorical=names[-1:], **split)
+        assert ([column.name for column in manifest.columns], manifest.profiles[-1].name) == (names, target)
+        (batch,) = read_batches(source, names, [], 100)
+        truth, *_ = convert_rows(manifest, load_test_rows(manifest, store))
+        tensors = [*manifest.load_split("train", store), apply_columns(manifest.columns, batch.frame)]
+        remarks = [remark.partition(": ")[2] for remark in manifest.remarks]
+        found.append(([tensor.numpy().tobytes() for tensor in tensors], truth.to_list(), remarks))
+    assert found[0] == found[1]
 
 
 def test_what_the_data_says_is_shown_in_one_short_line(store: Store, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberFormat, find_formats
+from refit.tables.formats import DATE_TIMES, AnyFormat, ClockFormat, DateFormat, NumberFormat, find_alike, find_formats
 
 
 def number(thousands: str = "", decimal: str = ".", unit: str = "") -> NumberFormat:

@@ -10,6 +10,7 @@ import pytest
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset, load_manifest
+from refit.tables.remarks import find_stand_ins
 
 
 def build_lines(store: Store, columns: dict[str, Any], end: str = "csv", **settings: Any) -> list[str]:

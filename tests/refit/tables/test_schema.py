@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from refit.errors import DataError
+from refit.tables.formats import ClockFormat
 from refit.tables.schema import Reading, convert_column, convert_target, find_reading, remark_on_target
 
 NOON = datetime(2020, 5, 17, 12)
