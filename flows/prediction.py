@@ -16,6 +16,7 @@ def _name_run() -> str:
 
 
 @flow(name="predict", flow_run_name=_name_run)
+@ending_when_cancelled()
 def predict(
     model: str, source: Url, output: Url, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS, strict: bool = False
 ) -> Prediction:

@@ -24,6 +24,7 @@ from refit.tables.sources import digest_sources
 
 
 @flow(name="retrain", flow_run_name=name_run)
+@ending_when_cancelled()
 def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
 

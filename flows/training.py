@@ -35,6 +35,7 @@ TRIES = 3
 
 
 @flow(name="train", flow_run_name=name_run)
+@ending_when_cancelled()
 def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingResult:
     """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.
 

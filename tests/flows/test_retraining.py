@@ -17,9 +17,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
 from prefect.client.schemas.objects import Artifact, State, StateType
 from prefect.events import emit_event
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import Abort, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.states import Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Running, Scheduled
 
 import refit.flows.approval
 import refit.flows.candidates
@@ -463,6 +463,22 @@ def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatc
         third = client.create_flow_run_from_deployment(deployment)
         assert run_flow(retrain, flow_run=third, parameters=parameters, return_type="state").name == "Promoted"
         assert client.read_flow_run(first.id).state_name == "Crashed"
+
+
+@pytest.mark.parametrize("cancelled", [Cancelled(), Cancelling()])
+def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled):
+    monkeypatch.setattr(flows.runs, "SECONDS_BETWEEN_LOOKS", 0.2)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(retrain), "cancelled"))
+
+        def cancel_and_go_on(*_: object) -> None:
+            client.set_flow_run_state(run.id, cancelled, force=True)
+            time.sleep(60)
+
+        monkeypatch.setattr(flows.candidates, "judge_candidate", cancel_and_go_on)
+        with pytest.raises(Abort):
+            run_flow(retrain, flow_run=run, parameters={"settings": give()})
+        assert client.read_flow_run(run.id).state_name == "Cancelled"
 
 
 def test_a_run_names_those_that_are_planned_as_one_that_dies_before_it_begins_cannot():

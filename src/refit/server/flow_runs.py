@@ -3,6 +3,11 @@
 import contextlib
 import json
 import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from uuid import UUID
@@ -15,9 +20,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedS
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from refit.errors import RefitError, SettingsError
 from refit.server.api import describe_run, find_runs, in_states, is_alive, name_planned_runs
@@ -27,6 +33,8 @@ from refit.settings import NothingGiven, Settings, SettingsTree, resolve_setting
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
 """Of a run that lives: for 15 minutes it goes on while its server is away."""
+SECONDS_BETWEEN_LOOKS = 30
+"""At its own state. A worker that listens ends a cancelled run within that time."""
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
@@ -116,6 +124,50 @@ def find_run_at_work() -> FlowRun | None:
                 return run
             client.set_flow_run_state(run.id, Crashed(message=f"No heartbeat for {LONGEST_SILENCE.seconds} seconds."))
     return None
+
+
+@contextlib.contextmanager
+def ending_when_cancelled() -> Iterator[None]:
+    """End this run of a deployment, as its worker would, if somebody has cancelled it and no worker has ended it.
+
+    A worker listens no more until the run ends, once its server was away for half a minute: its websocket gives up after ten tries,
+    and what polls instead after three.
+    """
+    if _find_deployment() is None:
+        yield
+        return
+    is_over, is_cancelled = threading.Event(), threading.Event()
+
+    def watch(run: UUID) -> None:
+        if _await_cancellation(run, is_over):
+            is_cancelled.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=copy_context().run, args=(watch, UUID(flow_run.id)), daemon=True).start()
+    try:
+        yield
+    except TerminationSignal as error:
+        if is_cancelled.is_set():
+            raise Abort("cancelled") from error  # keeps the run's state, where another exception would make it Crashed
+        raise
+    finally:
+        is_over.set()
+
+
+def _await_cancellation(run: UUID, is_over: threading.Event) -> bool:
+    """Whether the run is set to Cancelled, if need be here, before it is over."""
+    is_asked = False
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        while not is_over.wait(SECONDS_BETWEEN_LOOKS):
+            with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+                state = client.read_flow_run(run).state
+                if state is not None and state.is_cancelling() and is_asked:
+                    state = Cancelled(message="Its worker did not end it; it ended itself.")
+                    client.set_flow_run_state(run, state, force=True)
+                if state is not None and state.is_cancelled():
+                    return True
+                is_asked = state is not None and state.is_cancelling()
+    return False
 
 
 def _find_deployment() -> UUID | None:
