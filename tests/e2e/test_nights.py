@@ -13,6 +13,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, State
 from servers import TIMEOUT_SECONDS, Site, wait_for
@@ -33,8 +34,11 @@ def client(site: Site, monkeypatch) -> Iterator[SyncPrefectClient]:
     monkeypatch.setattr(automations, "BETWEEN_REPORTS", AFTER_CRASH)
     monkeypatch.setattr(automations, "SILENCE", SILENCE)
     monkeypatch.setattr(automations, "TO_CANCEL", TO_CANCEL)
+    # A process sends its events to the server that was set when it sent the first.
+    EventsWorker.drain_all()
     with temporary_settings({PREFECT_API_URL: site.url}), get_client(sync_client=True) as client:
         yield client
+        EventsWorker.drain_all()
 
 
 def register(client: SyncPrefectClient, flow: str, name: str, tags: list[str]) -> UUID:
