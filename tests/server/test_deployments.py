@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.states import Crashed, Running, Scheduled
 
 from refit.server import deployments
 from refit.server.api import in_states, read_deployed
@@ -108,7 +109,8 @@ def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_pla
     of_fish, of_crab = plan_run("fish"), plan_run("crab")
     assert re.search(r"also deployed from here, and to be removed by\n +retrain/fish +`refit deploy --remove --name fish`", out)
     code, out, _ = refit("deploy", "--remove", "--name", "fish", "--json")
-    assert (code, json.loads(out)) == (0, {"removed": ["train/fish", "retrain/fish", "predict/fish"]})
+    told = {"removed": ["train/fish", "retrain/fish", "predict/fish"], "going_on": [], "num_dropped": 1}
+    assert (code, json.loads(out)) == (0, told)
     assert (is_planned(of_fish), is_planned(of_crab)) == (False, True)
 
     code, _, err = refit("deploy", "--remove", "--name", "fish")
@@ -120,3 +122,19 @@ def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_pla
     assert "refit: note that a silent run has crashed" in removed
     assert not is_planned(of_crab)
     assert "nothing: nothing was deployed from here" in refit("deploy", "--remove")[1]
+
+
+@pytest.mark.usefixtures("quickly", "project")
+def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(refit):
+    assert refit("deploy")[0] == 0
+    plan_run("fish")
+    with get_client(sync_client=True) as client:
+        at_work, crashed = (client.read_flow_run(plan_run("fish")) for _ in range(2))
+        for state in (Running(), Crashed(), Scheduled(name="AwaitingRetry")):
+            client.set_flow_run_state(crashed.id, state, force=True)
+        client.set_flow_run_state(at_work.id, Running(), force=True)
+        code, out, _ = refit("deploy", "--remove")
+        assert code == 0
+        assert re.search(rf"runs\n +go on to their end +{at_work.name} *\n +dropped +2 that were planned or waited", out)
+        assert client.read_flow_run(at_work.id).state_name == "Running"
+        assert client.read_flow_run(crashed.id).state_name == "Cancelled"

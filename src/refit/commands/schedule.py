@@ -33,6 +33,7 @@ from refit.texts import escape_controls
 
 if TYPE_CHECKING:
     from refit.server.api import Deployed
+    from refit.server.deployments import Removed
 
 SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 LATE = timedelta(minutes=5)
@@ -120,11 +121,14 @@ def _print_missing_worker(pool: str) -> None:
     _print_block(f"no worker of the pool {pool} is online", {"start one in the project's folder": worker})
 
 
-def _print_removed(removed: list[str], json: bool) -> int:
+def _print_removed(found: "Removed", json: bool) -> int:
     if json:
-        print(jsonlib.dumps({"removed": removed}))
-    else:
-        _print_block("removed", dict.fromkeys(removed or ["nothing: nothing was deployed from here"], ""))
+        print(jsonlib.dumps(asdict(found)))
+        return COMPLETED
+    _print_block("removed", dict.fromkeys(found.removed or ["nothing: nothing was deployed from here"], ""))
+    if found.going_on or found.num_dropped:
+        going_on = ", ".join(found.going_on) or "none"
+        _print_block("runs", {"go on to their end": going_on, "dropped": f"{found.num_dropped} that were planned or waited"})
     return COMPLETED
 
 

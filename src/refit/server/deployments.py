@@ -24,14 +24,18 @@ from prefect.client.schemas.filters import (
     DeploymentFilterTags,
     FlowFilter,
     FlowFilterName,
+    FlowRunFilter,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas.schedules import CronSchedule as ServerCronSchedule
 from prefect.settings import get_current_settings
+from prefect.states import Cancelled
 from pydantic import ValidationError
 
 from refit.errors import SettingsError
@@ -41,7 +45,9 @@ from refit.server.api import (
     Deployed,
     ServerError,
     connected,
+    find_runs,
     forgets_soon,
+    in_states,
     name_planned_runs,
     read_deployed,
 )
@@ -53,6 +59,7 @@ PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 SECONDS_TO_SCHEDULE = 120
 """The server's scheduler looks for new deployments every few seconds; on a busy machine, 30 were not enough."""
 NUM_DATES = 60
+UNFINISHED = StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING
 OF_PROJECT = "Runs of the Refit project in "
 """Begins the description of a pool that `deploy` has made."""
 
@@ -67,6 +74,18 @@ class Registered:
     """Deployments that retrain other models of the same project."""
     forgets_soon: bool
     """As `refit.server.api.forgets_soon` says."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What a project no longer has on the server."""
+
+    removed: list[str]
+    """Deployments, automations and the work pool."""
+    going_on: list[str]
+    """Runs at work, which go on to their end, and are not started again if they crash."""
+    num_dropped: int
+    """Runs that were planned, or waited for a worker."""
 
 
 def deploy(
@@ -107,15 +126,12 @@ def deploy(
         return Registered(deployed, automations, others, forgets_soon(client))
 
 
-def remove(pool: str, name: str | None = None) -> list[str]:
+def remove(pool: str, name: str | None = None) -> Removed:
     """Remove a project's deployments, with their schedules and planned runs, and what the server did for them alone.
 
     Args:
         pool: Of the project.
         name: Of the model; None removes those of all its models.
-
-    Returns:
-        What was removed.
 
     Raises:
         SettingsError: No server is set, or the project has no deployment of that name.
@@ -129,8 +145,17 @@ def remove(pool: str, name: str | None = None) -> list[str]:
                 f"--name: expected a model that is deployed in work pool {pool}, found no {name!r};"
                 f" those there: {', '.join(there) or 'none'}; --pool names another pool"
             )
-        removed = []
+        removed, going_on, num_dropped = [], [], 0
         for flow, entry in found:
+            for run in find_runs(
+                client, entry.id, FlowRunFilter(state=in_states(*UNFINISHED)), FlowRunSort.EXPECTED_START_TIME_ASC
+            ):
+                if run.state_type != StateType.SCHEDULED:
+                    going_on.append(run.name)
+                    continue
+                num_dropped += 1
+                if run.run_count:  # else the server deletes it with its deployment
+                    client.set_flow_run_state(run.id, Cancelled(message="Its deployment was removed."), force=True)
             client.delete_deployment(entry.id)
             removed.append(f"{flow}/{entry.name}")
         for model in {entry.name for _, entry in found}:
@@ -140,7 +165,7 @@ def remove(pool: str, name: str | None = None) -> list[str]:
         if not client.read_deployments(work_pool_filter=_in_pool(pool), limit=1) and _has_been_made(client, pool):
             client.delete_work_pool(pool)
             removed.append(f"work pool {pool}")
-        return removed
+        return Removed(removed, going_on, num_dropped)
 
 
 def _read_prefect_file(settings: Mapping[str, Any], pool: str, cron: str | None, timezone: str | None) -> dict[str, Any]:
