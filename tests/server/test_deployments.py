@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -138,3 +139,22 @@ def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(r
         assert re.search(rf"runs\n +go on to their end +{at_work.name} *\n +dropped +2 that were planned or waited", out)
         assert client.read_flow_run(at_work.id).state_name == "Running"
         assert client.read_flow_run(crashed.id).state_name == "Cancelled"
+
+
+@pytest.mark.usefixtures("quickly", "project")
+def test_status_says_of_a_crashed_run_that_it_is_started_again_whether_it_had_begun_or_not(refit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert refit("deploy")[0] == 0
+    run, following = plan_run("fish"), plan_run("fish")
+    with get_client(sync_client=True) as client:
+        name, at = client.read_flow_run(run).name, datetime.now(UTC) + timedelta(hours=6)
+        client.set_flow_run_state(following, Scheduled(scheduled_time=at), force=True)
+        for begun in ([], [Running()]):
+            for state in (*begun, Crashed(message="out of memory"), Scheduled(name=AWAITING_RESTART, message="by Automation 7")):
+                client.set_flow_run_state(run, state, force=True)
+            code, out, _ = refit("status")
+            assert code == 1
+            assert re.search(rf"last run +{name}, Crashed \d+ seconds? ago, to be started again: out of memory", out)
+            assert re.search(r"next run .*, in 5 hours", out)
+        client.set_flow_run_state(run, Running(), force=True)
+    assert re.search(rf"last run +{name}, Running ", refit("status")[1])

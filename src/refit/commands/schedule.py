@@ -214,8 +214,9 @@ def _describe_model(status: Status) -> dict[str, str]:
 def _describe_runs(deployed: "Deployed") -> dict[str, str]:
     lines = {"schedule": deployed.schedule or "none"}
     if (last := deployed.last_run) is not None:
+        again = ", to be started again" if last.starts_again else ""
         message = f": {last.message}" if last.message else ""
-        lines["last run"] = f"{last.name}, {last.state} {_describe_age(last.at)} ago{message}"
+        lines["last run"] = f"{last.name}, {last.state} {_describe_age(last.at)} ago{again}{message}"
     return {**lines, "next run": _describe_next(deployed), "workers": f"{deployed.num_workers} online"}
 
 

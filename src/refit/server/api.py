@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import httpx
@@ -20,6 +21,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterStartTime,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
     WorkerFilter,
     WorkerFilterStatus,
@@ -37,6 +39,8 @@ from refit.errors import RefitError, SettingsError, first_line
 from refit.texts import show_line
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
+AWAITING_RESTART = "AwaitingRetry"
+"""Prefect's name for the state of a crashed run that is to start again."""
 PAUSED = "paused"
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
@@ -71,6 +75,8 @@ class Ran:
     message: str
     at: datetime
     """When it got into that state."""
+    starts_again: bool = False
+    """It crashed, and waits to be started again."""
 
 
 @dataclass(frozen=True)
@@ -217,27 +223,36 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _read_runs(client: SyncPrefectClient, flow: str, deployment: DeploymentResponse) -> Deployed:
+    scheduled, again = FlowRunFilterStateType(any_=[StateType.SCHEDULED]), [AWAITING_RESTART]
+    crashed = FlowRunFilter(state=FlowRunFilterState(type=scheduled, name=FlowRunFilterStateName(any_=again)))
+    waiting = FlowRunFilter(state=FlowRunFilterState(type=scheduled, name=FlowRunFilterStateName(not_any_=again)))
     started = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
-    waiting = FlowRunFilter(state=in_states(StateType.SCHEDULED))
-    last = next(iter(find_runs(client, deployment.id, started, FlowRunSort.START_TIME_DESC, limit=1)), None)
+    runs = [
+        *find_runs(client, deployment.id, crashed, FlowRunSort.EXPECTED_START_TIME_DESC, limit=1),
+        *find_runs(client, deployment.id, started, FlowRunSort.START_TIME_DESC, limit=1),
+    ]
+    last = max(filter(None, map(partial(_describe_run, client), runs)), key=lambda ran: ran.at, default=None)
     following = next(iter(find_runs(client, deployment.id, waiting, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, limit=1)), None)
     return Deployed(
         name=f"{flow}/{deployment.name}",
         schedule=_describe_schedules(deployment),
-        last_run=_describe_run(last) if last else None,
+        last_run=last,
         next_run_at=following.next_scheduled_start_time if following else None,
         pool=deployment.work_pool_name,
         num_workers=_count_workers(client, deployment.work_pool_name),
     )
 
 
-def _describe_run(run: FlowRun) -> Ran | None:
+def _describe_run(client: SyncPrefectClient, run: FlowRun) -> Ran | None:
     state = run.state
     if state is None:
         return None
-    return Ran(
-        run.name, state.name or "", state.type in (StateType.FAILED, StateType.CRASHED), state.message or "", state.timestamp
-    )
+    starts_again = state.name == AWAITING_RESTART
+    if starts_again:  # that state says only which automation set it
+        states = client.read_flow_run_states(run.id)
+        state = max((found for found in states if found.is_crashed()), key=lambda found: found.timestamp, default=state)
+    has_failed = state.type in (StateType.FAILED, StateType.CRASHED)
+    return Ran(run.name, state.name or "", has_failed, state.message or "", state.timestamp, starts_again)
 
 
 def _describe_schedules(deployment: DeploymentResponse) -> str:

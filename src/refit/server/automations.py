@@ -144,7 +144,7 @@ def _reschedule(name: str, description: str, flows: Sequence[str], match: Labels
         # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
         # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
         trigger=_watch_last(CRASHED, flows, BETWEEN_REPORTS, match, unless=ENDED | BEGUN),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry")],
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name=AWAITING_RESTART)],
     )
 
 
