@@ -147,10 +147,10 @@ def status(
         json: Print one JSON object instead of text.
     """
     store = open_store(given, settings_file)
-    if model is not None:
-        find_version(store, model)  # says which models there are
-    models = [read_status(store, name) for name in ([model] if model is not None else list_models(store))]
     damaged, retraining = list_damaged(store), _read_retraining(model)
+    if model is not None and (isinstance(retraining, RefitError) or not retraining):
+        find_version(store, model)  # says which models there are; one that is deployed has none before its first night
+    models = [read_status(store, name) for name in ([model] if model is not None else list_models(store))]
     if json:
         shown = {
             "models": [entry.model_dump(mode="json") for entry in models],
