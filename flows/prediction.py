@@ -5,7 +5,7 @@ from prefect.runtime import flow_run
 
 from refit.refs import Prediction
 from refit.registry import versions
-from refit.server.flow_runs import DEFAULTS, resolve_given, show_settings
+from refit.server.flow_runs import DEFAULTS, resolve_given, show_settings, watching_own_state
 from refit.settings import SettingsTree, Url
 from refit.store.store import Store
 from refit.tasks.prediction import score_files
@@ -16,7 +16,7 @@ def _name_run() -> str:
 
 
 @flow(name="predict", flow_run_name=_name_run)
-@ending_when_cancelled()
+@watching_own_state()
 def predict(
     model: str, source: Url, output: Url, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS, strict: bool = False
 ) -> Prediction:

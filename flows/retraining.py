@@ -17,6 +17,7 @@ from refit.server.flow_runs import (
     name_run,
     resolve_given,
     show_settings,
+    watching_own_state,
 )
 from refit.settings import SettingsTree
 from refit.store.store import Store
@@ -24,7 +25,7 @@ from refit.tables.sources import digest_sources
 
 
 @flow(name="retrain", flow_run_name=name_run)
-@ending_when_cancelled()
+@watching_own_state()
 def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
 

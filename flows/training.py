@@ -17,7 +17,7 @@ from refit.runs.results import find_last_epoch, load_result
 from refit.runs.train import timed
 from refit.runtime import devices
 from refit.runtime.interruption import holding_signals
-from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings
+from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings, watching_own_state
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tasks.caching import results_in
@@ -35,7 +35,7 @@ TRIES = 3
 
 
 @flow(name="train", flow_run_name=name_run)
-@ending_when_cancelled()
+@watching_own_state()
 def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingResult:
     """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.
 

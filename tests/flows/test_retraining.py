@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import Artifact, State, StateType
 from prefect.events import emit_event
 from prefect.exceptions import Abort, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
-from prefect.states import Cancelled, Cancelling, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Crashed, Running, Scheduled
 
 import refit.flows.approval
 import refit.flows.candidates
@@ -467,7 +467,7 @@ def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatc
 
 @pytest.mark.parametrize("cancelled", [Cancelled(), Cancelling()])
 def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled):
-    monkeypatch.setattr(flows.runs, "SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(refit.server.flow_runs, "SECONDS_BETWEEN_LOOKS", 0.2)
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(retrain), "cancelled"))
 
@@ -475,10 +475,30 @@ def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled
             client.set_flow_run_state(run.id, cancelled, force=True)
             time.sleep(60)
 
-        monkeypatch.setattr(flows.candidates, "judge_candidate", cancel_and_go_on)
+        monkeypatch.setattr(refit.flows.candidates, "judge_candidate", cancel_and_go_on)
         with pytest.raises(Abort):
             run_flow(retrain, flow_run=run, parameters={"settings": give()})
         assert client.read_flow_run(run.id).state_name == "Cancelled"
+
+
+def test_a_run_that_is_taken_for_dead_says_that_it_is_alive(monkeypatch):
+    """As one is whose machine has slept for longer than runs may be silent."""
+    monkeypatch.setattr(refit.server.flow_runs, "SECONDS_BETWEEN_LOOKS", 0.2)
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(retrain), "asleep"))
+
+        def sleep_and_wake(*_: object) -> RetrainingResult:
+            client.set_flow_run_state(run.id, Crashed(), force=True)
+            for _ in range(300):
+                if client.read_flow_run(run.id).state_name == "Running":
+                    break
+                time.sleep(0.1)
+            return RetrainingResult(outcome="kept", reason="it may be luck", champion=None)
+
+        monkeypatch.setattr(refit.flows.candidates, "judge_candidate", sleep_and_wake)
+        run_flow(retrain, flow_run=run, parameters={"settings": give()})
+        names = [state.name for state in sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)]
+        assert names[-4:] == ["Running", "Crashed", "Running", "Kept"]
 
 
 def test_a_run_names_those_that_are_planned_as_one_that_dies_before_it_begins_cannot():

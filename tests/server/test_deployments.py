@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.states import Crashed, Running, Scheduled
 
 from refit.server import deployments
-from refit.server.api import in_states, read_deployed
+from refit.server.api import AWAITING_RESTART, in_states, read_deployed
 from refit.server.project import name_pool
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

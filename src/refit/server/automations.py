@@ -13,7 +13,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from refit.errors import SettingsError
-from refit.server.api import HEARTBEAT
+from refit.server.api import AWAITING_RESTART, HEARTBEAT
 
 Labels = Mapping[str, str | list[str]]
 """What events must say of themselves: a text, or one of several."""

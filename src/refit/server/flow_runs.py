@@ -20,10 +20,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedS
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
-from prefect.exceptions import Abort, TerminationSignal
+from prefect.exceptions import Abort, ObjectNotFound, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Running
 
 from refit.errors import RefitError, SettingsError
 from refit.server.api import describe_run, find_runs, in_states, is_alive, name_planned_runs
@@ -127,11 +127,12 @@ def find_run_at_work() -> FlowRun | None:
 
 
 @contextlib.contextmanager
-def ending_when_cancelled() -> Iterator[None]:
-    """End this run of a deployment, as its worker would, if somebody has cancelled it and no worker has ended it.
+def watching_own_state() -> Iterator[None]:
+    """See to this run of a deployment where the server calls it cancelled, and no worker ends it, or dead, though it is alive.
 
-    A worker listens no more until the run ends, once its server was away for half a minute: its websocket gives up after ten tries,
-    and what polls instead after three.
+    A worker listens for cancellation no more until the run ends, once its server was away for half a minute: its websocket gives up
+    after ten tries, and what polls instead after three. A machine that sleeps for minutes has its runs silent for too long when it
+    wakes.
     """
     if _find_deployment() is None:
         yield
@@ -155,18 +156,20 @@ def ending_when_cancelled() -> Iterator[None]:
 
 
 def _await_cancellation(run: UUID, is_over: threading.Event) -> bool:
-    """Whether the run is set to Cancelled, if need be here, before it is over."""
+    """Whether the run is set to Cancelled, if need be here, before it is over; from Crashed it is set to Running again."""
     is_asked = False
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         while not is_over.wait(SECONDS_BETWEEN_LOOKS):
-            with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-                state = client.read_flow_run(run).state
-                if state is not None and state.is_cancelling() and is_asked:
+            with contextlib.suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
+                state = client.read_flow_run(run).state or Running()
+                if state.is_crashed():
+                    client.set_flow_run_state(run, Running(message="It was taken for dead, and is alive."), force=True)
+                if state.is_cancelling() and is_asked:
                     state = Cancelled(message="Its worker did not end it; it ended itself.")
                     client.set_flow_run_state(run, state, force=True)
-                if state is not None and state.is_cancelled():
+                if state.is_cancelled():
                     return True
-                is_asked = state is not None and state.is_cancelling()
+                is_asked = state.is_cancelling()
     return False
 
 
