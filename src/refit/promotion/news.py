@@ -1,27 +1,14 @@
 """Whether a retraining has anything to decide. Imports neither torch nor what trains, so that a night without news costs little."""
 
 import contextlib
-import re
 
 from refit.errors import StoreError
 from refit.registry.ledger import Entry, find_newest, read_back
-from refit.registry.versions import CHAMPION, check_version, read_alias, version_folder
-from refit.store.store import MODELS, Store
+from refit.registry.versions import CHAMPION, check_version, read_alias, report_path, version_folder
+from refit.store.store import Store
 
-REPORTS = "reports"
 KEY = "retraining"
 """Of an entry's details, the one that holds the retraining's key."""
-
-
-def report_path(name: str, version: int) -> str:
-    """Where the report of a version's retraining is, relative to the store: beside the version, which never changes."""
-    return f"{MODELS}/{name}/{REPORTS}/v{version}.html"
-
-
-def list_reports(store: Store, name: str) -> list[int]:
-    """The versions that have a report of their retraining, oldest first."""
-    found = (re.fullmatch(r"v(\d+)\.html", file) for file in store.names(f"{MODELS}/{name}/{REPORTS}"))
-    return sorted(int(match[1]) for match in found if match)
 
 
 def find_decision(store: Store, name: str, key: str, since: int = 0) -> Entry | None:

@@ -4,10 +4,9 @@ import json
 from datetime import datetime
 
 from refit.promotion.comparison import MAJORITY, Verdict
-from refit.promotion.news import report_path
 from refit.refs import SavedModel
 from refit.registry.ledger import Entry
-from refit.registry.versions import find_version, version_folder
+from refit.registry.versions import find_version, report_path, version_folder
 from refit.reports.run_report import DriftRow, EpochRow, RunReport, SliceRow, render_html, render_run_report
 from refit.store.store import Store
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from refit.errors import StoreError
-from refit.promotion.news import list_reports, report_path
 from refit.refs import Handle
 from refit.registry.ledger import Entry, load_ledger
-from refit.registry.versions import check_version, find_edited, list_versions, read_alias, read_record
+from refit.registry.versions import check_version, find_edited, list_reports, list_versions, read_alias, read_record, report_path
 from refit.store.store import DAMAGED, Store
 
 Found = TypeVar("Found")

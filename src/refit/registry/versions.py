@@ -14,6 +14,7 @@ from refit.settings import is_model_name
 from refit.store.store import MODELS, Store
 
 ALIASES = "aliases"
+REPORTS = "reports"
 CHAMPION = "champion"
 RESTORE = "put it back from a backup, or take another version"
 
@@ -67,6 +68,17 @@ def list_versions(store: Store, name: str) -> list[int]:
 def version_folder(name: str, number: int) -> str:
     """Where a version is, relative to the store."""
     return f"{model_folder(name)}/v{number}"
+
+
+def report_path(name: str, version: int) -> str:
+    """Where the report of a version's retraining is, relative to the store: beside the version, which never changes."""
+    return f"{MODELS}/{name}/{REPORTS}/v{version}.html"
+
+
+def list_reports(store: Store, name: str) -> list[int]:
+    """The versions that have a report of their retraining, oldest first."""
+    found = (re.fullmatch(r"v(\d+)\.html", file) for file in store.names(f"{MODELS}/{name}/{REPORTS}"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def locate(model: SavedModel, store: Store) -> SavedModel:

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from refit.promotion.news import KEY, find_champion, find_decision, is_reported, report_path
+from refit.promotion.news import KEY, find_champion, find_decision, is_reported
 from refit.registry.ledger import append_entry
-from refit.registry.versions import add_version, move_alias
+from refit.registry.versions import add_version, move_alias, report_path
 from refit.runs.keys import retraining_key
 from refit.settings import resolve_settings
 

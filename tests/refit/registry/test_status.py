@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from refit.promotion.news import report_path
 from refit.registry.ledger import append_entry, entry_path
 from refit.registry.status import list_damaged, read_status
-from refit.registry.versions import add_version, move_alias, repair, rollback, version_folder
+from refit.registry.versions import add_version, move_alias, repair, report_path, rollback, version_folder
 from refit.store.store import Store
 
 CREATED = "2026-01-02T03:04:05+00:00"

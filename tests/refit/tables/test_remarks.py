@@ -200,7 +200,7 @@ def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(st
         f"left out: column `run`, as a folder above {source} says the same of all rows; name it in data.features to learn from it"
     ]
     asked = load_manifest(build_dataset(DataSettings(source=source, features=["x", "run"]), 0, store), store)
-    assert asked.input_names == ["x", "run"]
+    assert asked.signature.input_names == ["x", "run"]
 
 
 def test_of_many_lines_the_log_shows_some(store: Store) -> None:
