@@ -4,6 +4,7 @@
 #   make test  [ARGS="-k settings"]
 #   make e2e   [ARGS="-k schedule"]
 #   make lint
+#   make docs
 #   make bench [ARGS="--quick"]
 #   make mutants [ARGS="splits promotion"]
 #   make clean
@@ -13,8 +14,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WITH_PEERS := .[dev,bench]
+WITH_SITE := .[dev,docs]
 
-.PHONY: train test e2e lint bench mutants clean
+.PHONY: train test e2e lint docs bench mutants clean
 .NOTPARALLEL:
 
 train: .venv/train.stamp
@@ -35,6 +37,11 @@ lint: .venv/test.stamp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# Fails where a page names a page, a heading or a function that is not there. The variable keeps the theme from advertising.
+docs: .venv/docs.stamp
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The documentation is in site/index.html."
+
 bench: .venv/bench.stamp
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
@@ -43,7 +50,7 @@ mutants: .venv/test.stamp
 	@$(BIN)/python tests/mutants.py $(ARGS)
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
 .venv/train.stamp: pyproject.toml constraints.txt
 	$(call install,.)
@@ -52,6 +59,10 @@ clean:
 .venv/test.stamp: pyproject.toml constraints.txt
 	$(call install,.[dev])
 	@touch .venv/train.stamp $@
+
+.venv/docs.stamp: pyproject.toml constraints.txt
+	$(call install,$(WITH_SITE))
+	@touch .venv/train.stamp .venv/test.stamp $@
 
 .venv/bench.stamp: pyproject.toml constraints.txt
 	$(call install,$(WITH_PEERS))

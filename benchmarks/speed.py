@@ -7,8 +7,8 @@ so. All do the same steps: same rows, network, batch size, optimizer, epochs, a 
 The scripts in `contenders/` state what each was given. Losses are those of the final weights, by one formula; the seed is the
 number of threads, so that two losses of a contender show the noise.
 
-Prints tables, and writes `results/speed.json`, `results/speed.svg` and README's table; `--quick` only tries whether everything
-works, and writes nothing.
+Prints tables, and writes `results/speed.json` and the page `docs/reference/speed.md` with its plot; `--quick` only tries whether
+everything works, and writes nothing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from speed_report import COMPILED, EAGER, LIMIT, build_compile_table, build_tables, draw_plot, write_readme
+from speed_report import COMPILED, EAGER, LIMIT, PLOT, build_compile_table, build_tables, draw_plot, write_page
 
 FOLDER = Path(__file__).parent
 CONTENDERS = FOLDER / "contenders"
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--works", choices=WORKS, nargs="+", default=list(WORKS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="a few rows each, to see whether everything works")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here, and neither plot nor README")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here, and neither plot nor page")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         results = measure(given, Path(name))
@@ -252,8 +252,8 @@ def main() -> None:
     elif not given.quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "speed.json").write_text(text)
-        draw_plot(results, RESULTS / "speed.svg")
-        write_readme(results)
+        draw_plot(results, PLOT)
+        write_page(results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The results of `speed.py` as tables, as README's section and as a plot.
+"""The results of `speed.py` as tables, and as the table and the plot of the page `docs/reference/speed.md`.
 
-`python benchmarks/speed_report.py` makes plot and section anew from `results/speed.json`.
+`python benchmarks/speed_report.py` makes both anew from `results/speed.json`.
 """
 
 import json
@@ -13,7 +13,8 @@ from typing import Any
 from rich.table import Table
 
 FOLDER = Path(__file__).parent
-README = FOLDER.parent / "README.md"
+PAGE = FOLDER.parent / "docs" / "reference" / "speed.md"
+PLOT = FOLDER.parent / "docs" / "pictures" / "speed.svg"
 SECTION = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- /speed -->)", re.DOTALL)
 LIMIT = "products alone"
 """The contender that only multiplies matrices: what share of its speed another reaches."""
@@ -94,7 +95,7 @@ def describe_run(results: dict[str, Any]) -> str:
 
 
 def render_section(results: dict[str, Any]) -> str:
-    """What README says of the results, between its marks."""
+    """Return the results as the page has them between its marks."""
     races = {(work, threads): race for work, threads, race in walk_races(results)}
     names = list(dict.fromkeys(entry["contender"] for entry in results["entries"]))
     heads = [f"{work}, {threads}" for work, threads in races]
@@ -110,12 +111,12 @@ def render_section(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{works}.", "", describe_run(results)])
 
 
-def write_readme(results: dict[str, Any]) -> None:
-    """Put the section between README's marks."""
-    text, count = SECTION.subn(lambda _: render_section(results) + "\n", README.read_text())
+def write_page(results: dict[str, Any]) -> None:
+    """Put the table between the page's marks."""
+    text, count = SECTION.subn(lambda _: render_section(results) + "\n", PAGE.read_text())
     if count != 1:
-        raise ValueError(f"{README.name}: expected one section between <!-- speed --> and <!-- /speed -->, found {count}")
-    README.write_text(text)
+        raise ValueError(f"{PAGE.name}: expected one section between <!-- speed --> and <!-- /speed -->, found {count}")
+    PAGE.write_text(text)
 
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:
@@ -158,5 +159,5 @@ def draw_plot(results: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     saved = json.loads((FOLDER / "results" / "speed.json").read_text())
-    draw_plot(saved, FOLDER / "results" / "speed.svg")
-    write_readme(saved)
+    draw_plot(saved, PLOT)
+    write_page(saved)

@@ -1,6 +1,6 @@
-"""README against the code: its settings table, its map, its commands.
+"""Sections that are made from the code: the tables of settings and of speed in `docs/reference`, and the map in CONTRIBUTING.
 
-`python tests/test_readme.py` writes the settings table anew.
+`python tests/test_readme.py` writes the settings anew, and `python benchmarks/speed_report.py` the speed.
 """
 
 import json
@@ -12,15 +12,17 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from refit.settings import Section, SettingsTree, describe_field, walk_settings
+from refit.settings import Section, SettingsTree, describe_field
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+SETTINGS_PAGE, SPEED_PAGE = ROOT / "docs" / "reference" / "settings.md", ROOT / "docs" / "reference" / "speed.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 FLOORS = ("src/refit", "tasks", "flows")
+HEADS = "| setting | default | meaning |\n| --- | --- | --- |"
 
 
-def test_the_settings_table_is_the_settings_tree():
-    assert read_section("settings") == render_settings(), "run `python tests/test_readme.py`"
+def test_the_settings_tables_are_the_settings_tree():
+    assert read_section(SETTINGS_PAGE, "settings") == render_settings(), "run `python tests/test_readme.py`"
 
 
 def test_the_map_names_every_module_and_no_other():
@@ -32,28 +34,15 @@ def test_the_map_names_nothing_that_is_not_there():
     assert [path for path in walk_map() if not (ROOT / path).exists()] == []
 
 
-def test_every_make_command_has_a_target():
-    commands = set(re.findall(r"(?:^|`)make (\w+)", README.read_text(), flags=re.MULTILINE))
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert commands
-    assert commands <= targets
-
-
-def test_every_flag_is_a_setting():
-    flags = set(re.findall(r"--(\w+\.\w+)", README.read_text()))
-    assert flags
-    assert flags <= {name for name, _ in walk_settings(SettingsTree())}
-
-
 def test_the_table_of_speed_is_that_of_the_results():
     report = runpy.run_path(str(ROOT / "benchmarks" / "speed_report.py"))
     results = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
-    assert read_section("speed") == report["render_section"](results).strip()
+    assert read_section(SPEED_PAGE, "speed") == report["render_section"](results).strip()
 
 
-def read_section(name: str) -> str:
-    match = re.search(section_pattern(name), README.read_text(), flags=re.DOTALL)
-    assert match, f"README has no section between <!-- {name} --> and <!-- /{name} -->"
+def read_section(page: Path, name: str) -> str:
+    match = re.search(section_pattern(name), page.read_text(), flags=re.DOTALL)
+    assert match, f"{page.name} has no section between <!-- {name} --> and <!-- /{name} -->"
     return match[2].strip()
 
 
@@ -64,7 +53,7 @@ def section_pattern(name: str) -> str:
 def walk_map() -> Iterator[str]:
     """Paths of the map: two spaces of indentation a level, folders end in a slash."""
     folders: list[str] = []
-    for line in read_section("map").splitlines():
+    for line in read_section(CONTRIBUTING, "map").splitlines():
         if line.startswith("```"):
             continue
         name = line.split()[0]
@@ -73,20 +62,27 @@ def walk_map() -> Iterator[str]:
 
 
 def render_settings() -> str:
-    rows = [
-        f"| `{name}` | `{render_default(default)}` | {describe_field(field)} |"
-        for name, field, default in walk_fields(SettingsTree())
+    """A table for the settings that belong to no section, then one for each section under its heading."""
+    fields = type(SettingsTree()).model_fields
+    sections = {name: field.default for name, field in fields.items() if isinstance(field.default, Section)}
+    rows = {name: "\n".join(render_rows(section, f"{name}.")) for name, section in sections.items()}
+    blocks = [
+        f"## `{name}`\n\n{str(section.__doc__).splitlines()[0]}\n\n{HEADS}\n{rows[name]}" for name, section in sections.items()
     ]
-    return "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows])
+    top = "\n".join(render_rows(SettingsTree()))
+    return "\n\n".join([f"{HEADS}\n{top}", *blocks])
 
 
-def walk_fields(tree: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+def render_rows(tree: Section, prefix: str = "") -> Iterator[str]:
+    for name, field, default in walk_fields(tree):
+        yield f"| `{prefix}{name}` | `{render_default(default)}` | {describe_field(field)} |"
+
+
+def walk_fields(tree: Section) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """The settings of the tree itself, and none of its sections."""
     for name, field in type(tree).model_fields.items():
-        default = getattr(tree, name)
-        if isinstance(default, Section):
-            yield from walk_fields(default, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field, default
+        if not isinstance(getattr(tree, name), Section):
+            yield name, field, getattr(tree, name)
 
 
 def render_default(value: Any) -> str:
@@ -97,7 +93,5 @@ def render_default(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    table = render_settings()
-    README.write_text(
-        re.sub(section_pattern("settings"), lambda match: match[1] + table + match[3], README.read_text(), flags=re.DOTALL)
-    )
+    tables, page = render_settings(), SETTINGS_PAGE.read_text()
+    SETTINGS_PAGE.write_text(re.sub(section_pattern("settings"), lambda match: match[1] + tables + match[3], page, flags=re.DOTALL))
