@@ -1,8 +1,8 @@
 """README and the pages of `docs` against the code: commands, flags and settings are there, and the marked examples run.
 
-A mark is an HTML comment above a fenced block. `<!-- run -->` runs the block, `<!-- run COMMAND -->` a command in its place;
-`<!-- file NAME -->` writes the block into a file; `<!-- output -->` says what the run before it prints, `…` being anything. The
-blocks of a page run in their order, in a folder of their own with `penguins.csv`.
+A mark is an HTML comment above a fenced block. `<!-- run -->` runs the block, `<!-- file NAME -->` writes it into a file, and
+`<!-- output -->` says that the run before prints these lines, `…` being anything. `<!-- run COMMAND -->` needs no block. The blocks
+of a page run in their order, in a folder of their own with `penguins.csv`.
 """
 
 import os
@@ -21,7 +21,8 @@ from refit.settings import SettingsTree, walk_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARKED = re.compile(r"<!-- (run|file|output)(?: ([^\n]*?))? -->\n+```(\w*)[^\n]*\n(.*?)\n?```$", re.DOTALL | re.MULTILINE)
+BLOCK = r"<!-- (?P<mark>run|output|file (?P<file>\S+)) -->\n+```(?P<language>\w*)\n(?P<block>.*?)\n```$"
+MARKED = re.compile(rf"<!-- run (?P<command>\w[^\n]*) -->$|{BLOCK}", re.DOTALL | re.MULTILINE)
 TABLE = ROOT / "examples" / "penguins.csv"
 TIMEOUT_SECONDS = 300
 EPOCHS = {"REFIT_TRAINING__EPOCHS_PER_TASK": "20", "REFIT_COMPUTE__NUM_THREADS": "1"}
@@ -99,13 +100,14 @@ def make_environment(prefect_home: Path) -> dict[str, str]:
 
 def run_page(text: str, folder: Path, environment: dict[str, str]) -> None:
     printed = ""
-    for mark, argument, language, block in MARKED.findall(text):
-        if mark == "file":
-            (folder / argument).write_text(block + "\n")
+    for found in MARKED.finditer(text):
+        command, mark, block = found["command"], found["mark"], found["block"]
+        if found["file"]:
+            (folder / found["file"]).write_text(block + "\n")
         elif mark == "output":
             assert list(find_missing(block, printed)) == [], printed
         else:
-            shell, code = (SHELLS["sh"], argument) if argument else (SHELLS[language], block)
+            shell, code = (SHELLS["sh"], command) if command else (SHELLS[found["language"]], block)
             done = subprocess.run(
                 shell, input=code, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
             )
