@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import app
+from refit.commands.cli import app
 from refit.settings import SettingsTree, walk_settings
 
 ROOT = Path(__file__).parents[1]

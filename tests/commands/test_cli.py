@@ -283,7 +283,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
 
 
 def test_what_starts_the_server_of_a_run_imports_nothing_slow_before():
-    script = "import sys; from flows import local; print(*({'torch', 'prefect', 'polars', 'pyarrow'} & set(sys.modules)))"
+    script = "import sys; from refit.commands import local_run; print(*({'torch', 'prefect', 'polars', 'pyarrow'} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (finished.stdout, finished.stderr) == ("\n", "")
 
@@ -292,7 +292,7 @@ def test_only_commands_that_compute_import_torch_and_prefect():
     """The other commands answer at once."""
     script = (
         "import sys; sys.argv = ['refit', 'settings']\n"
-        "from flows import cli\n"
+        "from refit.commands import cli\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'prefect'} & set(sys.modules), 'slow imports'\n"
     )

@@ -157,7 +157,7 @@ def test_status_of_a_model_that_is_not_there_names_those_there_are(refit, toy): 
 def test_status_of_a_model_that_is_deployed_and_has_no_version_yet_tells_of_its_runs(refit, monkeypatch):
     ran = Ran("first night", "Failed", has_failed=True, message="no rows", at=datetime.now(UTC))
     deployed = [Deployed("retrain/fish", "0 3 * * *", ran, None, "pool", num_workers=1)]
-    monkeypatch.setattr("flows.schedule._read_retraining", lambda _: deployed)
+    monkeypatch.setattr("refit.commands.schedule._read_retraining", lambda _: deployed)
     code, out, _ = refit("status", "fish")
     lines = lines_of(out)
     assert (code, lines["champion"]) == (1, "none")

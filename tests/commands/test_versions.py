@@ -20,8 +20,7 @@ from refit.tables.dataset import load_test_rows
 
 METRICS = {"num_rows": 12, "accuracy": 0.5, "loss": 0.25, "roc_auc": None, "calibration_error": 0.125}
 MANIFEST = {
-    "target": "y",
-    "classes": ["no", "yes"],
+    "signature": {"columns": [], "target": {"name": "y", "classes": ["no", "yes"]}},
     "columns": [{"name": "size", "kind": "numeric"}, {"name": "colour", "kind": "categorical"}],
     "splits": {"train": {"rows": 70}, "test": {"rows": 30}},
     "test_rows": {"digest": "1" * 64},
@@ -126,7 +125,8 @@ def test_show_of_a_model_that_is_not_there_exits_with_one_and_lists_those_there_
     assert (code, out) == (1, "")
     assert err == "error: b: expected a model in refit-store, found no 'b'; models there: a\n"
     code, _, err = refit("show", "a@v3")
-    message = "a@v3: expected a version of 'a' in refit-store, found no v3; versions there: v1; aliases there: none"
+    message = "a@v3: expected a version of 'a' in refit-store, found no v3; versions there: v1; aliases there: none;"
+    message += " put v3 back from a backup, or take one of these"
     assert (code, err) == (1, f"error: {message}\n")
     code, _, err = refit("show", "a@champion")
     message = "found no champion; versions there: v1; aliases there: none; `refit promote a@v1` makes one"
@@ -233,7 +233,8 @@ def test_diff_prints_settings_data_and_metrics_side_by_side(refit):
     add_model("a", 0.75, metrics={"roc_auc": 0.9})
     columns = [{"name": "size", "kind": "categorical"}, {"name": "[red] weight", "kind": "numeric"}]
     splits = {"train": {"rows": 80}, "val": {"rows": 5}, "test": {"rows": 30}}
-    manifest = {"columns": columns, "splits": splits, "classes": ["no", "perhaps"], "source_digest": "3" * 64}
+    signature = {"target": {"name": "y", "classes": ["no", "perhaps"]}}
+    manifest = {"columns": columns, "splits": splits, "signature": signature, "source_digest": "3" * 64}
     settings = {"seed": 7, "model": {"hidden_sizes": [32]}, "schedule": {"max_delay_seconds": 60.0}}
     add_model("a", 0.8, settings, manifest)
     code, out, err = refit("diff", "a@v1", "a@v2")
@@ -424,7 +425,7 @@ def test_none_of_these_commands_imports_torch_or_prefect():
     """They answer at once."""
     script = (
         "import sys\n"
-        "from flows import cli\n"
+        "from refit.commands import cli\n"
         "for line in sys.argv[1:]:\n"
         "    sys.argv = ['refit', *line.split()]\n"
         "    try:\n        cli.main()\n    except SystemExit as exited:\n        print('code:', exited.code)\n"

@@ -25,6 +25,7 @@ import refit.training.loop
 from refit.errors import DataError, RefitError, SettingsError, StoreError, TrainingError
 from refit.flows.training import train
 from refit.refs import EpochResult, TrainingResult
+from refit.registry import saving
 from refit.registry.ledger import append_entry, entry_path
 from refit.registry.versions import list_versions
 from refit.runs.recipes import forecast
@@ -176,7 +177,7 @@ def done(monkeypatch) -> list[str]:
     note(refit.training.loop, "build_training_state", lambda *_: "build state")
     note(refit.training.loop, "train_epoch", lambda state, *_: f"epoch {state.epoch + 1}")
     note(refit.training.evaluation, "evaluate", lambda *_: "evaluate")
-    note(refit.training.checkpoints, "save_version", lambda *_: "save")
+    note(saving, "save_version", lambda *_: "save")
     return steps
 
 
@@ -262,7 +263,7 @@ def test_runs_in_threads_of_one_process_that_compute_in_other_ways_give_the_bits
         seen.append((options["precision"], torch.get_float32_matmul_precision(), torch.get_num_threads()))
         return train_one(*arguments, **options)
 
-    monkeypatch.setattr(refit.flows.training, "_is_training", Noting(threading.Lock(), note))
+    monkeypatch.setattr(trainer, "_is_training", Noting(threading.Lock(), note))
     monkeypatch.setattr(refit.training.loop, "train_epoch", train_beside_others)
 
     @task

@@ -1,4 +1,4 @@
-"""From files to frozen tensors: `sources` reads, `schema` types, `splits` divides, `preprocessing` fits, `dataset` does it all."""
+"""One maker of examples: tables of numbers, dates and categories, from files to frozen tensors."""
 
 import os
 
