@@ -283,7 +283,9 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
 
 
 def test_what_starts_the_server_of_a_run_imports_nothing_slow_before():
-    script = "import sys; from refit.commands import local_run; print(*({'torch', 'prefect', 'polars', 'pyarrow'} & set(sys.modules)))"
+    script = (
+        "import sys; from refit.commands import local_run; print(*({'torch', 'prefect', 'polars', 'pyarrow'} & set(sys.modules)))"
+    )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (finished.stdout, finished.stderr) == ("\n", "")
 

@@ -24,7 +24,7 @@ import importlib, json, os, signal, sys, traceback
 from refit.flows import candidates
 from refit.flows.retraining import retrain
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from refit.reports import run_report
+from refit.reports import figures
 from refit.settings import SettingsTree
 
 def wrap(module, name, before=lambda: None, after=lambda: None):
@@ -46,7 +46,7 @@ def note():
     with open("epochs", "a") as file:
         file.write("epoch\\n")
 
-run_report.draw_losses = run_report.draw_confusion = lambda *_: b""  # other tests draw
+figures.draw_losses = figures.draw_confusion = lambda *_: b""  # other tests draw
 for line in sys.stdin:
     settings, step = json.loads(line)
     child = os.fork()

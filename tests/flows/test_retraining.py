@@ -25,7 +25,7 @@ import refit.flows.approval
 import refit.flows.candidates
 import refit.promotion.comparison
 import refit.registry.versions
-import refit.reports.run_report
+import refit.reports.figures
 import refit.server.flow_runs
 import refit.tasks.promotion
 import refit.training.loop
@@ -87,8 +87,8 @@ def champion() -> int | None:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take half of a run's time, and other tests draw them."""
-    monkeypatch.setattr(refit.reports.run_report, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(refit.reports.run_report, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.figures, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.figures, "draw_confusion", lambda *_: b"")
     write_table()
 
 

@@ -7,7 +7,8 @@ from refit.promotion.comparison import MAJORITY, Verdict
 from refit.refs import SavedModel
 from refit.registry.ledger import Entry
 from refit.registry.versions import find_version, report_path, version_folder
-from refit.reports.run_report import DriftRow, EpochRow, RunReport, SliceRow, render_html, render_run_report
+from refit.reports.markdown import render_html
+from refit.reports.run_report import DriftRow, EpochRow, RunReport, SliceRow, render_run_report
 from refit.store.store import Store
 
 

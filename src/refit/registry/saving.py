@@ -15,7 +15,7 @@ from refit.models.building import build_for_weights, probe
 from refit.refs import Ref, SavedModel
 from refit.registry import versions
 from refit.registry.ledger import record_opening
-from refit.reports import run_report
+from refit.reports import figures, markdown
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import Manifest
@@ -73,8 +73,8 @@ def save_version(
         "manifest.json": _to_json(manifest),
         "metrics.json": _to_json(metrics),
         "log.json": _to_json(logs),
-        "loss.png": run_report.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
-        "confusion.png": run_report.draw_confusion(
+        "loss.png": figures.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
+        "confusion.png": figures.draw_confusion(
             metrics[judged_on].confusion, [entry.label for entry in metrics[judged_on].classes], judged_on
         ),
         "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
@@ -113,9 +113,9 @@ def _render_card(
     judged_on, last = list(metrics.items())[-1]
     kinds = [column.kind for column in manifest.columns]
     overview = {
-        "predicts": f"{run_report.render_name(manifest.target)}, one of {len(manifest.classes)} classes",
+        "predicts": f"{markdown.render_name(manifest.target)}, one of {len(manifest.classes)} classes",
         "from": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns",
-        "learned from": f"{run_report.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
+        "learned from": f"{markdown.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
         "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
         "steps": f"{settings.optimizer.name}, learning rate {settings.optimizer.lr:g}, batches of {settings.loader.batch_size}",
@@ -125,21 +125,21 @@ def _render_card(
     }
     scores = [(split, scored.num_rows, *scored.list_figures().values()) for split, scored in metrics.items()]
     classes = [
-        (run_report.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes
+        (markdown.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes
     ]
     warning = record["lead"] and record["lead"]["warning"]
-    caution = f"\n{run_report.render_caution(warning)}\n" if warning else ""
+    caution = f"\n{markdown.render_caution(warning)}\n" if warning else ""
     return f"""# {settings.name}
 
-{run_report.render_fields(overview)}
+{markdown.render_fields(overview)}
 
 ## Scores
 
-{run_report.render_table(["split", "rows", *FIGURES.values()], scores)}
+{markdown.render_table(["split", "rows", *FIGURES.values()], scores)}
 {caution}
 By class, on the rows of {judged_on}:
 
-{run_report.render_table(["class", "precision", "recall", "F1", "rows"], classes)}
+{markdown.render_table(["class", "precision", "recall", "F1", "rows"], classes)}
 
 ![confusion matrix](confusion.png)
 

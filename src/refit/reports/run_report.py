@@ -1,60 +1,21 @@
 """Pictures, tables, and the report of a run as Markdown and HTML; knows numbers and names, not where they come from."""
 
-import base64
-import html
-import io
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
-
-from refit.texts import escape_controls, shorten
+from refit.reports.figures import draw_confusion, draw_losses, embed_png
+from refit.reports.markdown import quote, render_caution, render_name, render_table, render_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-MAX_LABELLED_CLASSES = 20
 MAX_EPOCHS_SHOWN = 20
 MAX_COLUMNS_SHOWN = 20
 MAX_SLICES_SHOWN = 20
 MAX_CATEGORIES_SHOWN = 5
-MAX_NAME_LENGTH = 60
-MAX_LABEL_LENGTH = 24
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #d0d7de; --shade: #f3f5f7; --link: #0969da }}
-@media (prefers-color-scheme: dark) {{ :root {{ --line: #3d444d; --shade: #1f242b; --link: #6cb6ff }} }}
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 system-ui, sans-serif }}
-h1, h2 {{ line-height: 1.25; overflow-wrap: anywhere }}
-h2 {{ margin-top: 2.2rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line) }}
-a {{ color: var(--link) }}
-table {{ display: block; overflow-x: auto; width: max-content; max-width: 100%; border-collapse: collapse }}
-th, td {{ padding: .3rem .8rem; border: 1px solid var(--line); text-align: left; font-variant-numeric: tabular-nums }}
-th {{ background: var(--shade); white-space: nowrap }}
-code {{ padding: .1rem .3rem; border-radius: 4px; background: var(--shade); font-size: 90%; overflow-wrap: break-word }}
-@media (max-width: 30rem) {{
-  th, td {{ padding: .2rem .35rem; font-size: 80% }}
-  th {{ white-space: normal }}
-  td:first-child {{ min-width: 6rem; overflow-wrap: anywhere }}
-}}
-img {{ max-width: 100%; border-radius: 6px; background: white }}
-</style>
-</head>
-<body>
-{body}</body>
-</html>
-"""
 
 
 @dataclass(frozen=True)
@@ -134,9 +95,9 @@ class RunReport:
 def render_run_report(report: RunReport) -> str:
     """Render the report of a run as one Markdown text, its pictures inside."""
     sections = [
-        f"# {_render_text(report.headline)}",
-        _render_text(report.context or ""),
-        _render_text(report.reason or ""),
+        f"# {render_text(report.headline)}",
+        render_text(report.context or ""),
+        render_text(report.reason or ""),
         render_caution(report.caution),
         _render_scores(report),
         _render_slices(report.worse_slices),
@@ -150,72 +111,6 @@ def render_run_report(report: RunReport) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def render_html(markdown: str, title: str) -> str:
-    """Render Markdown as one page that needs no other file; HTML in it is shown as text."""
-    return PAGE.format(title=html.escape(title), body=MarkdownIt("js-default").render(markdown))
-
-
-def embed_png(png: bytes, alt: str) -> str:
-    """Return a Markdown image that holds the PNG itself."""
-    return f"![{_render_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
-
-
-def render_name(name: object, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Render a name from data as a code span, shortened: no link, picture or tag in it becomes one."""
-    return _quote(shorten(str(name), max_length))
-
-
-def render_caution(text: str | None) -> str:
-    """Render a warning as one sentence; nothing where there is none."""
-    return f"**Caution:** {_render_text(text)}." if text else ""
-
-
-def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
-    """Draw mean train and validation loss by epoch, and a line at the best, counted from 1; return a PNG."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure = _build_figure(6, 3.5)
-    axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy (nats)")
-    epochs = range(1, len(train_losses) + 1)
-    axes.plot(epochs, train_losses, marker="o", markersize=3, label="train")
-    if None not in val_losses:
-        axes.plot(epochs, val_losses, marker="o", markersize=3, label="val")  # type: ignore[arg-type]
-    if best_epoch is not None:
-        axes.axvline(best_epoch, color="gray", linestyle="--", linewidth=1, label=f"epoch {best_epoch}, kept")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return _to_png(figure)
-
-
-def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], split: str) -> bytes:
-    """Draw a confusion matrix, true classes downwards; return a PNG."""
-    size = 2.5 + 0.35 * min(len(labels), MAX_LABELLED_CLASSES)
-    figure = _build_figure(size + 0.5, size)
-    axes = figure.add_subplot(xlabel="predicted", ylabel="true", title=f"rows of {split}")
-    axes.imshow(confusion, cmap="Blues")
-    if len(labels) <= MAX_LABELLED_CLASSES:
-        shown = [escape_controls(shorten(label, MAX_LABEL_LENGTH)) for label in labels]
-        axes.set_xticks(range(len(labels)), shown, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(len(labels)), shown, parse_math=False)
-        darkest = max(map(max, confusion))
-        for i, row in enumerate(confusion):
-            for j, count in enumerate(row):
-                axes.text(j, i, str(count), ha="center", va="center", color="white" if count > darkest / 2 else "black")
-    return _to_png(figure)
-
-
-def render_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Render a Markdown table; floats with four decimals."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_render_cell(cell) for cell in line)} |" for line in lines)
-
-
-def render_fields(fields: Mapping[str, object]) -> str:
-    """Render a Markdown list of names and values."""
-    return "\n".join(f"- **{name}**: {_render_cell(value)}" for name, value in fields.items())
-
-
 def _render_scores(report: RunReport) -> str:
     if not report.scores:
         return ""
@@ -226,7 +121,7 @@ def _render_scores(report: RunReport) -> str:
     rows = [[metric, *_with_difference([scores.get(metric) for scores in models])] for metric in metrics]
     what = "" if report.num_scored is None else f"{report.num_scored:,} "
     both = f" The difference is that of {' and '.join(map(render_name, list(report.scores)[:2]))}." if len(models) > 1 else ""
-    table = f"## Scores\n\nOn the same {what}rows of {_render_text(report.scored_on)}.{both}\n\n{render_table(header, rows)}"
+    table = f"## Scores\n\nOn the same {what}rows of {render_text(report.scored_on)}.{both}\n\n{render_table(header, rows)}"
     refitted = "\n\nThe candidate predicts with other weights than these scores are of: trained anew on all rows."
     return table + refitted * report.is_refitted
 
@@ -296,7 +191,7 @@ def _render_versions(versions: Mapping[str, str] | None) -> str:
     if not versions:
         return ""
     rows = [
-        (render_name(name), f"<{place}>" if re.fullmatch(r"https?://[^\s<>|\\]+", place) else _quote(place))
+        (render_name(name), f"<{place}>" if re.fullmatch(r"https?://[^\s<>|\\]+", place) else quote(place))
         for name, place in versions.items()
     ]
     return f"## Versions\n\n{render_table(['version', 'place'], rows)}"
@@ -343,38 +238,3 @@ def _with_difference(values: Sequence[float | None]) -> list[object]:
         return list(values)
     candidate, champion, *_ = values
     return [None if candidate is None or champion is None else f"{candidate - champion:+.4f}", *values]
-
-
-def _render_text(text: str) -> str:
-    """One line of text, its code spans kept, all else that Markdown would act on escaped."""
-    parts = re.split(r"(`[^`]+`)", escape_controls(" ".join(text.split())))
-    return "".join(part if i % 2 else re.sub(r"[\\\[\]<*_`|]", r"\\\g<0>", part) for i, part in enumerate(parts))
-
-
-def _quote(text: str) -> str:
-    """A code span, with a fence longer than any in the text."""
-    text = escape_controls(" ".join(text.split()))
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if not text or "`" in (text[0], text[-1]) else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _render_cell(value: object) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    text = text.replace("\\|", "\\ |")  # Markdown dialects read two backslashes before a bar in two ways
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _build_figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # 30 MB, loaded only where something is drawn
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _to_png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # a class name may use a script that the font lacks
-        figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

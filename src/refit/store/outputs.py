@@ -14,7 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import RefitError, SettingsError
 from refit.settings import check_url
-from refit.store.store import Store, is_alive, open_files, sync_folder
+from refit.store.disk import is_alive, open_files, sync_folder
+from refit.store.store import Store
 
 
 def check_output(output: str, suffix: str) -> None:

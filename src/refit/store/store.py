@@ -1,8 +1,6 @@
 """Bytes by their digest, and model versions as folders, on a local disk or any fsspec file system; all writes atomic."""
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -13,52 +11,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import StoreError
+from refit.store.disk import create_by_link, is_alive, open_files, publish_by_rename, sync_folder, try_lock, write_by_rename
 
 OBJECTS, MODELS, DAMAGED, TEMPORARY, LOCKS = "objects", "models", "damaged", "tmp", "locks"
 CLAIM, COMPLETE = ".claim", ".complete"
-UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What file systems answer that cannot do a thing; network shares, FUSE and exFAT lack some."""
-NO_LINKS, NO_LOCKS = {*UNSUPPORTED, errno.EPERM}, {*UNSUPPORTED, errno.ENOLCK}
 SECONDS_BETWEEN_TRIES = 0.2
-
-
-class _Remote:
-    """A file system far away. What its package raises is an OSError, whatever it was: missing credentials, broken connections."""
-
-    def __init__(self, files: Any) -> None:
-        self._files = files
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._files, name)
-        if not callable(found):
-            return found
-
-        def call(*given: Any, **named: Any) -> Any:
-            try:
-                return found(*given, **named)
-            except (OSError, MemoryError, TypeError):  # a TypeError is a mistake of ours
-                raise
-            except Exception as error:
-                raise OSError(f"{type(error).__name__}: {error}") from error
-
-        return call
-
-
-def open_files(url: str, **options: Any) -> tuple[Any, str]:
-    """Return the fsspec file system of a path or URL, and the path in it; all that it raises later are OSErrors.
-
-    Raises:
-        ImportError: The package for its protocol is not installed.
-        ValueError: The protocol is unknown.
-    """
-    files, path = fsspec.url_to_fs(url, **options)
-    return files if isinstance(files, LocalFileSystem) else _Remote(files), path
 
 
 class Store:
@@ -172,7 +133,7 @@ class Store:
         whole_path = f"{self.root}/{path}"
         with _naming_store_errors(whole_path):
             if isinstance(self.files, LocalFileSystem):
-                return _create_by_link(Path(whole_path), data, self._temporary())
+                return create_by_link(Path(whole_path), data, self._temporary())
             try:
                 self.files.pipe_file(whole_path, data, mode="create")
             except OSError:
@@ -225,9 +186,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("ab")
         with file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 on_wait()
-                while not _try_lock(file):
+                while not try_lock(file):
                     time.sleep(SECONDS_BETWEEN_TRIES)
             yield
 
@@ -237,7 +198,7 @@ class Store:
         if not isinstance(self.files, LocalFileSystem) or not path.exists():
             return False
         with path.open("rb") as file:
-            return not _try_lock(file)
+            return not try_lock(file)
 
     def list_files(self, folders: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
@@ -287,7 +248,7 @@ class Store:
         path = f"{self.root}/{folder}"
         with _naming_store_errors(path):
             if isinstance(self.files, LocalFileSystem):
-                return _publish_by_rename(Path(path), contents, self._temporary())
+                return publish_by_rename(Path(path), contents, self._temporary())
             if not self.create(f"{folder}/{CLAIM}", b""):
                 return False
             for name, data in {**contents, COMPLETE: b""}.items():
@@ -365,7 +326,7 @@ class Store:
     def _write(self, path: str, data: bytes) -> None:
         with _naming_store_errors(path):
             if isinstance(self.files, LocalFileSystem):
-                _write_by_rename(Path(path), data, self._temporary())
+                write_by_rename(Path(path), data, self._temporary())
             else:
                 self.files.pipe_file(path, data)
 
@@ -384,113 +345,3 @@ def _unusable(path: str, error: OSError) -> StoreError:
         return StoreError(f"{path}: expected a file of the store, found none; put it back from a backup")
     found = error.strerror or str(error)
     return StoreError(f"{path}: expected a store that can be read and written, found: {found}; free space or permit access there")
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    """Whether nobody else holds the lock, as far as the file system can tell."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    return True
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine has that number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _write_by_rename(path: Path, data: bytes, temporary: Path) -> None:
-    with _written_apart(path, data, temporary):
-        os.replace(temporary, path)
-
-
-def _create_by_link(path: Path, data: bytes, temporary: Path) -> bool:
-    with _written_apart(path, data, temporary):
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            return _create_in_turn(path, temporary)
-    return True
-
-
-def _create_in_turn(path: Path, temporary: Path) -> bool:
-    """Create a file without hard links: by renaming, which would replace another, so one process after the other looks first."""
-    lock = temporary.parent.parent / LOCKS / "create"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            raise StoreError(
-                f"{path}: expected a file system with hard links, or with locks, found neither; keep the store on another"
-            ) from error
-        if path.exists():
-            return False
-        os.rename(temporary, path)
-    return True
-
-
-@contextlib.contextmanager
-def _written_apart(path: Path, data: bytes, temporary: Path) -> Iterator[None]:
-    """Have `data` in `temporary`, on the disk for sure; what the caller makes of it in the folder of `path` is made to last."""
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Path) -> bool:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir(parents=True)
-    try:
-        for name, data in contents.items():
-            with (temporary / name).open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        sync_folder(temporary)
-        try:
-            os.rename(temporary, folder)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                return False
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(folder.parent)
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlast a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-    finally:
-        os.close(descriptor)

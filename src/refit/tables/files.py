@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import DataError
 from refit.runtime.limits import find_free_memory
-from refit.store.store import open_files
+from refit.store.disk import open_files
 from refit.texts import show
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")

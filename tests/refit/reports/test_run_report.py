@@ -11,24 +11,17 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from matplotlib.image import imread
 
+from refit.reports.figures import MAX_LABELLED_CLASSES, draw_confusion, draw_losses, embed_png
+from refit.reports.markdown import MAX_NAME_LENGTH, render_fields, render_html, render_name, render_table
 from refit.reports.run_report import (
     MAX_COLUMNS_SHOWN,
     MAX_EPOCHS_SHOWN,
-    MAX_LABELLED_CLASSES,
-    MAX_NAME_LENGTH,
     MAX_SLICES_SHOWN,
     DriftRow,
     EpochRow,
     RunReport,
     SliceRow,
-    draw_confusion,
-    draw_losses,
-    embed_png,
-    render_fields,
-    render_html,
-    render_name,
     render_run_report,
-    render_table,
 )
 
 EPOCHS = [EpochRow(epoch, 1 / epoch, 1.1 / epoch, 0.5, 0.26) for epoch in range(1, 4)]

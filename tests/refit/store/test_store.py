@@ -23,8 +23,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from refit.errors import DataError, StoreError
+from refit.store.disk import is_alive
 from refit.store.outputs import replacing
-from refit.store.store import DAMAGED, LOCKS, MODELS, OBJECTS, TEMPORARY, Store, is_alive
+from refit.store.store import DAMAGED, LOCKS, MODELS, OBJECTS, TEMPORARY, Store
 from refit.tables.sources import read_table
 
 

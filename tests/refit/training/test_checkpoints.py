@@ -21,7 +21,7 @@ from refit.refs import EpochResult, Ref
 from refit.registry.ledger import load_ledger
 from refit.registry.saving import save_version
 from refit.registry.versions import check_version, list_versions, read_version
-from refit.reports import run_report
+from refit.reports import figures
 from refit.runs.garbage import find_garbage
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
 from refit.tables.dataset import build_dataset, load_manifest
@@ -450,8 +450,8 @@ def test_the_card_says_what_the_model_is_and_how_good(saved):
 def test_pictures_are_of_the_losses_and_of_the_last_split_s_confusion(saved, store, monkeypatch):
     _, _, manifest, log, metrics, ref, settings = saved
     drawn = []
-    monkeypatch.setattr(run_report, "draw_losses", lambda *given: drawn.append(given) or b"losses")
-    monkeypatch.setattr(run_report, "draw_confusion", lambda *given: drawn.append(given) or b"confusion")
+    monkeypatch.setattr(figures, "draw_losses", lambda *given: drawn.append(given) or b"losses")
+    monkeypatch.setattr(figures, "draw_confusion", lambda *given: drawn.append(given) or b"confusion")
     folder = Path(save_version(ref, settings, manifest, [log], metrics, store).path)
     assert [(folder / name).read_bytes() for name in ("loss.png", "confusion.png")] == [b"losses", b"confusion"]
     assert drawn == [([log.train_loss], [None]), (metrics["test"].confusion, ["0", "1"], "test")]

@@ -1,0 +1,69 @@
+"""Pictures: losses by epoch, the confusion matrix."""
+
+import base64
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from refit.reports.markdown import render_text
+from refit.texts import escape_controls, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_LABELLED_CLASSES = 20
+MAX_LABEL_LENGTH = 24
+
+
+def embed_png(png: bytes, alt: str) -> str:
+    """Return a Markdown image that holds the PNG itself."""
+    return f"![{render_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
+    """Draw mean train and validation loss by epoch, and a line at the best, counted from 1; return a PNG."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _build_figure(6, 3.5)
+    axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy (nats)")
+    epochs = range(1, len(train_losses) + 1)
+    axes.plot(epochs, train_losses, marker="o", markersize=3, label="train")
+    if None not in val_losses:
+        axes.plot(epochs, val_losses, marker="o", markersize=3, label="val")  # type: ignore[arg-type]
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color="gray", linestyle="--", linewidth=1, label=f"epoch {best_epoch}, kept")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return _to_png(figure)
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], split: str) -> bytes:
+    """Draw a confusion matrix, true classes downwards; return a PNG."""
+    size = 2.5 + 0.35 * min(len(labels), MAX_LABELLED_CLASSES)
+    figure = _build_figure(size + 0.5, size)
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true", title=f"rows of {split}")
+    axes.imshow(confusion, cmap="Blues")
+    if len(labels) <= MAX_LABELLED_CLASSES:
+        shown = [escape_controls(shorten(label, MAX_LABEL_LENGTH)) for label in labels]
+        axes.set_xticks(range(len(labels)), shown, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(labels)), shown, parse_math=False)
+        darkest = max(map(max, confusion))
+        for i, row in enumerate(confusion):
+            for j, count in enumerate(row):
+                axes.text(j, i, str(count), ha="center", va="center", color="white" if count > darkest / 2 else "black")
+    return _to_png(figure)
+
+
+def _build_figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # 30 MB, loaded only where something is drawn
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _to_png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # a class name may use a script that the font lacks
+        figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
