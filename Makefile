@@ -6,7 +6,7 @@
 #   make lint
 #   make docs
 #   make bench [ARGS="--quick"]
-#   make mutants [ARGS="splits promotion"]
+#   make mutants [ARGS="data.splits promotion.decision"]
 #   make clean
 #
 # Needs Python 3.11 or newer; another one than `python3` is named by `make train PYTHON=python3.12`.

@@ -15,7 +15,7 @@ from refit.promotion.retraining_report import describe_outcome
 from refit.refs import RetrainingResult, SavedModel
 from refit.registry import versions
 from refit.registry.ledger import Entry, find_newest
-from refit.runs.attempts import forget_attempts
+from refit.runs.crash_loops import forget_attempts
 from refit.runs.recipes import build_recipe
 from refit.settings import PromotionSettings, Settings
 from refit.store.store import Store

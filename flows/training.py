@@ -10,7 +10,7 @@ from refit.errors import StoreError
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.registry import versions
 from refit.registry.ledger import find_highest
-from refit.runs.attempts import forget_attempts, note_attempt
+from refit.runs.crash_loops import forget_attempts, note_attempt
 from refit.runs.keys import Recipe
 from refit.runs.recipes import Run, build_recipe, record_run
 from refit.runs.results import find_last_epoch, load_result

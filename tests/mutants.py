@@ -1,7 +1,7 @@
 """Makes small wrong changes in a copy of Refit, one at a time, and lists those that no test notices.
 
     python tests/mutants.py                          # some of every module, always the same ones
-    python tests/mutants.py splits promotion --per-module 0    # all of two modules
+    python tests/mutants.py data.splits promotion.decision --per-module 0    # all of two modules
 
 Changed are comparisons, conditions, arithmetic, constants, slices, arguments, elements, handlers, and statements that are left out;
 not the words of messages, annotations, docstrings and types (unions, the arguments of `dict[str, int]()`), nor `frozen=True` and
@@ -39,24 +39,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TESTS = {
-    "data.hashes": ["data/test_hashes"],
+    "data.identities": ["tables/test_hashes"],
     "data.splits": ["data/test_splits"],
-    "data.sides": ["data/test_sides"],
-    "data.copies": ["data/test_copies"],
-    "data.drift": ["data/test_drift"],
-    "bounds": ["test_bounds"],
-    "fairness": ["test_comparison"],
-    "comparison": ["test_comparison"],
-    "promotion": ["test_promotion"],
-    "ledger": ["test_ledger"],
-    "registry": ["test_registry"],
-    "garbage": ["test_garbage"],
-    "checkpoints": ["test_checkpoints"],
-    "keys": ["test_keys", "test_retraining"],
-    "randomness": ["test_randomness"],
-    "store": ["test_store"],
-    "results": ["test_results"],
-    "recipes": ["test_recipes"],
+    "tables.hashes": ["tables/test_hashes"],
+    "tables.sides": ["tables/test_sides"],
+    "tables.copies": ["tables/test_copies"],
+    "tables.drift": ["tables/test_drift"],
+    "promotion.bounds": ["promotion/test_bounds"],
+    "promotion.fair_rows": ["promotion/test_comparison"],
+    "promotion.comparison": ["promotion/test_comparison"],
+    "promotion.decision": ["promotion/test_decision"],
+    "registry.ledger": ["registry/test_ledger"],
+    "registry.versions": ["registry/test_versions"],
+    "runs.garbage": ["runs/test_garbage"],
+    "runs.keys": ["runs/test_keys", "promotion/test_news"],
+    "runs.recipes": ["runs/test_recipes"],
+    "runs.results": ["runs/test_results"],
+    "runtime.randomness": ["runtime/test_randomness"],
+    "store.disk": ["store/test_store"],
+    "store.store": ["store/test_store"],
+    "training.checkpoints": ["training/test_checkpoints"],
 }
 """The modules that are changed, and the tests, in `tests/refit`, that ought to notice; all others would take too long."""
 MAX_SURVIVING = 0.05

@@ -37,8 +37,8 @@ ROWS = "rows"
 """The ingredient of epochs on other rows than those of train."""
 
 
-class Step(BaseModel):
-    """A step of a run, and all that its result depends on."""
+class Stage(BaseModel):
+    """A stage of a run, such as its data set or an epoch, and all that its result depends on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,9 +61,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: Step
-    start: Step
-    epoch: Step
+    dataset: Stage
+    start: Stage
+    epoch: Stage
     """What every epoch depends on besides the one before it."""
     num_epochs: int
     processor: str
@@ -76,7 +76,7 @@ class Recipe(BaseModel):
 
     def on_all_rows(self, num_epochs: int) -> "Recipe":
         """The recipe of so many epochs on all rows, from the same start and by the same settings."""
-        epoch = Step(name="epoch", ingredients={**self.epoch.ingredients, ROWS: "all"})
+        epoch = Stage(name="epoch", ingredients={**self.epoch.ingredients, ROWS: "all"})
         return Recipe(dataset=self.dataset, start=self.start, epoch=epoch, num_epochs=num_epochs, processor=self.processor)
 
     @property
@@ -90,10 +90,10 @@ class Recipe(BaseModel):
         return [self.dataset.ingredients[name] for name in ("data.source", "data.test_source")]
 
     @property
-    def loaders(self) -> Step:
+    def loaders(self) -> Stage:
         """What the loaders depend on."""
         settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.") or name == ROWS}
-        return Step(name="loaders", ingredients={"data set": self.dataset.key, **settings})
+        return Stage(name="loaders", ingredients={"data set": self.dataset.key, **settings})
 
     @cached_property
     def epoch_keys(self) -> list[str]:
@@ -103,17 +103,17 @@ class Recipe(BaseModel):
         )
         return list(links)[1:]
 
-    def evaluation(self, split: str, epoch: int) -> Step:
+    def evaluation(self, split: str, epoch: int) -> Stage:
         """What the metrics of one split at one epoch depend on."""
         versions = {name: version(name) for name in ("torch", "torchmetrics")}
         weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.processor}
-        return Step(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
+        return Stage(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
 
-    def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Step:
+    def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Stage:
         """What a version depends on: its name, the weights chosen and served, the epochs in its log, the keys of its metrics."""
         chosen, served = (fit.epoch_keys[best_epoch - 1] for fit in (self, self.fits[-1]))
         epochs = {"weights": chosen, "served": served, "epochs": self.epoch_keys[num_epochs - 1]}
-        return Step(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
+        return Stage(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
 
 
 def write_recipe(
@@ -140,7 +140,7 @@ def write_recipe(
     chosen = {name: value for name, value in walk_settings(settings.data, "data.") if not name.endswith("source")}
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     versions = {name: version(name) for name in ("polars", "numpy")}
-    dataset = Step(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
+    dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
     more_code = [] if first_weights is None else ["refit.serving.warm_start"]
     start = {
         **digest_user_code(settings.model.factory),
@@ -162,8 +162,8 @@ def write_recipe(
     }
     return Recipe(
         dataset=dataset,
-        start=Step(name="start", ingredients=start),
-        epoch=Step(name="epoch", ingredients=loop),
+        start=Stage(name="start", ingredients=start),
+        epoch=Stage(name="epoch", ingredients=loop),
         num_epochs=settings.training.num_epochs,
         processor=processor,
         refit_on_all=settings.training.refit_on_all,

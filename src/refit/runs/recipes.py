@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from refit.errors import StoreError
 from refit.models import building
 from refit.refs import DatasetRef, EpochResult
-from refit.runs.keys import Recipe, Step, write_recipe
+from refit.runs.keys import Recipe, Stage, write_recipe
 from refit.runs.results import find_last_epoch, load_usable_result, result_path
 from refit.runtime import devices
 from refit.settings import Settings
@@ -146,17 +146,17 @@ def _forecast_by_result(step: str, key: str, store: Store) -> Forecast:
     return Forecast(step=step, is_done=is_done, because=[] if is_done else [reason])
 
 
-def _take_dataset(recipe: Recipe) -> Step:
+def _take_dataset(recipe: Recipe) -> Stage:
     return recipe.dataset
 
 
-def _take_training(recipe: Recipe) -> Step:
+def _take_training(recipe: Recipe) -> Stage:
     """What the first epoch depends on, in one step."""
-    return Step(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
+    return Stage(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
 
 
 def _explain(
-    recipe: Recipe, take: Callable[[Recipe], Step], key: str, earlier: Sequence[Run], settings: Settings, store: Store
+    recipe: Recipe, take: Callable[[Recipe], Stage], key: str, earlier: Sequence[Run], settings: Settings, store: Store
 ) -> list[str]:
     """How a step, whose result has this key, differs from the nearest earlier one: of those that differ least, the newest."""
     if not earlier:

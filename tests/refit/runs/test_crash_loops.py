@@ -4,7 +4,7 @@ import pytest
 
 from refit.errors import TrainingError
 from refit.refs import EpochResult, Ref
-from refit.runs.attempts import note_attempt
+from refit.runs.crash_loops import note_attempt
 from refit.runs.keys import Recipe, write_recipe
 from refit.runs.results import result_path
 from refit.settings import resolve_settings
