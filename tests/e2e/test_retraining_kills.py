@@ -68,7 +68,7 @@ for line in sys.stdin:
 """
 STEPS = [
     ("refit.tables.dataset", "build_dataset", "after"),
-    ("refit.training.checkpoints", "save_version", "before"),
+    ("refit.registry.saving", "save_version", "before"),
     ("refit.registry.versions", "add_version", "after"),
     ("refit.promotion.comparison", "compare", "before"),
     ("refit.promotion.comparison", "compare", "after"),

@@ -28,7 +28,7 @@ from refit.commands.terminal import (
 from refit.errors import RefitError, SettingsError
 from refit.registry.status import Status, list_damaged, read_status
 from refit.registry.versions import find_version, list_models
-from refit.server.own_server import STEADY, find_prefect_home
+from refit.server.own_server import SQLITE_SERVER, find_prefect_home
 from refit.texts import escape_controls
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def start_server(*, host: str | None = None, port: int | None = None) -> None:
     find_prefect_home()
     given = {"--host": host, "--port": port}
     flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-    command = [sys.executable, "-P", STEADY, "start", *flags]
+    command = [sys.executable, "-P", SQLITE_SERVER, "start", *flags]
     os.execve(sys.executable, command, {**OF_SERVER, **os.environ})
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from refit.errors import SettingsError, StoreError
 from refit.store.store import Store
 
-STEADY = str(Path(__file__).with_name("steady_server.py"))
+SQLITE_SERVER = str(Path(__file__).with_name("sqlite_server.py"))
 SECONDS_TO_STOP = 4
 HOST = "127.0.0.1"
 
@@ -84,7 +84,7 @@ def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
         probe.bind((HOST, 0))
         port = str(probe.getsockname()[1])
     server = subprocess.Popen(
-        [sys.executable, "-P", STEADY, "own", port],
+        [sys.executable, "-P", SQLITE_SERVER, "own", port],
         env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

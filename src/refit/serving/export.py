@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from refit.errors import DataError, RefitError, SettingsError, first_line
-from refit.models.trials import NUM_ROWS
+from refit.models.contract import NUM_ROWS
 from refit.runtime.randomness import putting_generators_back
 from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_CATEGORY, Scorer, build_array, describe_column

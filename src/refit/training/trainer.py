@@ -10,7 +10,7 @@ import torch
 from refit.data import loaders
 from refit.data.examples import load_examples
 from refit.errors import SettingsError
-from refit.models import building, trials
+from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
 from refit.runtime import devices
 from refit.runtime.interruption import deliver_signal, is_signal_held
@@ -100,9 +100,9 @@ def start(
     """
     store = Store(settings.store.url)
     signature = load_examples(snapshot, store).signature
-    trials.check_contract(settings.model, signature)
+    contract.check_contract(settings.model, signature)
     state = _build_state(snapshot, settings, store)
-    unkept = trials.find_unkept_state(settings.model, signature)
+    unkept = contract.find_unkept_state(settings.model, signature)
     if unkept:
         warn(
             f"model.factory: {settings.model.factory} changes {', '.join(unkept)} in training, which no checkpoint and no saved"

@@ -8,8 +8,8 @@ from torch import nn
 from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.building import build_model, import_anew
+from refit.models.contract import check_contract, find_unkept_state
 from refit.models.mlp import ACTIVATIONS, build_mlp
-from refit.models.trials import check_contract, find_unkept_state
 from refit.settings import ModelSettings
 
 

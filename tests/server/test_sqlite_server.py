@@ -14,7 +14,7 @@ import sys
 from prefect.server.database import provide_database_interface
 from sqlalchemy import text
 
-from refit.server.steady_server import write_first
+from refit.server.sqlite_server import write_first
 
 
 async def count(db):

@@ -1,6 +1,6 @@
 """Prefect's server, as it holds on SQLite; a script of a process of its own, which imports nothing of ours.
 
-`steady_server.py own PORT` serves a local run; `steady_server.py start …` does as `prefect server start …`.
+`sqlite_server.py own PORT` serves a local run; `sqlite_server.py start …` does as `prefect server start …`.
 """
 
 import gc
