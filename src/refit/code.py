@@ -152,7 +152,7 @@ def _digest_definitions(source: bytes, path: str) -> list[tuple[str, str]]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             name = node.name
         else:
-            name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", node))
+            name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", node)).strip("()")
         found.append((name, _hash(ast.dump(node))))
     return found
 

@@ -22,6 +22,7 @@ from refit.texts import list_names
 from refit.training.loop import best_epoch, has_lost_patience
 
 RUNS = "runs"
+MAX_CODE_SHOWN = 5
 
 
 class Run(BaseModel):
@@ -178,8 +179,8 @@ def _explain(
             continue
         else:
             lines.append(f"{name}: {old!r} -> {new!r}")
-    code = [name.removeprefix("code.") for name in changed if name.startswith("code.")]
-    return [*lines, f"code: {list_names(code)} changed"] if code else lines
+    code = sorted((name.removeprefix("code.") for name in changed if name.startswith("code.")), key=str.swapcase)  # functions first
+    return [*lines, f"code: {list_names(code, MAX_CODE_SHOWN)} changed"] if code else lines
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

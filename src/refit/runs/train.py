@@ -123,6 +123,8 @@ class _Run:
                 is_new = self.refresh or load_usable_result(key, store) is None
                 given = key, fit.best, fit.epochs, metrics, snapshot, settings, refitted
                 saved = self._once(key, SavedModel, partial(save_best, *given, report=self.report, warn=self.report))
+        if not is_new:
+            self.report(f"nothing has changed since {saved.reference}")
         model = versions.locate(saved, store)
         return TrainingResult(model=model, is_new=is_new, best_epoch=fit.best.epoch, seconds=self.seconds)
 
