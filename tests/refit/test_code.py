@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from refit import code
-from refit.code import digest_user_code, importing_from_here
+from refit.code import digest_code, digest_user_code, importing_from_here
 from refit.errors import SettingsError
 from refit.store import store
 
@@ -199,3 +199,47 @@ def test_threads_may_parse_at_the_same_time():
         sys.setswitchinterval(interval)
         gc.set_threshold(*threshold)
         gc.callbacks.remove(callback)
+
+
+HALF = "import math\n\nLIMIT = 2\n\ndef half(x):\n    return x / 2\n"
+DOUBLE = "from refit.half import half\nimport numpy as np\n\ndef double(x):\n    return 2 * x\n"
+
+
+@pytest.fixture
+def digest_own(tmp_path, monkeypatch):
+    """Digests of Refit's code, if it were these modules."""
+    monkeypatch.setattr(code, "__file__", str(tmp_path / "code.py"))
+
+    def find(**modules: str) -> dict[str, str]:
+        for name, source in modules.items():
+            Path(tmp_path / f"{name}.py").write_text(source)
+        return digest_code([f"refit.{name}" for name in modules])
+
+    return find
+
+
+def test_code_of_refit_is_told_apart_by_function_wherever_it_lies(digest_own):
+    before = digest_own(one=HALF, two=DOUBLE)
+    assert before.keys() == {"code.LIMIT", "code.double", "code.half", "code.imports"}
+    assert digest_own(one=HALF + DOUBLE) == before
+    assert digest_own(two=DOUBLE.replace("refit.half import half", "refit.other import half as part"), one=HALF) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("return x / 2", 'return x / 2  # a half\n    """Text."""', set()),
+        ("x / 2", "0.5 * x", {"code.half"}),
+        ("LIMIT = 2", "LIMIT = 3", {"code.LIMIT"}),
+        ("import math", "import cmath as math", {"code.imports"}),
+    ],
+)
+def test_of_refits_code_what_has_changed_is_named(digest_own, old, new, changed):
+    before, after = digest_own(one=HALF, two=DOUBLE), digest_own(one=HALF.replace(old, new), two=DOUBLE)
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == changed
+
+
+def test_functions_of_one_name_count_together(digest_own):
+    before = digest_own(one=HALF, two=HALF)
+    assert digest_own(two=HALF, one=HALF) == before
+    assert digest_own(one=HALF, two=HALF.replace("/ 2", "// 2"))["code.half"] != before["code.half"]
