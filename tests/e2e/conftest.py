@@ -1,7 +1,11 @@
 """A server with workers for the tests of one file, and a home for Prefect for one test."""
 
+import json
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import pytest
 from servers import Site, make_home
@@ -21,3 +25,20 @@ def site(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> It
 @pytest.fixture
 def prefect_home(tmp_path: Path, prefect_database: Path) -> str:
     return make_home(tmp_path, prefect_database)
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[str, Queue]]:
+    """Where a webhook can send messages, and those that came."""
+    messages = Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            messages.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", messages
+        server.shutdown()

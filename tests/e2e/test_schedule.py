@@ -7,11 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 
 import polars as pl
 import pytest
@@ -131,23 +127,6 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion
     assert answer.is_client_error
     assert message in answer.json()["detail"]
     assert site.ask("/flow_runs/count").json() == num_runs
-
-
-@pytest.fixture
-def mailbox() -> Iterator[tuple[str, Queue]]:
-    """Where a webhook can send messages, and those that came."""
-    messages = Queue()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            messages.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", messages
-        server.shutdown()
 
 
 def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, first_champion, mailbox):  # noqa: ARG001
