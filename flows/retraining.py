@@ -21,7 +21,7 @@ from refit.server.flow_runs import (
 )
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.sources import digest_sources
+from refit.tables.sources.opening import digest_sources
 
 
 @flow(name="retrain", flow_run_name=name_run)

@@ -314,11 +314,11 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
 
 def _check_headers(*sources: str | None) -> None:
     """Refuse files of this machine that are not there or hold nothing, before anything is started or imported that takes long."""
-    from refit.tables.sources import read_names
+    from refit.tables.sources.opening import open_source
 
     for source in sources:
         if source not in (None, NOTEBOOK) and "://" not in source:
-            read_names(source)
+            open_source(source).names()
 
 
 def _check_data(settings: SettingsTree) -> None:

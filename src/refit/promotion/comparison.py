@@ -31,10 +31,10 @@ from refit.registry.versions import version_folder
 from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
+from refit.tables.columns import check_columns, take_column
 from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.drift import Drift, compare_profiles
-from refit.tables.schema import check_columns, take_column
-from refit.tables.sources import read_names
+from refit.tables.sources.opening import open_source
 from refit.texts import list_names
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
 from refit.training.metrics import Metrics
@@ -111,7 +111,7 @@ def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
     """Raise DataError for what `compare` would find of `promotion.slices` only once the candidate is trained."""
     if promotion.slices:
         source = data.test_source or data.source
-        check_columns("promotion.slices", promotion.slices, read_names(source), source)
+        check_columns("promotion.slices", promotion.slices, open_source(source).names(), source)
 
 
 def compare(

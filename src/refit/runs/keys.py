@@ -19,9 +19,11 @@ import refit
 from refit.code import digest_code, digest_user_code
 from refit.settings import Settings, walk_settings
 
-TABLES = ("files", "csv_files", "parquet_files", "sources", "formats", "schema", "hashes", "sides", "copies", "preprocessing")
+TABLES = ("columns", "formats", "schema", "hashes", "sides", "copies", "preprocessing", "profiles", "remarks", "dataset")
+PACKAGE = Path(refit.__file__).parent
 DATA_CODE = (
-    *(f"refit.tables.{name}" for name in (*TABLES, "profiles", "remarks", "dataset")),
+    *(f"refit.tables.sources.{path.stem}" for path in sorted(PACKAGE.glob("tables/sources/[!_]*.py"))),
+    *(f"refit.tables.{name}" for name in TABLES),
     *(f"refit.data.{name}" for name in ("examples", "identities", "signature", "splits")),
 )
 EVALUATION_CODE = (
@@ -30,7 +32,7 @@ EVALUATION_CODE = (
     *(f"refit.runtime.{name}" for name in ("devices", "randomness")),
     *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
 )
-ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(Path(refit.__file__).parent.glob("engine/[!_]*.py")))
+ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
 """None where the folder of faster engines is not there: another engine, whose steps may have other bits."""
 TRAINING_CODE = (*EVALUATION_CODE, *(f"refit.training.{name}" for name in ("loop", "optimizers", "steps")), *ENGINE_CODE)
 ROWS = "rows"

@@ -17,7 +17,7 @@ from refit.runtime import devices
 from refit.settings import Settings
 from refit.store.store import Store
 from refit.tables.dataset import load_manifest
-from refit.tables.sources import digest_sources, read_table
+from refit.tables.sources.opening import digest_sources, open_source
 from refit.texts import list_names
 from refit.training.loop import best_epoch, has_lost_patience
 
@@ -196,7 +196,7 @@ def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[
         before = load_manifest(DatasetRef.model_validate(content), store)
     except StoreError:
         return ["data.source: other bytes"]
-    now = read_table(settings.data.source).frame
+    now = open_source(settings.data.source).read().frame
     lines = []
     if more := now.height - before.source_rows:
         change = f"{abs(more)} {'added' if more > 0 else 'removed'}"

@@ -1,15 +1,12 @@
 """Scores files with a saved model, in memory that does not grow with them."""
 
-import fnmatch
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from fsspec.implementations.local import LocalFileSystem
 
 from refit.data.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader
 from refit.errors import DataError, SettingsError
@@ -19,9 +16,9 @@ from refit.store.disk import open_files
 from refit.store.outputs import check_output, replacing
 from refit.tables.batches import Batch, read_batches
 from refit.tables.deviations import Deviations
-from refit.tables.files import naming_read_errors
 from refit.tables.preprocessing import apply_columns
-from refit.tables.sources import read_names
+from refit.tables.sources.located_rows import LocatedRows
+from refit.tables.sources.opening import open_source
 from refit.training.evaluation import compute_outputs
 
 # A multiple, so that the model gets the very batches that it gets from `Model.predict`, and gives the same bits.
@@ -72,7 +69,7 @@ def score_files(
         raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
     columns = [column.name for column in model.manifest.columns]
     deviations = Deviations(model.manifest.profiles)
-    batches = read_batches(source, columns, keep, rows_per_batch)
+    batches = open_source(source).iterate(columns, keep, rows_per_batch)
     tables = (_score(model, batch, model_name, keep, deviations) for batch in batches)
     first = next(tables)
     num_rows = 0
@@ -91,26 +88,15 @@ def score_files(
 def check_files(source: str, output: str) -> None:
     """Raise for an output that cannot be, and for a source that is not there or whose first file has no header."""
     check_output(output, ".parquet")
-    _refuse_output_in_source(source, output)
-    read_names(source)
-
-
-def _refuse_output_in_source(source: str, output: str) -> None:
-    """Raise SettingsError for an output that the next reading of the source would find, or that replaces it."""
-    output_files, path = open_files(output)
-    with naming_read_errors(source):
-        source_files, root = open_files(source)
-    if source_files.protocol != output_files.protocol:
-        return
-    if isinstance(source_files, LocalFileSystem):
-        root, path = os.path.realpath(root), os.path.realpath(path)
-    if path == root or path.startswith(root.rstrip("/") + "/") or fnmatch.fnmatchcase(path, root):
+    table = open_source(source)
+    if table.includes(output):
         raise SettingsError(
             f"--output: expected a file outside of the rows to score, found {output} in {source}; write it elsewhere"
         )
+    table.names()
 
 
-def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
+def _score(model: Model, batch: LocatedRows, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
     x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
     outputs, _ = compute_outputs(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
@@ -124,7 +110,7 @@ def _score(model: Model, batch: Batch, model_name: str, keep: Sequence[str], dev
     return pa.table(columns)
 
 
-def _refuse_non_finite(outputs: torch.Tensor, batch: Batch) -> None:
+def _refuse_non_finite(outputs: torch.Tensor, batch: LocatedRows) -> None:
     """Raise DataError for the first row whose outputs `(N, C)` are not finite, if there is one."""
     broken = (~outputs.isfinite().all(dim=1)).nonzero()
     if len(broken):

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from refit.data.identities import Rows, find_known
+from refit.tables.columns import take_column
 from refit.tables.hashes import hash_rows
-from refit.tables.schema import take_column
 
 Numbers = NDArray[np.float64]
 

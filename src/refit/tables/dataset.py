@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,26 +17,18 @@ from refit.data.signature import Kind, Target
 from refit.data.splits import RareClassesError
 from refit.errors import DataError
 from refit.refs import DatasetRef, Ref
-from refit.settings import NOTEBOOK, DataSettings, SettingsTree
+from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
+from refit.tables.columns import check_columns, take_column
 from refit.tables.copies import Copies, count_copies
-from refit.tables.files import find_files, naming_read_errors
 from refit.tables.hashes import hash_rows
 from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
 from refit.tables.profiles import Profile, profile_columns
 from refit.tables.remarks import remark_on_columns
-from refit.tables.schema import (
-    Reading,
-    check_columns,
-    convert_column,
-    convert_target,
-    find_reading,
-    read_marks,
-    remark_on_target,
-    take_column,
-)
+from refit.tables.schema import Reading, convert_column, convert_target, find_reading, read_marks, remark_on_target
 from refit.tables.sides import TypedTable, choose_sides, read_groups
-from refit.tables.sources import Table, read_files, read_names, read_table
+from refit.tables.sources.opening import open_source
+from refit.tables.sources.table_source import Table
 from refit.texts import list_names, show
 
 MAX_CLASSES_SHOWN = 10
@@ -264,18 +255,16 @@ def build_snapshot(
 
 def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHECKED) -> None:
     """Raise DataError for what `build_dataset` would refuse, as far as that takes a moment: of large files, the header is read."""
-    sources = [source for source in (settings.source, settings.test_source) if source not in (None, NOTEBOOK)]
     num_bytes = 0
-    for source in sources:
-        with naming_read_errors(source):
-            files = find_files(source)
-            if not files.is_local:
-                return
-            num_bytes += sum(map(os.path.getsize, files.paths))
+    for source in filter(None, (settings.source, settings.test_source)):
+        size = open_source(source).count_bytes()
+        if size is None:
+            return
+        num_bytes += size
     if num_bytes <= max_bytes:
         _prepare(settings, seed)
         return
-    names = read_names(settings.source)
+    names = open_source(settings.source).names()
     for setting in ("target", "features", "categorical", "group_column", "time_column"):
         value = getattr(settings, setting)
         check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)
@@ -283,7 +272,7 @@ def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHE
 
 def _prepare(settings: DataSettings, seed: int) -> _Prepared:
     """All that can be refused of a data set, but for numbers outside the train rows that are too large."""
-    table = read_table(settings.source)
+    table = open_source(settings.source).read()
     test_table = _read_test_table(settings, table)
     readings, frame = _type_features(settings, table)
     kind, target = _type_target(settings, table)
@@ -419,7 +408,7 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
             raise DataError(
                 f"data.test_source: expected none, as {table.name} brings test rows, found {settings.test_source}; drop it"
             )
-        test = read_files(settings.test_source)
+        test = open_source(settings.test_source).read()
         if test.digest == table.digest:
             raise DataError(
                 f"{test.name}: expected test rows of their own, found the same bytes as in {table.name}; name other files"

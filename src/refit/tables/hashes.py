@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from refit.data.identities import Hashes, mix
-from refit.tables.schema import take_column
+from refit.tables.columns import take_column
 
 MISSING = 0x9E3779B97F4A7C15
 """The hash of no value."""

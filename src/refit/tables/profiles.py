@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from refit.data.identities import Rows
 from refit.data.signature import Kind
-from refit.tables.schema import index_rows, take_column, take_rows
+from refit.tables.columns import index_rows, take_column, take_rows
 
 MAX_CATEGORIES = 100
 """Categories of a column that are counted by name: the most frequent, by name where equally frequent."""

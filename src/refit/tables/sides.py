@@ -12,9 +12,10 @@ from refit.data.identities import Hashes, Rows, find_known, identify, number_cop
 from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.settings import DataSettings
+from refit.tables.columns import check_columns, take_column
 from refit.tables.hashes import hash_rows
-from refit.tables.schema import check_columns, convert_column, find_reading, take_column
-from refit.tables.sources import Table
+from refit.tables.schema import convert_column, find_reading
+from refit.tables.sources.table_source import Table
 from refit.texts import show
 
 DEFAULT_SHARE = 0.15

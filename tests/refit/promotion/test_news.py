@@ -90,7 +90,7 @@ def test_a_night_without_news_brings_no_torch():
     """What a run needs to find that nothing has changed."""
     script = (
         "import sys; from refit.promotion import news; from refit.runs.keys import retraining_key\n"
-        "from refit.tables.sources import digest_sources; from refit.settings import resolve_settings\n"
+        "from refit.tables.sources.opening import digest_sources; from refit.settings import resolve_settings\n"
         "settings, _ = resolve_settings()\n"
         "retraining_key(settings, *digest_sources(settings.data.source, None))\n"
         "assert 'torch' not in sys.modules"

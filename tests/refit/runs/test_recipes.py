@@ -17,7 +17,7 @@ from refit.runtime import devices
 from refit.settings import Settings, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset, load_manifest
-from refit.tables.sources import digest_sources
+from refit.tables.sources.opening import digest_sources
 from refit.training.checkpoints import save_report
 from refit.training.loop import EpochLog, best_epoch, has_lost_patience
 

@@ -16,11 +16,11 @@ from refit.models.building import build_model
 from refit.serving.saved_model import Model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
-from refit.tables import batches, csv_files
 from refit.tables.dataset import Manifest
 from refit.tables.preprocessing import fit_columns, sign_columns
 from refit.tables.profiles import profile_columns
-from refit.tables.sources import read_table
+from refit.tables.sources import csv_files
+from refit.tables.sources.opening import open_source
 
 NUM_ROWS = 1000
 KINDS = {"size": "numeric", "colour": "categorical", "is_new": "boolean", "seen": "datetime"}
@@ -69,7 +69,7 @@ def read_scores(path: str) -> tuple[list, np.ndarray]:
 
 def assert_scores_are_those_of_predict(model: Model, source: str, output: str) -> None:
     """To the bit, over all rows at once."""
-    rows = read_table(source).frame
+    rows = open_source(source).read().frame
     classes, probabilities = read_scores(output)
     assert classes == model.predict(rows).tolist()
     assert probabilities.tobytes() == model.predict_proba(rows).tobytes()
@@ -109,7 +109,7 @@ def test_a_file_is_scored_in_the_precision_that_the_model_was_trained_in(model, 
     rounding = Model(model.module, model.manifest, SettingsTree.model_validate({"compute": {"precision": "bf16"}}))
     score_files(rounding, source, "scored.parquet", "penguins@v3")
     assert_scores_are_those_of_predict(rounding, source, "scored.parquet")
-    assert read_scores("scored.parquet")[1].tobytes() != model.predict_proba(read_table(source).frame).tobytes()
+    assert read_scores("scored.parquet")[1].tobytes() != model.predict_proba(open_source(source).read().frame).tobytes()
 
 
 def test_several_batches_of_the_size_in_use_give_the_bits_of_predict(model, tmp_path):
@@ -172,10 +172,10 @@ def test_a_kept_column_of_another_type_is_refused_by_file(model, tmp_path):
 def test_blank_lines_quotes_and_line_ends_within_cells_are_read_as_training_reads_them(model, tmp_path, monkeypatch):
     content = 'colour,size,is_new,seen\n"blue, dark",1,true,2024-01-01\n\nred,,,\r\n"a\nb\n""c",2,,2024-01-02T00:01:02Z\n,,,\n'
     (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbf" + content.encode())
-    expected = read_table("rows.csv").frame
+    expected = open_source("rows.csv").read().frame
     for block_bytes in (1, 7, 30, 1000):
         monkeypatch.setattr(csv_files, "BLOCK_BYTES", block_bytes)
-        (found,) = batches.read_batches("rows.csv", expected.columns, [], 100)
+        (found,) = open_source("rows.csv").iterate(expected.columns, [], 100)
         assert found.frame.equals(expected)
     assert score_files(model, "rows.csv", "scored.parquet", "penguins@v3").num_rows == 4
 

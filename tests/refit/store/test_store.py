@@ -847,4 +847,4 @@ def test_s3_without_credentials_is_a_store_error(monkeypatch, tmp_path):
     with pytest.raises(StoreError, match=r"bucket/store/models: expected .*, found: NoCredentialsError: Unable to locate cred"):
         Store("s3://bucket/store").names("models")
     with pytest.raises(DataError, match=r"s3://bucket/rows\.csv: expected files that can be read, found NoCredentialsError"):
-        read_table("s3://bucket/rows.csv")
+        open_source("s3://bucket/rows.csv").read()

@@ -21,7 +21,6 @@ from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables import dataset
-from refit.tables.batches import read_batches
 from refit.tables.dataset import (
     Manifest,
     build_dataset,
@@ -32,7 +31,7 @@ from refit.tables.dataset import (
 )
 from refit.tables.preprocessing import apply_columns, fit_columns
 from refit.tables.schema import find_reading
-from refit.tables.sources import read_table
+from refit.tables.sources.opening import open_source
 
 PENGUINS = Path(__file__).parents[3] / "examples" / "penguins.csv"
 
@@ -104,10 +103,10 @@ def test_plain_tables_give_the_bits_that_plain_numpy_gives(tmp_path: Path) -> No
     ):
         numbers = {name: table[name].cast(pl.Float64).to_list() for name in names if name not in ("island", "sex")}
         expected = prepare_plainly(numbers, {name: table[name].to_list() for name in names if name not in numbers})
-        read = {name: find_reading(read_table(source).frame[name], ["NA"], str) for name in names}
+        read = {name: find_reading(open_source(source).read().frame[name], ["NA"], str) for name in names}
         frame = pl.DataFrame([values for _, values in read.values()])
         columns = fit_columns(frame, {name: reading.kind for name, (reading, _) in read.items()}, ["NA"])
-        for rows in (frame, read_table(source).frame):
+        for rows in (frame, open_source(source).read().frame):
             assert apply_columns(columns, rows).numpy().tobytes() == expected.tobytes()
 
 
@@ -480,7 +479,7 @@ def test_the_work_to_prepare_columns_grows_with_their_number_and_not_with_its_sq
         frame = pl.DataFrame(numbers, schema=[f"c{place}" for place in range(num_columns)])
         frame.with_columns(y=pl.Series(["a", "b", "c"] * 20)).write_csv(tmp_path / "rows.csv")
         manifest = build(store, source=f"{tmp_path}/rows.csv")
-        (batch,) = read_batches(f"{tmp_path}/rows.csv", [column.name for column in manifest.columns], [], 100)
+        (batch,) = open_source(f"{tmp_path}/rows.csv").iterate([column.name for column in manifest.columns], [], 100)
         assert apply_columns(manifest.columns, batch.frame).shape == (60, num_columns)
 
     assert count_listed(prepare, 100) <= 11 * count_listed(prepare, 10)
@@ -506,7 +505,7 @@ def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path, e
         split = {"split": "time", "time_column": time_column}
         manifest = build(store, source=source, target=target, features=names, categorical=names[-1:], **split)
         assert ([column.name for column in manifest.columns], manifest.profiles[-1].name) == (names, target)
-        (batch,) = read_batches(source, names, [], 100)
+        (batch,) = open_source(source).iterate(names, [], 100)
         truth, *_ = convert_rows(manifest, load_test_rows(manifest, store))
         tensors = [*manifest.load_split("train", store), apply_columns(manifest.columns, batch.frame)]
         remarks = [remark.partition(": ")[2] for remark in manifest.remarks]

@@ -10,13 +10,13 @@ from refit.data.identities import Rows
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.sides import TypedTable, choose_sides, read_groups
-from refit.tables.sources import Table
+from refit.tables.sources.table_source import Table
 
 
 def make_table(columns: dict[str, Any], settings: DataSettings) -> TypedTable:
     """A table whose features are `x…` and whose target is `y`."""
     frame = pl.DataFrame(columns)
-    table = Table("rows.csv", frame, (("rows.csv", frame.height),), digest="")
+    table = Table(frame, (("rows.csv", 0, frame.height),), "rows.csv", digest="")
     return TypedTable(table, frame.select("^x.*$"), frame["y"], frame["y"], read_groups(settings, table, frame["y"]))
 
 

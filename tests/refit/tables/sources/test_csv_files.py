@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from refit.errors import DataError
-from refit.tables import csv_files
-from refit.tables.csv_files import iterate_csv, read_header
+from refit.tables.sources import csv_files
+from refit.tables.sources.csv_files import iterate_csv, read_header
 
 PIECES = [
     "1",

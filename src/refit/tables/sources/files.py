@@ -197,6 +197,11 @@ def _has_part(path: str, sign: str) -> bool:
     return any(part.startswith(sign) for part in PurePosixPath(path).parts)
 
 
+def is_csv(path: str) -> bool:
+    """Whether a path is that of a CSV file."""
+    return path.lower().endswith((".csv", ".csv.gz"))
+
+
 def is_parquet(path: str) -> bool:
     """Whether a data file is Parquet, not CSV."""
     return path.lower().endswith(".parquet")

@@ -6,10 +6,10 @@ read by Python's `csv` first, which also finds what is wrong with them.
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from refit.errors import DataError
-from refit.tables.files import NO_TEXT, UNREADABLE, Opened, check_names, describe_content, open_unpacked
+from refit.tables.sources.files import NO_TEXT, UNREADABLE, Opened, check_names, describe_content, open_unpacked
 from refit.texts import show
 
 BLOCK_BYTES = 1 << 23
@@ -100,7 +100,7 @@ def read_header(opened: Opened, path: str) -> Header:
             if names == EXCEL_HINT:
                 names = next(records, [])
             num_bytes = lines.num_bytes
-            rows = list(islice(records, ROWS_COMPARED))
+            rows = list(itertools.islice(records, ROWS_COMPARED))
     except csv.Error as error:
         raise DataError(f"{path}: {_explain(error, lines.last)}") from error
     except UNREADABLE as error:
@@ -129,14 +129,15 @@ def read_header(opened: Opened, path: str) -> Header:
 
 
 def iterate_csv(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
-    """Read the rows of a CSV file, all cells as text, by blocks; those that are empty are null.
+    """Read the rows of a CSV file, all cells as text, by blocks, one at least; cells that are empty are null.
 
     Raises:
         DataError: As `read_header`; or a row is short, long, not UTF-8, or its quotes are not in pairs around whole cells.
     """
     header = read_header(opened, path)
     try:
-        for frame in _iterate(opened, path, header):
+        frames = _iterate(opened, path, header)
+        for frame in itertools.chain([next(frames, pl.DataFrame(schema=dict.fromkeys(header.names, pl.String)))], frames):
             frame.columns = header.names
             yield frame if header.names[0] else frame.drop("")
     except UNREADABLE as error:

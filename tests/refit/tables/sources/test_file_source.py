@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from refit.errors import DataError
-from refit.tables import csv_files, files, parquet_files, sources
-from refit.tables.batches import read_batches
-from refit.tables.sources import digest_source, join_parts, read_names, read_table
+from refit.tables.sources import csv_files, file_source, files
+from refit.tables.sources.located_rows import join_parts
+from refit.tables.sources.opening import open_source
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from refit.tables.sources import digest_source, join_parts, read_names, read_tab
 def test_a_csv_file_is_read_as_text_with_or_without_byte_order_mark_and_gzip(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ("rows.csv.gz" if content[:2] == b"\x1f\x8b" else "rows.csv")
     path.write_bytes(content)
-    assert read_table(str(path)).frame.to_dict(as_series=False) == {"a": [" 1", None], "y": ["x", "z"]}
+    assert open_source(str(path)).read().frame.to_dict(as_series=False) == {"a": [" 1", None], "y": ["x", "z"]}
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files_and_loops(tmp_path: Path) -> None:
@@ -37,24 +37,24 @@ def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_files_and_loo
         content = f"x\n{cell}\n".encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     os.symlink(tmp_path, tmp_path / "a" / "loop")
-    table = read_table(str(tmp_path))
+    table = open_source(str(tmp_path)).read()
     assert table.frame["x"].to_list() == ["1", "2", "3"]
     assert table.locate(2) == f"row 1 of {tmp_path}/b.csv, line 2"
-    assert read_table(f"{tmp_path}/**/*.csv*").frame["x"].to_list() == ["1", "2", "3"]
-    assert read_table(f"{tmp_path}/[b]*.csv").frame["x"].to_list() == ["3"]
+    assert open_source(f"{tmp_path}/**/*.csv*").read().frame["x"].to_list() == ["1", "2", "3"]
+    assert open_source(f"{tmp_path}/[b]*.csv").read().frame["x"].to_list() == ["3"]
 
 
 def test_a_part_with_a_header_alone_is_no_mistake_and_the_order_of_columns_is_the_first_part_s(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("a,b\n")
     (tmp_path / "2.csv").write_text("b,a\n1,2\n")
-    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": ["2"], "b": ["1"]}
+    assert open_source(str(tmp_path)).read().frame.to_dict(as_series=False) == {"a": ["2"], "b": ["1"]}
 
 
 def test_the_digest_covers_the_bytes_and_not_names_or_times(tmp_path: Path) -> None:
     for name, content in {"1.csv": "a\n1\n", "2.csv": "a\n1\n", "3.csv": "a\n2\n"}.items():
         (tmp_path / name).write_text(content)
     os.utime(tmp_path / "2.csv", (0, 0))
-    first, second, third = (read_table(f"{tmp_path}/{number}.csv").digest for number in (1, 2, 3))
+    first, second, third = (open_source(f"{tmp_path}/{number}.csv").read().digest for number in (1, 2, 3))
     assert first == second != third
 
 
@@ -68,8 +68,8 @@ def test_the_digest_is_that_of_a_file_which_was_written_to_before_it_was_read(tm
         return read_csv(*args, **options)
 
     monkeypatch.setattr(pl, "read_csv", write_and_read)
-    table = read_table(str(path))
-    assert (table.frame.height, table.digest) == (2, digest_source(str(path)))
+    table = open_source(str(path)).read()
+    assert (table.frame.height, table.digest) == (2, open_source(str(path)).digest())
 
 
 def test_remote_files_are_read_through_fsspec() -> None:
@@ -77,15 +77,15 @@ def test_remote_files_are_read_through_fsspec() -> None:
     system.pipe_file("/folder/1.csv", b"a,b\n1,2\n")
     system.pipe_file("/folder/2.csv", b"a,b\n3,\n")
     for source in ("memory://folder", "memory://folder/*", "memory://f*r"):
-        assert read_table(source).frame.to_dict(as_series=False) == {"a": ["1", "3"], "b": ["2", None]}
+        assert open_source(source).read().frame.to_dict(as_series=False) == {"a": ["1", "3"], "b": ["2", None]}
     with pytest.raises(DataError, match=r"memory://nowhere: expected a file, folder or glob, found nothing there"):
-        read_table("memory://nowhere")
+        open_source("memory://nowhere").read()
 
 
 def test_parquet_keeps_its_types_and_parts_may_mix_integers_and_floats(tmp_path: Path) -> None:
     pl.DataFrame({"a": [1, 2]}).write_parquet(tmp_path / "1.parquet")
     pl.DataFrame({"a": [0.5]}).write_parquet(tmp_path / "2.parquet")
-    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": [1.0, 2.0, 0.5]}
+    assert open_source(str(tmp_path)).read().frame.to_dict(as_series=False) == {"a": [1.0, 2.0, 0.5]}
 
 
 def test_a_nameless_index_of_pandas_is_no_column_and_parts_may_lack_it(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_a_nameless_index_of_pandas_is_no_column_and_parts_may_lack_it(tmp_path:
     frame.to_parquet(tmp_path / "1.parquet")
     frame[frame["a"] != 2].to_parquet(tmp_path / "2.parquet")
     assert "__index_level_0__" in pl.read_parquet_schema(tmp_path / "2.parquet")
-    assert read_table(str(tmp_path)).frame.to_dict(as_series=False) == {"a": [1, 2, 3, 4, 1, 3, 4]}
-    assert read_names(f"{tmp_path}/2.parquet") == ["a"]
+    assert open_source(str(tmp_path)).read().frame.to_dict(as_series=False) == {"a": [1, 2, 3, 4, 1, 3, 4]}
+    assert open_source(f"{tmp_path}/2.parquet").names() == ["a"]
 
 
 @pytest.mark.parametrize("end", ["parquet", "csv"])
@@ -110,18 +110,18 @@ def test_folders_named_after_a_column_are_read_as_one(tmp_path: Path, end: str) 
         else:
             part[["a"]].to_csv(folder / "part.csv", index=False)
     expected = pl.from_pandas(rows).with_columns(pl.col("a").cast(pl.String if end == "csv" else pl.Int64))
-    table = read_table(str(tmp_path))
+    table = open_source(str(tmp_path)).read()
     assert table.frame.equals(expected)
-    assert read_names(str(tmp_path)) == expected.columns
-    assert read_table(f"{tmp_path}/day=*26/**/*.{end}").frame.equals(expected[1:3])
-    assert read_table(f"{tmp_path}/day=2026-11-25/in=a%2Fb/part.{end}").frame.equals(expected[:1])
+    assert open_source(str(tmp_path)).names() == expected.columns
+    assert open_source(f"{tmp_path}/day=*26/**/*.{end}").read().frame.equals(expected[1:3])
+    assert open_source(f"{tmp_path}/day=2026-11-25/in=a%2Fb/part.{end}").read().frame.equals(expected[:1])
     for columns in (["in", "a"], ["day"]):
-        batches = [batch.frame for batch in read_batches(str(tmp_path), columns, [], 3)]
+        batches = [batch.frame for batch in open_source(str(tmp_path)).iterate(columns, [], 3)]
         assert [batch.height for batch in batches] == [3, 1]
         assert pl.concat(batches).equals(expected.select(columns))
-    assert digest_source(str(tmp_path)) == table.digest
+    assert open_source(str(tmp_path)).digest() == table.digest
     os.rename(tmp_path / "day=2026-11-25", tmp_path / "day=2026-11-24")
-    assert digest_source(str(tmp_path)) != table.digest
+    assert open_source(str(tmp_path)).digest() != table.digest
 
 
 def test_the_folder_that_the_work_is_done_in_is_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +130,9 @@ def test_the_folder_that_the_work_is_done_in_is_no_column(tmp_path: Path, monkey
     (project / "day=1").mkdir()
     (project / "day=1" / "rows.csv").write_text("a\n2\n")
     for source in ("day=1/rows.csv", "day=*/*", "day=*", str(project)):
-        assert read_table(source).frame.to_dict(as_series=False) == {"a": ["2"], "day": ["1"]}
+        assert open_source(source).read().frame.to_dict(as_series=False) == {"a": ["2"], "day": ["1"]}
     monkeypatch.chdir("day=1")
-    assert read_table("rows.csv").frame.to_dict(as_series=False) == {"a": ["2"]}
+    assert open_source("rows.csv").read().frame.to_dict(as_series=False) == {"a": ["2"]}
 
 
 @pytest.mark.parametrize("own", ["2020", " 2020", "2020.0", 2020])
@@ -141,13 +141,13 @@ def test_a_folder_named_after_a_column_of_its_files_must_say_the_same(tmp_path: 
     write = pl.DataFrame.write_csv if isinstance(own, str) else pl.DataFrame.write_parquet
     end = "csv" if isinstance(own, str) else "parquet"
     write(pl.DataFrame({"year": [own] * 3, "y": list("abc")}), tmp_path / "year=2020" / f"rows.{end}")
-    assert read_table(str(tmp_path)).frame["year"].to_list() == [own] * 3
+    assert open_source(str(tmp_path)).read().frame["year"].to_list() == [own] * 3
     write(pl.DataFrame({"year": [own, own, None], "y": list("abc")}), tmp_path / "year=2020" / f"rows.{end}")
     message = r"row 3 of .*year=2020/rows\.\w+(, line 4)?, column `year`: expected 2020, as its folder says, found None; rename"
     with pytest.raises(DataError, match=message):
-        read_table(str(tmp_path))
+        open_source(str(tmp_path)).read()
     with pytest.raises(DataError, match=message):
-        list(read_batches(str(tmp_path), ["y", "year"], [], 9))
+        list(open_source(str(tmp_path)).iterate(["y", "year"], [], 9))
 
 
 def test_only_folders_right_above_a_file_stand_for_columns(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_only_folders_right_above_a_file_stand_for_columns(tmp_path: Path) -> No
         "run=5/*/day=*": (),
         "run=5/rows/day=1/*": ("day",),
     }.items():
-        table = read_table(f"{tmp_path}/{source}")
+        table = open_source(f"{tmp_path}/{source}").read()
         assert table.frame.to_dict(as_series=False) == {"a": ["2"], "day": ["1"]}
         assert table.outer == outer
 
@@ -168,7 +168,7 @@ def test_files_in_folders_of_spark_s_own_are_left_out_and_named(tmp_path: Path) 
     for name in ("1.csv", "_temporary/0/2.csv", "_temporary/0/3.csv", "_SUCCESS"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a\n1\n")
-    table = read_table(str(tmp_path))
+    table = open_source(str(tmp_path)).read()
     assert table.frame.height == 1
     assert table.remarks == (
         f"left out: {tmp_path}/_temporary/0/2.csv and 1 more, as folders that begin with `_` hold no rows; move what is to be read",
@@ -188,7 +188,7 @@ def test_types_that_mean_the_same_become_one_column(tmp_path: Path) -> None:
     }
     for place in (0, 1):
         pl.DataFrame({name: both[place] for name, both in columns.items()}).write_parquet(tmp_path / f"{place}.parquet")
-    found = read_table(str(tmp_path)).frame
+    found = open_source(str(tmp_path)).read().frame
     assert found.to_dict(as_series=False) == {name: both[2] for name, both in columns.items()}
 
 
@@ -207,14 +207,14 @@ def test_a_first_column_without_a_name_is_an_index_in_any_format(tmp_path: Path)
     pl.DataFrame({"": [0, 1], "a": [1, 2]}).write_parquet(tmp_path / "rows.parquet")
     for end, cells in {"csv": ["1", "2"], "parquet": [1, 2]}.items():
         source = f"{tmp_path}/rows.{end}"
-        table = read_table(source)
+        table = open_source(source).read()
         assert table.frame.to_dict(as_series=False) == {"a": cells}
         assert table.remarks == (
             f"left out: the first column of {source}, which has no name, as when pandas and R write row numbers;"
             " name it to learn from it",
         )
-        assert read_names(source) == ["a"]
-        assert [batch.frame.columns for batch in read_batches(source, ["a"], [], 9)] == [["a"]]
+        assert open_source(source).names() == ["a"]
+        assert [batch.frame.columns for batch in open_source(source).iterate(["a"], [], 9)] == [["a"]]
 
 
 @pytest.mark.parametrize(
@@ -227,30 +227,32 @@ def test_a_first_column_without_a_name_is_an_index_in_any_format(tmp_path: Path)
 )
 def test_the_names_of_parquet_columns_are_checked_as_those_of_csv(tmp_path: Path, names: list[str], message: str) -> None:
     pq.write_table(pa.table([pa.array([1])] * len(names), names=names), tmp_path / "rows.parquet")
-    for read in (read_table, read_names, lambda source: list(read_batches(source, ["x"], [], 9))):
+    source = open_source(f"{tmp_path}/rows.parquet")
+    for read in (source.read, source.names, lambda: list(source.iterate(["x"], [], 9))):
         with pytest.raises(DataError, match=message):
-            read(f"{tmp_path}/rows.parquet")
+            read()
 
 
 def test_parquet_pages_are_compared_with_their_checksums(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     numbers = np.random.default_rng(0).normal(size=100)
     pq.write_table(pa.table({"x": numbers}), path, write_page_checksum=True, compression="none", use_dictionary=False)
-    assert read_table(str(path)).frame["x"].to_list() == numbers.tolist()
+    assert open_source(str(path)).read().frame["x"].to_list() == numbers.tolist()
     data = bytearray(path.read_bytes())
     data[data.index(numbers[50].tobytes())] ^= 1
     path.write_bytes(data)
-    for read in (read_table, lambda source: list(read_batches(source, ["x"], [], 9))):
+    source = open_source(str(path))
+    for read in (source.read, lambda: list(source.iterate(["x"], [], 9))):
         with pytest.raises(
             DataError, match=r"rows\.parquet: expected a whole Parquet file, found a damaged one \(.*CRC.*\); write"
         ):
-            read(str(path))
+            read()
 
 
 def test_decimals_of_256_bits_are_numbers(tmp_path: Path) -> None:
     values = pa.array([Decimal("1.5"), None], pa.decimal256(50, 2))
     pq.write_table(pa.table({"x": values}), tmp_path / "rows.parquet")
-    assert read_table(f"{tmp_path}/rows.parquet").frame["x"].to_list() == [1.5, None]
+    assert open_source(f"{tmp_path}/rows.parquet").read().frame["x"].to_list() == [1.5, None]
 
 
 def test_what_is_no_table_is_said_to_be_what_it_is(tmp_path: Path) -> None:
@@ -275,9 +277,9 @@ def test_what_is_no_table_is_said_to_be_what_it_is(tmp_path: Path) -> None:
     }
     for name, message in expected.items():
         with pytest.raises(DataError, match=message):
-            read_table(str(tmp_path / name))
+            open_source(str(tmp_path / name)).read()
     with pytest.raises(DataError, match=r"expected the path or URL of a file, folder or glob, found an empty text; name one"):
-        read_table("")
+        open_source("").read()
 
 
 def write_zeros(path: Path) -> str:
@@ -292,7 +294,7 @@ def write_zeros(path: Path) -> str:
 
 
 def allow(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    for module in (sources, files, parquet_files):
+    for module in (file_source, files):
         monkeypatch.setattr(module, "find_free_memory", lambda: free)
 
 
@@ -302,22 +304,22 @@ def test_a_table_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch, name)
     monkeypatch.setattr(csv_files, "BLOCK_BYTES", 1 << 20)
     allow(monkeypatch, 19_000_000)
     with pytest.raises(DataError, match=rf"{source}: expected a table that fits into memory, of which 0\.0 GB are free, found a"):
-        read_table(source)
+        open_source(source).read()
     allow(monkeypatch, 40_000_000)
-    assert read_table(source).frame.height == 1_000_000
+    assert open_source(source).read().frame.height == 1_000_000
 
 
 def test_a_file_far_away_that_memory_cannot_hold_is_not_fetched(monkeypatch):
     fsspec.filesystem("memory").pipe_file("/bombs/rows.csv", b"x,y\n" + b"0,0\n" * 1000)
     allow(monkeypatch, 4000)
     with pytest.raises(DataError, match=r"/bombs/rows\.csv: expected a table that fits into memory"):
-        read_table("memory://bombs/rows.csv")
+        open_source("memory://bombs/rows.csv").read()
 
 
 def test_running_out_of_memory_names_the_source(monkeypatch):
-    monkeypatch.setattr(sources, "find_files", lambda _: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(file_source, "find_files", lambda _: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(DataError, match=r"rows\.csv: expected a table that fits into memory"):
-        read_table("rows.csv")
+        open_source("rows.csv").read()
 
 
 @pytest.mark.parametrize("text", ["x,y\n{}\n", "{}", "x,y\n1,2\n3,{}", 'x,y\n1,"{}"\n'])
@@ -328,11 +330,12 @@ def test_a_row_that_never_ends_is_refused(tmp_path, monkeypatch, name, text):
     data = text.format("z" * 20_000).encode()
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    for read in (read_table, lambda source: list(read_batches(source, [], [], 9))):
+    source = open_source(str(path))
+    for read in (source.read, lambda: list(source.iterate([], [], 9))):
         with pytest.raises(
             DataError, match=rf"{path}: expected rows of less than 10000 bytes, found a longer one; mend its quotes"
         ):
-            read(str(path))
+            read()
 
 
 def test_rows_that_end_are_read_however_large_the_file(tmp_path, monkeypatch):
@@ -340,4 +343,4 @@ def test_rows_that_end_are_read_however_large_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_files, "BLOCK_BYTES", 1000)
     path = tmp_path / "rows.csv"
     path.write_text("x,y\n" + f"1,{'z' * 1500}\n" * 20)
-    assert read_table(str(path)).frame.height == 20
+    assert open_source(str(path)).read().frame.height == 20

@@ -1,4 +1,4 @@
-"""Reads Parquet files, whole or a batch of rows at a time; pages that bring a checksum are compared with it."""
+"""Reads Parquet files a batch of rows at a time; pages that bring a checksum are compared with it."""
 
 import contextlib
 import re
@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refit.errors import DataError, first_line
-from refit.runtime.limits import find_free_memory
-from refit.tables.files import BYTES_A_TEXT, Opened, check_names, describe_content, open_bytes, outgrow
+from refit.tables.sources.files import Opened, check_names, describe_content, open_bytes
 
 BUFFER_BYTES = 1 << 20
+ROWS_A_FRAME = 65_536
 PANDAS_INDEX = re.compile(r"^__index_level_\d+__$")
 """How pandas names a nameless index that it writes to Parquet; it is no column to pandas either."""
 
@@ -25,15 +25,15 @@ def read_names(opened: Opened, path: str) -> list[str]:
 
 
 def iterate_parquet(
-    opened: Opened, path: str, columns: Sequence[str] | None = None, num_rows: int | None = None
+    opened: Opened, path: str, columns: Sequence[str] | None = None, num_rows: int = ROWS_A_FRAME
 ) -> Iterator[pl.DataFrame]:
-    """Read the rows of a Parquet file.
+    """Read the rows of a Parquet file, in one frame at least.
 
     Args:
         opened: The file.
         path: Its name, for messages.
         columns: The columns to read, of which it may lack some; None reads all.
-        num_rows: Rows in a frame, at most, so that memory does not grow with the file; None reads all at once.
+        num_rows: Rows in a frame, at most, so that memory does not grow with the file.
 
     Raises:
         DataError: The file is damaged, or names of its columns are not as `check_names` expects.
@@ -44,9 +44,8 @@ def iterate_parquet(
         wanted = [name for name in columns if name in present] if columns is not None else list(present)
         wanted = wanted or list(present)[:1]  # not none, to know how many rows there are
         names = [present[name] for name in wanted]
-        if num_rows is None:
-            _check_fits(file, path)
-        for part in [file.read(names)] if num_rows is None else file.iter_batches(num_rows, columns=names):
+        batches = file.iter_batches(num_rows, columns=names)
+        for part in batches if file.metadata.num_rows else [file.schema_arrow.empty_table().select(names)]:
             frame = cast(pl.DataFrame, pl.from_arrow(_convert(part), rechunk=False))[names]
             frame.columns = wanted
             yield frame
@@ -66,20 +65,6 @@ def _open(opened: Opened, path: str) -> Iterator[pq.ParquetFile]:
         raise DataError(
             f"{path}: expected a whole Parquet file, found a damaged one ({first_line(error)}); write it again"
         ) from error
-
-
-def _check_fits(file: pq.ParquetFile, path: str) -> None:
-    """Raise DataError if the rows that the file says it has cannot fit into memory, however few bytes they take on the disk."""
-    bits = sum(_count_bits(field.type) for field in file.schema_arrow)
-    if file.metadata.num_rows * bits / 8 > find_free_memory():
-        raise outgrow(path)
-
-
-def _count_bits(dtype: pa.DataType) -> int:
-    """Of a cell, in memory, at least."""
-    if pa.types.is_null(dtype):
-        return 0
-    return dtype.bit_width if pa.types.is_primitive(dtype) else 8 * BYTES_A_TEXT
 
 
 def _find_columns(file: pq.ParquetFile, path: str) -> dict[str, str]:

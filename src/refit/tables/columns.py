@@ -1,0 +1,50 @@
+"""Take columns and rows out of tables by their names and numbers."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import polars as pl
+
+from refit.data.identities import Rows
+from refit.data.signature import Kind
+from refit.errors import DataError
+from refit.texts import list_names, show
+
+Locate = Callable[[int], str]
+"""Says where a row of a column is, for messages: `row 7 of rows.csv`."""
+
+
+def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], where: str) -> None:
+    """Raise DataError for the first wanted column that `where` lacks, with the nearest name that it has."""
+    known = set(present)
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, present, n=1)
+            hint = f"did you mean `{show(near[0])}`?" if near else f"set {setting} to one of them"
+            raise DataError(f"{setting}: expected a column of {where}, found no `{show(name)}` among {list_names(present)}; {hint}")
+
+
+def take_column(frame: pl.DataFrame, name: str) -> pl.Series:
+    """A column of a frame; with a blank after its name where that is `^…$`, which polars takes for a pattern."""
+    values = frame[name]
+    return values.alias(f"{name} ") if name.startswith("^") and name.endswith("$") else values
+
+
+def index_rows(rows: Rows | None) -> pl.Series | None:
+    """The same rows in the form that polars takes most quickly from one column after the other."""
+    return None if rows is None else pl.Series(rows, dtype=pl.get_index_type())
+
+
+def take_rows(values: pl.Series, rows: Rows | pl.Series | None, kind: Kind | None = None) -> pl.Series:
+    """The cells of these rows of a column, or of all; those known to be numeric as Float64, NaN as null.
+
+    Where many columns follow, `index_rows` saves time.
+    """
+    taken = values if rows is None else values[rows]
+    if kind != "numeric":
+        return taken
+    taken = taken.cast(pl.Float64)
+    numbers = taken.to_numpy()
+    has_nan = taken.null_count() < int(np.isnan(numbers).sum())
+    return pl.Series(taken.name, numbers, nan_to_null=True) if has_nan else taken
