@@ -23,8 +23,8 @@ from refit.tables.sources.files import (
     outgrow,
 )
 from refit.tables.sources.located_rows import LocatedRows, join, name_row, rebatch
-from refit.tables.sources.table_source import Table, TableSource, choose_columns
-from refit.texts import list_names, show
+from refit.tables.sources.table_source import Table, TableSource, choose_columns, lack_rows
+from refit.texts import show
 
 
 class FileSource(TableSource):
@@ -65,7 +65,7 @@ class FileSource(TableSource):
                 digests.append(digest_file(opened, path))  # after reading: if it is still that of the recipe, so were the rows
         rows = join(pieces)
         if rows.frame.height == 0:
-            raise self._lack_rows(rows.frame.columns)
+            raise lack_rows(self.name, rows.frame.columns)
         remarks = _describe_left_out(indexed, files.left_out)
         return Table(rows.frame, rows.parts, self.name, _join_digests(digests), outer=tuple(files.outer), remarks=remarks)
 
@@ -83,7 +83,7 @@ class FileSource(TableSource):
                 is_empty = False
                 yield batch
             if is_empty:
-                raise self._lack_rows(present)
+                raise lack_rows(self.name, present)
 
     def count_bytes(self) -> int | None:
         """The size of the files, if they are on this machine."""
@@ -101,9 +101,6 @@ class FileSource(TableSource):
         if isinstance(source_files, LocalFileSystem):
             root, path = os.path.realpath(root), os.path.realpath(path)
         return path == root or path.startswith(root.rstrip("/") + "/") or fnmatch.fnmatchcase(path, root)
-
-    def _lack_rows(self, columns: Sequence[str]) -> DataError:
-        return DataError(f"{self.name}: expected rows, found an empty table with columns {list_names(columns)}; add rows")
 
 
 def _hold(pieces: Iterable[LocatedRows], path: str) -> list[LocatedRows]:

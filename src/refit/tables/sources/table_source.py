@@ -77,6 +77,8 @@ class TableSource(ABC):
         """
         table = self.read()
         wanted = choose_columns(columns, keep, table.frame.columns, self.name)
+        if not table.frame.height:
+            raise lack_rows(self.name, table.frame.columns)
         yield from rebatch([LocatedRows(table.frame[wanted], table.parts)], keep, batch_size)
 
     def count_bytes(self) -> int | None:
@@ -86,6 +88,11 @@ class TableSource(ABC):
     def includes(self, output: str) -> bool:  # noqa: ARG002
         """Whether a file that is written to `output` would be part of the source, or replace it."""
         return False
+
+
+def lack_rows(name: str, columns: Sequence[str]) -> DataError:
+    """The error for a source that holds no row."""
+    return DataError(f"{name}: expected rows, found an empty table with columns {list_names(columns)}; add rows")
 
 
 def choose_columns(columns: Sequence[str], keep: Sequence[str], present: Sequence[str], where: str) -> list[str]:
