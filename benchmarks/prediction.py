@@ -21,7 +21,8 @@ from refit.serving.saved_model import load_model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest
+from refit.tables.dataset import build_dataset
+from refit.tables.manifest import load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch

@@ -14,7 +14,7 @@ from refit.registry import ledger, versions
 from refit.registry.ledger import Entry
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import load_manifest
+from refit.tables.manifest import load_manifest
 from refit.tasks.caching import RETRIED
 
 

@@ -16,7 +16,7 @@ from refit.registry.ledger import load_ledger
 from refit.registry.versions import add_version, load_part, move_alias, read_alias
 from refit.serving.saved_model import load_version
 from refit.store.store import Store
-from refit.tables.dataset import load_test_rows
+from refit.tables.manifest import load_test_rows
 
 METRICS = {"num_rows": 12, "accuracy": 0.5, "loss": 0.25, "roc_auc": None, "calibration_error": 0.125}
 MANIFEST = {

@@ -34,6 +34,7 @@ from refit.runtime.devices import NUM_THREADS
 from refit.serving.saved_model import Model, load_model
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
+from refit.tables.manifest import load_manifest
 from refit.training import trainer
 from refit.training.checkpoints import digest_weights
 from refit.training.optimizers import build_learning_rate
@@ -125,7 +126,7 @@ def train_plainly(given: dict, num_epochs: int, trained_on: tuple[str, ...] = ("
     """The oracle: all epochs in one go, undisturbed, without Prefect, keys or checkpoints."""
     settings, _ = resolve_settings(given)
     store, cpu = Store("plain-store"), torch.device("cpu")
-    manifest = refit.tables.dataset.load_manifest(refit.tables.dataset.build_dataset(settings.data, settings.seed, store), store)
+    manifest = load_manifest(refit.tables.dataset.build_dataset(settings.data, settings.seed, store), store)
     rows = {split: manifest.load_split(split, store) for split in ("train", "val", "test")}
     x, y = map(torch.cat, zip(*(rows[split] for split in trained_on), strict=True))
     loader = refit.data.loaders.build_train_loader(x, y, settings.loader.batch_size, settings.loader.drop_last)

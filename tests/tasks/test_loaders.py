@@ -9,7 +9,7 @@ from refit.errors import SettingsError
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import load_manifest
+from refit.tables.manifest import load_manifest
 from refit.tasks.dataset import build_dataset
 from refit.tasks.loaders import build_loaders
 from refit.training.trainer import open_loaders

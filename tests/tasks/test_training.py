@@ -27,6 +27,7 @@ from refit.runtime.interruption import holding_signals
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables import dataset
+from refit.tables.manifest import load_manifest
 from refit.tasks.dataset import build_dataset
 from refit.tasks.evaluation import evaluate
 from refit.tasks.loaders import build_loaders
@@ -102,7 +103,7 @@ def train_plainly(settings: SettingsTree, num_epochs: int) -> list[loop.EpochLog
     from refit.training.optimizers import build_learning_rate
 
     store = Store(settings.store.url)
-    manifest = dataset.load_manifest(dataset.build_dataset(settings.data, settings.seed, store), store)
+    manifest = load_manifest(dataset.build_dataset(settings.data, settings.seed, store), store)
     loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     cpu = torch.device("cpu")
     state = loop.build_training_state(settings.model, settings.optimizer, Signature.of_numbers(4, 3), settings.seed, cpu)

@@ -234,7 +234,7 @@ def export(
     from refit.serving.export import export_model
     from refit.serving.saved_model import load_version
     from refit.store.outputs import check_outside
-    from refit.tables.dataset import load_test_rows
+    from refit.tables.manifest import load_test_rows
 
     check_outside(output, store)
     loaded = load_version(store, name, number, settings)

@@ -32,8 +32,9 @@ from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
 from refit.tables.columns import check_columns, take_column
-from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.drift import Drift, compare_profiles
+from refit.tables.manifest import Manifest, load_test_rows
+from refit.tables.row_identities import convert_rows
 from refit.tables.sources.opening import open_source
 from refit.texts import list_names
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs

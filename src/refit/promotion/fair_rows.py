@@ -14,8 +14,9 @@ from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.copies import estimate_chances, is_more_than_chance
-from refit.tables.dataset import Manifest, convert_rows, load_test_rows
 from refit.tables.hashes import hash_rows
+from refit.tables.manifest import Manifest, load_test_rows
+from refit.tables.row_identities import convert_rows
 from refit.texts import list_names
 from refit.training.objective import Mask
 

@@ -18,7 +18,7 @@ from refit.registry.ledger import record_opening
 from refit.reports import figures, markdown
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import Manifest
+from refit.tables.manifest import Manifest
 from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
 from refit.training.loop import EpochLog
 from refit.training.metrics import FIGURES, Metrics

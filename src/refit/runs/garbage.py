@@ -9,7 +9,7 @@ from refit.registry import versions
 from refit.runs.recipes import RUNS, load_runs
 from refit.runs.results import RESULTS, find_refs, load_result
 from refit.store.store import DAMAGED, OBJECTS, Store
-from refit.tables.dataset import Manifest
+from refit.tables.manifest import Manifest
 from refit.training.checkpoints import PARTIAL, find_partial
 
 RUNS_KEPT = 20

@@ -19,7 +19,10 @@ import refit
 from refit.code import digest_code, digest_user_code
 from refit.settings import Settings, walk_settings
 
-TABLES = ("columns", "formats", "schema", "hashes", "sides", "copies", "preprocessing", "profiles", "remarks", "dataset")
+TABLES = (
+    *("columns", "formats", "conversion", "schema", "targets", "hashes", "preprocessing", "profiles", "copies", "sides"),
+    *("typed_columns", "remarks", "manifest", "row_identities", "freezing", "draft", "dataset"),
+)
 PACKAGE = Path(refit.__file__).parent
 DATA_CODE = (
     *(f"refit.tables.sources.{path.stem}" for path in sorted(PACKAGE.glob("tables/sources/[!_]*.py"))),

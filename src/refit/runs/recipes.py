@@ -16,7 +16,7 @@ from refit.runs.results import find_last_epoch, load_usable_result, result_path
 from refit.runtime import devices
 from refit.settings import Settings
 from refit.store.store import Store
-from refit.tables.dataset import load_manifest
+from refit.tables.manifest import load_manifest
 from refit.tables.sources.opening import digest_sources, open_source
 from refit.texts import list_names
 from refit.training.loop import best_epoch, has_lost_patience

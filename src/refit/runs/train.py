@@ -19,6 +19,7 @@ from refit.runtime.interruption import holding_signals
 from refit.settings import Settings, SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.tables import dataset
+from refit.tables.manifest import load_manifest
 from refit.training import checkpoints, loop, trainer
 from refit.training.metrics import Metrics
 
@@ -60,7 +61,7 @@ def save_best(
 ) -> SavedModel:
     """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
-    manifest = dataset.load_manifest(snapshot, store)
+    manifest = load_manifest(snapshot, store)
     device = devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store).to(device)
     lead = measure_lead(network, manifest, settings, store, device)

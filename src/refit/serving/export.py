@@ -24,7 +24,7 @@ from refit.runtime.randomness import putting_generators_back
 from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_CATEGORY, Scorer, build_array, describe_column
 from refit.store.outputs import check_output, replacing
-from refit.tables.dataset import Manifest
+from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import CategoricalColumn
 from refit.training.objective import Classification
 

@@ -18,7 +18,7 @@ from refit.models.building import build_for_weights, probe
 from refit.registry import versions
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import Manifest
+from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import apply_columns, read_frame
 from refit.training.checkpoints import digest_weights
 from refit.training.evaluation import compute_outputs

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refit.tables.columns import take_column
+from refit.tables.conversion import convert_column
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, Scale
-from refit.tables.schema import convert_column
 from refit.training.objective import Objective
 
 MISSING_TIME = -(2**63)

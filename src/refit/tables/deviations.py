@@ -10,9 +10,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from refit.refs import Deviation
+from refit.tables.conversion import Numbers
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn, Scale
 from refit.tables.profiles import Profile
-from refit.tables.schema import Numbers
 from refit.texts import show
 
 MORE_ROWS = 0.1

@@ -19,8 +19,8 @@ from refit.data.identities import Rows
 from refit.data.signature import InputColumn, Kind, Signature, Target
 from refit.errors import DataError
 from refit.tables.columns import Locate, index_rows, take_column, take_rows
+from refit.tables.conversion import Numbers, convert_column, convert_numbers
 from refit.tables.formats import AnyFormat, Format
-from refit.tables.schema import Numbers, convert_column, convert_numbers
 from refit.texts import list_names, show
 
 Inputs: TypeAlias = NDArray[np.float32]

@@ -9,8 +9,10 @@ import polars as pl
 
 from refit.data.identities import Rows
 from refit.tables.columns import take_column, take_rows
+from refit.tables.conversion import Numbers
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn
-from refit.tables.schema import Numbers, Reading, count_marks, quote
+from refit.tables.schema import Reading
+from refit.tables.targets import count_marks, quote
 from refit.texts import show
 
 NUM_LOOKED_AT = 1000

@@ -13,8 +13,9 @@ from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.columns import check_columns, take_column
+from refit.tables.conversion import convert_column
 from refit.tables.hashes import hash_rows
-from refit.tables.schema import convert_column, find_reading
+from refit.tables.schema import find_reading
 from refit.tables.sources.table_source import Table
 from refit.texts import show
 

@@ -21,7 +21,8 @@ from refit.registry.versions import move_alias
 from refit.serving.saved_model import Model, load_model
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest, load_test_rows
+from refit.tables.dataset import build_dataset
+from refit.tables.manifest import load_manifest, load_test_rows
 
 
 def make_rows(num_rows: int, classes: str = "ab", seed: int = 0) -> pl.DataFrame:

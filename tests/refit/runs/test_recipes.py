@@ -16,7 +16,8 @@ from refit.runs.results import result_path
 from refit.runtime import devices
 from refit.settings import Settings, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest
+from refit.tables.dataset import build_dataset
+from refit.tables.manifest import load_manifest
 from refit.tables.sources.opening import digest_sources
 from refit.training.checkpoints import save_report
 from refit.training.loop import EpochLog, best_epoch, has_lost_patience

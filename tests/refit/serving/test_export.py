@@ -21,7 +21,7 @@ from refit.serving.export import export_model
 from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_TIME, Preparation, build_array, compute_date_parts
 from refit.settings import SettingsTree
-from refit.tables.dataset import Manifest
+from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
 
 Run = Callable[[pl.DataFrame], list[np.ndarray]]

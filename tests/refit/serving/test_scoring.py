@@ -16,7 +16,7 @@ from refit.models.building import build_model
 from refit.serving.saved_model import Model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
-from refit.tables.dataset import Manifest
+from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import fit_columns, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.sources import csv_files

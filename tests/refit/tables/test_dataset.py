@@ -20,16 +20,11 @@ from sklearn.preprocessing import StandardScaler
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store.store import Store
-from refit.tables import dataset
-from refit.tables.dataset import (
-    Manifest,
-    build_dataset,
-    check_data,
-    convert_rows,
-    load_manifest,
-    load_test_rows,
-)
+from refit.tables import freezing
+from refit.tables.dataset import build_dataset, check_data
+from refit.tables.manifest import Manifest, load_manifest, load_test_rows
 from refit.tables.preprocessing import apply_columns, fit_columns
+from refit.tables.row_identities import convert_rows
 from refit.tables.schema import find_reading
 from refit.tables.sources.opening import open_source
 
@@ -541,7 +536,7 @@ def test_splits_are_the_files_that_safetensors_writes_and_do_not_depend_on_the_s
     for info in whole.splits.values():
         data = store.get(info.digest)
         assert safetensors.torch.save(safetensors.torch.load(data)) == data
-    monkeypatch.setattr(dataset, "ROWS_A_BLOCK", 7)
+    monkeypatch.setattr(freezing, "ROWS_A_BLOCK", 7)
     assert build(store, source=str(PENGUINS), target="species") == whole
 
 
@@ -551,7 +546,7 @@ def test_a_number_too_large_is_named_by_its_row_in_whatever_block(
     numbers = [*map(float, range(50)), 1e300]
     pl.DataFrame({"x": numbers, "y": [0, 1] * 25 + [0]}).write_csv(tmp_path / "rows.csv")
     pl.DataFrame({"x": numbers[:50], "y": [0, 1] * 25}).write_csv(tmp_path / "train.csv")
-    monkeypatch.setattr(dataset, "ROWS_A_BLOCK", 7)
+    monkeypatch.setattr(freezing, "ROWS_A_BLOCK", 7)
     with pytest.raises(DataError, match=r"row 51 of .*rows\.csv, line 52, column `x`: expected a number that fits float32"):
         build(store, source=f"{tmp_path}/train.csv", test_source=f"{tmp_path}/rows.csv")
 

@@ -9,7 +9,8 @@ import pytest
 
 from refit.settings import DataSettings
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, load_manifest
+from refit.tables.dataset import build_dataset
+from refit.tables.manifest import load_manifest
 from refit.tables.remarks import find_stand_ins
 
 

@@ -7,8 +7,10 @@ import polars as pl
 import pytest
 
 from refit.errors import DataError
+from refit.tables.conversion import convert_column
 from refit.tables.formats import ClockFormat
-from refit.tables.schema import Reading, convert_column, convert_target, find_reading, remark_on_target
+from refit.tables.schema import Reading, find_reading
+from refit.tables.targets import convert_target, remark_on_target
 
 NOON = datetime(2020, 5, 17, 12)
 

@@ -24,7 +24,8 @@ from refit.registry.versions import check_version, list_versions, read_version
 from refit.reports import figures
 from refit.runs.garbage import find_garbage
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
-from refit.tables.dataset import build_dataset, load_manifest
+from refit.tables.dataset import build_dataset
+from refit.tables.manifest import load_manifest
 from refit.training import checkpoints
 from refit.training.checkpoints import (
     digest_weights,

@@ -1,0 +1,188 @@
+"""Converts the cells of a column to a known kind: numbers, booleans, date-times or categories.
+
+The same conversion runs over training files and over raw rows that are scored later.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from refit.data.signature import Kind
+from refit.errors import DataError
+from refit.tables.columns import Locate
+from refit.tables.formats import AnyFormat, ClockFormat
+from refit.texts import show
+
+Numbers = NDArray[np.float64]
+
+EXPECTED = {
+    "numeric": "a number",
+    "boolean": "true or false",
+    "datetime": "an ISO date or date-time",
+    "categorical": "a text, whole number or boolean",
+}
+MISTAKE = "mend the value, or add it to data.null_values and train anew"
+DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
+DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+ZONE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
+CLOCK = "%H:%M:%S%.f"
+
+
+def convert_column(
+    values: pl.Series, kind: Kind, null_values: Sequence[str], locate: Locate, format: AnyFormat | None = None
+) -> pl.Series:
+    """Convert a column to a known kind: Float64, Boolean, Datetime (UTC, without a zone) or String; NaN becomes null.
+
+    Raises:
+        DataError: A value cannot be converted, or is infinite.
+    """
+    if kind == "numeric":
+        return pl.Series(values.name, convert_numbers(values, null_values, locate, format), nan_to_null=True)
+    values = clean_cells(values, null_values, locate)
+    parsed = parse_cells(values, kind, format)
+    if parsed.null_count() > values.null_count():
+        refuse_cell(values, parsed, _expect(kind, format), locate, MISTAKE)
+    return parsed
+
+
+def convert_numbers(values: pl.Series, null_values: Sequence[str], locate: Locate, format: AnyFormat | None = None) -> Numbers:
+    """Convert a column to float64, missing values to NaN; raises as `convert_column` does.
+
+    Shape: returns (N,).
+    """
+    parsed = None
+    if values.dtype.is_numeric():
+        parsed = mark_missing(values.cast(pl.Float64), null_values)
+    elif values.dtype == pl.String and format is None:
+        parsed = read_plain_numbers(values, null_values)
+    if parsed is None:
+        values = clean_cells(values, null_values, locate)
+        parsed = parse_cells(values, "numeric", format)
+        if parsed.null_count() > values.null_count():
+            refuse_cell(values, parsed, _expect("numeric", format), locate, MISTAKE)
+    numbers: Numbers = parsed.to_numpy()
+    infinite = np.isinf(numbers)
+    if infinite.any():
+        row = int(infinite.argmax())
+        raise DataError(
+            f"{locate(row)}, column `{show(values.name)}`: expected a finite number, found {numbers[row]};"
+            " mend it or leave it empty"
+        )
+    return numbers
+
+
+def read_plain_numbers(values: pl.Series, null_values: Sequence[str]) -> pl.Series | None:
+    """The numbers of text in which all that is there is one, as most languages write it, and finite; else None."""
+    parsed = values.cast(pl.Float64, strict=False)
+    if parsed.null_count() > values.null_count() or len(read_marks(tuple(null_values), "numeric")):
+        return None
+    return None if np.isinf(parsed.to_numpy()).any() else parsed
+
+
+@functools.cache
+def read_marks(texts: tuple[str, ...], kind: Literal["numeric", "datetime"]) -> pl.Series:
+    """Those of the texts that mean a missing value which are numbers or date-times too, such as -999."""
+    marks = parse_cells(pl.Series(texts, dtype=pl.String).str.strip_chars(), kind).drop_nulls()
+    return marks.drop_nans() if kind == "numeric" else marks
+
+
+def mark_missing(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
+    """Numbers or date-times, null for those that mean a missing value."""
+    kind: Literal["numeric", "datetime"] = "datetime" if values.dtype.is_temporal() else "numeric"
+    marks = read_marks(tuple(null_values), kind)
+    return values.set(parse_cells(values, kind).is_in(marks.implode()).fill_null(False), None) if len(marks) else values
+
+
+def clean_cells(values: pl.Series, null_values: Sequence[str], locate: Locate) -> pl.Series:
+    """The same cells as text, numbers, booleans or date-times, with nulls for what means a missing value."""
+    dtype = values.dtype
+    if dtype in (pl.Categorical, pl.Enum, pl.Null):
+        values = values.cast(pl.String)
+    if values.dtype == pl.String:
+        values = values.str.strip_chars()
+        return values.set(values.is_in(["", *null_values]), None)
+    if dtype.is_float():
+        values = values.fill_nan(None)
+    if dtype.is_numeric() or dtype in (pl.Date, pl.Datetime):
+        return mark_missing(values, null_values)
+    if dtype in (pl.Boolean, pl.Time):
+        return values
+    expected = "expected numbers, booleans, date-times or text"
+    raise DataError(f"{locate(0)}, column `{show(values.name)}`: {expected}, found {dtype}; leave it out with data.features")
+
+
+def parse_cells(values: pl.Series, kind: Kind, format: AnyFormat | None = None) -> pl.Series:
+    """Cells of that kind, and null for what is not."""
+    dtype = values.dtype
+    if kind == "categorical":
+        return parse_categories(values)
+    if kind == "datetime":
+        if dtype == pl.String:
+            return parse_datetimes(values) if format is None else _fill(format.read(values), parse_datetimes(values))
+        if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+            values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        return values.cast(pl.Datetime("us")) if dtype.is_temporal() and dtype != pl.Time else _nulls(values, pl.Datetime("us"))
+    if dtype == pl.Time and kind == "numeric":
+        return ClockFormat().read(values.dt.to_string(CLOCK))
+    if dtype.is_temporal():
+        return _nulls(values, pl.Boolean if kind == "boolean" else pl.Float64)
+    if kind == "numeric":
+        return values.cast(pl.Float64, strict=False) if format is None or dtype != pl.String else format.read(values)
+    if dtype == pl.Boolean:
+        return values
+    if dtype.is_numeric():
+        return (values == 1).set((values != 0) & (values != 1), None)
+    texts = values.str.to_lowercase()
+    return (texts == "true").set(~texts.is_in(["true", "false"]), None)
+
+
+def parse_categories(values: pl.Series) -> pl.Series:
+    """Text that is the same whether a whole number or a boolean came as text, integer or float."""
+    if values.dtype.is_float() or values.dtype.is_decimal():
+        values = values.cast(pl.Float64)
+    texts = values.dt.to_string(CLOCK) if values.dtype == pl.Time else values.cast(pl.String)
+    if values.dtype.is_float() or values.dtype == pl.String:
+        texts = texts.str.replace(r"^(-?\d+)\.0+$", "$1")
+    return texts.set(texts.is_in(["True", "TRUE"]), "true").set(texts.is_in(["False", "FALSE"]), "false")
+
+
+def parse_datetimes(texts: pl.Series) -> pl.Series:
+    """ISO dates and date-times; those without a zone are taken as UTC."""
+    is_date = texts.str.contains(DATE_START)
+    parsed = _nulls(texts, pl.Datetime("us"))
+    if not is_date.any():
+        return parsed
+    texts = texts.str.replace("T", " ", literal=True).str.replace(r"[Zz]$", "+00:00")
+    for form in (*DATE_FORMATS, *ZONE_FORMATS):
+        if parsed.null_count() == texts.null_count():
+            break
+        found = texts.str.to_datetime(form, time_unit="us", strict=False)
+        if form in ZONE_FORMATS:
+            found = found.dt.replace_time_zone(None)
+        parsed = parsed.zip_with(parsed.is_not_null(), found)
+    return parsed
+
+
+def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Locate, remedy: str) -> None:
+    """Raise DataError for the first value that did not become what was expected."""
+    broken = (values.is_not_null() & parsed.is_null()).arg_true()
+    value = show(values[int(broken[0])])
+    more = f" (and {broken.len() - 1} more such rows)" if broken.len() > 1 else ""
+    where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"
+    raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}")
+
+
+def _fill(values: pl.Series, others: pl.Series) -> pl.Series:
+    return values.zip_with(values.is_not_null(), others)
+
+
+def _nulls(values: pl.Series, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.repeat(None, values.len(), dtype=dtype, eager=True).alias(values.name)
+
+
+def _expect(kind: Kind, format: AnyFormat | None) -> str:
+    return EXPECTED[kind] if format is None else format.describe()

@@ -1,0 +1,120 @@
+"""Reads, types, divides and fits the rows that the settings name: all of a data set but freezing it."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from refit.data.identities import Rows
+from refit.data.signature import Kind
+from refit.data.splits import RareClassesError
+from refit.errors import DataError
+from refit.settings import DataSettings
+from refit.tables.columns import take_column
+from refit.tables.preprocessing import AnyColumn, fit_columns
+from refit.tables.schema import Reading
+from refit.tables.sides import TypedTable, choose_sides, read_groups
+from refit.tables.sources.opening import open_source
+from refit.tables.sources.table_source import Table
+from refit.tables.targets import remark_on_target
+from refit.tables.typed_columns import index_classes, leave_out, type_features, type_target, type_test_rows
+from refit.texts import list_names, show
+
+MAX_RARE_SHARE = 0.1
+"""Share of the rows with a class up to which those of rare classes are left out; beyond it, the target may be no class."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A data set before it is frozen."""
+
+    readings: dict[str, Reading]
+    target: pl.Series
+    """Of all rows of `source`, those of rare classes too."""
+    classes: pl.Series
+    source: TypedTable
+    test: TypedTable | None
+    parts: dict[str, Rows]
+    """Row numbers of `source` in each split."""
+    left_out: dict[str, int]
+    rare: dict[str, int]
+    columns: list[AnyColumn]
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """What each column to learn from holds."""
+        return {name: reading.kind for name, reading in self.readings.items()}
+
+
+def draft_dataset(settings: DataSettings, seed: int) -> Draft:
+    """Draft the data set that the settings describe.
+
+    Raises:
+        DataError: All that can be refused of a data set, but for numbers outside the train rows that are too large.
+    """
+    table = open_source(settings.source).read()
+    test_table = _read_test_table(settings, table)
+    readings, frame = type_features(settings, table)
+    kind, target = type_target(settings, table)
+    classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame, kind, target)
+    kinds = {name: reading.kind for name, reading in readings.items()}
+    formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
+    try:
+        columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"], formats)
+    except DataError as error:
+        raise DataError(f"{table.name}, {error}") from error
+    if not columns:
+        raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
+    return Draft(readings, target, classes, source, test, parts, left_out, rare, columns)
+
+
+def _divide(
+    settings: DataSettings,
+    seed: int,
+    table: Table,
+    test_table: Table | None,
+    readings: dict[str, Reading],
+    frame: pl.DataFrame,
+    kind: Kind,
+    target: pl.Series,
+) -> tuple[pl.Series, TypedTable, TypedTable | None, dict[str, Rows], dict[str, int], dict[str, int]]:
+    """Divide the rows, without those of a few classes that are too rare for it; all of `Draft` that depends on this."""
+    groups, known = read_groups(settings, table, target), target.drop_nulls()
+    rare = known.clear()
+    while True:
+        classes = known.filter(~known.is_in(rare.implode())).unique().sort()
+        if len(classes) < 2:
+            found = f"only {list_names(map(str, classes))}" if len(classes) else "none"
+            raise DataError(
+                f"{table.name}, column `{show(target.name)}`: expected two classes or more, found {found};"
+                " add rows of other classes, or name another column in data.target",
+                *remark_on_target(take_column(table.frame, settings.target), target),
+            )
+        kept = leave_out(target, rare)
+        source = TypedTable(table, frame, kept.alias(settings.target), index_classes(kept, classes, table), groups)
+        test = None if test_table is None else type_test_rows(settings, test_table, readings, kind, classes, rare)
+        counts = dict(known.filter(known.is_in(rare.implode())).cast(pl.String).value_counts(sort=True).rows())
+        try:
+            return classes, source, test, *choose_sides(settings, seed, source, test, classes.to_list()), counts
+        except RareClassesError as error:
+            rare = pl.concat([rare, classes.gather(error.places)])
+            num_rare = int(known.is_in(rare.implode()).sum())
+            if len(error.places) > len(classes) - 2 or num_rare > MAX_RARE_SHARE * len(known):
+                raise
+
+
+def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
+    """The test rows that come on their own, if any."""
+    test = table.test
+    if settings.test_source is not None:
+        if test is not None:
+            raise DataError(
+                f"data.test_source: expected none, as {table.name} brings test rows, found {settings.test_source}; drop it"
+            )
+        test = open_source(settings.test_source).read()
+        if test.digest == table.digest:
+            raise DataError(
+                f"{test.name}: expected test rows of their own, found the same bytes as in {table.name}; name other files"
+            )
+    if test is not None and settings.test:
+        raise DataError(f"data.test: expected none, as test rows come on their own, found {settings.test}; drop it")
+    return test

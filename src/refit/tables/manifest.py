@@ -1,0 +1,148 @@
+"""The record of a data set: what it holds, how its rows become inputs, and what it says of itself."""
+
+from collections.abc import Sequence
+
+import polars as pl
+from pydantic import ConfigDict, Field
+
+from refit.data.examples import Examples
+from refit.errors import DataError
+from refit.refs import Ref
+from refit.store.store import Store
+from refit.tables.copies import Copies
+from refit.tables.preprocessing import AnyColumn
+from refit.tables.profiles import Profile
+from refit.texts import show
+
+MAX_CLASSES_SHOWN = 10
+MAX_REMARKS_SHOWN = 30
+
+
+class Manifest(Examples):
+    """The examples of a table, and what scoring needs to know of it: how rows become inputs.
+
+    Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
+    source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
+    rows as they were read; `time_column` is that of a `time` split. The profiles are of the train rows, and cover the target too,
+    as categories. `rows_left_out` are in no split though they have a target: by data.gap, data.window, or, as `units`, because
+    they belong together with rows of a later split. `rare_classes` counts the rows of each class that has too few to be in every
+    split; they are in none. `remarks` say what people should know of the table, a line each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    columns: list[AnyColumn]
+    profiles: list[Profile]
+    time_column: str | None
+    group_column: str | None
+    test_rows: Ref | None
+    rows: int
+    rows_without_target: int
+    rows_left_out: dict[str, int]
+    source_rows: int
+    test_copies: Copies | None
+    dropped_columns: dict[str, str]
+    remarks: list[str] = Field(default_factory=list)
+    rare_classes: dict[str, int] = Field(default_factory=dict)
+    source_digest: str
+    test_source_digest: str | None
+
+    @property
+    def target(self) -> str:
+        """The column that is predicted."""
+        return self.signature.target.name
+
+    @property
+    def classes(self) -> list[bool | int | str]:
+        """Its classes."""
+        return self.signature.target.classes
+
+    def describe(self) -> list[str]:
+        """Lines for people: rows, columns by kind, classes, and what was dropped."""
+        kinds = [column.kind for column in self.columns]
+        columns = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
+        totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
+        largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])
+        classes = ", ".join(f"{show(label)} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
+        more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
+        lines = [
+            f"rows: {self.rows} ({splits})",
+            f"columns: {columns}, as {self.signature.num_inputs} inputs",
+            f"classes of {show(self.target)}: {classes}{more}",
+        ]
+        if self.rows_without_target:
+            lines.append(
+                f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}; write a name there if an empty"
+                " cell is a class"
+            )
+        together = "features are those" if self.group_column is None else f"{show(self.group_column)} is that"
+        reasons = {
+            "gap": "in the gaps before validation and test",
+            "window": "older than the window",
+            "units": f"whose {together} of a row in a later split",
+        }
+        lines += [f"left out: {number} rows {reasons[name]}" for name, number in self.rows_left_out.items()]
+        if self.test_copies is not None:
+            lines.append(f"copies: {self._count_copies(self.test_copies)}")
+        lines += [f"dropped: column {show(name)}, {reason}" for name, reason in self.dropped_columns.items()]
+        lines += self.remarks[:MAX_REMARKS_SHOWN]
+        if len(self.remarks) > MAX_REMARKS_SHOWN:
+            lines.append(f"{len(self.remarks) - MAX_REMARKS_SHOWN} more such lines are in the version's manifest.json")
+        return lines
+
+    def list_warnings(self) -> list[str]:
+        """Say what a person should mend."""
+        return [*filter(None, [self.tell_rare_classes()]), *self._warn_of_copies()]
+
+    def tell_rare_classes(self) -> str | None:
+        """Say which classes the model does not know, as they have too few rows."""
+        if not self.rare_classes:
+            return None
+        named = ", ".join(f"{show(label)} ({number})" for label, number in [*self.rare_classes.items()][:MAX_CLASSES_SHOWN])
+        more = f" and {len(self.rare_classes) - MAX_CLASSES_SHOWN} more" if len(self.rare_classes) > MAX_CLASSES_SHOWN else ""
+        total = sum(self.rare_classes.values())
+        return (
+            f"left out: {total} row{'s' * (total != 1)} of classes of {show(self.target)} with too few to be in every split:"
+            f" {named}{more}; add rows of them"
+        )
+
+    def _warn_of_copies(self) -> list[str]:
+        if self.test_copies is None or not self.test_copies.is_more_than_chance:
+            return []
+        remedy = (
+            'if rows are copies, set data.split_by = "features"; if a customer, patient or device has several rows, name its column'
+            " in data.group_column"
+        )
+        if self.test_source_digest is not None:
+            remedy = "take these rows out of data.source"
+        return [
+            f"expected test rows that are new to the model, found {self._count_copies(self.test_copies)}; the test score may be too"
+            f" good: {remedy}"
+        ]
+
+    def _count_copies(self, copies: Copies) -> str:
+        by_chance = f"by chance it would be about {copies.by_chance:.0f}"
+        return f"{copies.rows} of {self.splits['test'].rows} test rows with the features of a train row ({by_chance})"
+
+
+def load_manifest(ref: Ref, store: Store) -> Manifest:
+    """Load what `build_dataset` returned the ref of."""
+    return Manifest.model_validate_json(store.get(ref.digest))
+
+
+def check_sources(manifest: Manifest, digests: Sequence[str | None]) -> None:
+    """Raise DataError if the bytes of `data.source` or `data.test_source` are no longer those of these digests."""
+    for name, before, now in zip(
+        ("source", "test_source"), digests, (manifest.source_digest, manifest.test_source_digest), strict=True
+    ):
+        if before is not None and before != now:
+            raise DataError(f"data.{name}: expected the bytes that were there when the run began, found others; run again")
+
+
+def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:
+    """Load the test rows with all their cells as they were read, in the order of `load_split`; raises as `load_split` does."""
+    if manifest.test_rows is None:
+        raise manifest.lack("test")
+    with store.local_file(manifest.test_rows.digest) as path:
+        return pl.read_parquet(path, glob=False, hive_partitioning=False)

@@ -1,0 +1,177 @@
+"""Finds the classes of the target: what a cell holds, to the letter."""
+
+import contextlib
+import unicodedata
+from collections.abc import Sequence
+
+import polars as pl
+
+from refit.data.signature import Kind
+from refit.errors import DataError
+from refit.tables.columns import Locate
+from refit.tables.conversion import convert_column, convert_numbers, mark_missing, parse_datetimes
+from refit.tables.schema import MISTAKE_SHARE
+from refit.texts import list_names, show
+
+OTHER_TARGET = "name another column in data.target"
+CONTINUOUS = (
+    "Refit classifies: bin the numbers into classes, name another column in data.target, or this one in data.categorical if each"
+    " number is a class"
+)
+BOOLEANS = (["true", "false"], ["True", "False"], ["TRUE", "FALSE"])
+"""Ways to write booleans, each of which gives back its texts to the letter."""
+WHOLE_NUMBER = r"^(?:0|-?[1-9]\d*)$"
+"""How a whole number is written that gives back its text to the letter."""
+MISSING_MARKS = (
+    *("-", "--", "\u2013", "\u2014", ".", "..", "?", "#n/a", "#n/a n/a", "#na", "<na>", "n/a", "na", "n.a.", "nan", "-nan", "nat"),
+    *("null", "nil", "none", "missing", "unknown", "undefined", "not available"),
+)
+"""Texts that often mean a missing value, in lower case."""
+
+
+def convert_target(values: pl.Series, kind: Kind | None, null_values: Sequence[str], locate: Locate) -> tuple[Kind, pl.Series]:
+    """Convert the target to whole numbers, Boolean or String; a class is what the cell holds, to the letter.
+
+    Text is read as numbers or booleans only where those, written again, give every text as it was.
+
+    Args:
+        values: The column as it was read.
+        kind: What it holds, where that is known; None finds it out.
+        null_values: Texts that mean a missing value.
+        locate: Where a row is.
+
+    Raises:
+        DataError: It holds dates or numbers that are not whole, or a value is not of the kind.
+    """
+    dtype = values.dtype
+    if dtype in (pl.Categorical, pl.Enum, pl.Null):
+        values = values.cast(pl.String)
+    if values.dtype == pl.String:
+        values = _clean_labels(values, null_values)
+        kind = kind or _find_kind_of_labels(values, locate)
+    elif dtype.is_temporal() or dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        raise DataError(f"{_name_target(values, 0, locate)} {dtype}; {OTHER_TARGET}")
+    else:
+        kind = kind or ("boolean" if dtype == pl.Boolean else "numeric")
+        values = mark_missing(values, null_values) if dtype.is_numeric() else values
+    if kind == "numeric":
+        return kind, _convert_whole(values, locate)
+    if kind == "categorical" and values.dtype == pl.String:
+        return kind, values
+    return kind, convert_column(values, kind, null_values, locate)
+
+
+def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -> list[str]:
+    """Say what people should know of the classes: texts that count as missing values, and classes that may not be meant.
+
+    Args:
+        values: The column as it was read.
+        target: What `convert_target` made of it.
+        max_shown: Texts named in a remark, at most.
+    """
+    if values.dtype.is_numeric():
+        values = (values.fill_nan(None) if values.dtype.is_float() else values).cast(pl.String)
+    if values.dtype != pl.String:
+        return []
+    remarks = []
+    for mark, num_rows in count_marks(values, target)[:max_shown]:
+        remarks.append(
+            f"column `{show(values.name)}`: `{show(mark)}` counts as a missing value, in {num_rows} rows;"
+            " take it out of data.null_values if it is a class"
+        )
+    classes = target.drop_nulls().cast(pl.String).unique().sort()
+    if (unknown := classes.filter(classes.str.strip_chars().str.to_lowercase().is_in(MISSING_MARKS))).len():
+        remarks.append(
+            f"column `{show(values.name)}`: {list_names(unknown, max_shown)} counts as a class;"
+            " add it to data.null_values if it means a missing value"
+        )
+    alike: dict[str, list[str]] = {}
+    for label in classes:
+        alike.setdefault(_simplify(label), []).append(label)
+    for names in [names for names in alike.values() if len(names) > 1][:max_shown]:
+        remarks.append(
+            f"column `{show(values.name)}`: {list_names(map(quote, names), max_shown)} are different classes;"
+            " write them alike if they are one"
+        )
+    return remarks
+
+
+def count_marks(values: pl.Series, converted: pl.Series) -> list[tuple[str, int]]:
+    """Count the texts that mean a missing value, most frequent first: each and its number of rows.
+
+    Args:
+        values: A column of text as it was read.
+        converted: What became of it.
+    """
+    marks = values.filter(converted.is_null()).drop_nulls().str.strip_chars().alias("mark").value_counts(name="rows")
+    return marks.filter(pl.col("mark") != "").sort("rows", "mark", descending=[True, False]).rows()
+
+
+def quote(text: str) -> str:
+    """Return a text, with its code points where it may look like another."""
+    return text if text == text.strip() and unicodedata.is_normalized("NFKC", text) else ascii(text)
+
+
+def _simplify(text: str) -> str:
+    """What a class is apart from letter case, blanks, code points that look alike, and ways to write a number."""
+    text = unicodedata.normalize("NFKC", text).strip().casefold()
+    with contextlib.suppress(ValueError):
+        return repr(float(text))
+    return text
+
+
+def _clean_labels(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
+    """The cells to the letter, null where they mean a missing value; a blank after every comma of a file is none of theirs."""
+    stripped = values.str.strip_chars()
+    values = values.set(stripped.is_in(["", *null_values]), None)
+    return values.str.strip_chars_start() if values.str.starts_with(" ").all() else values
+
+
+def _find_kind_of_labels(values: pl.Series, locate: Locate) -> Kind:
+    """What text stands for; refuses dates, and numbers that are not whole."""
+    texts = values.drop_nulls().unique()
+    if any(texts.is_in(words).all() for words in BOOLEANS) and texts.len():
+        return "boolean"
+    numbers = texts.cast(pl.Float64, strict=False)
+    if not numbers.has_nulls() and texts.str.contains(WHOLE_NUMBER).all() and _fits_whole(texts):
+        return "numeric"
+    is_fraction = _is_fraction(values)
+    num_fractions, num_values = int(is_fraction.sum()), values.len() - values.null_count()
+    if num_fractions and (not numbers.has_nulls() or num_fractions >= MISTAKE_SHARE * num_values):
+        row = int(is_fraction.arg_true()[0])
+        raise DataError(f"{_name_target(values, row, locate)} {show(values[row])}, as if it were continuous; {CONTINUOUS}")
+    if texts.len() and not parse_datetimes(texts).has_nulls():
+        raise DataError(f"{_name_target(values, 0, locate)} date-times; {OTHER_TARGET}")
+    return "categorical"
+
+
+def _convert_whole(values: pl.Series, locate: Locate) -> pl.Series:
+    """Whole numbers, exact beyond 2**53, where floats are not: Int64, or UInt64 where they need it."""
+    if values.dtype == pl.String:
+        given = values.set(~values.str.contains(WHOLE_NUMBER), None)
+    else:
+        numbers = pl.Series(convert_numbers(values, (), locate), nan_to_null=True)
+        given = values.set((numbers != numbers.floor()) | numbers.is_null(), None)
+    wholes = [given.cast(dtype, strict=False) for dtype in (pl.Int64, pl.UInt64)]
+    whole = min(wholes, key=pl.Series.null_count)  # the first of them, where both do
+    broken = (whole.is_null() & values.is_not_null() & (values.is_not_nan() if values.dtype.is_float() else True)).arg_true()
+    if broken.len():
+        row = int(broken[0])
+        where = f"{locate(row)}, column `{show(values.name)}`"
+        if values.dtype == pl.String:
+            raise DataError(f"{where}: expected a whole number as the class, found {show(values[row])!r}; mend the value")
+        raise DataError(f"{_name_target(values, row, locate)} {values[row]}, as if it were continuous; {CONTINUOUS}")
+    return whole
+
+
+def _fits_whole(texts: pl.Series) -> bool:
+    return any(not texts.cast(dtype, strict=False).has_nulls() for dtype in (pl.Int64, pl.UInt64))
+
+
+def _is_fraction(texts: pl.Series) -> pl.Series:
+    numbers = texts.cast(pl.Float64, strict=False)
+    return (numbers.is_finite() & (numbers != numbers.floor())).fill_null(False)
+
+
+def _name_target(values: pl.Series, row: int, locate: Locate) -> str:
+    return f"{locate(row)}, column `{show(values.name)}`: expected strings, integers or booleans as the target, found"

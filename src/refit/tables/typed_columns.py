@@ -1,0 +1,110 @@
+"""Converts the columns of a table that the settings name: those to learn from, and the target."""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from refit.data.signature import Kind
+from refit.errors import DataError
+from refit.settings import DataSettings
+from refit.tables.columns import check_columns, take_column
+from refit.tables.conversion import convert_column, read_marks
+from refit.tables.schema import Reading, find_reading
+from refit.tables.sides import TypedTable, read_groups
+from refit.tables.sources.table_source import Table
+from refit.tables.targets import convert_target
+from refit.texts import list_names, show
+
+
+def type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Reading], pl.DataFrame]:
+    """How each column to learn from is read, and the columns, converted where they are no numbers already."""
+    readings: dict[str, Reading] = {}
+    converted, has_marks = [], len(read_marks(tuple(settings.null_values), "numeric")) > 0
+    for name in _choose_features(settings, table):
+        values = take_column(table.frame, name)
+        if name in settings.categorical:
+            readings[name] = Reading("categorical")
+            converted.append(convert_column(values, "categorical", settings.null_values, table.locate))
+        else:
+            readings[name], typed = find_reading(values, settings.null_values, table.locate)
+            # Numbers stay as they are: a second copy would double what a table of numbers takes.
+            is_kept = readings[name].kind == "numeric" and values.dtype.is_numeric() and not has_marks
+            converted.append(values if is_kept else typed)
+    return readings, pl.DataFrame(dict(zip(readings, converted, strict=True)))
+
+
+def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
+    """What the target holds, and its classes."""
+    kind: Kind | None = "categorical" if settings.target in settings.categorical else None
+    return convert_target(take_column(table.frame, settings.target), kind, settings.null_values, table.locate)
+
+
+def type_test_rows(
+    settings: DataSettings, table: Table, readings: Mapping[str, Reading], target_kind: Kind, classes: pl.Series, rare: pl.Series
+) -> TypedTable:
+    """The rows of `test_source`, converted as those of `source` were."""
+    time_column = settings.time_column if settings.split == "time" else None
+    needed = filter(None, (settings.target, time_column, settings.group_column))
+    present = set(table.frame.columns)
+    missing = [name for name in (*readings, *needed) if name not in present]
+    if missing:
+        choice = ", or leave it out with data.features" if readings.keys() >= {*missing} else ""
+        raise DataError(
+            f"data.test_source: expected column {list_names(missing)} in {table.name} as in data.source,"
+            f" found {list_names(table.frame.columns)}; add what is missing{choice}"
+        )
+    frame = pl.DataFrame(
+        {
+            name: convert_column(take_column(table.frame, name), reading.kind, settings.null_values, table.locate, reading.format)
+            for name, reading in readings.items()
+        }
+    )
+    _, target = convert_target(take_column(table.frame, settings.target), target_kind, settings.null_values, table.locate)
+    if target.null_count() == len(target):
+        raise DataError(f"{table.name}, column `{show(target.name)}`: expected a class in some row, found none; add the classes")
+    groups, target = read_groups(settings, table, target), leave_out(target, rare)
+    return TypedTable(table, frame, target.alias(settings.target), index_classes(target, classes, table), groups)
+
+
+def leave_out(target: pl.Series, rare: pl.Series) -> pl.Series:
+    """The classes of rows, null for those of rare ones."""
+    if not len(rare):
+        return target
+    return target.set(target.cast(rare.dtype, strict=False).is_in(rare.implode()).fill_null(False), None)
+
+
+def index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
+    """Each row's place in `classes`; null for rows without a target."""
+    known = target.cast(classes.dtype, strict=False)
+    y = known.replace_strict(classes, pl.int_range(len(classes), eager=True), default=None, return_dtype=pl.Int64)
+    unknown = (y.is_null() & target.is_not_null()).arg_true()
+    if len(unknown):
+        row = int(unknown[0])
+        raise DataError(
+            f"{table.locate(row)}, column `{show(target.name)}`: expected a class that data.source has too,"
+            f" {list_names(map(str, classes))}, found {show(target[row])}; leave the row out, or add such rows to data.source"
+        )
+    return y
+
+
+def _choose_features(settings: DataSettings, table: Table) -> list[str]:
+    """The columns to learn from."""
+    present = table.frame.columns
+    features = settings.features
+    check_columns("data.target", [settings.target], present, table.name)
+    check_columns("data.features", features or [], present, table.name)
+    check_columns("data.categorical", settings.categorical, present, table.name)
+    if features is None:
+        time_column = settings.time_column if settings.split == "time" else None
+        apart = {settings.target, settings.group_column, time_column, *table.outer}
+        features = [name for name in present if name not in apart]
+    if not features:
+        raise DataError(f"{table.name}: expected a column to learn from, found {list_names(present)}; name some in data.features")
+    if settings.target in features:
+        raise DataError(f"data.features: expected columns to learn from, found the target `{show(settings.target)}`; take it out")
+    if settings.group_column in [*features, settings.target]:
+        raise DataError(
+            f"data.group_column: expected a column that is neither learned from nor the target, found `{settings.group_column}`;"
+            " take it out of data.features, or name another"
+        )
+    return list(dict.fromkeys(features))
