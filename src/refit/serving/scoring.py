@@ -12,9 +12,7 @@ from refit.data.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader
 from refit.errors import DataError, SettingsError
 from refit.refs import Deviation
 from refit.serving.saved_model import Model
-from refit.store.disk import open_files
 from refit.store.outputs import check_output, replacing
-from refit.tables.batches import Batch, read_batches
 from refit.tables.deviations import Deviations
 from refit.tables.preprocessing import apply_columns
 from refit.tables.sources.located_rows import LocatedRows

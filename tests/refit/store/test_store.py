@@ -26,7 +26,7 @@ from refit.errors import DataError, StoreError
 from refit.store.disk import is_alive
 from refit.store.outputs import replacing
 from refit.store.store import DAMAGED, LOCKS, MODELS, OBJECTS, TEMPORARY, Store
-from refit.tables.sources import read_table
+from refit.tables.sources.opening import open_source
 
 
 @pytest.fixture(params=["disk", "memory"])

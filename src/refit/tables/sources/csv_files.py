@@ -1,7 +1,7 @@
 """Reads CSV files as text, a block of whole rows at a time, for training and for scoring alike.
 
-A line without any character is no row. Blocks that polars would read wrongly or not at all, such as those with a lone quote, are
-read by Python's `csv` first, which also finds what is wrong with them.
+A line without any character is no row. pyarrow reads a file up to the first row that it would read wrongly or not at all, such as
+one with a lone quote; from there on, Python's `csv` does, which also finds what is wrong with it.
 """
 
 import csv
@@ -10,19 +10,25 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, cast
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from refit.errors import DataError
 from refit.tables.sources.files import NO_TEXT, UNREADABLE, Opened, check_names, describe_content, open_unpacked
 from refit.texts import show
 
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES = 1 << 20
+"""Read by pyarrow at a time, which holds up to 32 blocks, and leaves longer rows to `csv`.
+
+More than one: it takes a block of `\\n` alone, after one that ends in `\\r`, for the end of the file.
+"""
 MAX_ROW_BYTES = 1 << 27
-"""A row that is longer is taken for a quote that is never closed; more than a block."""
+"""A row that is longer is taken for a quote that is never closed."""
 ROWS_A_FRAME = 65_536
 """Rows that `csv` reads at a time."""
 ROWS_COMPARED = 5
@@ -30,15 +36,11 @@ ROWS_COMPARED = 5
 
 QUOTE, COMMA, LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in '",\n\r')
 OTHER_SEPARATORS = re.compile(r"[;\t|]")
-BLANK_LINE = re.compile(rb"\n\r?\n")
 BESIDE_QUOTES = np.isin(np.arange(256), [QUOTE, COMMA, LINE_FEED, CARRIAGE_RETURN])
 """Whether a byte may stand before a quote that opens, or after one that closes."""
 EXCEL_HINT = ["sep=", ""]
 """Excel's first line `sep=,`, which says what stands between cells."""
 BYTE_ORDER_MARK = "\ufeff"
-
-Places: TypeAlias = NDArray[np.int64]
-"""Of bytes in a block."""
 
 TOO_LONG = "field larger than field limit"
 """What `csv` says of a cell that is longer."""
@@ -160,42 +162,29 @@ def name_row(opened: Opened, path: str, row: int) -> str:
 
 def _iterate(opened: Opened, path: str, header: Header) -> Iterator[pl.DataFrame]:
     """The frames of `iterate_csv`, before their columns are named."""
-    width, num_rows, num_bytes = len(header.names), 0, header.num_bytes
-    with open_unpacked(opened) as file:
-        _skip(file, num_bytes)
-        for rows, quotes in _cut(file):
-            if not _is_regular(rows, quotes):
-                break
-            parsed = _parse(rows, quotes, width)
-            for frame in _read_rows(io.BytesIO(rows), opened, path, width, num_rows) if parsed is None else [parsed]:
-                yield frame
-                num_rows += frame.height
-            num_bytes += len(rows)
-        else:
-            return
-    with open_unpacked(opened) as file:
-        _skip(file, num_bytes)
-        yield from _read_rows(file, opened, path, width, num_rows)
+    num_rows = 0
+    try:
+        for frame in _read_blocks(opened, header):
+            yield frame
+            num_rows += frame.height
+    except (pa.ArrowInvalid, _LoneQuoteError):
+        yield from _read_rows(opened, path, header, num_rows)
 
 
-def _cut(file: BinaryIO) -> Iterator[tuple[bytes, Places]]:
-    """The bytes of a file, cut where rows end, by what the quotes say, and the places of the quotes in each part."""
-    rest, known = b"", np.empty(0, np.int64)
-    while data := file.read(max(BLOCK_BYTES, len(rest))):
-        quotes = _find_quotes(data)
-        quotes += len(rest)
-        quotes = np.concatenate([known, quotes]) if len(known) else quotes
-        end = _find_end(data, quotes, len(rest))
-        if end:
-            num_quotes = int(np.searchsorted(quotes, len(rest) + end))
-            yield b"".join((rest, memoryview(data)[:end])), quotes[:num_quotes]
-            rest, known = data[end:], quotes[num_quotes:] - len(rest) - end
-        else:
-            rest, known = rest + data, quotes
-            if len(rest) > MAX_ROW_BYTES:
-                break
-    if rest:
-        yield rest, known
+def _read_blocks(opened: Opened, header: Header) -> Iterator[pl.DataFrame]:
+    """The rows as pyarrow reads them, up to what raises ArrowInvalid or _LoneQuoteError."""
+    names = [f"column {position}" for position in range(len(header.names))]
+    as_text = dict.fromkeys(names, pa.string())
+    with open_unpacked(opened) as file:
+        _skip(file, header.num_bytes)
+        with pa_csv.open_csv(
+            _PairedQuotes(file),
+            pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
+            pa_csv.ParseOptions(newlines_in_values=True),
+            pa_csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True),
+        ) as reader:
+            for batch in reader:
+                yield cast(pl.DataFrame, pl.from_arrow(batch))
 
 
 def _skip(file: BinaryIO, num_bytes: int) -> None:
@@ -203,83 +192,72 @@ def _skip(file: BinaryIO, num_bytes: int) -> None:
         num_bytes -= len(data)
 
 
-def _find_quotes(data: bytes) -> Places:
-    return np.flatnonzero(np.frombuffer(data, np.uint8) == QUOTE) if b'"' in data else np.empty(0, np.int64)
+class _LoneQuoteError(Exception):
+    """A quote neither begins nor ends a cell, nor is it one of two within a quoted cell."""
 
 
-def _find_end(data: bytes, quotes: Places, num_before: int) -> int:
-    """Where the last row ends: after a line end with an even number of quotes before it, `num_before` bytes on; 0 if nowhere."""
-    end = data.rfind(b"\n") + 1
-    while end > 0 and (num_quotes := int(np.searchsorted(quotes, num_before + end))) % 2:
-        end = data.rfind(b"\n", 0, max(0, int(quotes[num_quotes - 1]) - num_before)) + 1
-    return end
+class _PairedQuotes(io.RawIOBase):
+    """The bytes of a file, up to a block with a lone quote, of which pyarrow makes something without a word."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._last = b"\n"
+        self._is_within = self._has_closed = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if b'"' in data or self._has_closed:
+            self._check(np.frombuffer(self._last + data, np.uint8))
+        elif not data and self._is_within:
+            raise _LoneQuoteError
+        self._last = data[-1:]
+        return data
+
+    def _check(self, signs: NDArray[np.uint8]) -> None:
+        """Check a block, before which stands the last byte of the one before it."""
+        quotes = np.flatnonzero(signs[1:] == QUOTE) + 1
+        opening, closing = quotes[self._is_within :: 2], quotes[not self._is_within :: 2]
+        if self._has_closed:
+            closing = np.concatenate([[0], closing])
+        self._is_within ^= bool(len(quotes) % 2)
+        self._has_closed = len(closing) > 0 and int(closing[-1]) == len(signs) - 1
+        after = closing[: len(closing) - self._has_closed] + 1
+        if not (BESIDE_QUOTES[signs[opening - 1]].all() and BESIDE_QUOTES[signs[after]].all()):
+            raise _LoneQuoteError
 
 
-def _is_regular(rows: bytes, quotes: Places) -> bool:
-    """Whether every quote begins or ends a cell, or is one of two within a quoted cell, and lines end as we look for it."""
-    if len(rows) > MAX_ROW_BYTES or len(quotes) % 2 or (b"\n" not in rows and b"\r" in rows):
-        return False
-    signs, opening, closing = np.frombuffer(rows, np.uint8), quotes[::2], quotes[1::2]
-    is_at_start, is_at_end = opening[:1] == 0, closing[-1:] == len(rows) - 1
-    before, after = signs[opening[int(is_at_start.sum()) :] - 1], signs[closing[: len(closing) - int(is_at_end.sum())] + 1]
-    return bool(BESIDE_QUOTES[before].all() and BESIDE_QUOTES[after].all())
-
-
-def _parse(rows: bytes, quotes: Places, width: int) -> pl.DataFrame | None:
-    """The rows of a regular block, read by polars; None where blank lines or a mistake are to be found by `_read_rows`."""
-    if b"\r" in rows and b"\r\r\n" in rows:
-        return None
-    schema = {f"column {position}": pl.String for position in range(width)}
-    try:
-        frame = pl.read_csv(rows, has_header=False, schema=schema) if rows else pl.DataFrame(schema=schema)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-        return None
-    # polars fills short rows and blank lines with nulls, and refuses long rows.
-    if frame.width != width or (frame.to_series(-1).has_nulls() and _has_gaps(frame, rows, quotes)):
-        return None
-    return frame.with_columns(pl.all().replace("", None)) if (np.diff(quotes) == 1).any() else frame
-
-
-def _has_gaps(frame: pl.DataFrame, rows: bytes, quotes: Places) -> bool:
-    """Whether some cells are null for want of commas: of short rows, or of blank lines."""
-    blanks = (blank.start() for blank in BLANK_LINE.finditer(rows))
-    return (
-        _count_commas(rows, quotes) != frame.height * (frame.width - 1)
-        or rows.startswith((b"\n", b"\r\n"))
-        or any(np.searchsorted(quotes, place) % 2 == 0 for place in blanks)
-    )
-
-
-def _count_commas(rows: bytes, quotes: Places) -> int:
-    """Those between cells, not within."""
-    if not len(quotes):
-        return rows.count(b",")
-    signs = np.frombuffer(rows, np.uint8)
-    is_within = np.bitwise_xor.accumulate(signs == QUOTE)
-    return int(np.count_nonzero((signs == COMMA) & ~is_within))
-
-
-def _read_rows(file: BinaryIO, opened: Opened, path: str, width: int, num_before: int) -> Iterator[pl.DataFrame]:
-    """The rows of a file or block as Python's `csv` reads them, which takes a quote within an unquoted cell as it is."""
-    lines, row, held = _Lines(file, is_start=False), num_before, list[list[str]]()
-    try:
-        for cells in filter(None, csv.reader(lines, strict=True)):
-            row += 1
-            if len(cells) != width:
-                where = name_row(opened, path, row)
-                raise DataError(f"{where}: expected {width} cells as in the header, found {len(cells)}; mend the row")
-            if NO_TEXT.search("".join(cells)):
-                raise DataError(f"{name_row(opened, path, row)}: expected UTF-8 text, found other bytes; write the file in UTF-8")
-            held.append(cells)
-            if len(held) == ROWS_A_FRAME:
-                yield _make_frame(held)
-                held = []
-    except csv.Error as error:
-        is_long = TOO_LONG in str(error)
-        where = path if is_long else name_row(opened, path, row + 1)
-        raise DataError(f"{where}: {_explain(error, lines.last)}") from error
+def _read_rows(opened: Opened, path: str, header: Header, num_before: int) -> Iterator[pl.DataFrame]:
+    """The rows after the first `num_before` as `csv` reads them, which takes a quote within an unquoted cell as it is."""
+    row, held = 0, list[list[str]]()
+    with open_unpacked(opened) as file:
+        _skip(file, header.num_bytes)
+        lines = _Lines(file, is_start=False)
+        try:
+            for cells in filter(None, csv.reader(lines, strict=True)):
+                row += 1
+                if row <= num_before:
+                    continue
+                _check_row(cells, header, opened, path, row)
+                held.append(cells)
+                if len(held) == ROWS_A_FRAME:
+                    yield _make_frame(held)
+                    held = []
+        except csv.Error as error:
+            where = path if TOO_LONG in str(error) else name_row(opened, path, row + 1)
+            raise DataError(f"{where}: {_explain(error, lines.last)}") from error
     if held:
         yield _make_frame(held)
+
+
+def _check_row(cells: list[str], header: Header, opened: Opened, path: str, row: int) -> None:
+    if len(cells) != len(header.names):
+        where = name_row(opened, path, row)
+        raise DataError(f"{where}: expected {len(header.names)} cells as in the header, found {len(cells)}; mend the row")
+    if NO_TEXT.search("".join(cells)):
+        raise DataError(f"{name_row(opened, path, row)}: expected UTF-8 text, found other bytes; write the file in UTF-8")
 
 
 def _explain(error: csv.Error, line: str) -> str:

@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from refit.errors import DataError
 from refit.runtime.limits import find_free_memory
-from refit.store.store import open_files
+from refit.store.disk import open_files
 from refit.tables.sources import csv_files, parquet_files
 from refit.tables.sources.files import (
     BYTES_A_TEXT,

@@ -50,7 +50,7 @@ def test_rows_are_those_of_python_s_csv_wherever_blocks_end(seed: int, monkeypat
         line = ",".join(generator.choice(pieces) for _ in range(width))
         lines += [line or '""', *[""] * (generator.random() < 0.1 * (seed % 3))]
     content = end.join(lines).encode() + end.encode() * generator.choice([0, 1, 1, 2])
-    for block_bytes in (1, 10, 40, 10_000):
+    for block_bytes in (2, 10, 40, 100, 300, 10_000):
         monkeypatch.setattr(csv_files, "BLOCK_BYTES", block_bytes)
         assert read(content) == read_by_csv(content)
         assert read(gzip.compress(b"\xef\xbb\xbf" + content)) == read_by_csv(content)

@@ -1,6 +1,7 @@
 import gzip
 import os
 import zipfile
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -61,13 +62,13 @@ def test_the_digest_covers_the_bytes_and_not_names_or_times(tmp_path: Path) -> N
 def test_the_digest_is_that_of_a_file_which_was_written_to_before_it_was_read(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a\n1\n")
-    read_csv = pl.read_csv
+    iterate_csv = csv_files.iterate_csv
 
-    def write_and_read(*args, **options) -> pl.DataFrame:
+    def write_and_read(*args) -> Iterator[pl.DataFrame]:
         path.write_text("a\n1\n2\n")
-        return read_csv(*args, **options)
+        return iterate_csv(*args)
 
-    monkeypatch.setattr(pl, "read_csv", write_and_read)
+    monkeypatch.setattr(csv_files, "iterate_csv", write_and_read)
     table = open_source(str(path)).read()
     assert (table.frame.height, table.digest) == (2, open_source(str(path)).digest())
 
