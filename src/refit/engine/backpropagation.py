@@ -55,7 +55,7 @@ def build_backpropagation(model: nn.Module, batch_sizes: Iterable[int], arithmet
     what rows hold.
     """
     is_plain = arithmetic["device"].type == "cpu" and arithmetic["precision"] == "fp32"
-    if not is_plain or not isinstance(model, MLP) or not isinstance(arithmetic["objective"], Classification):
+    if not is_plain or type(model) is not MLP or type(arithmetic["objective"]) is not Classification:
         return None
     network = repr(model), torch.get_num_threads(), torch.get_float32_matmul_precision()
     for batch_size in batch_sizes:

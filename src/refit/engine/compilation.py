@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from refit.engine.machine_code import compile_for_gpu, list_shapes, load_program, refusal
 from refit.engine.operations import LIGHTER
-from refit.engine.optimizer_updates import UpdateRule, build_update_rule
+from refit.engine.optimizer_updates import KNOWN, UpdateRule, build_update_rule, find_unknown
 from refit.errors import SettingsError
 from refit.runtime.devices import computing_on_one_thread
 from refit.runtime.randomness import putting_generators_back, seed_everything
@@ -47,7 +47,7 @@ TRIES = 5
 """Traces of a step until it counts as one that draws: another thread may draw meanwhile."""
 
 _steps: WeakKeyDictionary[nn.Module, dict[str, Program]] = WeakKeyDictionary()
-_uncompilable: WeakSet[nn.Module] = WeakSet()
+_uncompilable: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def count_steps_before(engine: str, parameters: Sequence[Tensor], num_rows: int) -> float:
@@ -65,9 +65,9 @@ def count_steps_before(engine: str, parameters: Sequence[Tensor], num_rows: int)
     return LONGEST_WAIT / (1 + size / HALF_WAIT)
 
 
-def can_compile(engine: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the next step can be compiled: none before the optimizer has the state of its first; `auto` tries a model once."""
-    is_left_out = engine == "auto" and model in _uncompilable
+def can_compile(engine: str, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the next step can be compiled: none before the optimizer has the state of its first; `auto` tries each once."""
+    is_left_out = engine == "auto" and optimizer in _uncompilable
     return not is_left_out and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
 
 
@@ -122,9 +122,31 @@ def compile_steps(
         The steps, or None if `auto` does without.
 
     Raises:
-        SettingsError: The model cannot be traced or compiled, or its compiled steps compute something else.
+        SettingsError: The optimizer is not known, the model cannot be traced or compiled, or its compiled steps compute something
+            else.
         OSError: The compiler's folder cannot be written.
     """
+    try:
+        return _find_program(model, optimizer, rows, num_steps, batch_size, compute, report)
+    except SettingsError as error:
+        if engine == "compiled":
+            raise
+        report(f"going on without compiling: {error}")
+        _uncompilable.add(optimizer)
+        return None
+
+
+def _find_program(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Batch,
+    num_steps: int,
+    batch_size: int,
+    compute: GradientComputation,
+    report: Callable[[str], object],
+) -> Program:
+    """The steps, compiled if they are not yet."""
+    _refuse_unknown(model, optimizer)
     (group,) = optimizer.param_groups
     device = group["params"][0].device
     states = [_move_state(optimizer.state.get(parameter, {}), device) for parameter in model.parameters()]
@@ -140,19 +162,9 @@ def compile_steps(
     started = time.perf_counter()
     rates = [torch.tensor(0.0, device=device, requires_grad=True) for _ in range(num_steps)]
     fixed = tree_map(Tensor.detach, (*tensors, rates))
-    try:
-        with putting_generators_back(), running():
-            graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
-            if device.type == "cpu":
-                program = load_program(graph, _make_trial(fixed, rows))
-            else:
-                program = compile_for_gpu(graph, (*fixed, *rows))
-    except SettingsError as error:
-        if engine == "compiled":
-            raise
-        report(f"going on without compiling: {error}")
-        _uncompilable.add(model)
-        return None
+    with putting_generators_back(), running():
+        graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
+        program = load_program(graph, _make_trial(fixed, rows)) if device.type == "cpu" else compile_for_gpu(graph, (*fixed, *rows))
     report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
     inputs, rates_before = tree_leaves(fixed), [0.0] * num_steps
 
@@ -168,6 +180,18 @@ def compile_steps(
 
     programs[key] = take_steps
     return take_steps
+
+
+def _refuse_unknown(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise SettingsError for an optimizer whose steps would be others when they are compiled."""
+    unknown = find_unknown(optimizer)
+    if unknown is None and {*map(id, optimizer.param_groups[0]["params"])} != {*map(id, model.parameters())}:
+        unknown = f"{type(optimizer).__name__} of some of the model's parameters"
+    if unknown is not None:
+        kinds = ", ".join(kind.__name__ for kind in KNOWN)
+        raise SettingsError(
+            f"compute.engine: expected an optimizer whose step can be compiled ({kinds}), found {unknown}; use `eager`"
+        )
 
 
 def _train(

@@ -27,19 +27,40 @@ UpdateRule = Callable[[list[Tensor], list[Tensor], OptimizerState, float | Tenso
 Change = Callable[[list[Tensor], float], None]
 """The same of known parameters and state."""
 
+KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+KNOWN_OPTIONS = {
+    *("params", "lr", "weight_decay", "foreach"),
+    *("momentum", "dampening", "nesterov"),
+    *("betas", "eps", "decoupled_weight_decay"),
+}
+"""Of a group; others must be false."""
+
 BLOCK = 98_304
 """Elements that Adam changes at a time, on each thread: with gradients and state they fit into two megabytes of a core's cache."""
 LONGEST_COPY = 32_768
 """Elements of a network up to which it takes less time to copy them into one vector than to go from parameter to parameter."""
 
 
-def build_update(optimizer: torch.optim.Optimizer, may_rearrange: bool) -> Callable[[float], None]:
+def find_unknown(optimizer: torch.optim.Optimizer) -> str | None:
+    """Say what these updates do not know of an optimizer, or None if they have its bits."""
+    name, groups = type(optimizer).__name__, optimizer.param_groups
+    if type(optimizer) not in KNOWN:
+        return name
+    if len(groups) > 1:
+        return f"{name} of {len(groups)} groups of parameters"
+    more = [option for option, value in groups[0].items() if value and option not in KNOWN_OPTIONS]
+    return f"{name} with {', '.join(more)}" if more else None
+
+
+def build_update(optimizer: torch.optim.Optimizer, may_rearrange: bool) -> Callable[[float], None] | None:
     """Build what changes the optimizer's parameters by their gradients, as a function of the learning rate.
 
     Args:
-        optimizer: Of one group of parameters.
+        optimizer: For one that is not known, there is None.
         may_rearrange: Whether Adam may change parameters on the CPU in blocks, and make its state views of vectors.
     """
+    if find_unknown(optimizer) is not None:
+        return None
     (group,) = optimizer.param_groups
     parameters, rule = group["params"], build_update_rule(optimizer)
     weights = [parameter.detach() for parameter in parameters]  # the same memory, which autograd does not watch
@@ -70,7 +91,7 @@ def build_update(optimizer: torch.optim.Optimizer, may_rearrange: bool) -> Calla
 
 
 def build_update_rule(optimizer: torch.optim.Optimizer) -> UpdateRule:
-    """Build the update of `optimizer` as a function of tensors.
+    """Build the update of a known `optimizer` as a function of tensors.
 
     It takes the learning rate as a number, or, to be compiled, as a tensor that requires a gradient, as PyTorch then computes with
     it instead of reading its value.

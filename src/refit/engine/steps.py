@@ -39,8 +39,11 @@ class FastSteps(Steps):
         return backpropagate_all(self._backpropagate, self._parameters, batches, self.arithmetic["max_grad_norm"])
 
     def update(self) -> None:
-        """Change the parameters in fewer calls."""
-        self._update(self.lr)
+        """Change the parameters in fewer calls, where the optimizer is known."""
+        if self._update is None:
+            super().update()
+        else:
+            self._update(self.lr)
 
     def take(self, num_done: int, step: int) -> Taken:
         """Take the next step, or as many as a compiled call takes; the epoch's last is never compiled, for its gradient's sake.
@@ -51,11 +54,11 @@ class FastSteps(Steps):
 
         Raises:
             TrainingError: The model cannot train on a last batch of one row.
-            SettingsError: The model cannot be compiled.
+            SettingsError: The model or the optimizer cannot be compiled.
         """
         # Where calls begin must not depend on pauses. The last batch, which may be short, is in none.
         is_call = num_done % self._num_batches_a_call == 0 and num_done + self._num_batches_a_call < self.num_batches
-        if is_call and step >= self._num_steps_before and can_compile(self.engine, self.model, self.optimizer):
+        if is_call and step >= self._num_steps_before and can_compile(self.engine, self.optimizer):
             taken = self._take_compiled(num_done, step)
             if taken is not None:
                 return taken

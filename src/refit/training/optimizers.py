@@ -1,24 +1,55 @@
-"""The optimizer, and the learning rate as a function of the step."""
+"""The optimizer, its groups of parameters, and the learning rate as a function of the step."""
 
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from refit.errors import SettingsError
 from refit.settings import OptimizerSettings
 
 LearningRate = Callable[[int], float]
+BASE_RATE = "initial_lr"
+"""The option of a group that holds its own base rate, as PyTorch's schedulers name it."""
 
 
-def build_optimizer(settings: OptimizerSettings, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Build PyTorch's optimizer of that name."""
+def build_optimizer(settings: OptimizerSettings, parameters: Iterable[Tensor | dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build the class of `torch.optim` whose name, in lower case, is that of the settings.
+
+    Args:
+        settings: What the class has no option for must be 0.
+        parameters: Tensors, or groups as PyTorch takes them, such as `{"params": tensors, "lr": 0.1, "weight_decay": 0.0}`.
+            The options of a group go before the settings.
+
+    Raises:
+        SettingsError: The class has no weight decay, and the settings have.
+    """
     _leave_compiler_out()
-    if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    optimizer = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return optimizer(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    kind: Any = next(
+        kind for kind in vars(torch.optim).values() if isinstance(kind, type) and kind.__name__.lower() == settings.name
+    )
+    options = {name: getattr(settings, name) for name in ("momentum", "weight_decay")}
+    for name in options.keys() - inspect.signature(kind).parameters.keys():
+        value = options.pop(name)
+        if value:
+            raise SettingsError(f"optimizer.{name}: expected 0, as {settings.name} has none, found {value:g}; leave it 0")
+    groups = [{**it, BASE_RATE: it["lr"]} if isinstance(it, dict) and "lr" in it else it for it in parameters]
+    optimizer: torch.optim.Optimizer = kind(groups, lr=settings.lr, **options)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of each group of parameters.
+
+    Args:
+        optimizer: Its groups without a base rate of their own get `lr`; the rates of the others are scaled as that one is.
+        lr: Of the step, by the schedule of the settings.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group[BASE_RATE] * (lr / optimizer.defaults["lr"]) if BASE_RATE in group else lr
 
 
 def build_learning_rate(settings: OptimizerSettings, num_steps: int) -> LearningRate:

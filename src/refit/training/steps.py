@@ -14,7 +14,7 @@ from refit.data.loaders import ShuffledLoader
 from refit.errors import SettingsError, TrainingError
 from refit.runtime.devices import autocast
 from refit.training.objective import Objective
-from refit.training.optimizers import LearningRate
+from refit.training.optimizers import LearningRate, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 """Inputs `(B, F)` and targets `(B,)`."""
@@ -123,8 +123,7 @@ class Steps:
 
     def update(self) -> None:
         """Change the parameters by their gradients, at the rate `lr`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+        set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
 
 

@@ -2,10 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from refit.engine import optimizer_updates
+from refit.data.loaders import build_train_loader
+from refit.engine import compilation, optimizer_updates
 from refit.engine.optimizer_updates import build_update
+from refit.errors import SettingsError
 from refit.settings import OptimizerSettings
 from refit.training.checkpoints import digest_weights
+from refit.training.loop import TrainingState, train_epoch
 from refit.training.objective import Classification
 from refit.training.optimizers import build_optimizer
 from refit.training.steps import compute_gradients
@@ -72,3 +75,46 @@ def test_updates_give_the_bits_of_pytorchs_own_steps_in_weights_and_state(given,
         state = {f"{number} {name}": value for number, values in content["state"].items() for name, value in values.items()}
         found.append((digest_weights(model.state_dict()), digest_weights(state), content["param_groups"]))
     assert found[0] == found[1]
+
+
+class Slower(torch.optim.SGD):
+    """A known optimizer's child, which may do anything."""
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (lambda weight, _: torch.optim.RMSprop(weight), "RMSprop"),
+        (lambda weight, _: Slower(weight, momentum=0.0), "Slower"),
+        (lambda weight, _: torch.optim.Adam(weight, amsgrad=True), "Adam with amsgrad"),
+        (lambda weight, _: torch.optim.AdamW(weight, maximize=True), "AdamW with maximize"),
+        (lambda weight, bias: torch.optim.SGD([{"params": weight}, {"params": bias}]), "SGD of 2 groups of parameters"),
+    ],
+)
+def test_optimizers_that_are_not_known_take_their_own_steps_and_are_not_compiled(build, found, monkeypatch):
+    monkeypatch.setattr(compilation, "LONGEST_WAIT", 0)
+    loader = build_train_loader(torch.randn(23, 5), torch.arange(23) % 3, 4, False)
+
+    def train(engine: str) -> str:
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        state = TrainingState(model, build([model.weight], [model.bias]), Classification(()))
+        for _ in range(2):
+            train_epoch(state, loader, lambda _: 0.1, device=CPU, engine=engine, report=lines.append)
+        return digest_weights(model.state_dict())
+
+    model = nn.Linear(5, 3)
+    lines: list[str] = []
+    assert build_update(build([model.weight], [model.bias]), may_rearrange=True) is None
+    assert train("auto") == train("eager")
+    message = rf"compute\.engine: expected an optimizer whose step can be compiled \(SGD, Adam, AdamW\), found {found}; use `eager`"
+    assert [line.startswith("going on without compiling: compute.engine") for line in lines] == [True]
+    with pytest.raises(SettingsError, match=message):
+        train("compiled")
+
+
+def test_an_optimizer_of_some_parameters_is_not_compiled_to_one_of_all():
+    model, loader = nn.Linear(5, 3), build_train_loader(torch.randn(23, 5), torch.arange(23) % 3, 4, False)
+    state = TrainingState(model, torch.optim.SGD([model.bias]), Classification(()))
+    with pytest.raises(SettingsError, match="found SGD of some of the model's parameters; use `eager`"):
+        train_epoch(state, loader, lambda _: 0.1, device=CPU, engine="compiled")

@@ -1,13 +1,102 @@
 import math
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from refit.settings import OptimizerSettings
+from refit.data.loaders import build_train_loader
+from refit.data.signature import Signature
+from refit.errors import SettingsError
+from refit.settings import ModelSettings, OptimizerSettings
+from refit.training.checkpoints import digest_weights, load_state, save_state
+from refit.training.loop import TrainingState, build_training_state, train_epoch
+from refit.training.objective import Classification
 from refit.training.optimizers import build_learning_rate, build_optimizer
+
+CPU = torch.device("cpu")
+NUM_EPOCHS = 3
+X, Y = torch.randn(23, 4, generator=torch.Generator().manual_seed(1)), torch.arange(23) % 3
+
+
+class MoreOptimizers(OptimizerSettings):
+    name: Literal["rmsprop", "nadam", "adagrad", "rprop"]  # the one line that adds them
+
+
+def train_plainly(optimizer: type[torch.optim.Optimizer], **options) -> str:
+    """Digest of the weights that a plain loop gives."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+    plain = optimizer(model.parameters(), **options)
+    for _ in range(NUM_EPOCHS):
+        for x, y in DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True):
+            plain.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            plain.step()
+    return digest_weights(model.state_dict())
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adagrad])
+def test_an_optimizer_added_by_one_line_trains_with_the_bits_of_a_plain_loop_even_if_it_is_interrupted(kind, is_interrupted, store):
+    settings = MoreOptimizers(name=kind.__name__.lower(), lr=0.05, weight_decay=0.1)
+
+    def build() -> TrainingState:
+        model = ModelSettings(hidden_sizes=[8], dropout=0.3)
+        return build_training_state(model, settings, Signature.of_numbers(4, 3), seed=0, device=CPU)
+
+    state, loader, num_pauses = build(), build_train_loader(X, Y, 4, drop_last=False), 0
+    while state.epoch < NUM_EPOCHS:
+        if train_epoch(state, loader, lambda _: settings.lr, device=CPU, should_pause=lambda: is_interrupted) is None:
+            num_pauses += 1
+            checkpoint, state = save_state(state, store), build()
+            torch.manual_seed(1234)
+            load_state(checkpoint, state, store)
+    assert num_pauses == (5 * NUM_EPOCHS if is_interrupted else 0)
+    assert digest_weights(state.model.state_dict()) == train_plainly(kind, lr=0.05, weight_decay=0.1)
+
+
+def test_a_weight_decay_that_the_optimizer_has_not_is_refused():
+    build_optimizer(MoreOptimizers(name="rprop"), [torch.zeros(1, requires_grad=True)])
+    with pytest.raises(SettingsError, match=r"optimizer\.weight_decay: expected 0, as rprop has none, found 0\.1; leave it 0"):
+        build_optimizer(MoreOptimizers(name="rprop", weight_decay=0.1), [torch.zeros(1, requires_grad=True)])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_groups_of_parameters_have_their_own_options_and_their_rates_follow_the_schedule(name, store):
+    """As under PyTorch's own scheduler, and from a checkpoint too."""
+    settings = OptimizerSettings(name=name, lr=0.25, weight_decay=0.1)
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+
+    def build() -> tuple[nn.Module, list[dict]]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        return model, [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.7, "weight_decay": 0.0}]
+
+    model, groups = build()
+    plain = kind(groups, lr=0.25, weight_decay=0.1)
+    scheduler = LambdaLR(plain, lambda step: 0.5**step)
+    for _ in range(2):
+        for x, y in DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True):
+            plain.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            plain.step()
+            scheduler.step()
+    expected = digest_weights(model.state_dict())
+
+    found, loader = None, build_train_loader(X, Y, 4, drop_last=False)
+    for _ in range(2):
+        checkpoint = None if found is None else save_state(found, store)
+        model, groups = build()
+        found = TrainingState(model, build_optimizer(settings, groups), Classification(()))
+        if checkpoint is not None:
+            load_state(checkpoint, found, store)
+        train_epoch(found, loader, lambda step: 0.25 * 0.5**step, device=CPU)
+    assert digest_weights(found.model.state_dict()) == expected
 
 
 def rates_of(scheduler: torch.optim.lr_scheduler.LRScheduler, num_steps: int) -> list[float]:
