@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from refit.engine.operations import MEAN, NO_CLASS
 from refit.models.mlp import MLP
 from refit.runtime.randomness import putting_generators_back
 from refit.training.objective import Classification
@@ -21,9 +22,6 @@ Backpropagation = Callable[[Tensor, Tensor, float], Tensor]
 """Adds the gradient of the mean cross-entropy of a batch, times a weight, to those of the parameters; returns the mean."""
 Layer = tuple[Callable[[Tensor], tuple[Tensor, Any]], Callable[[Tensor, Any], Tensor]]
 """From inputs to outputs and what to keep, and, with that, from the loss's slope by the outputs to its slope by the inputs."""
-
-MEAN, NO_CLASS = 1, -100
-"""How PyTorch's operations write that a loss is a mean, and that no class is left out."""
 
 ops = torch.ops.aten
 BY_OUTPUT: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {

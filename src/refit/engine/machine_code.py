@@ -49,7 +49,7 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
 
-    options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": {torch.ops.aten.mm.default: list_functions()}}
+    options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": list_functions()}
     folder = Path(cache_dir()) / "refit"
     path = folder / f"{_digest(graph, arguments, options)}.pt2"
     try:
