@@ -1,6 +1,8 @@
 """Data loaders whose rows come in the order that PyTorch's own would give, gathered by batch instead of row by row."""
 
+import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import cast
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from refit.errors import SettingsError
+from refit.runtime.randomness import putting_generators_back
 
 EVALUATION_BATCH_SIZE = 8192
 SMALL_TABLE, SMALL_BATCH, LARGE_BATCH = 5_000, 32, 256
@@ -35,13 +38,9 @@ class ShuffledLoader(Batches):
         return map(self.gather, self.draw_order().split(cast(int, self.batch_size))[: len(self)])
 
     def draw_order(self) -> Tensor:
-        """Draw the rows of an epoch in the order of training, `(N,)` or fewer, by what PyTorch's loader draws.
-
-        Source: `torch.utils.data.RandomSampler.__iter__`, PyTorch 2.13.
-        """
-        torch.empty((), dtype=torch.int64).random_()  # the base seed that every iteration over a DataLoader draws
-        seed = int(torch.empty((), dtype=torch.int64).random_().item())
-        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(seed))
+        """Draw the rows of an epoch in the order of training, `(N,)` or fewer, by what PyTorch's loader draws."""
+        _warn_of_other_order()
+        order = draw_permutation(len(self.y))
         return order[: len(self) * cast(int, self.batch_size)].to(self.x.device)
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +67,32 @@ class ShuffledLoader(Batches):
             torch.index_select(self.x, 0, block, out=x)
             torch.index_select(self.y, 0, block, out=y)
             yield from groups
+
+
+def draw_permutation(num_rows: int) -> Tensor:
+    """Draw the order of an epoch, `(num_rows,)`, from the global generator.
+
+    Source: `torch.utils.data.RandomSampler.__iter__`, PyTorch 2.13.
+    """
+    torch.empty((), dtype=torch.int64).random_()  # the base seed that every iteration over a DataLoader draws
+    seed = int(torch.empty((), dtype=torch.int64).random_().item())
+    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def _warn_of_other_order() -> None:
+    """Compare, once a process, with the loader of the PyTorch that is here; another version may draw in another way."""
+    with putting_generators_back():
+        before, rows = torch.get_rng_state(), cast(Dataset[int], range(100))
+        expected, after = [*DataLoader(rows, batch_size=None, shuffle=True)], torch.get_rng_state()
+        torch.set_rng_state(before)
+        is_equal = draw_permutation(100).tolist() == expected and torch.equal(torch.get_rng_state(), after)
+    if not is_equal:
+        warnings.warn(
+            f"rows are shuffled in another order than by the DataLoader of PyTorch {torch.__version__}, which no longer draws as"
+            " that of 2.13: bits will differ from those of a plain loop",
+            stacklevel=3,
+        )
 
 
 class OrderedLoader(Batches):

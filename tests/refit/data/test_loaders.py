@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from refit.data import loaders
 from refit.data.loaders import (
     ALIGNMENT,
     EVALUATION_BATCH_SIZE,
@@ -141,3 +142,15 @@ def test_on_a_gpu_rows_order_and_draws_are_those_of_the_cpu(monkeypatch, has_roo
         assert {rows.device for rows, _ in batches} == {device}
         found.append(([(rows.cpu().tolist(), classes.cpu().tolist()) for rows, classes in batches], torch.rand(1)))
     assert found[0] == found[1]
+
+
+def test_a_pytorch_that_shuffles_in_another_way_is_told_of_once(monkeypatch):
+    loaders._warn_of_other_order.cache_clear()
+    monkeypatch.setattr(torch.utils.data.RandomSampler, "__iter__", lambda sampler: iter(range(len(sampler))))
+    loader, state = build_train_loader(torch.zeros(5, 1), torch.arange(5), 2, False), torch.get_rng_state()
+    with pytest.warns(UserWarning, match=r"rows are shuffled in another order than by the DataLoader of PyTorch \d") as told:
+        orders = [loader.draw_order() for _ in range(2)]
+    assert len(told) == 1
+    torch.set_rng_state(state)
+    assert torch.equal(loader.draw_order(), orders[0]), "comparing draws nothing"
+    loaders._warn_of_other_order.cache_clear()
