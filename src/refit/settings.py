@@ -247,6 +247,8 @@ class LoaderSettings(Section):
 class ModelSettings(Section):
     """The network."""
 
+    architecture: str = "mlp"
+    """The network that Refit builds: `mlp`, a multilayer perceptron."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
     """Units in each hidden layer, first to last; an empty list gives a linear model. For the notebook table: [16, 16]."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh"] = "relu"
@@ -254,7 +256,7 @@ class ModelSettings(Section):
     dropout: Fraction = 0.0
     """Chance that a unit is zeroed after each hidden activation, in [0, 1)."""
     factory: str | None = Field(None, pattern=FACTORY)
-    """Your own model, `package.module:function`, called as `function(num_inputs, num_outputs)`; None builds the MLP."""
+    """Your own model, `package.module:function`, called as `function(num_inputs, num_outputs)` or `function(signature)`."""
 
 
 class OptimizerSettings(Section):

@@ -173,8 +173,8 @@ def test_the_factory_of_a_version_is_called_only_if_the_settings_name_it_or_trus
     record["files"]["settings.json"] = hashlib.sha256((folder / "settings.json").read_bytes()).hexdigest()
     (folder / "version.json").write_text(json.dumps(record))
     Path("flow_networks.py").write_text(
-        "from refit.models.mlp import build_mlp\n\n\n"
-        "def build(signature):\n    return build_mlp(signature, [16, 16], 'relu', 0.0)\n"
+        "from refit.models.mlp import build_mlp\nfrom refit.settings import ModelSettings\n\n\n"
+        "def build(signature):\n    return build_mlp(signature, ModelSettings(hidden_sizes=[16, 16]))\n"
     )
     command = ("predict", "toy@v1", source, "--output", "scored.parquet")
     code, out, err = refit(*command)

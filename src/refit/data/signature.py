@@ -78,6 +78,11 @@ class Signature(BaseModel):
         return len(self.target.classes)
 
     @property
+    def num_numbers(self) -> int:
+        """N, the inputs that are no categories."""
+        return len(self._places[0])
+
+    @property
     def categories(self) -> list[int]:
         """The number of categories of each of the K categorical columns."""
         return [column.num_categories for column in self.columns if column.kind == "categorical"]

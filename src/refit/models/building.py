@@ -1,4 +1,4 @@
-"""Models: the MLP that settings describe, or a user's own factory."""
+"""Models: one of the architectures here, by its name, or a user's own factory."""
 
 import importlib
 import inspect
@@ -16,6 +16,10 @@ from refit.runtime.devices import putting_defaults_back
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
 
+ARCHITECTURES: dict[str, Callable[[Signature, ModelSettings], nn.Module]] = {
+    "mlp": build_mlp,
+}
+"""What builds a network, by the names that `model.architecture` can have."""
 _imported: dict[str, str] = {}
 """The modules of users that this process has imported, by their digests then."""
 
@@ -26,10 +30,11 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     What a factory sets for the whole process, such as the default type or the number of threads, is put back.
 
     Raises:
-        SettingsError: `model.factory` cannot be imported or called, or what it returns does not map `(B, F)` to `(B, outputs)`.
+        SettingsError: There is no `model.architecture` of that name, `model.factory` cannot be imported or called, or what it
+            returns does not map `(B, F)` to `(B, outputs)`.
     """
     if settings.factory is None:
-        return build_mlp(signature, settings.hidden_sizes, settings.activation, settings.dropout)
+        return find_architecture(settings.architecture)(signature, settings)
     factory = import_factory(settings.factory)
     given = (signature,) if _takes_signature(factory) else (signature.num_inputs, signature.num_outputs)
     with importing_from_here(), putting_defaults_back():  # it may import more when it is called
@@ -42,6 +47,16 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
             ) from error
         _check_shape(model, settings.factory, signature.num_inputs, signature.num_outputs)
     return model
+
+
+def find_architecture(name: str) -> Callable[[Signature, ModelSettings], nn.Module]:
+    """Find the function that builds the network of this name; raises SettingsError if there is none."""
+    if name not in ARCHITECTURES:
+        raise SettingsError(
+            f"model.architecture: expected one of {', '.join(ARCHITECTURES)}, found {name!r}; for a network of your own, set"
+            " model.factory"
+        )
+    return ARCHITECTURES[name]
 
 
 def build_for_weights(settings: ModelSettings, signature: Signature) -> nn.Module:

@@ -1,11 +1,12 @@
 """The multilayer perceptron."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from refit.data.signature import Signature
+from refit.settings import ModelSettings
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),  # the same bits in less memory and time, as its gradient needs its output alone
@@ -25,12 +26,12 @@ class MLP(nn.Sequential):
     """
 
 
-def build_mlp(signature: Signature, hidden_sizes: Sequence[int], activation: str, dropout: float) -> MLP:
+def build_mlp(signature: Signature, settings: ModelSettings) -> MLP:
     """Build the network, its weights drawn from the global generator."""
     layers, num_inputs = list[nn.Module](), signature.num_inputs
-    for width in hidden_sizes:
-        layers += [nn.Linear(num_inputs, width), ACTIVATIONS[activation]()]
-        if dropout:
-            layers.append(nn.Dropout(dropout))
+    for width in settings.hidden_sizes:
+        layers += [nn.Linear(num_inputs, width), ACTIVATIONS[settings.activation]()]
+        if settings.dropout:
+            layers.append(nn.Dropout(settings.dropout))
         num_inputs = width
     return MLP(*layers, nn.Linear(num_inputs, signature.num_outputs))

@@ -116,7 +116,8 @@ def _render_card(
         "predicts": f"{markdown.render_name(manifest.target)}, one of {len(manifest.classes)} classes",
         "from": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns",
         "learned from": f"{markdown.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
-        "model": settings.model.factory or f"MLP {settings.model.hidden_sizes}, {settings.model.activation}",
+        "model": settings.model.factory
+        or f"{settings.model.architecture.upper()} {settings.model.hidden_sizes}, {settings.model.activation}",
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
         "steps": f"{settings.optimizer.name}, learning rate {settings.optimizer.lr:g}, batches of {settings.loader.batch_size}",
         **({"trained once more": _describe_refit(manifest, judged_on, record["epoch"])} if record["refit_on_all"] else {}),

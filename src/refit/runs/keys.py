@@ -29,9 +29,10 @@ DATA_CODE = (
     *(f"refit.tables.{name}" for name in TABLES),
     *(f"refit.data.{name}" for name in ("examples", "identities", "signature", "splits")),
 )
+MODEL_CODE = tuple(f"refit.models.{path.stem}" for path in sorted(PACKAGE.glob("models/[!_]*.py")) if path.stem != "contract")
 EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("loaders", "signature")),
-    *(f"refit.models.{name}" for name in ("building", "mlp")),
+    *MODEL_CODE,
     *(f"refit.runtime.{name}" for name in ("devices", "randomness")),
     *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
 )

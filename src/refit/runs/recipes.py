@@ -64,11 +64,14 @@ def build_recipe(
 
     Raises:
         DataError: The source cannot be read.
-        SettingsError: The device or the compiler is not here, or the user's factory cannot be imported.
+        SettingsError: The device or the compiler is not here, there is no such architecture, or the user's factory cannot be
+            imported.
     """
     processor = devices.describe_processor(devices.check_compute(settings.compute), devices.choose_num_threads(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
-    if settings.model.factory is not None:
+    if settings.model.factory is None:
+        building.find_architecture(settings.model.architecture)
+    else:
         building.import_anew(settings.model.factory)
     return write_recipe(settings, *digests, processor, first_weights)
 

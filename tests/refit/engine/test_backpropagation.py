@@ -8,6 +8,7 @@ from refit.data.signature import Signature
 from refit.engine import backpropagation
 from refit.engine.backpropagation import backpropagate_all, build_backpropagation
 from refit.models.mlp import ACTIVATIONS, build_mlp
+from refit.settings import ModelSettings
 from refit.training.objective import Classification
 from refit.training.steps import compute_gradients
 
@@ -23,7 +24,7 @@ ARITHMETIC = {"objective": Classification(()), "device": CPU, "precision": "fp32
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_losses_and_draws_are_those_of_autograd(activation, dropout, hidden_sizes, batch_sizes):
     torch.manual_seed(0)
-    ours = build_mlp(Signature.of_numbers(5, 37), hidden_sizes, activation, dropout)
+    ours = build_mlp(Signature.of_numbers(5, 37), ModelSettings(hidden_sizes=hidden_sizes, activation=activation, dropout=dropout))
     plain = copy.deepcopy(ours)
     batches = [(torch.randn(size, 5), torch.randint(37, (size,))) for size in batch_sizes]
     backpropagate = build_backpropagation(ours, batch_sizes, ARITHMETIC)
@@ -49,8 +50,8 @@ def test_on_two_threads_they_are_those_of_autograd_on_two_threads():
     ("model", "device", "precision"),
     [
         (nn.Sequential(nn.Linear(5, 3)), "cpu", "fp32"),
-        (build_mlp(Signature.of_numbers(5, 3), [4], "relu", 0.0), "cuda", "fp32"),
-        (build_mlp(Signature.of_numbers(5, 3), [4], "relu", 0.0), "cpu", "bf16"),
+        (build_mlp(Signature.of_numbers(5, 3), ModelSettings(hidden_sizes=[4], activation="relu", dropout=0.0)), "cuda", "fp32"),
+        (build_mlp(Signature.of_numbers(5, 3), ModelSettings(hidden_sizes=[4], activation="relu", dropout=0.0)), "cpu", "bf16"),
     ],
     ids=["another model", "a GPU", "bf16"],
 )
@@ -63,7 +64,7 @@ def test_where_bits_are_not_those_of_autograd_it_is_autograd_that_computes(monke
     monkeypatch.setattr(backpropagation, "_tried", {})
     monkeypatch.setitem(backpropagation.BY_OUTPUT, nn.Tanh, lambda slope, y: slope * (1 - y * y) * (1 + 1e-7))
     torch.manual_seed(0)
-    model = build_mlp(Signature.of_numbers(5, 3), [16], "tanh", 0.0)
+    model = build_mlp(Signature.of_numbers(5, 3), ModelSettings(hidden_sizes=[16], activation="tanh", dropout=0.0))
     state = torch.get_rng_state()
     assert build_backpropagation(model, [4, 2], ARITHMETIC) is None
     assert torch.equal(torch.get_rng_state(), state), "trying draws nothing"

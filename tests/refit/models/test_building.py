@@ -49,13 +49,28 @@ def test_the_mlp_is_the_plain_sequence_of_layers_to_the_bit():
 
 
 def test_without_hidden_layers_it_is_linear():
-    assert [type(layer) for layer in build_mlp(Signature.of_numbers(4, 3), [], "relu", 0.5)] == [nn.Linear]
+    assert [
+        type(layer)
+        for layer in build_mlp(Signature.of_numbers(4, 3), ModelSettings(hidden_sizes=[], activation="relu", dropout=0.5))
+    ] == [nn.Linear]
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_there_are():
+    with pytest.raises(SettingsError, match=r"model\.architecture: expected one of mlp, found 'rnn'; .* set model\.factory"):
+        build_model(ModelSettings(architecture="rnn"), Signature.of_numbers(4, 3))
 
 
 def test_dropout_follows_each_hidden_activation_and_nothing_else():
-    kinds = [type(layer) for layer in build_mlp(Signature.of_numbers(4, 3), [8, 8], "tanh", 0.25)]
+    kinds = [
+        type(layer)
+        for layer in build_mlp(Signature.of_numbers(4, 3), ModelSettings(hidden_sizes=[8, 8], activation="tanh", dropout=0.25))
+    ]
     assert kinds == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
-    assert [layer.p for layer in build_mlp(Signature.of_numbers(4, 3), [8, 8], "tanh", 0.25) if isinstance(layer, nn.Dropout)] == [
+    assert [
+        layer.p
+        for layer in build_mlp(Signature.of_numbers(4, 3), ModelSettings(hidden_sizes=[8, 8], activation="tanh", dropout=0.25))
+        if isinstance(layer, nn.Dropout)
+    ] == [
         0.25,
         0.25,
     ]

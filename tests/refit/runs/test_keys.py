@@ -16,7 +16,17 @@ SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
 WITHOUT_A_SAY = {
     f"refit.{name}"
-    for name in ("code", "errors", "refs", "runtime.interruption", "runtime.limits", "settings", "store.store", "texts")
+    for name in (
+        "code",
+        "errors",
+        "refs",
+        "runtime.interruption",
+        "runtime.limits",
+        "settings",
+        "store.disk",
+        "store.store",
+        "texts",
+    )
 }
 """Modules that results do not depend on, or by settings and bytes that are ingredients themselves."""
 
@@ -76,6 +86,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.group_column": ("x1", DATASET),
     "loader.batch_size": (3, LOADERS),
     "loader.drop_last": (True, LOADERS),
+    "model.architecture": ("resnet", START),
     "model.hidden_sizes": ([16], START),
     "model.activation": ("tanh", START),
     "model.dropout": (0.5, START),
