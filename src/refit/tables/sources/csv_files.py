@@ -59,11 +59,6 @@ class Header:
     names: list[str]
     num_bytes: int
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the table's columns."""
-        return self.names[1:] if not self.names[0] else self.names
-
 
 class _Lines(Iterator[str]):
     """The lines of a file as text, counted; bytes that are no UTF-8 come as lone surrogates."""
@@ -115,6 +110,12 @@ def read_header(opened: Opened, path: str) -> Header:
         raise DataError(
             f"{path}: expected commas between columns, found `{show(names[0])}` as the header; write the file with commas"
         )
+    _check_width(names, rows, path)
+    return Header(check_names(names, path), num_bytes)
+
+
+def _check_width(names: list[str], rows: list[list[str]], path: str) -> None:
+    """Raise DataError where most rows have more cells than the header has names."""
     width = max(map(len, rows), default=0)
     if len(names) < width and sum(len(cells) == width for cells in rows) > len(rows) / 2:
         ends_in_comma = len(names) == width - 1 and not any(cells[-1] for cells in rows)
@@ -127,7 +128,6 @@ def read_header(opened: Opened, path: str) -> Header:
             f"{path}: expected a header with a name for each of the {width} cells of the rows, found {len(names)} in"
             f" `{show(','.join(names))}`; {remedy}"
         )
-    return Header(check_names(names, path), num_bytes)
 
 
 def iterate_csv(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
