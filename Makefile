@@ -2,6 +2,7 @@
 #
 #   make train [ARGS="--training.num_epochs 5"]
 #   make test  [ARGS="-k settings"]
+#   make reference
 #   make e2e   [ARGS="-k schedule"]
 #   make lint
 #   make docs
@@ -16,7 +17,7 @@ BIN := .venv/bin
 WITH_PEERS := .[dev,bench]
 WITH_SITE := .[dev,docs]
 
-.PHONY: train test e2e lint docs bench mutants clean
+.PHONY: train test reference e2e lint docs bench mutants clean
 .NOTPARALLEL:
 
 train: .venv/train.stamp
@@ -30,6 +31,11 @@ test: .venv/test.stamp
 # number of tests, starts the longest first.
 e2e: .venv/test.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
+
+# Fast tests again, of what stays when the engine is taken away, but for those of rooms that train nothing.
+reference: .venv/test.stamp
+	@OMP_NUM_THREADS=1 tests/without_engine.sh $(CURDIR)/$(BIN)/pytest -n 2 -m "not slow" tests/refit tests/tasks tests/flows \
+		--ignore tests/refit/tables --ignore tests/refit/store $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check

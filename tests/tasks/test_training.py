@@ -584,6 +584,7 @@ def test_past_its_deadline_an_epoch_stops_with_a_checkpoint_for_the_next_run(set
 
 def test_the_engine_of_the_settings_trains_and_its_reports_are_logged(settings, monkeypatch, tmp_path, caplog):
     """With a model that the engine cannot trace, so that nothing is compiled."""
+    pytest.importorskip("refit.engine")
     monkeypatch.syspath_prepend(tmp_path)
     body = "        return super().forward(x) if x.sum() > 0 else super().forward(-x)\n"
     monkeypatch.setattr("refit.engine.compilation.LONGEST_WAIT", 3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from refit.data.loaders import build_train_loader
 from refit.data.signature import Signature
 from refit.engine import backpropagation
 from refit.engine.backpropagation import backpropagate_all, build_backpropagation
@@ -68,3 +69,16 @@ def test_where_bits_are_not_those_of_autograd_it_is_autograd_that_computes(monke
     state = torch.get_rng_state()
     assert build_backpropagation(model, [4, 2], ARITHMETIC) is None
     assert torch.equal(torch.get_rng_state(), state), "trying draws nothing"
+
+
+def test_the_steps_of_an_mlp_need_no_autograd():
+    loader = build_train_loader(torch.randn(10, 4), torch.arange(10) % 3, 4, False)
+    first, other = (
+        build_training_state(ModelSettings(), OptimizerSettings(), Signature.of_numbers(4, 3), 0, CPU) for _ in range(2)
+    )
+    train_epoch(first, loader, lambda _: 0.1, device=CPU)  # which has tried whether they may do without
+    with torch.no_grad():
+        train_epoch(first, loader, lambda _: 0.1, device=CPU)
+    other.model = nn.Sequential(*other.model)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        train_epoch(other, loader, lambda _: 0.1, device=CPU)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -118,3 +121,22 @@ def test_an_optimizer_of_some_parameters_is_not_compiled_to_one_of_all():
     state = TrainingState(model, torch.optim.SGD([model.bias]), Classification(()))
     with pytest.raises(SettingsError, match="found SGD of some of the model's parameters; use `eager`"):
         train_epoch(state, loader, lambda _: 0.1, device=CPU, engine="compiled")
+
+
+def test_training_does_not_load_the_compiler():
+    code = (
+        "import sys, torch\n"
+        "from refit.data.signature import Signature\n"
+        "from refit.data.loaders import build_train_loader\n"
+        "from refit.settings import ModelSettings, OptimizerSettings\n"
+        "from refit.training.loop import build_training_state, train_epoch\n"
+        "cpu = torch.device('cpu')\n"
+        "loader = build_train_loader(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]), 2, drop_last=True)\n"
+        "for name in ('sgd', 'adam', 'adamw'):\n"
+        "    state = build_training_state(ModelSettings(), OptimizerSettings(name=name), Signature.of_numbers(2, 2), 0, cpu)\n"
+        "    assert train_epoch(state, loader, lambda _: 0.1, device=cpu, max_grad_norm=1.0)\n"
+        "    state.optimizer.load_state_dict(state.optimizer.state_dict())\n"
+        "assert state.optimizer.state, 'nothing was trained'\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules), 'the compiler is loaded'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

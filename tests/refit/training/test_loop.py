@@ -212,17 +212,6 @@ def test_a_last_batch_of_one_row_that_the_model_cannot_take_names_the_setting():
         train_epoch(state, build_train_loader(*make_rows(9), 4, False), constant(0.1), device=CPU)
 
 
-def test_the_steps_of_an_mlp_need_no_autograd():
-    state, loader = build_state(), build_train_loader(*make_rows(10), 4, False)
-    train_epoch(state, loader, constant(0.1), device=CPU)  # which has tried whether they may do without
-    with torch.no_grad():
-        train_epoch(state, loader, constant(0.1), device=CPU)
-    other = build_state()
-    other.model = nn.Sequential(*other.model)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
-        train_epoch(other, loader, constant(0.1), device=CPU)
-
-
 def test_a_long_epoch_stops_before_its_end_once_a_loss_is_not_finite():
     x, y = make_rows(1000)
     x[:] = float("nan")
