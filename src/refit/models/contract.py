@@ -110,14 +110,14 @@ class _ValuePickler(pickle.Pickler):
 def _pickle_unkept(model: nn.Module) -> dict[str, bytes]:
     """What modules hold besides parameters and the buffers of their `state_dict`, by the names of attributes."""
     found, kept_buffers = dict[str, bytes](), model.state_dict().keys()
+    of_every_module = vars(nn.Module()).keys()
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             continue
-        kept = {"_parameters", "_modules", "_buffers"}
         prefix = f"{path}." if path else ""
         buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if prefix + name not in kept_buffers}
         for name, value in {**vars(module), **buffers}.items():
-            if name not in kept and not callable(value):
+            if name not in of_every_module and not callable(value):
                 with contextlib.suppress(Exception):
                     _ValuePickler(pickled := io.BytesIO()).dump(value)
                     found[prefix + name] = pickled.getvalue()
