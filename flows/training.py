@@ -14,7 +14,7 @@ from refit.runs.crash_loops import forget_attempts, note_attempt
 from refit.runs.keys import Recipe
 from refit.runs.recipes import Run, build_recipe, record_run
 from refit.runs.results import find_last_epoch, load_result
-from refit.runs.train import timed
+from refit.runs.train import TRIES, timed
 from refit.runtime import devices
 from refit.runtime.interruption import holding_signals
 from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings, watching_own_state
@@ -29,9 +29,6 @@ from refit.tasks.saving import save_version
 from refit.tasks.training import start_training, train_epoch
 from refit.training.loop import check_deadline
 from refit.training.trainer import Fit, check_splits, training_alone
-
-TRIES = 3
-"""Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
 
 
 @flow(name="train", flow_run_name=name_run)

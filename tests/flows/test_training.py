@@ -223,6 +223,25 @@ def test_the_same_settings_done_anew_give_the_same_bits_as_another_version():
     assert read(first, "metrics") == read(second, "metrics")
 
 
+@pytest.mark.parametrize("first", ["the flow", "refit.train"])
+def test_the_flow_and_the_run_without_prefect_find_what_the_other_did(first, tmp_path, done):
+    given = by_time(write_table(tmp_path / "table.csv", noise=3.0), num_epochs=4, refit_on_all=True)
+    runs = [run, lambda given: refit.train(SettingsTree.model_validate(given), report=lambda _: None)]
+    one, other = runs if first == "the flow" else runs[::-1]
+    shorter = one(given | {"training": {"num_epochs": 2, "patience": None, "refit_on_all": True}})
+    forget()
+    done.clear()
+    longer = other(given)
+    assert trained(done)[:2] == [3, 4]
+    assert not {"build data set", "build loaders"} & {*done[: done.index("epoch 3")]}
+    assert (shorter.model.version, longer.model.version) == (1, 2)
+    forget()
+    done.clear()
+    again = one(given)
+    assert done == []
+    assert (again.model, again.best_epoch, again.is_new) == (longer.model, longer.best_epoch, False)
+
+
 def test_another_seed_gives_other_weights():
     assert run({"seed": 1}).model.weights_digest != run({"seed": 2}).model.weights_digest
 

@@ -11,6 +11,7 @@ from refit.models.building import build_for_weights
 from refit.promotion.comparison import measure_lead
 from refit.refs import DatasetRef, EpochResult, Handle, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.registry import saving, versions
+from refit.registry.ledger import find_highest
 from refit.runs.keys import Recipe
 from refit.runs.recipes import Run, build_recipe, record_run
 from refit.runs.results import find_last_epoch, load_result, load_usable_result, save_result
@@ -25,6 +26,8 @@ from refit.training.metrics import Metrics
 
 Made = TypeVar("Made", bound=Handle)
 NO_SETTINGS = SettingsTree()
+TRIES = 3
+"""Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
 
 
 def train(
@@ -103,6 +106,7 @@ class _Run:
         self.report(f"device: {devices.describe_device(devices.prepare_compute(settings.compute))}")
         store.remove_leftovers()
         store.try_out()
+        find_highest(store, settings.name)  # raises for a damaged ledger before anything is trained
         with store.lock(recipe.start.key, self._tell_of_wait):
             run = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
             record = record_run(run, store)
@@ -136,14 +140,30 @@ class _Run:
         return dataset.build_snapshot(self.settings, recipe.source_digests, self.store, self.report, self.report)
 
     def _fit(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
-        """All epochs of a recipe, as far as they are not done."""
+        """All epochs of a recipe, as far as they are not done, and anew those that lead to a best one whose checkpoint is lost."""
+        trainer.check_splits(self.settings, snapshot)
+        for _ in range(TRIES):
+            fit = self._train_epochs(recipe, snapshot)
+            best = fit.best
+            if self.store.is_whole(best.checkpoint.digest):
+                return fit
+            find_last_epoch(recipe.epoch_keys[: best.epoch], self.store, self.report)  # forgets it
+        path = self.store.location(self.store.object_path(best.checkpoint.digest))
+        raise StoreError(
+            f"checkpoint {path}: expected it whole after epoch {best.epoch}, found it damaged or gone {TRIES} times; "
+            "look at the disk and at what else removes files there, then run again"
+        )
+
+    def _train_epochs(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
         settings, store = self.settings, self.store
-        trainer.check_splits(settings, snapshot)
         deadline = None if settings.training.timeout_seconds is None else self.started + settings.training.timeout_seconds
         loaders = self._once(
             recipe.loaders.key, LoadersRef, lambda: trainer.build_loaders(snapshot, settings, recipe.is_on_all_rows)
         )
         last = 0 if self.refresh else find_last_epoch(recipe.epoch_keys, store, self.report)
+        rows = "on all rows, " if recipe.is_on_all_rows else ""
+        if last:
+            self.report(f"{rows}epochs 1 to {last} of {recipe.num_epochs}: done before")
         checkpoint = self._once(
             recipe.start.key, Ref, lambda: trainer.start(snapshot, settings, self.report), needs_checkpoint=last == 0
         )
@@ -155,14 +175,13 @@ class _Run:
                 with holding_signals():
                     result = trainer.train_epoch(epoch, key, checkpoint, loaders, settings, self.report, deadline)
                     save_result(key, result, store)
-                self.report(result.describe(recipe.num_epochs))
+                self.report(rows + result.describe(recipe.num_epochs))
             checkpoint = result.checkpoint
             fit.add(result)
             if fit.is_over:
                 break
-        if not store.is_whole(fit.best.checkpoint.digest):
-            path = store.location(store.object_path(fit.best.checkpoint.digest))
-            raise StoreError(f"checkpoint {path}: expected it whole, found it damaged or gone; run again to train it anew")
+            if deadline is not None and last < epoch:
+                loop.check_deadline(deadline, epoch, loaders.num_batches)
         return fit
 
     def _once(self, key: str, kind: type[Made], make: Callable[[], Made], needs_checkpoint: bool = False) -> Made:
