@@ -69,7 +69,7 @@ class Signature(BaseModel):
 
     @property
     def num_inputs(self) -> int:
-        """F."""
+        """The number of inputs, F."""
         return sum(column.width for column in self.columns)
 
     @property
