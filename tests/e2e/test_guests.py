@@ -124,7 +124,7 @@ def find_theirs(project: Path) -> str:
 def test_the_wheel_has_one_top_level_name_and_holds_flows_tasks_deployments_and_licence(archives):
     names = [*read_wheel(archives)]
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"refit"}
-    assert {name for name in names if name.endswith("/LICENSE")} == {"refit-0.1.0.dist-info/licenses/LICENSE"}
+    assert len([name for name in names if name.endswith(".dist-info/licenses/LICENSE")]) == 1
     for folder in ("flows", "tasks"):
         expected = {f"refit/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
         assert {name for name in names if name.startswith(f"refit/{folder}/")} == expected

@@ -9,7 +9,8 @@ from refit.data.signature import Signature
 from refit.engine import backpropagation
 from refit.engine.backpropagation import backpropagate_all, build_backpropagation
 from refit.models.mlp import ACTIVATIONS, build_mlp
-from refit.settings import ModelSettings
+from refit.settings import ModelSettings, OptimizerSettings
+from refit.training.loop import build_training_state, train_epoch
 from refit.training.objective import Classification
 from refit.training.steps import compute_gradients
 
