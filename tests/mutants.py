@@ -42,7 +42,7 @@ TESTS = {
     "data.identities": ["tables/test_hashes"],
     "data.splits": ["data/test_splits"],
     "tables.hashes": ["tables/test_hashes"],
-    "tables.sides": ["tables/test_sides"],
+    "tables.table_splits": ["tables/test_table_splits"],
     "tables.copies": ["tables/test_copies"],
     "tables.drift": ["tables/test_drift"],
     "promotion.bounds": ["promotion/test_bounds"],

@@ -20,7 +20,7 @@ from refit.code import digest_code, digest_user_code
 from refit.settings import Settings, walk_settings
 
 TABLES = (
-    *("columns", "formats", "conversion", "schema", "targets", "hashes", "preprocessing", "profiles", "copies", "sides"),
+    *("columns", "formats", "conversion", "schema", "targets", "hashes", "preprocessing", "profiles", "copies", "table_splits"),
     *("typed_columns", "remarks", "manifest", "row_identities", "freezing", "draft", "dataset"),
 )
 PACKAGE = Path(refit.__file__).parent

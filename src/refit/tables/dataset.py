@@ -19,8 +19,8 @@ from refit.tables.preprocessing import AnyColumn, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.remarks import remark_on_columns
 from refit.tables.row_identities import identify_rows
-from refit.tables.sides import TypedTable
 from refit.tables.sources.opening import open_source
+from refit.tables.table_splits import TypedTable
 from refit.tables.targets import remark_on_target
 from refit.texts import show
 

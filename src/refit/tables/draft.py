@@ -12,9 +12,9 @@ from refit.settings import DataSettings
 from refit.tables.columns import take_column
 from refit.tables.preprocessing import AnyColumn, fit_columns
 from refit.tables.schema import Reading
-from refit.tables.sides import TypedTable, choose_sides, read_groups
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
+from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 from refit.tables.targets import remark_on_target
 from refit.tables.typed_columns import index_classes, leave_out, type_features, type_target, type_test_rows
 from refit.texts import list_names, show

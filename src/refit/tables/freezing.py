@@ -11,8 +11,8 @@ import polars as pl
 
 from refit.data.identities import Identities, Rows
 from refit.tables.preprocessing import AnyColumn, apply_columns, name_inputs
-from refit.tables.sides import TypedTable
 from refit.tables.sources.table_source import Table
+from refit.tables.table_splits import TypedTable
 
 ROWS_A_BLOCK = 65_536
 """Rows that are turned into inputs at a time, so that those of a whole split need not be in memory."""

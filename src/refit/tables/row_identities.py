@@ -12,7 +12,7 @@ from refit.tables.conversion import convert_column
 from refit.tables.hashes import hash_rows
 from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import AnyColumn
-from refit.tables.sides import TypedTable
+from refit.tables.table_splits import TypedTable
 from refit.tables.targets import convert_target
 
 

@@ -10,8 +10,8 @@ from refit.settings import DataSettings
 from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import convert_column, read_marks
 from refit.tables.schema import Reading, find_reading
-from refit.tables.sides import TypedTable, read_groups
 from refit.tables.sources.table_source import Table
+from refit.tables.table_splits import TypedTable, read_groups
 from refit.tables.targets import convert_target
 from refit.texts import list_names, show
 

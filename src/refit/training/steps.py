@@ -157,5 +157,5 @@ def _find_fast() -> type[Steps] | str:
         problem = f"PyTorch {torch.__version__}, where it was tested with {', '.join(engine.TESTED_VERSIONS)}"
         warnings.warn(f"training by the reference engine, which is slower: found {problem}", stacklevel=2)
         return problem
-    fast: type[Steps] = importlib.import_module(f"{ENGINE}.steps").FastSteps
+    fast: type[Steps] = importlib.import_module(f"{ENGINE}.fast_steps").FastSteps
     return fast

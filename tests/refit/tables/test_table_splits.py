@@ -9,8 +9,8 @@ import pytest
 from refit.data.identities import Rows
 from refit.errors import DataError
 from refit.settings import DataSettings
-from refit.tables.sides import TypedTable, choose_sides, read_groups
 from refit.tables.sources.table_source import Table
+from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 
 
 def make_table(columns: dict[str, Any], settings: DataSettings) -> TypedTable:
