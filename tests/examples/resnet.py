@@ -26,7 +26,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add them."""
-        return x + self.layers(x)
+        change: Tensor = self.layers(x)
+        return x + change
 
 
 class ResNet(nn.Module):
@@ -38,9 +39,9 @@ class ResNet(nn.Module):
     def __init__(self, signature: Signature, width: int, hidden_sizes: list[int], dropout: float) -> None:
         super().__init__()
         self.signature = signature
-        self.embeddings = nn.ModuleList(nn.Embedding(count, min(MAX_WIDTH, (count + 1) // 2)) for count in signature.categories)
-        num_features = signature.num_numbers + sum(embedding.embedding_dim for embedding in self.embeddings)
-        self.first = nn.Linear(num_features, width)
+        widths = [min(MAX_WIDTH, (count + 1) // 2) for count in signature.categories]
+        self.embeddings = nn.ModuleList(map(nn.Embedding, signature.categories, widths))
+        self.first = nn.Linear(signature.num_numbers + sum(widths), width)
         self.blocks = nn.Sequential(*(Block(width, num_hidden, dropout) for num_hidden in hidden_sizes))
         self.last = nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, signature.num_outputs))
 
@@ -48,7 +49,8 @@ class ResNet(nn.Module):
         """Return the logits."""
         numbers, codes = self.signature.split(x)
         vectors = [embedding(code) for embedding, code in zip(self.embeddings, codes, strict=True)]
-        return self.last(self.blocks(self.first(torch.cat([numbers, *vectors], dim=1))))
+        logits: Tensor = self.last(self.blocks(self.first(torch.cat([numbers, *vectors], dim=1))))
+        return logits
 
 
 def build_resnet(signature: Signature, settings: ModelSettings) -> ResNet:

@@ -56,7 +56,7 @@ def test_without_hidden_layers_it_is_linear():
 
 
 def test_an_unknown_architecture_is_refused_with_those_that_there_are():
-    with pytest.raises(SettingsError, match=r"model\.architecture: expected one of mlp, found 'rnn'; .* set model\.factory"):
+    with pytest.raises(SettingsError, match=r"model\.architecture: expected one of mlp\b.*, found 'rnn'; .* set model\.factory"):
         build_model(ModelSettings(architecture="rnn"), Signature.of_numbers(4, 3))
 
 
