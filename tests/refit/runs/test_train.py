@@ -144,7 +144,7 @@ def test_the_same_run_is_not_done_again(given):
     first, lines = train(given), []
     second = train(given, lines.append)
     assert (second.model, second.is_new) == (first.model, False)
-    assert lines[1:] == ["epochs 1 to 5 of 5: done before"]
+    assert lines[1:] == ["epochs 1 to 5 of 5: done before", f"nothing has changed since {first.model.reference}"]
 
 
 def test_done_anew_it_gives_the_same_bits_as_another_version(given):
