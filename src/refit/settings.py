@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -537,14 +537,22 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
         origin = (origins or {}).get(name)
         where = f"{name} (from {origin})" if origin else name
         if mistake["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else "`refit settings` lists them"
+            near = _find_near(name, known)
+            hint = f"did you mean `{near}`?" if near else "`refit settings` lists them"
             lines.append(f"{where}: unknown setting; {hint}")
         elif mistake["type"] == "value_error":
             lines.append((f"{where}: " if name else "") + mistake["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{where}: expected {_describe_expected(mistake, name)}, found {mistake['input']!r}; take such a value")
     return lines
+
+
+def _find_near(name: str, known: Sequence[str]) -> str | None:
+    """The known setting that was meant: one whose last part are the initials, as in `learning_rate`, or a similar one."""
+    section, _, last = name.rpartition(".")
+    short = f"{section}." + "".join(word[:1] for word in last.split("_"))
+    near = [short] if short in known else difflib.get_close_matches(name, known, n=1)
+    return near[0] if near else None
 
 
 def _name_default(name: str, value: Any, tree: SettingsTree) -> str:

@@ -43,9 +43,10 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
         except Exception as error:
             called = f"{settings.factory}({'signature' if len(given) == 1 else ', '.join(map(str, given))})"
             raise SettingsError(
-                f"model.factory: expected {called} to return a model, found {type(error).__name__}: {error}; mend the function"
+                f"model.factory: expected {called} to return a model, found {type(error).__name__}: {error};"
+                " mend the function, which is given num_inputs and num_outputs, or the Signature alone if it takes one argument"
             ) from error
-        _check_shape(model, settings.factory, signature.num_inputs, signature.num_outputs)
+        _check_shape(model, settings.factory, signature, "signature." if len(given) == 1 else "")
     return model
 
 
@@ -123,10 +124,13 @@ def _takes_signature(factory: Callable[..., object]) -> bool:
     return len(required) == 1 and not any(it.kind is it.VAR_POSITIONAL for it in arguments)
 
 
-def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) -> None:
-    """Try two rows through the model, leaving it in training mode and the global generator as it was."""
+def _check_shape(model: object, name: str, signature: Signature, told: str) -> None:
+    """Try two rows through the model, leaving it in training mode and the global generator as it was; `told` is where sizes are."""
+    num_inputs, num_outputs = signature.num_inputs, signature.num_outputs
     if not isinstance(model, nn.Module):
-        raise SettingsError(f"model.factory: expected {name} to return a torch.nn.Module, found {type(model).__name__}")
+        raise SettingsError(
+            f"model.factory: expected {name} to return a torch.nn.Module, found {type(model).__name__}; return the model"
+        )
     odd = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise SettingsError(f"model.factory: expected only tensors in the state_dict of {name}, found {odd[0]}; make it a buffer")
@@ -136,7 +140,7 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected the model of {name} to take float32 rows of {num_inputs} numbers, "
-            f"found {type(error).__name__}: {error}; mend it, and let it use the num_inputs that the function is given"
+            f"found {type(error).__name__}: {error}; mend it, and let it use the {told}num_inputs that the function is given"
         ) from error
     finally:
         model.train()
@@ -144,7 +148,11 @@ def _check_shape(model: object, name: str, num_inputs: int, num_outputs: int) ->
     if shape != (2, num_outputs):
         raise SettingsError(
             f"model.factory: expected the model of {name} to give (2, {num_outputs}) numbers for 2 rows, "
-            f"found {shape or type(found)}; use the num_outputs that the function is given"
+            + (
+                f"found {shape}; use the {told}num_outputs that the function is given"
+                if shape
+                else f"found a {type(found).__name__}; return the logits alone"
+            )
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise SettingsError(

@@ -1,10 +1,10 @@
 """A whole run without Prefect: the same steps as the flow `train`, the same results in the store, the same bits."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from refit.errors import StoreError
 from refit.models.building import build_for_weights
@@ -31,21 +31,23 @@ TRIES = 3
 
 
 def train(
-    settings: SettingsTree = NO_SETTINGS, *, refresh: bool = False, report: Callable[[str], object] = print
+    settings: SettingsTree | Mapping[str, Any] = NO_SETTINGS, *, refresh: bool = False, report: Callable[[str], object] = print
 ) -> TrainingResult:
     """Train a model and save it as the next version of its name; what was done before is not done again.
 
     It can be interrupted anywhere. The same call goes on from there, as do the flow and the command `refit train`.
 
     Args:
-        settings: What is given here is kept; the environment, `.env` and `refit.toml` fill in the rest.
+        settings: What is given here, as a tree or as dictionaries by section, is kept; the environment, `.env` and `refit.toml`
+            fill in the rest.
         refresh: Do every step anew.
         report: Told, a line at a time, what happens.
 
     Raises:
         RefitError: Settings, data or model cannot be used, or training fails.
     """
-    resolved, _ = resolve_settings(settings.model_dump(exclude_unset=True))
+    given = settings.model_dump(exclude_unset=True) if isinstance(settings, SettingsTree) else settings
+    resolved, _ = resolve_settings(given)
     with trainer.training_alone(lambda: report("another run of this process trains; waiting for it to end")):
         return _Run(resolved, refresh, report).train()
 

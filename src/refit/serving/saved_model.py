@@ -85,7 +85,13 @@ def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool =
             which would need other weights or gives other logits.
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
-    return _load(Store(folder or "."), version, None, trust, held_back)
+    store = Store(folder or ".")
+    if not store.exists(f"{version}/version.json"):
+        raise StoreError(
+            f"{fspath(path)}: expected the folder of a saved version, such as refit-store/models/NAME/v1, found none there;"
+            " `refit models` lists versions, and the result of a training has its `model.path`"
+        )
+    return _load(store, version, None, trust, held_back)
 
 
 def load_version(store: Store, name: str, number: int, local: SettingsTree = DEFAULTS, held_back: bool = False) -> Model:

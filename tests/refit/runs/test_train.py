@@ -20,7 +20,7 @@ from refit.errors import SettingsError, StoreError, TrainingError
 from refit.refs import TrainingResult
 from refit.registry.ledger import entry_path
 from refit.registry.versions import list_versions
-from refit.reports import run_report
+from refit.reports import figures
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.training import trainer
@@ -55,8 +55,8 @@ print(refit.train(settings, report=report).model.weights_digest, "prefect" in sy
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(run_report, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(run_report, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
 
 
 @pytest.fixture
@@ -145,6 +145,13 @@ def test_the_same_run_is_not_done_again(given):
     second = train(given, lines.append)
     assert (second.model, second.is_new) == (first.model, False)
     assert lines[1:] == ["epochs 1 to 5 of 5: done before", f"nothing has changed since {first.model.reference}"]
+
+
+def test_settings_may_be_dictionaries_whose_mistakes_are_told_like_those_of_the_command_line():
+    with pytest.raises(SettingsError, match=r"optimizer\.learning_rate .*: unknown setting; did you mean `optimizer\.lr`\?"):
+        refit.train({"optimizer": {"learning_rate": 0.1}})
+    lines = []
+    assert refit.train({"name": "toy"}, report=lines.append).model.reference == "toy@v1"
 
 
 def test_done_anew_it_gives_the_same_bits_as_another_version(given):

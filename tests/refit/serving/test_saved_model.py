@@ -414,3 +414,11 @@ def test_a_version_saved_where_products_are_less_precise_is_the_same_elsewhere(s
     finally:
         torch.set_float32_matmul_precision("highest")
     assert refit.load_model(path).predict(ROWS).tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("path", ["model@v1", "refit-store/models/model", "nowhere/v1"])
+def test_a_path_without_a_version_is_told_how_a_version_is_named(path):
+    with pytest.raises(
+        StoreError, match=f"{path}: expected the folder of a saved version, such as refit-store/models/NAME/v1, found none"
+    ):
+        refit.load_model(path)

@@ -105,7 +105,9 @@ def naming_read_errors(source: str) -> Iterator[None]:
     except MemoryError as error:
         raise outgrow(source) from error
     except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"{source}: expected files that can be read, found {error}; check the path and its permissions") from error
+        raise DataError(
+            f"{source}: expected files that can be read, found {error}; check the path, its protocol and its permissions"
+        ) from error
 
 
 def outgrow(path: str) -> DataError:

@@ -141,5 +141,7 @@ def test_what_the_source_lacks_is_told_by_its_name():
     execute("DELETE FROM flowers")
     with pytest.raises(DataError, match=r"toy://flowers: expected rows, found an empty table with columns `length`, `colour`"):
         next(open_source("toy://flowers").iterate(["length"], [], 7))
+    with pytest.raises(DataError, match=r"toy://flowers: expected rows, found an empty table with columns `length`, `colour`"):
+        train()
     with pytest.raises(SettingsError, match=r"--output: expected a file outside of the rows to score, found a\.parquet in a"):
         check_files("a.parquet", "a.parquet")
