@@ -4,7 +4,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,9 @@ class InputColumn(BaseModel):
     kind: Kind
     inputs: list[str]
     """Their names, in order."""
+    means: list[float] = Field(default_factory=list)
+    stds: list[float] = Field(default_factory=list)
+    """By which its inputs were standardized, of each; none where they are as they were. 0 for one value alone."""
 
     @property
     def width(self) -> int:
@@ -105,3 +108,14 @@ class Signature(BaseModel):
         """
         numbers, blocks = self._places
         return x[:, numbers], [x[:, block].argmax(dim=1) for block in blocks]
+
+    def restore(self, numbers: "Tensor") -> "Tensor":
+        """Undo the standardization of what `split` gives, for models that prepare numbers themselves; missing ones are filled in.
+
+        Shape:
+            numbers: (B, N); returns (B, N).
+        """
+        columns = [column for column in self.columns if column.kind != "categorical"]
+        means = [mean for column in columns for mean in column.means or [0.0] * column.width]
+        stds = [std for column in columns for std in column.stds or [1.0] * column.width]
+        return numbers * numbers.new_tensor(stds) + numbers.new_tensor(means)

@@ -159,7 +159,14 @@ def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
 
 def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
     """Describe fitted columns and what is predicted, for a model."""
-    inputs = [InputColumn(name=column.name, kind=column.kind, inputs=name_inputs([column])) for column in columns]
+    inputs = []
+    for column in columns:
+        scales = [column.scale] if isinstance(column, NumericColumn) else []
+        scales = list(column.scales.values()) if isinstance(column, DatetimeColumn) else scales
+        as_it_is = column.has_indicator and bool(scales)  # the input that says that a value is missing
+        means = [*(scale.mean for scale in scales), *[0.0] * as_it_is]
+        stds = [*(0.0 if scale.std == ENDLESS else scale.std for scale in scales), *[1.0] * as_it_is]
+        inputs.append(InputColumn(name=column.name, kind=column.kind, inputs=name_inputs([column]), means=means, stds=stds))
     return Signature(columns=inputs, target=target)
 
 

@@ -9,8 +9,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from refit.data.signature import Target
 from refit.errors import DataError
-from refit.tables.preprocessing import MAX_CATEGORIES, AnyColumn, apply_columns, fit_columns, name_inputs, read_frame
+from refit.tables.preprocessing import MAX_CATEGORIES, AnyColumn, apply_columns, fit_columns, name_inputs, read_frame, sign_columns
 from refit.tables.schema import find_reading
 
 
@@ -24,6 +25,21 @@ def fit(frame: pl.DataFrame) -> list[AnyColumn]:
 
 def apply(columns: list[AnyColumn], rows: Any) -> list[list[float]]:
     return apply_columns(columns, read_frame(rows)).tolist()
+
+
+def test_a_model_can_have_the_numbers_as_they_were() -> None:
+    seen = pl.datetime_range(datetime(2024, 1, 1), datetime(2024, 1, 4), "1d", eager=True)
+    rows = pl.DataFrame(
+        {"a": [1.0, None, 4.0, 9.0], "c": ["u", "v", "u", "v"], "one": [7, 7, 7, 7], "is": [True, False, True, True], "t": seen}
+    )
+    columns = fit(rows)
+    signature = sign_columns(columns, Target(name="y", classes=[0, 1]))
+    numbers = signature.restore(signature.split(apply_columns(columns, rows))[0])
+    names = [name for name in signature.input_names if "c" not in name.split("=")[0].split(" ")[0]]
+    assert names == ["a", "a is missing", "one", "is", "t.year", "t.month", "t.day", "t.weekday"]
+    expected = [[1, 0], [4, 1], [4, 0], [9, 0]]
+    days = [[7, is_it, 2024, 1, day, day] for day, is_it in zip((1, 2, 3, 4), (1, 0, 1, 1), strict=True)]
+    np.testing.assert_allclose(numbers.numpy(), np.hstack([expected, days]), rtol=1e-6)
 
 
 def test_numbers_are_what_scikit_learn_makes_of_them() -> None:
