@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rows import write_dated, write_visits
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
@@ -234,22 +235,6 @@ def test_a_disk_that_takes_no_more_is_an_error_that_can_be_tried_again_and_no_fi
     assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
 
 
-def write_dated(path: Path, num_rows: int = 120) -> pl.DataFrame:
-    generator = np.random.default_rng(0)
-    start = datetime(2024, 1, 1)
-    rows = pl.DataFrame(
-        {
-            "when": [str(start + timedelta(hours=7 * n)) for n in range(num_rows)],
-            "x": [f"{value:.6f}" if n % 9 else "NA" for n, value in enumerate(generator.normal(size=num_rows))],
-            "k": [text or None for text in generator.choice(["a", "b", ""], num_rows).tolist()],
-            "t": [f"2024-02-{1 + n // 10:02}" for n in range(num_rows)],
-            "y": ["yes" if n % 3 else "no" for n in range(num_rows)],
-        }
-    )
-    rows.write_csv(path)
-    return rows
-
-
 @pytest.mark.parametrize("split", ["random", "time"])
 def test_the_test_rows_are_kept_with_all_their_cells_as_they_were_read(store: Store, tmp_path: Path, split: str) -> None:
     rows = write_dated(tmp_path / "rows.csv")
@@ -261,19 +246,6 @@ def test_the_test_rows_are_kept_with_all_their_cells_as_they_were_read(store: St
     x, y = manifest.load_split("test", store)
     assert torch.equal(apply_columns(manifest.columns, kept), x)
     assert [manifest.classes[index] for index in y] == kept["y"].to_list()
-
-
-def write_visits(path: Path, num_rows: int = 400) -> pl.DataFrame:
-    """Rows of 40 customers, of whom each looks the same every day."""
-    generator = np.random.default_rng(0)
-    customer = generator.integers(0, 40, num_rows)
-    looks = generator.normal(size=(40, 3))[customer]
-    day = [datetime(2024, 1, 1) + timedelta(days=int(n) // 4) for n in range(num_rows)]
-    rows = pl.DataFrame(
-        {"customer": customer, **{f"x{i}": looks[:, i] for i in range(3)}, "day": day, "y": [0, 1] * (num_rows // 2)}
-    )
-    rows.write_csv(path)
-    return rows
 
 
 @pytest.mark.parametrize("split", ["random", "time"])

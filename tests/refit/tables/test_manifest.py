@@ -1,10 +1,9 @@
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
+from rows import write_visits
 
 from refit.errors import DataError
 from refit.settings import DataSettings
@@ -50,19 +49,6 @@ def test_what_the_data_says_is_shown_in_one_short_line(store: Store, tmp_path: P
     assert all(len(line) < 500 and line.isprintable() for line in told)
     with pytest.raises(DataError, match=r"found no `z` among `two\\nlines\\x1b\[31m`, `y`"):
         build(store, source=f"{tmp_path}/rows.csv", target="z")
-
-
-def write_visits(path: Path, num_rows: int = 400) -> pl.DataFrame:
-    """Rows of 40 customers, of whom each looks the same every day."""
-    generator = np.random.default_rng(0)
-    customer = generator.integers(0, 40, num_rows)
-    looks = generator.normal(size=(40, 3))[customer]
-    day = [datetime(2024, 1, 1) + timedelta(days=int(n) // 4) for n in range(num_rows)]
-    rows = pl.DataFrame(
-        {"customer": customer, **{f"x{i}": looks[:, i] for i in range(3)}, "day": day, "y": [0, 1] * (num_rows // 2)}
-    )
-    rows.write_csv(path)
-    return rows
 
 
 def test_rows_that_are_left_out_are_counted_and_said(store: Store, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from rows import write_dated
 
 from refit.errors import DataError
 from refit.settings import DataSettings
@@ -21,22 +21,6 @@ def store(tmp_path: Path) -> Store:
 
 def build(store: Store, **settings: Any) -> Manifest:
     return load_manifest(build_dataset(DataSettings(**settings), 0, store), store)
-
-
-def write_dated(path: Path, num_rows: int = 120) -> pl.DataFrame:
-    generator = np.random.default_rng(0)
-    start = datetime(2024, 1, 1)
-    rows = pl.DataFrame(
-        {
-            "when": [str(start + timedelta(hours=7 * n)) for n in range(num_rows)],
-            "x": [f"{value:.6f}" if n % 9 else "NA" for n, value in enumerate(generator.normal(size=num_rows))],
-            "k": [text or None for text in generator.choice(["a", "b", ""], num_rows).tolist()],
-            "t": [f"2024-02-{1 + n // 10:02}" for n in range(num_rows)],
-            "y": ["yes" if n % 3 else "no" for n in range(num_rows)],
-        }
-    )
-    rows.write_csv(path)
-    return rows
 
 
 @pytest.mark.parametrize("split", ["random", "time"])
