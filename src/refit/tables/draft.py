@@ -13,7 +13,7 @@ from refit.tables.columns import take_column
 from refit.tables.preprocessing import AnyColumn, fit_columns
 from refit.tables.schema import Reading
 from refit.tables.sources.opening import open_source
-from refit.tables.sources.table_source import Table, lack_rows
+from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 from refit.tables.targets import remark_on_target
 from refit.tables.typed_columns import index_classes, leave_out, type_features, type_target, type_test_rows
@@ -45,21 +45,13 @@ class Draft:
         return {name: reading.kind for name, reading in self.readings.items()}
 
 
-def _read(name: str) -> Table:
-    """All rows of a source, of which there are some."""
-    table = open_source(name).read()
-    if not table.frame.height:
-        raise lack_rows(name, table.frame.columns)
-    return table
-
-
 def draft_dataset(settings: DataSettings, seed: int) -> Draft:
     """Draft the data set that the settings describe.
 
     Raises:
         DataError: All that can be refused of a data set, but for numbers outside the train rows that are too large.
     """
-    table = _read(settings.source)
+    table = open_source(settings.source).read()
     test_table = _read_test_table(settings, table)
     readings, frame = type_features(settings, table)
     kind, target = type_target(settings, table)
@@ -118,7 +110,7 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
             raise DataError(
                 f"data.test_source: expected none, as {table.name} brings test rows, found {settings.test_source}; drop it"
             )
-        test = _read(settings.test_source)
+        test = open_source(settings.test_source).read()
         if test.digest == table.digest:
             raise DataError(
                 f"{test.name}: expected test rows of their own, found the same bytes as in {table.name}; name other files"

@@ -64,8 +64,6 @@ class FileSource(TableSource):
                 pieces += _hold(_read_pieces(opened, path), path)
                 digests.append(digest_file(opened, path))  # after reading: if it is still that of the recipe, so were the rows
         rows = join(pieces)
-        if rows.frame.height == 0:
-            raise lack_rows(self.name, rows.frame.columns)
         remarks = _describe_left_out(indexed, files.left_out)
         return Table(rows.frame, rows.parts, self.name, _join_digests(digests), outer=tuple(files.outer), remarks=remarks)
 

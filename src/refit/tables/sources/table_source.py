@@ -15,7 +15,7 @@ from refit.texts import list_names
 
 @dataclass(frozen=True)
 class Table(LocatedRows):
-    """All rows of a source.
+    """All rows of a source; raises DataError if there is none.
 
     Args:
         name: The source as it was asked for.
@@ -32,6 +32,10 @@ class Table(LocatedRows):
     is_raw: bool = False
     outer: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.frame.height:
+            raise lack_rows(self.name, self.frame.columns)
 
 
 class TableSource(ABC):
@@ -77,8 +81,6 @@ class TableSource(ABC):
         """
         table = self.read()
         wanted = choose_columns(columns, keep, table.frame.columns, self.name)
-        if not table.frame.height:
-            raise lack_rows(self.name, table.frame.columns)
         yield from rebatch([LocatedRows(table.frame[wanted], table.parts)], keep, batch_size)
 
     def count_bytes(self) -> int | None:
