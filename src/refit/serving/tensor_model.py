@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refit.tables.columns import take_column
 from refit.tables.conversion import convert_column
-from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, Scale
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, list_scales
 from refit.training.objective import Objective
 
 MISSING_TIME = -(2**63)
@@ -33,7 +33,7 @@ class Preparation(nn.Module):
         super().__init__()
         self.columns = [column.model_copy() for column in columns]
         for position, column in enumerate(columns):
-            for part, scale in _list_scales(column).items():  # buffers, as exporters may round plain numbers to float32
+            for part, scale in list_scales(column).items():  # buffers, as exporters may round plain numbers to float32
                 self.register_buffer(f"{position}_{part}", torch.tensor([scale.median, scale.mean, scale.std], dtype=torch.float64))
             if isinstance(column, CategoricalColumn):  # and no range in the graph, of which ONNX Runtime warns
                 self.register_buffer(f"{position}_places", torch.arange(len(column.categories) + 1))
@@ -47,7 +47,7 @@ class Preparation(nn.Module):
                 inputs.append(_one_hot(column, values, is_missing, self.get_buffer(f"{position}_places")))
             elif isinstance(column, NumericColumn | DatetimeColumn):
                 parts = compute_date_parts(values) if isinstance(column, DatetimeColumn) else {"value": values}
-                for part in _list_scales(column):
+                for part in list_scales(column):
                     median, mean, std = self.get_buffer(f"{position}_{part}").unbind()
                     filled = torch.where(is_missing, median, parts[part])
                     inputs.append(((filled - mean) / std).float()[:, None])
@@ -124,12 +124,6 @@ def compute_date_parts(microseconds: Tensor) -> dict[str, Tensor]:
     # polars divides by a number by multiplying with its reciprocal, and so does this, to the bit.
     hour = (microseconds - days * MICROSECONDS_PER_DAY).double() * torch.tensor(1 / 3.6e9, dtype=torch.float64)
     return {**{part: values.double() for part, values in parts.items()}, "hour": hour}
-
-
-def _list_scales(column: AnyColumn) -> dict[str, Scale]:
-    if isinstance(column, NumericColumn):
-        return {"value": column.scale}
-    return column.scales if isinstance(column, DatetimeColumn) else {}
 
 
 def _find_missing(column: AnyColumn, values: Tensor) -> Tensor:

@@ -157,12 +157,18 @@ def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
     return [name for column in columns for name in [*column._names(), *[f"{column.name} is missing"] * column.has_indicator]]
 
 
+def list_scales(column: AnyColumn) -> dict[str, Scale]:
+    """By which each of a column's numbers is standardized, by the name of the part; none for other kinds."""
+    if isinstance(column, NumericColumn):
+        return {"value": column.scale}
+    return column.scales if isinstance(column, DatetimeColumn) else {}
+
+
 def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
     """Describe fitted columns and what is predicted, for a model."""
     inputs = []
     for column in columns:
-        scales = [column.scale] if isinstance(column, NumericColumn) else []
-        scales = list(column.scales.values()) if isinstance(column, DatetimeColumn) else scales
+        scales = list_scales(column).values()
         as_it_is = column.has_indicator and bool(scales)  # the input that says that a value is missing
         means = [*(scale.mean for scale in scales), *[0.0] * as_it_is]
         stds = [*(0.0 if scale.std == ENDLESS else scale.std for scale in scales), *[1.0] * as_it_is]
