@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from refit.errors import StoreError
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.registry import versions
-from refit.registry.ledger import find_highest
 from refit.runs.crash_loops import forget_attempts, note_attempt
 from refit.runs.keys import Recipe
 from refit.runs.recipes import Run, build_recipe, record_run
 from refit.runs.results import find_last_epoch, load_result
-from refit.runs.train import TRIES, timed
-from refit.runtime import devices
+from refit.runs.train import prepare_run, timed
 from refit.runtime.interruption import holding_signals
 from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings, watching_own_state
 from refit.settings import Settings, SettingsTree
@@ -28,7 +25,7 @@ from refit.tasks.reporting import TrainingCurve
 from refit.tasks.saving import save_version
 from refit.tasks.training import start_training, train_epoch
 from refit.training.loop import check_deadline
-from refit.training.trainer import Fit, check_splits, training_alone
+from refit.training.trainer import TRIES, Fit, check_splits, training_alone
 
 
 @flow(name="train", flow_run_name=name_run)
@@ -74,11 +71,8 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
     """
     started, seconds = time.monotonic(), dict[str, float]()
     logger = get_run_logger()
-    logger.info("device: %s", devices.describe_device(devices.prepare_compute(settings.compute)))
     store = Store(settings.store.url)
-    store.remove_leftovers()
-    store.try_out()
-    find_highest(store, settings.name)  # raises for a damaged ledger before anything is trained
+    prepare_run(settings, store, logger.info)
 
     wait = "another process trains this recipe; waiting for it to end"
     with store.lock(recipe.start.key, lambda: logger.info(wait)), results_in(store, refresh):
@@ -88,7 +82,8 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
         with timed("build_dataset", seconds):
             snapshot = build_dataset(recipe.dataset.key, settings, recipe.source_digests)
         with timed("train", seconds):
-            epochs, best = _train_epochs(recipe, snapshot, settings, champion, store, started, refresh)
+            fit = _fit(recipe, snapshot, settings, champion, started, refresh)
+            epochs, best = fit.epochs, fit.best
         with timed("evaluate", seconds):
             # The test rows are opened here, once, when the weights to judge are final.
             keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
@@ -99,26 +94,31 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
         if recipe.refit_on_all:
             with timed("refit_on_all", seconds):
                 last_fit = recipe.on_all_rows(best.epoch)
-                _, refitted = _train_epochs(last_fit, snapshot, settings, champion, store, started, refresh)
+                refitted = _fit(last_fit, snapshot, settings, champion, started, refresh).best
         with timed("save_version", seconds):
             saved = save_version(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
     model = versions.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 
 
-def _train_epochs(
-    recipe: Recipe,
-    snapshot: DatasetRef,
-    settings: Settings,
-    champion: SavedModel | None,
-    store: Store,
-    started: float,
-    refresh: bool,
-    tries: int = TRIES,
-) -> tuple[list[EpochResult], EpochResult]:
-    """All epochs of the recipe, and the one whose weights the run keeps; raises StoreError if that is lost time and again."""
-    logger = get_run_logger()
+def _fit(
+    recipe: Recipe, snapshot: DatasetRef, settings: Settings, champion: SavedModel | None, started: float, refresh: bool
+) -> Fit:
+    """All epochs of the recipe; raises StoreError if the checkpoint of the best is lost time and again."""
     check_splits(settings, snapshot)
+    for _ in range(TRIES):
+        fit = _train_epochs(recipe, snapshot, settings, champion, started, refresh)
+        if fit.is_whole:
+            return fit
+        # Forgets it.
+        find_last_epoch(recipe.epoch_keys[: fit.best.epoch], Store(settings.store.url), get_run_logger().warning)
+    raise fit.lose()
+
+
+def _train_epochs(
+    recipe: Recipe, snapshot: DatasetRef, settings: Settings, champion: SavedModel | None, started: float, refresh: bool
+) -> Fit:
+    logger, store = get_run_logger(), Store(settings.store.url)
     deadline = None if settings.training.timeout_seconds is None else started + settings.training.timeout_seconds
     loaders = build_loaders(recipe.loaders.key, snapshot, settings, recipe.is_on_all_rows)
     rows = "on all rows, " if recipe.is_on_all_rows else ""
@@ -140,17 +140,7 @@ def _train_epochs(
             break
         if deadline is not None and last < result.epoch:
             check_deadline(deadline, result.epoch, loaders.num_batches)
-    best = fit.best
-    if not store.is_whole(best.checkpoint.digest):
-        if tries == 1:
-            path = store.location(store.object_path(best.checkpoint.digest))
-            raise StoreError(
-                f"checkpoint {path}: expected it whole after epoch {best.epoch}, found it damaged or gone {TRIES} times; "
-                "look at the disk and at what else removes files there, then run again"
-            )
-        find_last_epoch(recipe.epoch_keys[: best.epoch], store, logger.warning)
-        return _train_epochs(recipe, snapshot, settings, champion, store, started, refresh, tries - 1)
-    return fit.epochs, best
+    return fit
 
 
 def _run_epochs(

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from refit.errors import StoreError
 from refit.models.building import build_for_weights
 from refit.promotion.comparison import measure_lead
 from refit.refs import DatasetRef, EpochResult, Handle, LoadersRef, Ref, SavedModel, TrainingResult
@@ -26,8 +25,6 @@ from refit.training.metrics import Metrics
 
 Made = TypeVar("Made", bound=Handle)
 NO_SETTINGS = SettingsTree()
-TRIES = 3
-"""Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
 
 
 def train(
@@ -70,6 +67,7 @@ def save_best(
     device = devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store).to(device)
     lead = measure_lead(network, manifest, settings, store, device)
+    warning = lead.warn()
     saved = saving.save_version(
         best.checkpoint,
         settings,
@@ -79,12 +77,20 @@ def save_best(
         store,
         key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
         refitted=None if refitted is None else refitted.checkpoint,
-        lead=lead.model_dump() | {"warning": lead.warn()},
+        lead=lead.model_dump() | {"warning": warning},
     )
-    if warning := lead.warn():
+    if warning:
         warn(warning)
     report(f"saved {saved.reference} in {saved.path}")
     return saved
+
+
+def prepare_run(settings: SettingsTree, store: Store, report: Callable[[str], object]) -> None:
+    """Tell the device, and find out before anything is trained whether the store can keep it; raises RefitError if not."""
+    report(f"device: {devices.describe_device(devices.prepare_compute(settings.compute))}")
+    store.remove_leftovers()
+    store.try_out()
+    find_highest(store, settings.name)  # raises for a damaged ledger
 
 
 @contextmanager
@@ -105,10 +111,7 @@ class _Run:
 
     def train(self) -> TrainingResult:
         recipe, settings, store = build_recipe(self.settings), self.settings, self.store
-        self.report(f"device: {devices.describe_device(devices.prepare_compute(settings.compute))}")
-        store.remove_leftovers()
-        store.try_out()
-        find_highest(store, settings.name)  # raises for a damaged ledger before anything is trained
+        prepare_run(settings, store, self.report)
         with store.lock(recipe.start.key, self._tell_of_wait):
             run = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
             record = record_run(run, store)
@@ -144,17 +147,12 @@ class _Run:
     def _fit(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
         """All epochs of a recipe, as far as they are not done, and anew those that lead to a best one whose checkpoint is lost."""
         trainer.check_splits(self.settings, snapshot)
-        for _ in range(TRIES):
+        for _ in range(trainer.TRIES):
             fit = self._train_epochs(recipe, snapshot)
-            best = fit.best
-            if self.store.is_whole(best.checkpoint.digest):
+            if fit.is_whole:
                 return fit
-            find_last_epoch(recipe.epoch_keys[: best.epoch], self.store, self.report)  # forgets it
-        path = self.store.location(self.store.object_path(best.checkpoint.digest))
-        raise StoreError(
-            f"checkpoint {path}: expected it whole after epoch {best.epoch}, found it damaged or gone {TRIES} times; "
-            "look at the disk and at what else removes files there, then run again"
-        )
+            find_last_epoch(recipe.epoch_keys[: fit.best.epoch], self.store, self.report)  # forgets it
+        raise fit.lose()
 
     def _train_epochs(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
         settings, store = self.settings, self.store
@@ -166,9 +164,10 @@ class _Run:
         rows = "on all rows, " if recipe.is_on_all_rows else ""
         if last:
             self.report(f"{rows}epochs 1 to {last} of {recipe.num_epochs}: done before")
-        checkpoint = self._once(
-            recipe.start.key, Ref, lambda: trainer.start(snapshot, settings, self.report), needs_checkpoint=last == 0
-        )
+        start = partial(trainer.start, snapshot, settings, self.report)
+        checkpoint = self._once(recipe.start.key, Ref, start)
+        if last == 0 and not store.is_whole(checkpoint.digest):
+            checkpoint = self._make(recipe.start.key, start)
         fit = trainer.Fit(settings, recipe.num_epochs)
         for epoch, key in enumerate(recipe.epoch_keys, start=1):
             if epoch <= last:
@@ -186,13 +185,13 @@ class _Run:
                 loop.check_deadline(deadline, epoch, loaders.num_batches)
         return fit
 
-    def _once(self, key: str, kind: type[Made], make: Callable[[], Made], needs_checkpoint: bool = False) -> Made:
+    def _once(self, key: str, kind: type[Made], make: Callable[[], Made]) -> Made:
         """What was kept under the key, or else what is made now, and kept."""
         content = None if self.refresh else load_usable_result(key, self.store)
-        if content is not None:
-            found = kind.model_validate(content)
-            if not (needs_checkpoint and isinstance(found, Ref) and not self.store.is_whole(found.digest)):
-                return found
+        return self._make(key, make) if content is None else kind.model_validate(content)
+
+    def _make(self, key: str, make: Callable[[], Made]) -> Made:
+        """What is made now, and kept."""
         made = make()
         save_result(key, made, self.store)
         return made

@@ -9,7 +9,7 @@ import torch
 
 from refit.data import loaders
 from refit.data.examples import load_examples
-from refit.errors import SettingsError
+from refit.errors import SettingsError, StoreError
 from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
 from refit.runtime import devices
@@ -20,6 +20,8 @@ from refit.training import checkpoints, evaluation, loop, optimizers
 from refit.training.objective import build_objective
 
 Report = Callable[[str], object]
+TRIES = 3
+"""Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
 
 _live: dict[str, loop.TrainingState] = {}
 """The state that is trained, under the checkpoint that it equals."""
@@ -212,6 +214,19 @@ class Fit:
     def best(self) -> EpochResult:
         """The epoch whose weights the run keeps."""
         return self.epochs[loop.best_epoch(self._val_losses) - 1]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the checkpoint of the best epoch is there and whole."""
+        return self._store.is_whole(self.best.checkpoint.digest)
+
+    def lose(self) -> StoreError:
+        """Make the error for a best epoch whose checkpoint was lost each time."""
+        path = self._store.location(self._store.object_path(self.best.checkpoint.digest))
+        return StoreError(
+            f"checkpoint {path}: expected it whole after epoch {self.best.epoch}, found it damaged or gone {TRIES} times; "
+            "look at the disk and at what else removes files there, then run again"
+        )
 
     @property
     def is_over(self) -> bool:
