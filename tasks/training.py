@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import get_run_logger, task
 from prefect.runtime import task_run
 
-from refit.data.examples import load_examples
+from refit.data.signature import Signature
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel
 from refit.runtime.interruption import deliver_signal
 from refit.serving import warm_start
@@ -38,12 +38,11 @@ def start_training(
 ) -> Ref:
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
     set_threads_aside()
-    logger, store = get_run_logger(), Store(settings.store.url)
+    logger = get_run_logger()
 
-    def take_weights(state: loop.TrainingState) -> None:
+    def take_weights(state: loop.TrainingState, signature: Signature) -> None:
         if champion is not None:
-            signature = load_examples(snapshot, store).signature
-            logger.info(warm_start.take_weights(state, champion, signature, store, settings))
+            logger.info(warm_start.take_weights(state, champion, signature, Store(settings.store.url), settings))
 
     return trainer.start(snapshot, settings, logger.warning, take_weights)
 

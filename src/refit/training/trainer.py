@@ -9,6 +9,7 @@ import torch
 
 from refit.data import loaders
 from refit.data.examples import load_examples
+from refit.data.signature import Signature
 from refit.errors import SettingsError, StoreError
 from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
@@ -87,7 +88,10 @@ def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.Sh
 
 
 def start(
-    snapshot: DatasetRef, settings: SettingsTree, warn: Report, prepare: Callable[[loop.TrainingState], object] | None = None
+    snapshot: DatasetRef,
+    settings: SettingsTree,
+    warn: Report,
+    prepare: Callable[[loop.TrainingState, Signature], object] | None = None,
 ) -> Ref:
     """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from.
 
@@ -95,7 +99,7 @@ def start(
         snapshot: The data set.
         settings: Of the run.
         warn: Told what the model changes that no checkpoint holds.
-        prepare: Changes the fresh state, such as its weights.
+        prepare: Changes the fresh state, such as its weights, for inputs and classes of this signature.
 
     Raises:
         SettingsError: The user's model cannot be used.
@@ -103,7 +107,7 @@ def start(
     store = Store(settings.store.url)
     signature = load_examples(snapshot, store).signature
     contract.check_contract(settings.model, signature)
-    state = _build_state(snapshot, settings, store)
+    state = _build_state(signature, settings)
     unkept = contract.find_unkept_state(settings.model, signature)
     if unkept:
         warn(
@@ -112,7 +116,7 @@ def start(
             " make it a buffer"
         )
     if prepare is not None:
-        prepare(state)
+        prepare(state, signature)
     return _keep(state, settings, store)
 
 
@@ -144,7 +148,7 @@ def train_epoch(
     state = _live.pop(_live_key(checkpoint, settings), None)
     partial = checkpoints.find_partial(key, store)
     if state is None or partial is not None:
-        state = _build_state(loaders_ref.dataset, settings, store)
+        state = _build_state(load_examples(loaders_ref.dataset, store).signature, settings)
         checkpoints.load_state(partial or checkpoint, state, store)
         if partial is not None:
             report(f"epoch {epoch}: going on after batch {state.num_batches}")
@@ -246,9 +250,8 @@ class Fit:
             checkpoints.prune_checkpoints(stale, [*self.epochs[-self._keep :], self.best], self._store)
 
 
-def _build_state(snapshot: DatasetRef, settings: SettingsTree, store: Store) -> loop.TrainingState:
+def _build_state(signature: Signature, settings: SettingsTree) -> loop.TrainingState:
     device = devices.prepare_compute(settings.compute)
-    signature = load_examples(snapshot, store).signature
     return loop.build_training_state(settings.model, settings.optimizer, signature, seed=settings.seed, device=device)
 
 
