@@ -83,7 +83,7 @@ class Verdict(Handle):
 class ScoredRows:
     """What a model gave for N raw rows. A class that it does not know is one more of its C classes.
 
-    Shape: truth `(N,)`, logits `(N, C)`, y `(N,)`.
+    Shape: truth `(N,)`, outputs `(N, C)`, y `(N,)`.
     """
 
     model: Model
@@ -95,12 +95,16 @@ class ScoredRows:
     def measure(self, rows: Mask) -> Metrics:
         """Compute the metrics of some of the rows."""
         chosen = torch.from_numpy(rows)
-        return Classification(tuple(self.labels)).measure(self.outputs[chosen], self.y[chosen])
+        return self._objective.measure(self.outputs[chosen], self.y[chosen])
 
     def score(self, score: Score, rows: Mask) -> RowScores:
         """Score some of the rows."""
         chosen = torch.from_numpy(rows)
-        return Classification(tuple(self.labels)).score_rows(self.outputs[chosen], self.y[chosen], score)
+        return self._objective.score_rows(self.outputs[chosen], self.y[chosen], score)
+
+    @property
+    def _objective(self) -> Classification:
+        return Classification(tuple(self.labels))
 
     def score_majority(self, score: Score, rows: Mask) -> Scores:
         """Score some of the rows as a model would that knows only how many train rows each class has."""

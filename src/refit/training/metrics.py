@@ -43,7 +43,5 @@ class Metrics(BaseModel):
 
     def list_scores(self) -> dict[str, float | None]:
         """The same with the mean log likelihood in place of the loss."""
-        figures = self.list_figures()
-        return {("log likelihood" if title == "loss" else title): figure for title, figure in figures.items()} | {
-            "log likelihood": -self.loss
-        }
+        scores = self.list_figures().items()
+        return dict(("log likelihood", -self.loss) if title == "loss" else (title, figure) for title, figure in scores)
