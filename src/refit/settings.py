@@ -1,6 +1,6 @@
-"""The settings tree, and where each value comes from: command line, environment, `.env`, `refit.toml`, defaults.
+"""The settings tree. Values come from the command line, the environment, `.env`, `refit.toml` or the defaults.
 
-Flows take the plain `SettingsTree`; `resolve_settings` turns what was given into `Settings`, complete and checked.
+Flows take the plain `SettingsTree`; `resolve_settings` makes complete and checked `Settings` from the given values.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from refit.texts import SECRET, has_secret
 
 SETTINGS_FILE = Path("refit.toml")
 NOTEBOOK = "notebook"
-"""The name of the built-in table, that of a notebook, whose numbers it keeps."""
+"""The name of the built-in table. It comes from a notebook, and its results are the notebook's."""
 NOTEBOOK_DEFAULTS: dict[str, Any] = {
     "loader.batch_size": 2,
     "loader.drop_last": True,
@@ -51,14 +51,14 @@ NOTEBOOK_DEFAULTS: dict[str, Any] = {
     "training.num_epochs": 3,
     "training.patience": None,
 }
-"""Where it differs from other tables."""
+"""Defaults for the notebook table that differ from those for other tables."""
 LR_OF_SGD = 0.01
 ROWS_OF_A_BATCH = "256, or 32 below 5,000 train rows"
 ENV_PREFIX = "REFIT_"
 SPAN = r"[1-9]\d{0,5}(s|min|h|d|w)"
 """A span of time: seconds, minutes, hours, days or weeks."""
 SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
-"""What was meant as a span, perhaps."""
+"""Text that may be meant as a span."""
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 FACTORY = r"^[\w.]+:\w+$"
 DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
@@ -68,13 +68,13 @@ PATTERNS = {
     FACTORY: "`package.module:function`",
     DEVICE: "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`",
 }
-"""What texts that match are, in words."""
+"""What each pattern asks for, in words."""
 MAX_NAME_LENGTH = 64
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def _read_list(value: Any) -> Any:
-    """A JSON list, as the environment and the command line (inside another list: cyclopts) write it."""
+    """Parse a JSON list from the environment or the command line, where cyclopts wraps it in another list."""
     if isinstance(value, str) and value.startswith("["):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value)
@@ -83,7 +83,7 @@ def _read_list(value: Any) -> Any:
 
 
 def _read_size(value: Any) -> Any:
-    """A share as float, a number of rows as int, a span as text; the environment and the command line write all as text."""
+    """Return a share as float, a number of rows as int, a span as text. The environment and the command line give all as text."""
     if isinstance(value, str) and re.fullmatch(SPAN, value):
         return value
     size = value
@@ -100,7 +100,7 @@ def _read_size(value: Any) -> Any:
 
 
 def _explain_span(text: str) -> str:
-    """What to do about a text that may be meant as a span, but is none."""
+    """Say how to fix a text that is not a span but may be meant as one."""
     match = re.fullmatch(SPAN_OF_A_KIND, text.strip())
     if match is None:
         return "name one of these"
@@ -117,18 +117,18 @@ def _explain_span(text: str) -> str:
 
 
 def refuse_secret(url: str) -> str:
-    """Return a URL that may be kept and shown; raise ValueError for one with a user, a query or a fragment."""
+    """Return the URL unchanged; raise ValueError if it has a user, a query or a fragment."""
     if has_secret(url):
         raise ValueError(
             f"expected a URL without a secret, found a user, a query or a fragment in {url.partition('://')[0]}://…;"
-            " give it to the environment of the machine that runs, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
-            " FSSPEC_HTTP"
+            " put it into environment variables of the machine that runs, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
+            " or FSSPEC_HTTP"
         )
     return url
 
 
 def check_url(url: str, where: str) -> None:
-    """Raise SettingsError for a URL that holds what may be a secret; `where` says which argument it is."""
+    """Raise SettingsError for a URL that may hold a secret; `where` names the argument."""
     try:
         refuse_secret(url)
     except ValueError as error:
@@ -149,14 +149,14 @@ Size = Annotated[
     Annotated[str, Field(pattern=f"^{SPAN}$")] | Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=0, lt=1)],
     BeforeValidator(_read_size),
 ]
-"""Some of the rows: a share of all of them, a number, or those of a span of time."""
+"""A part of the rows: a share, a number of rows, or a span of time."""
 TextList = Annotated[list[str], BeforeValidator(_read_list)]
 
 
 class Section(BaseModel):
     """One part of the tree: frozen, and strict about names."""
 
-    # Errors hide their input, as logs show them and a URL may hold a secret; `explain_validation` says it where it may be said.
+    # Errors hide their input: logs show them, and a URL may hold a secret. `explain_validation` shows it where that is safe.
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
     )
@@ -164,14 +164,14 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """`none`, as the command line and the environment write None."""
+        """Read `none` as None: the command line and the environment have no other way to write it."""
         if value == "none" and type(None) in get_args(cls.model_fields[str(info.field_name)].annotation):
             return None
         return value
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The schema of an empty form: a default that is filled in would be sent as if it were given."""
+        """Build the schema of an empty form, as the form would send a filled-in default as a given value."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         for name, field in cls.model_fields.items():
             shown = schema["properties"][name]
@@ -179,13 +179,13 @@ class Section(BaseModel):
             if not isinstance(field.default, Section):
                 shown["description"] = f"{describe_field(field)} Default: {'none' if default is None else json.dumps(default)}."
             if shown.get("type") == "boolean":
-                del shown["type"]  # which makes a switch of it, and that cannot be left open
+                del shown["type"]  # it would become a switch, which cannot be left open
                 shown["enum"] = [True, False]
         return schema
 
 
 def describe_field(field: FieldInfo) -> str:
-    """The sentence of a setting, with those of its choices and bounds that it does not name itself."""
+    """Return the sentence of a setting, followed by its choices and bounds unless the sentence names them."""
     sentence = field.description or ""
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
     if any(choice not in sentence for choice in choices):
@@ -203,7 +203,7 @@ def _describe_bounds(metadata: Iterable[Any]) -> str:
 
 
 class DataSettings(Section):
-    """Which rows are learned from, and how they are divided."""
+    """Where the rows come from, and how they are split."""
 
     source: Url = NOTEBOOK
     """A CSV or Parquet file, a folder or glob of them (a path or any fsspec URL), or `notebook`, the built-in toy table."""
@@ -216,23 +216,23 @@ class DataSettings(Section):
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
     """Texts that mean a missing value."""
     test_source: Url | None = None
-    """Where the test rows are, if in files of their own; None takes them from `source`."""
+    """Separate files that hold the test rows; None takes the test rows from `source`."""
     val: Size | None = None
     """Rows for validation: a share in [0, 1), a number, or a span such as `14d`; None means 0.15, and 0 for the notebook table."""
     test: Size | None = None
-    """Rows for the test: a share in [0, 1), a number, or a span; None means 0.15, and 0 where the test rows come on their own."""
+    """Rows for the test: a share in [0, 1), a number, or a span; None means 0.15, or 0 if `test_source` is set."""
     split: Literal["random", "time"] = "random"
-    """`random`: seeded and stratified by class; `time`: the newest rows are test, those before them validation."""
+    """`random`: seeded and stratified by class. `time`: the newest rows are for the test, those before them for validation."""
     time_column: str | None = None
-    """The date-time or number that orders the rows of a `time` split; spans (`90min`, `12h`, `14d`, `8w`) need date-times."""
+    """The column of date-times or numbers that orders a `time` split. Spans (`90min`, `12h`, `14d`, `8w`) need date-times."""
     window: Size | None = None
-    """The newest train rows, all that a `time` split learns from: a share in [0, 1), a number, or a span; None takes all."""
+    """How many of the newest train rows of a `time` split to train on: a share in [0, 1), a number, or a span; None takes all."""
     gap: Size | None = None
     """Rows left out before validation and before the test of a `time` split: a share in [0, 1), a number, or a span."""
     split_by: Literal["rows", "features"] = "rows"
-    """What stays on one side: each row for itself (`rows`), or all rows with equal features (`features`)."""
+    """`rows` splits row by row; `features` puts all rows with equal features into the same split."""
     group_column: str | None = None
-    """A column such as a customer's number: all rows with the same value stay on one side; it is not learned from."""
+    """A column such as a customer number: all rows with the same value go into the same split. It is not used as a feature."""
 
 
 class LoaderSettings(Section):
@@ -241,7 +241,7 @@ class LoaderSettings(Section):
     batch_size: int | None = Field(None, ge=1)
     """Rows in a training batch; None means 256, or 32 below 5,000 train rows. For the notebook table: 2."""
     drop_last: bool = False
-    """Whether a last, shorter training batch is left out. For the notebook table: true."""
+    """Whether to leave out a last, shorter training batch. For the notebook table: true."""
 
 
 class ModelSettings(Section):
@@ -260,18 +260,18 @@ class ModelSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """How the parameters move."""
+    """How the parameters are updated."""
 
     name: Literal["sgd", "adam", "adamw"] = "adamw"
     """The PyTorch optimizer. For the notebook table: sgd."""
     lr: float = Field(0.001, gt=0, lt=1e38)
-    """Learning rate, at its highest under a schedule. With sgd: 0.01, for the notebook table 1."""
+    """Learning rate; with a schedule, its highest value. With sgd: 0.01. For the notebook table: 1."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0, lt=1e38)
     """Weight decay: an L2 penalty in SGD and Adam, decoupled in AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate over the run's steps, after the warm-up: constant, or a half cosine down to 0."""
+    """The learning rate after the warm-up: `constant`, or `cosine`, which lowers it to 0 along half a cosine."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises linearly to `lr`."""
 
@@ -280,30 +280,30 @@ class TrainingSettings(Section):
     """How long and how carefully to train."""
 
     num_epochs: int = Field(100, ge=1)
-    """Passes over the train rows, at most; the one of lowest validation loss is saved, else the last. For the notebook table: 3."""
+    """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved. For the notebook table: 3."""
     patience: int | None = Field(10, ge=1)
-    """Epochs without a lower validation loss before training stops; None never stops early, as without validation rows."""
+    """Epochs without a lower validation loss before training stops; None never stops early. Without validation rows: None."""
     accumulate_batches: int = Field(1, ge=1)
-    """Batches whose gradients make one step, weighted by rows so that it equals one large batch."""
+    """Batches whose gradients are combined into one step, weighted by rows as if they were one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Gradients with a larger 2-norm are scaled down to it; None does not clip."""
     epochs_per_task: int = Field(1, ge=1)
-    """Epochs in one Prefect task run: more save time where epochs take milliseconds. Each has its own checkpoint and result."""
+    """Epochs in one Prefect task run. More save time if an epoch takes milliseconds; each still has its checkpoint and result."""
     timeout_seconds: float | None = Field(None, gt=0)
-    """Seconds after which the run stops with a checkpoint, for the next run to go on from; None sets no limit."""
+    """Seconds after which the run stops with a checkpoint, from which the next run continues; None sets no limit."""
     warm_start: bool = False
-    """Whether retraining starts from the champion's weights, where they fit, instead of from new ones."""
+    """Whether retraining starts from the champion's weights, if they fit, instead of from new ones."""
     refit_on_all: bool = False
-    """Whether to predict with weights trained anew on all rows, for as many epochs as validation chose; those before are judged."""
+    """Whether to predict with weights retrained on all rows, for as many epochs as validation chose. Scores are of the first."""
 
 
 class CheckpointSettings(Section):
-    """What is kept to go on from."""
+    """How often checkpoints are written, and how many are kept."""
 
     every_seconds: float = Field(60.0, gt=0)
-    """Seconds between checkpoints inside an epoch; there is always one after it."""
+    """Seconds between checkpoints within an epoch. There is always one at its end."""
     keep: int | None = Field(None, ge=1)
-    """The last epochs whose checkpoints are kept, besides the best one's; None keeps all, so that shorter runs are there too."""
+    """How many of the last epochs keep their checkpoints, besides the best; None keeps all, so that shorter runs can reuse them."""
 
 
 class ComputeSettings(Section):
@@ -312,51 +312,51 @@ class ComputeSettings(Section):
     device: str = Field("auto", pattern=DEVICE)
     """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
     engine: Literal["eager", "compiled", "auto"] = "eager"
-    """How steps run: with the bits of plain PyTorch, compiled (faster, other last bits), or compiled once that pays."""
+    """`eager`: the bits of plain PyTorch. `compiled`: faster, with other last bits. `auto`: compiled if the run is long enough."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: `fp32`, or `bf16` by automatic mixed precision."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of fp32 matrix products; below `highest`, their factors may be rounded to 3 digits, which is faster in wide networks."""
+    """Precision of fp32 matrix products. Below `highest`, factors may be rounded to 3 digits, which is faster in wide networks."""
     num_threads: int | None = Field(None, ge=1)
-    """CPU threads; None leaves PyTorch's choice. Another number can give other last bits."""
+    """CPU threads; None leaves PyTorch's choice. Another number may change the last bits."""
 
 
 class PromotionSettings(Section):
     """When a retrained model becomes the champion."""
 
     mode: Literal["auto", "ask", "never"] = "auto"
-    """`auto` promotes what is better; `ask` waits for a person's word in the Prefect UI first; `never` only reports."""
+    """`auto` promotes a better candidate; `ask` waits for a person's approval in the Prefect UI first; `never` only reports."""
     when_incomparable: Literal["keep", "ask", "promote"] = "keep"
-    """If the champion needs a column or class that is gone: `keep` it, `ask` a person, or let a good candidate be promoted."""
+    """If the champion needs a column or class that is gone: `keep` it, `ask` a person, or `promote` a good candidate."""
     score: Literal["accuracy", "log_likelihood", "brier"] = "accuracy"
-    """Compared on the test rows: the share that is right, the log probability of the true class, or 1 less half the Brier score."""
+    """The score to compare: share of rows that are right, log probability of the true class, or 1 minus half the Brier score."""
     rule: Literal["better", "not_worse"] = "better"
-    """What the candidate must be: `better` than the champion, or, for a fresher model, `not_worse` by `margin` or more."""
+    """`better`: the candidate must beat the champion. `not_worse`: it may be worse by less than `margin`, for fresher models."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """How sure it must be that the candidate keeps the rule, and that it beats the majority class, in (0.5, 1)."""
+    """How sure it must be that the candidate meets the rule and beats the majority class."""
     min_effect: float = Field(0.0, ge=0)
-    """By how much the candidate must be better, with `confidence`."""
+    """By how much the candidate must beat the champion, with `confidence`."""
     margin: float = Field(0.01, ge=0)
     """By how much the candidate may be worse under the rule `not_worse`."""
     min_score: float | None = None
-    """The least score of a candidate, besides that of the majority class. A champion that falls below it has collapsed."""
+    """Lowest score that a candidate may have. A champion that falls below it has collapsed. None sets no limit."""
     max_drop: float = Field(0.05, ge=0)
-    """How much lower the share of right rows may be in one class or slice; a drop that noise explains does not count."""
+    """Largest drop allowed in the share of right rows in one class or slice. A drop that noise explains does not count."""
     slices: TextList = []
-    """Columns of the table; the rows of each of their values are a slice of their own."""
+    """Columns of the table; all rows with the same value of one of them form a slice."""
     max_latency_ms: float | None = Field(None, gt=0)
     """Longest time to score one row, in milliseconds, on the machine that retrains; None sets no limit."""
     max_size_mb: float | None = Field(None, gt=0)
     """Largest file of weights, in megabytes; None sets no limit."""
     timeout_seconds: float = Field(86400.0, gt=0)
-    """How long `ask` waits; then the candidate is rejected."""
+    """Seconds that `ask` waits before the candidate is rejected."""
 
 
 class ScheduleSettings(Section):
-    """How retraining keeps time."""
+    """What happens to scheduled runs that start late."""
 
     max_delay_seconds: float = Field(3600.0, gt=0)
-    """A run that starts later than this gives way to a newer one, where one is due."""
+    """A run that starts more than this many seconds late is skipped if a newer one is due."""
 
 
 class StoreSettings(Section):
@@ -365,16 +365,16 @@ class StoreSettings(Section):
     url: Url = "refit-store"
     """A folder, or any fsspec URL."""
     trust: bool = False
-    """Whether any function may be called that a version there names as its factory; else only that of `model.factory`."""
+    """Whether to call the factory of every version in the store; otherwise, only the one that `model.factory` names."""
 
 
 class SettingsTree(Section):
-    """All settings of a run, none of them read from the environment: what a flow takes as its parameter."""
+    """The tree as flows take it: all settings of a run, none of them read from the environment."""
 
     name: str = Field("model", pattern=MODEL_NAME, max_length=MAX_NAME_LENGTH)
     """The model's name in the store: lower-case letters, digits, `-` and `_`."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seeds the split, the first weights, the shuffling and dropout."""
+    """Seeds the split, the initial weights, shuffling and dropout."""
     data: DataSettings = DataSettings()
     loader: LoaderSettings = LoaderSettings()
     model: ModelSettings = ModelSettings()
@@ -388,7 +388,7 @@ class SettingsTree(Section):
 
 
 class NothingGiven(SettingsTree):
-    """The tree of a run that is given no setting: all are left to the machine that runs it, and a form shows none."""
+    """The tree of a run without given settings: the machine that runs it fills in all of them, and a form shows none."""
 
     @model_serializer
     def _dump_nothing(self) -> dict[str, Any]:
@@ -408,14 +408,14 @@ class Settings(SettingsTree, BaseSettings):
         *_: Any,
         **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is passed: `resolve_settings` reads the other sources itself, to know which gave what."""
+        """Take only the passed values: `resolve_settings` reads the other sources itself, to know which one gave a value."""
         return (init_settings,)
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
         data, optimizer = self.data, self.optimizer
         if data.split == "time" and data.time_column is None:
-            raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`; name one")
+            raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`, found none; name one")
         if data.split == "random" and data.time_column is not None:
             raise ValueError("data.time_column: expected none, as data.split is `random`; set data.split to `time`, or drop it")
         if data.test_source is not None and data.test:
@@ -426,11 +426,11 @@ class Settings(SettingsTree, BaseSettings):
         for name in ("val", "test", "window", "gap") if data.split == "random" else ():
             size = getattr(data, name)
             if isinstance(size, str) or (name in ("window", "gap") and size is not None):
-                raise ValueError(f"data.{name}: only a `time` split knows what is old, found {size}; set data.split to `time`")
+                raise ValueError(f"data.{name}: only a `time` split orders rows by age, found {size}; set data.split to `time`")
         if data.window == 0:
-            raise ValueError("data.window: expected rows to train on, found 0; none takes all")
+            raise ValueError("data.window: expected rows to train on, found 0; `none` takes all")
         if data.split_by == "features" and data.group_column is not None:
-            raise ValueError("data.split_by: expected `rows`, as data.group_column says what stays on one side; drop one of them")
+            raise ValueError("data.split_by: expected `rows`, as data.group_column says which rows stay together; drop one of them")
         if optimizer.momentum and optimizer.name != "sgd":
             raise ValueError(
                 f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0, or set optimizer.name to sgd"
@@ -455,14 +455,14 @@ def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path
 
     Args:
         given: A nested dictionary with only the values that were given, such as `{"optimizer": {"lr": 0.1}}`.
-        settings_file: A TOML file; None takes `refit.toml` where there is one.
+        settings_file: A TOML file; None takes `refit.toml` if it exists.
 
     Returns:
         The settings, and for each dotted name the source that its value came from.
 
     Raises:
-        SettingsError: A name is unknown, a value out of bounds, two settings contradict each other, or `settings_file` is missing
-            or no TOML.
+        SettingsError: A name is unknown, a value is out of bounds, two settings contradict each other, or `settings_file` is
+            missing or not TOML.
     """
     if settings_file is not None and not settings_file.is_file():
         raise SettingsError(f"--settings: expected a TOML file, found no file {settings_file}; check the path")
@@ -470,7 +470,7 @@ def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path
     try:
         toml_values = TomlConfigSettingsSource(Settings, toml_file)()
     except ValueError as error:
-        raise SettingsError(f"{toml_file}: expected a TOML file, found {error}; mend that line") from error
+        raise SettingsError(f"{toml_file}: expected a TOML file, found {error}; correct that line") from error
     sources = {
         "command line": given or {},
         "environment": _read_environment(EnvSettingsSource(Settings)),
@@ -495,7 +495,7 @@ def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path
 
 
 def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
-    """Choose, by dotted name, the defaults that are others for the notebook table, or that depend on what a tree was given."""
+    """Choose, by dotted name, the defaults that depend on the table or on other given settings."""
     is_notebook = tree.data.source == NOTEBOOK
     defaults = {name: value for name, value in walk_settings(SettingsTree()) if name in NOTEBOOK_DEFAULTS}
     if is_notebook:
@@ -519,7 +519,7 @@ def walk_settings(tree: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a model may have this name, which is that of a folder."""
+    """Whether a model may have this name, which is also the name of a folder."""
     return re.match(MODEL_NAME, text) is not None and not text.endswith("\n") and len(text) <= MAX_NAME_LENGTH
 
 
@@ -529,7 +529,7 @@ def env_name(name: str) -> str:
 
 
 def explain_validation(error: ValidationError, origins: Mapping[str, str] | None = None) -> list[str]:
-    """One line per mistake: the setting and its origin, what was expected, what was found, the nearest known name."""
+    """Write one line per mistake: the setting and its origin, what was expected, what was found, the nearest known name."""
     known = [name for name, _ in walk_settings(SettingsTree())]
     lines = []
     for mistake in error.errors():
@@ -543,12 +543,12 @@ def explain_validation(error: ValidationError, origins: Mapping[str, str] | None
         elif mistake["type"] == "value_error":
             lines.append((f"{where}: " if name else "") + mistake["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{where}: expected {_describe_expected(mistake, name)}, found {mistake['input']!r}; take such a value")
+            lines.append(f"{where}: expected {_describe_expected(mistake, name)}, found {mistake['input']!r}; change it")
     return lines
 
 
 def _find_near(name: str, known: Sequence[str]) -> str | None:
-    """The known setting that was meant: one whose last part are the initials, as in `learning_rate`, or a similar one."""
+    """Find the known setting that was meant: one whose last part is the initials, as in `learning_rate`, or a similar one."""
     section, _, last = name.rpartition(".")
     short = f"{section}." + "".join(word[:1] for word in last.split("_"))
     near = [short] if short in known else difflib.get_close_matches(name, known, n=1)
@@ -562,7 +562,7 @@ def _name_default(name: str, value: Any, tree: SettingsTree) -> str:
 
 
 def _describe_expected(mistake: ErrorDetails, name: str) -> str:
-    """What a value should be, with its choices or bounds."""
+    """Say in words what a value should be, with its choices or bounds."""
     context, kind = mistake.get("ctx", {}), mistake["type"]
     if kind == "literal_error":
         return str(context["expected"])
@@ -590,7 +590,7 @@ def _find_field(name: str) -> FieldInfo | None:
 
 
 def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:
-    """The source's settings, with unknown `REFIT_` variables kept, so that a misspelt one is refused."""
+    """Read the source's settings. Unknown `REFIT_` variables are kept, so that a misspelt one is refused."""
     values = {name: value for name, value in source().items() if name in Settings.model_fields}
     for variable, text in source.env_vars.items():
         section, *rest = variable.lower().removeprefix(ENV_PREFIX.lower()).split("__")
@@ -600,7 +600,7 @@ def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:
 
 
 def _fill_in(merged: dict[str, Any], weaker: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = "") -> None:
-    """Add to `merged` what only `weaker` has, and note its origin by dotted name."""
+    """Add to `merged` the values that only `weaker` has, and note their origin by dotted name."""
     for key, value in weaker.items():
         if isinstance(value, Mapping) and isinstance(merged.setdefault(key, {}), dict):
             _fill_in(merged[key], value, origins, origin, f"{prefix}{key}.")

@@ -299,7 +299,7 @@ def test_every_refusal_says_what_was_expected_before_what_was_found(name, value)
 def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
     monkeypatch.setenv("REFIT_OPTIMIZER__LR", "-1")
     assert refused() == (
-        "optimizer.lr (from environment): expected a number of more than 0 and less than 1e+38, found '-1'; take such a value"
+        "optimizer.lr (from environment): expected a number of more than 0 and less than 1e+38, found '-1'; change it"
     )
 
 
@@ -356,7 +356,7 @@ def test_all_mistakes_are_named_at_once_one_a_line(monkeypatch):
         ({"data": {"split": "time"}}, "data.time_column: expected a column to order rows by"),
         ({"data": {"test_source": "a.csv", "test": 0.1}}, "data.test: expected none"),
         ({"data": {"val": 0.5, "test": 0.5}}, "data.val + data.test: expected less than 1"),
-        ({"data": {"test": "14d"}}, "data.test: only a `time` split knows what is old, found 14d; set data.split to `time`"),
+        ({"data": {"test": "14d"}}, "data.test: only a `time` split orders rows by age, found 14d; set data.split to `time`"),
         ({"data": {"gap": 10}}, "data.gap: only a `time` split"),
         ({"data": {"window": 0.5}}, "data.window: only a `time` split"),
         ({"data": {"split": "time", "time_column": "t", "window": 0}}, "data.window: expected rows to train on, found 0"),
@@ -494,7 +494,7 @@ def test_a_form_of_the_tree_is_empty_and_says_default_and_bounds_of_every_settin
         " Default: none."
     )
     assert loader["drop_last"]["enum"] == [True, False]
-    assert training["patience"]["description"].endswith("as without validation rows. At least 1. Default: 10.")
+    assert training["patience"]["description"].endswith("Without validation rows: None. At least 1. Default: 10.")
 
 
 def test_a_run_that_is_given_nothing_leaves_every_setting_open():
