@@ -101,7 +101,7 @@ def test_aliases_move_by_conditional_writes(environment):
     created, published, appended, moved, read, rolled_back = finished.stdout.splitlines()
     assert created == "True False b'first'"
     assert published == "False b'first'"
-    assert appended.startswith(f"{URL}/models/a/ledger/000002.json: expected to write this entry, found another's there")
+    assert appended.startswith(f"{URL}/models/a/ledger/000002.json: expected to write this entry, found one by another process")
     assert moved.startswith("a@champion: expected v1, found v2, by ")
     assert read == """2 b'{"version":2,"entry":2}'"""
     assert rolled_back == "1 ['promote', 'promote', 'rollback']"

@@ -1,4 +1,4 @@
-"""What differs between two saved versions, by their records: settings, data, metrics; reads no weights and no rows."""
+"""Differences between two saved versions in settings, data and metrics. Reads only their records, no weights and no rows."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from refit.store.store import Store
 from refit.training.metrics import FIGURES
 
 Pair = tuple[Any, Any]
-"""What each of two versions has; None where one has nothing."""
+"""The values of two versions; None if a version has none."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Differences:
     """Two versions side by side."""
 
     settings: dict[str, Pair]
-    """By dotted name, those that differ."""
+    """Settings that differ, by dotted name."""
     data: dict[str, Pair]
-    """Rows of each split; then what differs of target, classes, kinds of columns, and digests of the source and the test rows."""
+    """Rows of each split, and differences in target, classes, kinds of columns, and digests of the source and the test rows."""
     metrics: dict[tuple[str, str], Pair]
     """By split and name."""
 
@@ -28,7 +28,7 @@ def find_differences(store: Store, one: tuple[str, int], other: tuple[str, int])
     """Compare two versions, each given by name and number.
 
     Raises:
-        StoreError: A version's files cannot be read, are damaged, or are those of another version.
+        StoreError: A version's files cannot be read, are damaged, or belong to another version.
     """
     for version in (one, other):
         read_record(store, *version)

@@ -1,7 +1,7 @@
-"""A model's ledger: what was decided, when, by whom and why; only ever appended to, each entry chained to the one before.
+"""A model's ledger: what was decided, when, by whom and why. Entries are only ever appended, each chained to the one before.
 
-Beside the entries lies the head, the digest of the newest one. So each entry is checked when it is read: its digest is in the entry
-after it, or in the head. That tells accidents and edits by hand; who can write to a store can also write a chain anew.
+The head beside the entries holds the digest of the newest one. So each entry can be checked when it is read: its digest is in the
+next entry or in the head. This reveals accidents and edits by hand, but whoever can write to the store can also write a new chain.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from refit.store.store import MODELS, Store
 LEDGER = "ledger"
 HEAD = "head.json"
 LOST = "lost"
-"""Of the details of a `repair`, the lost entries by their numbers, and for each the digest of the one before it."""
+"""Key in the details of a `repair`: maps the number of each lost entry to the digest of the entry before it."""
 READ_TOGETHER = 256
-"""Entries, at most."""
+"""Most entries that one request reads."""
 
 Action = Literal["open", "promote", "keep", "rollback", "repair"]
 
 
 class Entry(Handle):
-    """A line of a model's ledger: what was decided of it, when, by whom and why."""
+    """An entry of a model's ledger: what was decided, when, by whom and why."""
 
     number: int
     previous: str
@@ -44,24 +44,24 @@ class Entry(Handle):
     why: str
     alias: str | None
     before: int | None
-    """Version that the alias named."""
+    """Version that the alias named before."""
     after: int | None
-    """Version that the alias names from now on; for `keep`, the one that was turned down; for `open`, the one that was judged."""
+    """Version that the alias names from now on; for `keep`, the one that was rejected; for `open`, the one that was judged."""
     highest: int
-    """Highest version of which this or an earlier entry speaks, 0 for none; no later model gets a number up to it."""
+    """Highest version that this or an earlier entry mentions, 0 for none. Later versions get higher numbers."""
     details: dict[str, Any]
-    """What the decision rests on."""
+    """The facts behind the decision."""
 
 
 class Head(Handle):
-    """The newest entry of a ledger, or, where its writer was killed or overtaken, the one before it."""
+    """The newest entry of a ledger, or the one before it if the writer of the newest was killed or overtaken."""
 
     number: int
     digest: str
 
 
 class LostEntryError(StoreError):
-    """An entry is missing, or is not the one that was written."""
+    """An entry is missing or has other bytes than were written."""
 
     def __init__(self, message: str, number: int = 0) -> None:
         super().__init__(message)
@@ -80,9 +80,9 @@ def append_entry(
     details: Mapping[str, Any] | None = None,
     expected_number: int | None = None,
 ) -> Entry:
-    """Write the next entry of the ledger of model `name`; that its file appears is what commits it.
+    """Write the next entry of the ledger of model `name`. The entry is committed when its file appears.
 
-    It gets number `expected_number`, by default whichever is next. Aliases are moved by `registry`, which calls this.
+    It gets number `expected_number`, by default the next free one. Aliases are moved by `registry.versions`, which calls this.
 
     Raises:
         ConflictError: Another entry has the expected number.
@@ -92,7 +92,7 @@ def append_entry(
         number = expected_number or find_newest(store, name) + 1
         head = _load_head(store, name, number - 1)
         earlier, digest = next(_read_back(store, name, number - 1, head), (None, ""))
-        if head.number < number - 1:  # so that it is never two behind
+        if head.number < number - 1:  # so that the head is never two behind
             _write_head(store, name, number - 1, digest)
         entry = Entry(
             number=number,
@@ -111,26 +111,26 @@ def append_entry(
             return Entry.model_validate_json(entry.model_dump_json())
         if expected_number is not None:
             path = store.location(entry_path(name, number))
-            raise ConflictError(f"{path}: expected to write this entry, found another's there; read the ledger and decide again")
+            raise ConflictError(f"{path}: expected to write this entry, found one by another process; read it and decide again")
 
 
 def load_ledger(store: Store, name: str) -> list[Entry]:
-    """Load all entries but those that were lost and repaired, oldest first.
+    """Load all entries, oldest first, except those that a repair has declared lost.
 
     Raises:
-        LostEntryError: An entry is missing, or is not the one that was written; the message names it.
+        LostEntryError: An entry is missing or has other bytes than were written; the message names it.
         StoreError: The head is missing or damaged.
     """
     return list(read_back(store, name, find_newest(store, name)))[::-1]
 
 
 def repair_ledger(store: Store, name: str) -> list[int]:
-    """Write down which entries are lost, so that the others can be read again, and the head; return their numbers.
+    """Record which entries are lost, so that the others can be read again, and rewrite the head; return the lost numbers.
 
-    Nothing is removed. What a lost entry said stays unknown, unless it is put back from a backup before.
+    Nothing is removed. The content of a lost entry stays unknown, unless it is restored from a backup first.
     """
     number, head, lost = find_newest(store, name), Head(number=0, digest=""), dict[int, str]()
-    with contextlib.suppress(StoreError):  # it is lost itself
+    with contextlib.suppress(StoreError):  # the head itself may be lost
         head = _load_head(store, name, number)
     number = max(number, head.number)
     while True:
@@ -154,14 +154,14 @@ def repair_ledger(store: Store, name: str) -> list[int]:
             details={LOST: lost},
         )
         if not _write_entry(store, name, entry):
-            raise ConflictError(f"{name}: expected nobody else to write to its ledger, found another entry; repair it again")
+            raise ConflictError(f"{name}: expected no other process to write to its ledger, found a new entry; repair it again")
     elif entries:
         _write_head(store, name, number, _digest_found(store, name, number))
     return sorted(lost)
 
 
 def record_opening(store: Store, name: str, version: int, test_rows_digest: str) -> int:
-    """Write that the test rows of this digest judge a version, once; return how many others they had judged before."""
+    """Record once that the test rows with this digest judge a version; return how many others they had judged before."""
     judged = _list_judged(store, name, test_rows_digest)
     if version not in judged:
         why = "its test rows are opened"
@@ -170,26 +170,26 @@ def record_opening(store: Store, name: str, version: int, test_rows_digest: str)
 
 
 def find_newest(store: Store, name: str) -> int:
-    """Return the number of the newest entry of the ledger, 0 where there is none."""
+    """Return the number of the newest entry of the ledger, 0 if there is none."""
     found = (re.fullmatch(r"(\d{6,})\.json", file) for file in store.names(f"{model_folder(name)}/{LEDGER}"))
     return max((int(match[1]) for match in found if match), default=0)
 
 
 def find_highest(store: Store, name: str) -> int:
-    """Return the highest version of which the ledger speaks, 0 for none; its folder may be gone. Raises as `load_ledger` does."""
+    """Return the highest version that the ledger mentions, 0 for none. Its folder may be gone. Raises as `load_ledger` does."""
     return next((entry.highest for entry in read_back(store, name, find_newest(store, name))), 0)
 
 
 def read_back(store: Store, name: str, number: int) -> Iterator[Entry]:
-    """Read the ledger backwards from entry `number`, the newest, not much further than it is asked for.
+    """Read the ledger lazily, backwards from entry `number`, the newest.
 
-    Each entry is compared with its digest in the one after it, or in the head. Raises as `load_ledger` does.
+    Each entry is compared with its digest in the next entry or in the head. Raises as `load_ledger` does.
     """
     return (entry for entry, _ in _read_back(store, name, number, _load_head(store, name, number)))
 
 
 def _list_judged(store: Store, name: str, test_rows_digest: str) -> list[int]:
-    """The versions that these test rows have judged, each once, in that order."""
+    """The versions that these test rows have judged, each once, in order."""
     entries = reversed(list(read_back(store, name, find_newest(store, name))))
     found = (entry for entry in entries if entry.action == "open" and entry.details.get("test_rows") == test_rows_digest)
     return list(dict.fromkeys(entry.after for entry in found if entry.after is not None))
@@ -198,7 +198,7 @@ def _list_judged(store: Store, name: str, test_rows_digest: str) -> list[int]:
 def _read_back(
     store: Store, name: str, number: int, head: Head, lost: Mapping[int, str] | None = None
 ) -> Iterator[tuple[Entry, str]]:
-    """Entries from `number` back, and the digests of their bytes, without those known to be `lost`; newer ones are checked too."""
+    """Yield entries from `number` back with the digests of their bytes, but not those in `lost`. Newer entries are checked too."""
     lost, expected = dict(lost or {}), None
     following, size = max(number, head.number), 1
     while following > 0:
@@ -222,7 +222,7 @@ def _read_back(
 
 
 def _load_entry(store: Store, name: str, number: int, data: bytes | None) -> tuple[Entry, str]:
-    """An entry and the digest of its bytes, which are read again where they could not be."""
+    """Parse an entry and digest its bytes; if `data` is None, read the file again."""
     path = entry_path(name, number)
     try:
         data = data or store.read(path)
@@ -242,13 +242,13 @@ def _load_entry(store: Store, name: str, number: int, data: bytes | None) -> tup
 def _lose(store: Store, name: str, number: int, found: str) -> LostEntryError:
     return LostEntryError(
         f"{store.location(entry_path(name, number))}: expected entry {number} of the ledger, found {found};"
-        f" put it back from a backup, or do without it by `refit repair {name}`",
+        f" put it back from a backup, or continue without it by `refit repair {name}`",
         number,
     )
 
 
 def _load_head(store: Store, name: str, newest: int) -> Head:
-    """The head of a ledger whose newest entry has this number; it may be missing only before the second entry."""
+    """Load the head of a ledger whose newest entry has this number. It may be missing only before the second entry."""
     path = _head_path(name)
     data = store.read_together([path])[0]
     if data is None and store.exists(path):
@@ -260,12 +260,12 @@ def _load_head(store: Store, name: str, newest: int) -> Head:
     except ValidationError as error:
         raise StoreError(
             f"{store.location(path)}: expected number and digest of the newest entry, found {'other content' if data else 'none'};"
-            f" put it back from a backup, or write it anew by `refit repair {name}`"
+            f" put it back from a backup, or rewrite it by `refit repair {name}`"
         ) from error
 
 
 def _write_entry(store: Store, name: str, entry: Entry) -> bool:
-    """Commit an entry; False if there is one of its number."""
+    """Commit an entry; return False if its number is taken."""
     data = entry.model_dump_json(indent=1).encode()
     if not store.create(entry_path(name, entry.number), data):
         return False
@@ -279,7 +279,7 @@ def _write_head(store: Store, name: str, number: int, digest: str) -> None:
 
 
 def _digest_found(store: Store, name: str, number: int) -> str:
-    """The digest of what is there of an entry, whatever it is; empty if there is nothing."""
+    """Digest the bytes of an entry's file, valid or not; empty if it is missing."""
     path = entry_path(name, number)
     return hashlib.sha256(store.read(path)).hexdigest() if store.exists(path) else ""
 
@@ -289,10 +289,10 @@ def _head_path(name: str) -> str:
 
 
 def model_folder(name: str) -> str:
-    """Where all of a model is, relative to the store.
+    """Return the folder of a model, relative to the store.
 
     Raises:
-        SettingsError: No model has such a name, which could lead elsewhere.
+        SettingsError: No model can have this name, which could lead out of the store.
     """
     if not is_model_name(name):
         raise SettingsError(f"expected the name of a model, found {name!r}; use a-z, 0-9, _ and -, as `refit models` lists them")
@@ -300,7 +300,7 @@ def model_folder(name: str) -> str:
 
 
 def entry_path(name: str, number: int) -> str:
-    """Where an entry is, relative to the store."""
+    """Return the path of an entry, relative to the store."""
     return f"{model_folder(name)}/{LEDGER}/{number:06}.json"
 
 

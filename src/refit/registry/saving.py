@@ -1,4 +1,4 @@
-"""Saves the best weights of a run as the next version of its model, with all that is known of them and a card for people."""
+"""Saves the best weights of a run as the next version of its model, with their record and a card for people."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from refit.training.loop import EpochLog
 from refit.training.metrics import FIGURES, Metrics
 
 MAX_SOURCE_LENGTH = 200
-"""Of a path or URL on the card."""
+"""Most characters of a path or URL on the card."""
 
 
 def save_version(
@@ -40,17 +40,17 @@ def save_version(
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
-    With a `key` it is saved once: if the newest version has it, from a run that died before it could say so, that version it is.
-    With `refitted`, a checkpoint of as many epochs on all rows, its weights are served, and the others kept to judge by.
+    With a `key` it is saved only once: if the newest version has the key, because a run died right after it saved, that version is
+    returned. With `refitted`, a checkpoint of a training on all rows, those weights are served, and the others are kept for
+    comparisons.
 
     The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
-    `version.json` (name and number, digests, also of all other files and of a factory's code, versions of packages, and logits by
-    which the network is known again, the `lead` over the majority class), the card: `card.md` with its pictures, and with
-    `refitted` `held_back.pt`.
-    The ledger counts that the test rows have judged it.
+    `version.json`, the card (`card.md` with its pictures) and, with `refitted`, `held_back.pt`. `version.json` holds name and
+    number, digests (of the weights, all other files, and a factory's code), versions of packages, logits that identify the
+    network, and the `lead` over the majority class. The ledger records that the test rows have judged it.
 
     Raises:
-        StoreError: The checkpoint cannot be read or the version not be written; nothing of it is left then.
+        StoreError: The checkpoint cannot be read, or the version cannot be written; then nothing of it is left.
     """
     batch_size = choose_batch_size(settings.loader.batch_size, manifest.splits["train"].rows)
     settings = settings.model_copy(update={"loader": settings.loader.model_copy(update={"batch_size": batch_size})})
@@ -96,7 +96,7 @@ def save_version(
 
 
 def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
-    """What tells the weights of a checkpoint, and the network that they belong to, from others."""
+    """Collect what identifies the weights of a checkpoint and their network."""
     model = build_for_weights(settings.model, manifest.signature)
     model.load_state_dict(content["model"])
     return {

@@ -1,4 +1,4 @@
-"""How a model stands: its champion, what was last decided of it, and what is damaged."""
+"""The status of a model: its champion, the last decision on it, and damage."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +13,7 @@ Found = TypeVar("Found")
 
 
 class Status(Handle):
-    """How a model stands; None is what there is not, or what damage hides."""
+    """The status of a model; None stands for things that do not exist or cannot be read."""
 
     name: str
     versions: list[int]
@@ -21,15 +21,15 @@ class Status(Handle):
     trained_at: str | None
     """When the champion was saved."""
     promoted_at: str | None
-    """When it became the champion, the last time."""
+    """When it last became the champion."""
     decision: Entry | None
     """The last one."""
     damaged: list[str]
-    """What is damaged, where, and what to do; a sentence each."""
+    """One sentence for each damage: what, where, and what to do."""
 
 
 def read_status(store: Store, name: str) -> Status:
-    """Read how model `name` stands, as far as it can be read."""
+    """Read the status of model `name`, as far as it can be read."""
     damaged: list[str] = []
 
     def unless_damaged(read: Callable[[], Found]) -> Found | None:
@@ -58,19 +58,19 @@ def read_status(store: Store, name: str) -> Status:
 
 
 def _find_cut(store: Store, name: str, entries: list[Entry]) -> list[str]:
-    """Say that the ledger was cut back, where it lacks the decision on a version that has a report of it."""
+    """Say that the ledger was cut back, if a version has a report of a decision that the ledger lacks."""
     decided = {entry.after for entry in entries if entry.action in ("promote", "keep")}
     missing = [version for version in list_reports(store, name) if version not in decided]
     if not missing or any(entry.action == "repair" for entry in entries):
         return []
     return [
-        f"{store.location(report_path(name, missing[-1]))}: expected the decision that this reports in the ledger, too, found"
+        f"{store.location(report_path(name, missing[-1]))}: expected the decision that this reports to be in the ledger, found"
         f" {len(entries)} entries, none on v{missing[-1]}; put the ledger and its head back from a backup"
     ]
 
 
 def list_damaged(store: Store) -> list[str]:
-    """Where the damaged objects are that were set aside when they were read."""
+    """List where the damaged objects are that were set aside when they were read."""
     return [store.location(f"{DAMAGED}/{digest}") for digest in store.names(DAMAGED)]
 
 

@@ -1,4 +1,4 @@
-"""A model's versions, numbered from 1 and never changed, and its aliases, such as the champion, which the ledger moves."""
+"""A model's versions, numbered from 1 and never changed, and its aliases, such as the champion, which ledger entries move."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ RESTORE = "put it back from a backup, or take another version"
 
 
 class Position(Handle):
-    """An alias's file: where the ledger has put it."""
+    """Content of an alias's file: the version it names and the ledger entry that says so."""
 
     version: int
     entry: int
@@ -31,8 +31,8 @@ def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: 
 
     The `record` becomes `version.json`, together with the model's name and the version's number.
 
-    Of two that save at once, each gets a number of its own. None gets that of a version which is gone but was decided upon, as
-    it would be taken for that one, such as the champion.
+    Two processes that save at once get different numbers. The number of a version that is gone but is mentioned in the ledger is
+    not used again, or the new version could be mistaken for it, as for the champion.
 
     Raises:
         StoreError: The newest entry of the ledger is damaged.
@@ -54,52 +54,52 @@ def find_saved(store: Store, name: str, key: str) -> int | None:
 
 
 def list_models(store: Store) -> list[str]:
-    """Names of the models that have a version, or had one that an alias names."""
+    """List the models that have a version, or had one that an alias names."""
     names = filter(is_model_name, store.names(MODELS))
     return [name for name in names if list_versions(store, name) or _list_aliases(store, name)]
 
 
 def list_versions(store: Store, name: str) -> list[int]:
-    """Numbers of the versions of model `name`, oldest first; empty where there is none."""
+    """List the numbers of the versions of model `name`, oldest first."""
     numbers = (int(match[1]) for found in store.names(f"{model_folder(name)}") if (match := re.fullmatch(r"v(\d+)", found)))
     return sorted(number for number in numbers if store.is_published(version_folder(name, number)))
 
 
 def version_folder(name: str, number: int) -> str:
-    """Where a version is, relative to the store."""
+    """Return the folder of a version, relative to the store."""
     return f"{model_folder(name)}/v{number}"
 
 
 def report_path(name: str, version: int) -> str:
-    """Where the report of a version's retraining is, relative to the store: beside the version, which never changes."""
+    """Return the path of the report of a version's retraining, relative to the store: beside the version, which never changes."""
     return f"{MODELS}/{name}/{REPORTS}/v{version}.html"
 
 
 def list_reports(store: Store, name: str) -> list[int]:
-    """The versions that have a report of their retraining, oldest first."""
+    """List the versions that have a report of their retraining, oldest first."""
     found = (re.fullmatch(r"v(\d+)\.html", file) for file in store.names(f"{MODELS}/{name}/{REPORTS}"))
     return sorted(int(match[1]) for match in found if match)
 
 
 def locate(model: SavedModel, store: Store) -> SavedModel:
-    """Return the same version with the path that it has in this store, which may have moved since it was saved."""
+    """Return the same version with its path in this store, which may have moved since the version was saved."""
     return model.model_copy(update={"path": store.location(version_folder(model.name, model.version))})
 
 
 def find_version(store: Store, reference: str) -> str:
-    """Return the folder, relative to the store, of `NAME@v3`, of an alias as in `NAME@champion`, or of the newest for `NAME`.
+    """Return the folder, relative to the store, of `NAME@v3`, an alias as in `NAME@champion`, or the newest version for `NAME`.
 
     Raises:
-        SettingsError: It is no reference.
-        StoreError: There is no such model, version or alias; the message lists those there are.
+        SettingsError: `reference` has no valid model name.
+        StoreError: There is no such model, version or alias; the message lists the existing ones.
     """
     return version_folder(*resolve_reference(store, reference))
 
 
 def resolve_reference(store: Store, reference: str, default: str = "") -> tuple[str, int]:
-    """Return name and number of the version that `NAME@v3` or an alias, as in `NAME@champion`, means.
+    """Return name and number of the version that `NAME@v3`, or an alias as in `NAME@champion`, refers to.
 
-    `NAME` alone means the alias `default`, where that is given, and else the newest version. Raises as `find_version` does.
+    `NAME` alone refers to the alias `default` if that is given, and otherwise to the newest version. Raises as `find_version` does.
     """
     name, _, wanted = reference.partition("@")
     wanted = wanted or default
@@ -130,17 +130,17 @@ def load_part(store: Store, name: str, number: int, part: str) -> Any:
     """Load the JSON file `part` of a version, such as `metrics`.
 
     Raises:
-        StoreError: It cannot be read, or is damaged.
+        StoreError: The file cannot be read or is damaged.
     """
     path = f"{version_folder(name, number)}/{part}.json"
     return _parse_json(store, path, store.read(path))
 
 
 def read_record(store: Store, name: str, number: int) -> dict[str, Any]:
-    """Return what a version's `version.json` says.
+    """Return the content of a version's `version.json`.
 
     Raises:
-        StoreError: It cannot be read, is damaged, or is the record of another version.
+        StoreError: The file cannot be read, is damaged, or is the record of another version.
     """
     folder = version_folder(name, number)
     return _parse_record(store, folder, store.read(f"{folder}/version.json"))
@@ -150,7 +150,7 @@ def read_version(store: Store, name: str, number: int) -> SavedModel:
     """Return the handle of a version.
 
     Raises:
-        StoreError: There is no such version, or its record is damaged or of another version.
+        StoreError: There is no such version, or its record is damaged or belongs to another version.
     """
     folder = find_version(store, f"{name}@v{number}")
     record = read_record(store, name, number)
@@ -173,7 +173,7 @@ def check_version(store: Store, name: str, number: int) -> None:
     """Read a version's files and compare them with the digests in its `version.json`.
 
     Raises:
-        StoreError: There is no such version, its record is of another one, or a file of it is missing or has other bytes; the
+        StoreError: There is no such version, its record belongs to another one, or a file is missing or has other bytes; the
             message names the file.
     """
     for _ in read_files(store, find_version(store, f"{name}@v{number}")):
@@ -181,10 +181,10 @@ def check_version(store: Store, name: str, number: int) -> None:
 
 
 def read_files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of a version's files, `version.json` first, each compared with its digest there.
+    """Yield names and bytes of a version's files, `version.json` first, each compared with its digest there.
 
     Raises:
-        StoreError: A file is missing or has other bytes, a name leads elsewhere, or the record is of another version.
+        StoreError: A file is missing or has other bytes, a name leads out of the folder, or the record belongs to another version.
     """
 
     def read(file: str) -> bytes:
@@ -210,16 +210,16 @@ def read_files(store: Store, folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def list_aliases(store: Store, name: str) -> dict[str, Entry]:
-    """The aliases of model `name`, the champion first, each with the entry of the ledger that says what it names."""
+    """List the aliases of model `name`, the champion first, each with the ledger entry that last moved it."""
     aliases = dict.fromkeys([CHAMPION, *_list_aliases(store, name)])
     return {alias: present for alias in aliases if (present := _find_present(store, name, alias)[0]) is not None}
 
 
 def read_alias(store: Store, name: str, alias: str = CHAMPION) -> int | None:
-    """Return the version that the alias names, or None where it has never been set.
+    """Return the version that the alias names, or None if it has never been set.
 
-    The ledger decides. The alias's file repeats it for other programs, and is put right here if it can be written and nobody has
-    edited it; `find_edited` tells of that.
+    The ledger decides. The alias's file repeats the ledger for other programs. It is corrected here if it can be written and nobody
+    has edited it; `find_edited` reports edits.
 
     Raises:
         StoreError: The ledger is damaged, or ends before the entry that the alias's file names.
@@ -229,7 +229,7 @@ def read_alias(store: Store, name: str, alias: str = CHAMPION) -> int | None:
 
 
 def find_edited(store: Store, name: str) -> list[str]:
-    """Say of which aliases the files were edited by hand, which moves nothing, and what to do; raises as `read_alias` does."""
+    """Name the aliases whose files were edited by hand, which moves nothing, and say what to do. Raises as `read_alias` does."""
     told = []
     for alias, present in list_aliases(store, name).items():
         written = _read_position(store, name, alias)
@@ -244,7 +244,7 @@ def find_edited(store: Store, name: str) -> list[str]:
 
 
 def list_earlier(store: Store, name: str, alias: str = CHAMPION) -> Iterator[int]:
-    """Yield the versions that rollbacks of the alias would go back to, in turn; raises as `read_alias` does."""
+    """Yield the versions that repeated rollbacks of the alias would go back to. Raises as `read_alias` does."""
     present, _ = _find_present(store, name, alias)
     return filter(None, _list_before(read_back(store, name, present.number if present else 0), alias))
 
@@ -259,13 +259,13 @@ def move_alias(
     alias: str = CHAMPION,
     details: Mapping[str, Any] | None = None,
 ) -> Entry:
-    """Let the alias name `version` from now on, and return the entry of the ledger that says so.
+    """Point the alias at `version`, and return the new ledger entry.
 
-    `expected` is the version that it names at present, None if it has never been set; `details` are what the decision rests on.
+    `expected` is the version that the alias names now, None if it has never been set. `details` are the facts behind the decision.
 
     Raises:
-        ConflictError: It names another version by now.
-        SettingsError: `alias` is none.
+        ConflictError: The alias names another version than `expected`.
+        SettingsError: `alias` is not a valid name.
         StoreError: `version` is missing or damaged.
     """
     check_version(store, name, version)
@@ -276,13 +276,13 @@ def move_alias(
 
 
 def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
-    """Let the alias name again what it named before the present version was promoted.
+    """Point the alias back at the version that it named before the present one was promoted.
 
     Promotions push and rollbacks pop: two rollbacks in a row go two promotions back.
 
     Raises:
         ConflictError: Another process moved the alias meanwhile.
-        SettingsError: `alias` is none.
+        SettingsError: `alias` is not a valid name.
         StoreError: There is nothing to go back to, or it is damaged.
     """
     present, newest = _find_present(store, name, alias)
@@ -295,12 +295,12 @@ def rollback(store: Store, name: str, why: str, alias: str = CHAMPION) -> Entry:
 
 
 def repair(store: Store, name: str) -> tuple[list[int], list[Entry]]:
-    """Have the ledger read again without entries that are lost; aliases that they set stay what their files say.
+    """Make the ledger readable without its lost entries. Aliases that these had set keep the versions that their files name.
 
-    Files of other aliases that were edited are put right.
+    Edited files of other aliases are corrected.
 
     Returns:
-        The numbers of the lost entries, and the entries that set aliases anew.
+        The numbers of the lost entries, and the entries that set aliases again.
 
     Raises:
         StoreError: The store cannot be read or written.
@@ -322,7 +322,7 @@ def repair(store: Store, name: str) -> tuple[list[int], list[Entry]]:
 
 
 def _move(store: Store, name: str, alias: str, present: Entry | None, newest: int, *, after: int, **content: Any) -> Entry:
-    """Commit a move and repeat it in the alias's file; entries that leave the alias where it is may come between."""
+    """Commit a move and repeat it in the alias's file. Other processes may add entries meanwhile, unless they move the alias."""
     before = present.after if present else None
     while True:
         with contextlib.suppress(ConflictError):
@@ -335,17 +335,17 @@ def _move(store: Store, name: str, alias: str, present: Entry | None, newest: in
 
 
 def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, int]:
-    """The entry that moved the alias last, and the number of the newest entry; the alias's file is put right."""
+    """Find the entry that moved the alias last, and the number of the newest entry; correct the alias's file."""
     if not _is_alias(alias):
         raise SettingsError(f"{name}@{alias}: expected an alias such as `{CHAMPION}`, found {alias!r}; use a-z, 0-9, _ and -")
-    # Read before the ledger, so that it can only be behind it.
+    # The file is read before the ledger, so that it can only be behind.
     written = _read_position(store, name, alias)
     newest = find_newest(store, name)
     present = next((entry for entry in read_back(store, name, newest) if _moves(entry, alias)), None)
     if written and written.entry > (present.number if present else 0):
         raise StoreError(
             f"{store.location(entry_path(name, written.entry))}: expected the entry that set {name}@{alias} to v{written.version},"
-            f" found none; put it back from a backup, or do without it by `refit repair {name}`"
+            f" found none; put it back from a backup, or continue without it by `refit repair {name}`"
         )
     right = Position(version=present.after, entry=present.number) if present else None
     if present and written != right and not (written and _is_edited(written, present)):
@@ -354,12 +354,12 @@ def _find_present(store: Store, name: str, alias: str) -> tuple[Entry | None, in
 
 
 def _is_edited(written: Position, present: Entry) -> bool:
-    """Whether an alias's file names the entry that moved it last, but another version."""
+    """Whether an alias's file names another version than the entry that moved the alias last, but the same entry."""
     return written.entry == present.number and written.version != present.after
 
 
 def _list_before(entries: Iterator[Entry], alias: str) -> Iterator[int | None]:
-    """What the alias named before each promotion that no rollback has undone; `entries` and promotions come newest first."""
+    """Yield the version before each promotion that no rollback has undone; `entries` and promotions come newest first."""
     num_undone = 0
     for entry in entries:
         if _moves(entry, alias) and entry.before != entry.after:

@@ -118,7 +118,7 @@ def test_other_files_beside_the_entries_are_none(store, ledger):
 
 def test_an_entry_that_was_edited_is_named(store, ledger):
     edit(ledger[1], why="another reason")
-    message = rf"{ledger[1]}: expected entry 2 of the ledger, found other bytes than were written; put it back from a backup, or do"
+    message = rf"{ledger[1]}: expected entry 2 of the ledger, found other bytes than were written; put it back from a backup, or"
     with pytest.raises(LostEntryError, match=message) as lost:
         load_ledger(store, "a")
     assert lost.value.number == 2
@@ -346,7 +346,7 @@ def test_reading_back_asks_for_more_entries_each_time_up_to_a_limit_and_for_each
 
 def test_an_expected_number_that_is_taken_is_a_conflict(any_store):
     append_entry(any_store, "a", action="keep", why="first", expected_number=1)
-    with pytest.raises(ConflictError, match=r"000001\.json: expected to write this entry, found another's there; .* decide again"):
+    with pytest.raises(ConflictError, match=r"000001\.json: expected to write this entry, found one by another process; .* decide"):
         append_entry(any_store, "a", action="keep", why="second", expected_number=1)
     assert [entry.why for entry in load_ledger(any_store, "a")] == ["first"]
 

@@ -97,6 +97,6 @@ def test_an_edited_alias_file_and_a_ledger_that_was_cut_back_with_its_head_are_t
     second = Path(model.root, entry_path("a", 2)).read_bytes()
     (ledger / "head.json").write_text(json.dumps({"number": 2, "digest": hashlib.sha256(second).hexdigest()}))
     assert read_status(model, "a").damaged == [
-        f"{model.root}/{report_path('a', 3)}: expected the decision that this reports in the ledger, too, found 2 entries, none on"
+        f"{model.root}/{report_path('a', 3)}: expected the decision that this reports to be in the ledger, found 2 entries, none on"
         " v3; put the ledger and its head back from a backup"
     ]
