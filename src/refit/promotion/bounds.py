@@ -1,7 +1,7 @@
-"""How sure a difference of scores is: lower bounds of its mean, exact tests, and a chance of error shared among many tests.
+"""How sure a difference of scores is: lower bounds of its mean, exact tests, and one chance of error shared by many tests.
 
-Knows no models and no decisions, only numbers. The upper bound of a mean is minus the lower bound of the negated differences. The
-same numbers give the same bits, in whatever order the rows come, but for rounding.
+Knows only numbers, no models and no decisions. The upper bound of a mean is minus the lower bound of the negated differences. The
+order of the rows changes the results by rounding at most.
 """
 
 import math
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 SEED = 0
 NUM_RESAMPLES = 9999
 NODE_DISTANCE = 0.25
-"""The trapezoidal rule then errs by less than 1e-6 of a p-value."""
+"""Distance of the nodes of the trapezoidal rule, which then errs by less than 1e-6 of a p-value."""
 LANES = 4096
 
 Numbers = NDArray[np.float64]
 
 
 def bound_accuracy(differences: Numbers, chance: float) -> float:
-    """Find what the mean difference exceeds with confidence 1 - `chance`: the lower of two bounds.
+    """Find a bound that the mean difference exceeds with confidence 1 - `chance`: the lower of two bounds.
 
-    The percentile bootstrap (Efron and Tibshirani 1993, chapter 13) errs where few rows differ. So there is the exact bound for the
-    share of wins among these (Clopper and Pearson 1934), which is above 0 just where the exact sign test rejects (McNemar 1947).
+    The percentile bootstrap (Efron and Tibshirani 1993, chapter 13) errs if few rows differ. So the second bound is the exact one
+    for the share of wins among the rows that differ (Clopper and Pearson 1934). It is above 0 exactly if the exact sign test
+    rejects (McNemar 1947).
 
     Args:
         differences: -1, 0 or 1 for each of N independent rows.
-        chance: That the bound is too high.
+        chance: Probability that the bound is too high.
 
     Shape:
         differences: (N,).
     """
-    from scipy.special import betaincinv  # here and below: only a run that decides waits for it
+    from scipy.special import betaincinv  # imported here and below, so that only a run that decides waits for it
 
     num_rows, wins, losses = len(differences), (differences > 0).sum(), (differences < 0).sum()
     shares = np.array([wins, losses, num_rows - wins - losses]) / num_rows
@@ -45,18 +46,19 @@ def bound_accuracy(differences: Numbers, chance: float) -> float:
 
 
 def bound_mean(sums: Numbers, sizes: Numbers, span: float, chance: float) -> float:
-    """Find what the mean difference of a row exceeds with confidence 1 - `chance`: the largest mean whose p-value is that small.
+    """Find a bound that the mean difference of a row exceeds with confidence 1 - `chance`.
 
-    It is made for any number of rows and any distribution; `compute_mean_p_value` says under which conditions it holds.
+    It is the largest mean whose p-value is at most `chance`, for any number of rows and any distribution. The docstring of
+    `compute_mean_p_value` states the conditions under which it holds.
 
     Args:
-        sums: Of each cluster, the sum of its rows' differences. Independent rows are clusters of one row.
-        sizes: Of each cluster, its number of rows.
-        span: The largest size that a row's difference can have.
-        chance: That the bound is too high, less than 0.5.
+        sums: Sum of the differences of the rows in each cluster. Independent rows are clusters of one row.
+        sizes: Number of rows in each cluster.
+        span: The largest absolute value that a row's difference can have.
+        chance: Probability that the bound is too high, less than 0.5.
 
     Returns:
-        The bound, at least -`span`. Few rows give a low one; it cannot be above 0 where `find_least_p_value` is above `chance`.
+        The bound, at least -`span`. Few rows give a low one; it cannot be above 0 if `find_least_p_value` is above `chance`.
 
     Shape:
         sums and sizes: (K,).
@@ -77,19 +79,19 @@ def compute_mean_p_value(sums: Numbers, sizes: Numbers, span: float, mean: float
     """Compute Gaffke's p-value of the hypothesis that the mean difference of a row is at most `mean`.
 
     One more cluster is added, as large as the largest, in which each row differs by -`span`. Then all clusters get random weights,
-    each set of weights being equally likely. The p-value is the chance that the weighted mean is at most `mean`. Where independent
+    each set of weights being equally likely. The p-value is the chance that the weighted mean is at most `mean`. If independent
     rows differ by -`span`, 0 or `span`, and `mean` is 0, it is that of the exact sign test.
 
     It holds if the clusters are independent, none can be larger than the largest one given, and the expected sum of each is at most
-    `mean` times its expected size. Both are so where clusters are drawn alike, even if large clusters differ otherwise than small
-    ones; or where the sizes are fixed and each cluster has the same expected mean.
+    `mean` times its expected size. The last condition is met if all clusters are drawn from the same distribution, even if large
+    clusters have another mean than small ones; or if the sizes are fixed and each cluster has the same expected mean.
 
     Shape:
         sums and sizes: (K,).
 
     Source:
         Gaffke, Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable (2005), who
-        conjectured that it holds whatever the distribution; no counterexample is known. A proof is stated by Vlassis and Thomas, An
+        conjectured that it holds for any distribution; no counterexample is known. A proof is stated by Vlassis and Thomas, An
         exact distribution-free test for means of nonnegative random variables (2026, arXiv:2607.08415, Theorem 1).
         `benchmarks/gate.py` simulates how often it errs.
     """
@@ -100,7 +102,7 @@ def compute_mean_p_value(sums: Numbers, sizes: Numbers, span: float, mean: float
 
 
 def find_least_p_value(sums: Numbers, sizes: Numbers) -> float:
-    """Find the p-value that a mean of 0 has if every cluster that differs from 0 gains as much as it can.
+    """Find the p-value of a mean of 0 if every cluster that differs from 0 gains as much as it can.
 
     It is 1 / 2^n for independent rows of which n differ, as in the sign test.
 
@@ -111,7 +113,7 @@ def find_least_p_value(sums: Numbers, sizes: Numbers) -> float:
 
 
 def compute_sign_p_value(wins: int, losses: int) -> float:
-    """Compute the chance of so many wins or more if each of wins and losses were a fair coin's: the exact one-sided sign test.
+    """Compute the p-value of the exact one-sided sign test: the chance of at least `wins` heads in `wins` + `losses` fair tosses.
 
     Source:
         McNemar, Note on the sampling error of the difference between correlated proportions or percentages (1947).
@@ -122,14 +124,14 @@ def compute_sign_p_value(wins: int, losses: int) -> float:
 
 
 def share_chance(least_p_values: Sequence[float] | Numbers, chance: float) -> float:
-    """Share a chance of error among the tests that can reject at all, and return the share of one.
+    """Divide a chance of error among the tests that can reject at all, and return the share of each.
 
-    Those whose least p-value is above the share cannot be judged; it costs the others nothing.
+    Tests whose least p-value is above the share cannot reject, and cost the others nothing.
 
     Args:
-        least_p_values: The least p-value that each test can have, given only what says nothing about its outcome, such as how many
-            rows differ.
-        chance: That at least one of the tests rejects by noise.
+        least_p_values: The least p-value that each test can have, given only facts that say nothing about its outcome, such as how
+            many rows differ.
+        chance: Probability that at least one of the tests rejects by noise.
 
     Source:
         Tarone, A modified Bonferroni method for discrete data (1990).
@@ -141,7 +143,7 @@ def share_chance(least_p_values: Sequence[float] | Numbers, chance: float) -> fl
 
 
 def _compute_tail(gains: Numbers) -> float:
-    """The chance that the sum of `gains` (K,), each at least -1, times exponential weights, is at most one more such weight.
+    """Compute the chance that `gains` (K,), each at least -1, times exponential weights sum to at most one more such weight.
 
     The characteristic function is inverted: exp(log_peak) / product(1 - s f) is integrated along the hyperbola
     s = scale (i sinh(x) + bend (cosh(x) - 1)), which leaves the real axis where the integrand is least on it, and then bends to the
@@ -161,9 +163,9 @@ def _compute_tail(gains: Numbers) -> float:
 
 
 def _find_stake(gains: Numbers) -> tuple[float, Numbers]:
-    """Where in (0, 1) the integrand is least, nearly, and the factors f there: of each gain, of the added weight, of the pole at 0.
+    """Find nearly where in (0, 1) the integrand is least, and the factors f there: of each gain, the added weight, the pole at 0.
 
-    A gambler who stakes this much on each gain would have won most; the damped steps of Newton's method stay in (0, 1) (Nesterov,
+    A gambler who stakes this much on each gain would have won most. The damped steps of Newton's method stay in (0, 1) (Nesterov,
     Lectures on Convex Optimization, 2018, section 5.2).
     """
     total, squares = gains.sum() - 1, gains @ gains + 1
@@ -177,7 +179,7 @@ def _find_stake(gains: Numbers) -> tuple[float, Numbers]:
 
 
 def _multiply(factors: Numbers, s: complex) -> complex:
-    """The product of all 1 - s f, in lanes side by side, which is ten times as fast as one after the other."""
+    """Multiply all 1 - s f, in parallel lanes, which is ten times as fast as one after the other."""
     lanes = np.ones(min(LANES, len(factors)), complex)
     for start in range(0, len(factors), LANES):
         part = factors[start : start + LANES]
@@ -186,7 +188,7 @@ def _multiply(factors: Numbers, s: complex) -> complex:
 
 
 def _find_last(function: Callable[[float], float], guess: float, step: float) -> float:
-    """Where an increasing function is at most 0, and less by 1e-5 at most: the method of false position (Illinois)."""
+    """Find where an increasing function is between -1e-5 and 0, by the Illinois method of false position."""
     low = high = guess
     at_low = at_high = function(guess)
     while at_low > 0:
@@ -202,7 +204,7 @@ def _find_last(function: Callable[[float], float], guess: float, step: float) ->
         if -1e-5 <= at_middle <= 0:
             return middle
         if at_middle > 0:
-            high, at_high, at_low = middle, at_middle, at_low / (1 + (last > 0))  # an end that stays counts for less and less
+            high, at_high, at_low = middle, at_middle, at_low / (1 + (last > 0))  # halved weight for an end that stays (Illinois)
         else:
             low, at_low, at_high = middle, at_middle, at_high / (1 + (last < 0))
         last = at_middle

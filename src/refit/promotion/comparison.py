@@ -1,4 +1,4 @@
-"""Scores candidate and champion on the same raw rows, without those that either has learned from, and decides."""
+"""Scores candidate and champion on the same raw rows, except those that either has learned from, and decides."""
 
 import math
 import time
@@ -45,23 +45,23 @@ TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
 SCORES_OF_MAJORITY: dict[str, Score] = {"accuracy": "accuracy", "log likelihood": "log_likelihood"}
 MAJORITY = "majority class"
-"""Among the models of a table of scores, the one that knows only how many train rows each class has."""
+"""Name in tables of scores of the model that knows only how many train rows each class has."""
 
 
 class Verdict(Handle):
-    """What comparing a candidate with the champion gave."""
+    """The result of comparing a candidate with the champion."""
 
     decision: Decision
     reason: str
-    """The decision's, and what a reader must know besides."""
+    """The decision's reason, and what else a reader must know."""
     alarm: Alarm | None
     """Set if a person should look at the champion."""
     judged_by: int | None
-    """The version that the candidate was compared with: the champion, or, where that is damaged, an earlier one."""
+    """The version that the candidate was compared with: the champion, or an earlier one if the champion is damaged."""
     num_left_out: int
     """Test rows that the champion or the candidate has learned from."""
     earlier_looks: int
-    """Versions that the same test rows had judged before."""
+    """Number of versions that the same test rows had judged before."""
     scores: dict[str, dict[str, float | None]]
     """Metrics by model: the candidate, the version that it was compared with, and the majority class."""
     labels: list[str]
@@ -75,13 +75,13 @@ class Verdict(Handle):
 
     @property
     def figures(self) -> str:
-        """The reason without the decision that it begins with, as that may be a person's."""
+        """The reason without the decision at its beginning, as a person may decide otherwise."""
         return self.reason.partition(": ")[2]
 
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """What a model gave for N raw rows. A class that it does not know is one more of its C classes.
+    """A model's outputs for N raw rows. Classes that it does not know are added to its C classes.
 
     Shape: truth `(N,)`, outputs `(N, C)`, y `(N,)`.
     """
@@ -113,7 +113,7 @@ class ScoredRows:
 
 
 def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
-    """Raise DataError for what `compare` would find of `promotion.slices` only once the candidate is trained."""
+    """Raise DataError for missing columns of `promotion.slices`, which `compare` would find only after the training."""
     if promotion.slices:
         source = data.test_source or data.source
         check_columns("promotion.slices", promotion.slices, open_source(source).names(), source)
@@ -128,18 +128,18 @@ def compare(
 ) -> Verdict:
     """Score both on the candidate's test rows, each through its own preparation of columns, and decide.
 
-    A damaged champion is judged for by the one before it that is whole. One that cannot be compared stays, unless the settings say
-    otherwise.
+    If the champion is damaged, the last earlier champion that is whole stands in for it. If it cannot be compared, it stays, unless
+    the settings say otherwise.
 
     Args:
         candidate: A version whose data set is whole.
         champion: Number of the version to beat; None takes the majority class.
-        settings: What decides.
+        settings: Rule and limits of the decision.
         store: Where both are.
-        local: Settings that name the factory, or trust all; see `load_model`.
+        local: Settings of this machine, which name the factory or trust all; see `load_model`.
 
     Raises:
-        DataError: There are no test rows that neither has learned from, or no such column as a slice names.
+        DataError: There is no test row that neither has learned from, or a column of `promotion.slices` is missing.
         RefitError: The candidate cannot score its own test rows.
     """
     model = load_version(store, candidate.name, candidate.version, local, held_back=True)
@@ -201,14 +201,14 @@ def compare(
 
 
 def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree, store: Store, device: torch.device) -> Lead:
-    """Measure how far a network is ahead of the majority class on the rows that it is judged on, as `compare` would.
+    """Measure by how much a network beats the majority class on the rows that it is judged on, as `compare` would.
 
     Args:
-        network: On `device`.
-        manifest: Of the data set that it learned from.
-        settings: What decides.
+        network: The network, on `device`.
+        manifest: The data set that it learned from.
+        settings: Score and confidence are taken from `promotion`.
         store: Where the data set is.
-        device: What computes.
+        device: Where to compute.
     """
     split = list(manifest.splits)[-1]
     x, y = manifest.load_split(split, store)
@@ -230,7 +230,7 @@ def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree,
 
 
 def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
-    """Score raw rows; a class that the model does not know is as likely as if one of its n train rows more had been of it.
+    """Score raw rows. A class that the model does not know is as likely as if one more train row had been of that class.
 
     Raises:
         RefitError: A row cannot be scored.
@@ -258,15 +258,15 @@ def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[st
 
 
 def explain_useless_slices(rows: pl.DataFrame, columns: Sequence[str]) -> str | None:
-    """Say which columns have a value of its own in each row, whose slices can show nothing; None if there is none."""
+    """Name the columns whose values are all different, so that their slices cannot show anything; None if there is none."""
     useless = [name for name in columns if rows.height > 1 and rows[name].n_unique() == rows.height]
     if not useless:
         return None
-    return f"promotion.slices by {list_names(useless)} have one row each, which can show no drop; name columns of fewer values"
+    return f"promotion.slices by {list_names(useless)} have one row each, which cannot show a drop; name columns with fewer values"
 
 
 def time_row(model: Model, rows: pl.DataFrame) -> float:
-    """Median time to score one raw row, in milliseconds."""
+    """Measure the median time to score one raw row, in milliseconds."""
     seconds = []
     for _ in range(TIMES_TIMED):
         started = time.perf_counter()
@@ -284,7 +284,7 @@ def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, i
 
 
 def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: int, store: Store) -> dict[str, float | None]:
-    """Metrics on the fair rows, and what the model costs."""
+    """List the metrics on the fair rows, and the model's latency and size."""
     metrics = scored.measure(is_fair)
     folder = version_folder(scored.model.settings.name, number)
     return {

@@ -1,4 +1,4 @@
-"""Whether a candidate is better than the champion by more than noise, and whether the champion still holds, from scores of rows."""
+"""Decides from scores of rows whether a candidate beats the champion by more than noise, and whether the champion has collapsed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,10 +12,10 @@ from refit.settings import PromotionSettings
 from refit.training.objective import SPANS, Labels, Mask, RowScores, Score, Scores
 
 FEW_ROWS = 30
-"""A decision on fewer test rows says so first."""
+"""With fewer test rows, the reason of a decision begins with their number."""
 ROUNDING = 1e-9
 LEAD_LOST = 0.5
-"""A champion that has lost this share of what it was ahead of the majority class has collapsed."""
+"""A champion has collapsed if it has lost this share of its lead over the majority class."""
 
 Rows = Mask | NDArray[np.intp]
 Clusters = NDArray[np.integer]
@@ -27,14 +27,14 @@ class WorseSlice(Handle):
     name: str
     num_rows: int
     candidate: float
-    """Share of the rows that it is right on: for a class, its recall."""
+    """Share of the rows on which the candidate is right; for a class, this is the recall."""
     champion: float
     is_refused: bool
-    """Whether the drop is more than is allowed, and more than noise explains."""
+    """Whether the drop is larger than allowed, and larger than noise explains."""
 
 
 class Lead(Handle):
-    """How far a model is ahead of the majority class, on the rows of one split."""
+    """By how much a model beats the majority class on the rows of one split."""
 
     split: str
     score: Score
@@ -42,10 +42,10 @@ class Lead(Handle):
     model: float
     majority: float
     bound: float
-    """What the lead exceeds with the stated confidence."""
+    """Lower bound of the lead, with the confidence of the settings."""
 
     def warn(self) -> str | None:
-        """Say that the model does not beat the majority class, with the figures; None if it does, by more than noise."""
+        """Say that the model does not beat the majority class by more than noise, with the figures; None if it does."""
         objection = _object_to_lead(self.model, self.majority, self.bound)
         if objection is None:
             return None
@@ -55,7 +55,7 @@ class Lead(Handle):
 
 
 class Decision(Handle):
-    """Whether the candidate is to be promoted, and the figures that say so."""
+    """Whether to promote the candidate, and the figures behind it."""
 
     is_better: bool
     reason: str
@@ -63,23 +63,23 @@ class Decision(Handle):
     score: Score
     num_rows: int
     num_clusters: int | None
-    """How many groups of dependent rows there are; None where all rows count as independent."""
+    """Number of groups of dependent rows; None if all rows count as independent."""
     candidate: float
     champion: float
     """The champion's score; without one, that of the majority class."""
     majority: float
     difference: float
     bound: float
-    """What the difference exceeds with the stated confidence."""
+    """Lower bound of the difference, with the confidence of the settings."""
     lead: float
-    """What the candidate's lead over the majority class exceeds with that confidence."""
+    """Lower bound of the candidate's lead over the majority class, with the same confidence."""
     worse: list[WorseSlice]
-    """Those that are refused first, then by drop, largest first."""
+    """The refused ones first, then the largest drops first."""
     not_judged: list[str]
     """Classes and slices with too few rows to show any drop."""
 
     def warn(self) -> str | None:
-        """Say of the candidate what `Lead.warn` says of a model."""
+        """Return `Lead.warn` for the candidate."""
         lead = Lead(
             split="test",
             score=self.score,
@@ -92,12 +92,12 @@ class Decision(Handle):
 
     @property
     def summary(self) -> str:
-        """The figures alone, without names from the data."""
+        """The figures, without names from the data."""
         scores = f"{self.candidate:.4f} against {self.champion:.4f}"
         return f"{self.score.replace('_', ' ')} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
 
     def refuse(self) -> "Decision":
-        """The same figures, but no promotion."""
+        """Return the same figures without a promotion."""
         return self.model_copy(update={"is_better": False, "reason": f"not {self.reason}"})
 
 
@@ -113,19 +113,19 @@ def decide(
     latency_ms: float = 0.0,
     size_mb: float = 0.0,
 ) -> Decision:
-    """Decide whether the candidate is better than the champion and the majority class, and nothing speaks against it.
+    """Decide whether the candidate beats the champion and the majority class and stays within all limits.
 
     Args:
         classes: True class of each row.
-        candidate: What it gets for each row.
-        champion: What the champion gets; None in a first run. Classes and slices are not compared then, for the majority class is
-            always right on its own rows.
-        majority: What `score_majority` returns.
+        candidate: The candidate's score of each row.
+        champion: The champion's score of each row; None in a first run. Classes and slices are not compared then, as the majority
+            class is always right on its own rows.
+        majority: As `score_majority` returns it.
         settings: The rule and its limits.
-        clusters: Rows with the same number depend on one another; None takes all rows for independent.
-        slices: The rows of each named slice, besides the classes.
+        clusters: Rows with the same number depend on one another; None treats all rows as independent.
+        slices: The rows of each named slice. Classes are compared anyway.
         latency_ms: Time that the candidate takes to score a row.
-        size_mb: Size of its weights.
+        size_mb: Size of the candidate's weights.
 
     Raises:
         DataError: There are no rows.
@@ -176,14 +176,14 @@ def decide(
 def measure_lead(
     model: RowScores, majority: Scores, settings: PromotionSettings, split: str, clusters: Clusters | None = None
 ) -> Lead:
-    """Measure how far a model is ahead of the majority class; `decide` asks for the same.
+    """Measure by how much a model beats the majority class; `decide` uses the same bound.
 
     Args:
-        model: What it gets for each row.
-        majority: What `score_majority` returns.
+        model: The model's score of each row.
+        majority: As `score_majority` returns it.
         settings: Score and confidence.
-        split: Where the rows are from.
-        clusters: As `decide` takes them.
+        split: The split that the rows are from.
+        clusters: As in `decide`.
     """
     return Lead(
         split=split,
@@ -203,17 +203,20 @@ def find_collapse(
     lead_before: float | None = None,
     clusters: Clusters | None = None,
 ) -> str | None:
-    """Say how the champion has collapsed: by more than noise it is worse than the majority class, or half of its lead is gone.
+    """Say how the champion has collapsed.
+
+    It has collapsed if it is worse than the majority class by more than noise, has surely lost half of its lead over that class, or
+    surely scores below `settings.min_score`.
 
     Args:
-        champion: What it gets for each row that it has not learned from.
-        majority: What `score_majority` returns.
-        settings: Score, confidence, and the least score.
-        lead_before: The least lead over the majority class that it had when it was promoted; None where that is not known.
-        clusters: As `decide` takes them.
+        champion: The champion's score of each row that it has not learned from.
+        majority: As `score_majority` returns it.
+        settings: Score, confidence, and the lowest score.
+        lead_before: Lower bound of its lead over the majority class when it was promoted; None if that is not known.
+        clusters: As in `decide`.
 
     Returns:
-        A clause with its figures; None if it holds.
+        A clause with its figures; None if it has not collapsed.
     """
     score, chance = settings.score, 1 - settings.confidence
     most = _bound(majority - champion.scores, score, chance, clusters)
@@ -230,7 +233,7 @@ def find_collapse(
 
 
 def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
-    """What the mean difference of two models' scores (N,) exceeds, but for this chance."""
+    """Bound the mean difference of two models' scores (N,) from below, with this chance of error."""
     if score == "accuracy" and clusters is None:
         return bound_accuracy(differences, chance)
     return _bound_mean(differences, score, chance, clusters)
@@ -253,10 +256,10 @@ def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
 def _find_worse(
     parts: Sequence[tuple[str, Rows]], candidate: Mask, champion: Mask, clusters: Clusters | None, settings: PromotionSettings
 ) -> tuple[list[WorseSlice], list[str]]:
-    """The parts in which the candidate is right less often, and those with too few rows to show it.
+    """Find the parts in which the candidate is right less often, and the names of those with too few rows to show it.
 
-    An exact sign test tells a drop from noise. The chance of error is shared among the parts in which enough rows differ to show a
-    drop at all (Tarone, A modified Bonferroni method for discrete data, 1990).
+    An exact sign test distinguishes a drop from noise. The chance of error is shared among the parts in which enough rows differ to
+    show a drop at all (Tarone, A modified Bonferroni method for discrete data, 1990).
     """
     counts = [_count_signs(champion[rows], candidate[rows], None if clusters is None else clusters[rows]) for _, rows in parts]
     chance = share_chance([0.5 ** (losses + wins) for losses, wins, _ in counts], 1 - settings.confidence)
@@ -273,7 +276,7 @@ def _find_worse(
 
 
 def _count_signs(champion: Mask, candidate: Mask, clusters: Clusters | None) -> tuple[int, int, int]:
-    """In how many rows or clusters the champion is right more often, in how many the candidate, and how many there are."""
+    """Count the rows or clusters in which the champion is right more often, those in which the candidate is, and all."""
     drops = champion.astype(float) - candidate
     if clusters is not None:
         _, indices = np.unique(clusters, return_inverse=True)
@@ -282,7 +285,7 @@ def _count_signs(champion: Mask, candidate: Mask, clusters: Clusters | None) -> 
 
 
 def _describe_gain(difference: float, bound: float, settings: PromotionSettings, is_first: bool) -> tuple[bool, str]:
-    """Whether the difference counts, and what it is in words."""
+    """Return whether the difference counts, and describe it in words."""
     gain = f"better by {_show(difference)}" if difference > 0 else f"worse by {_show(-difference)}" if difference else "no better"
     sure = f" ({100 * settings.confidence:g} % sure of at least {_show(bound)})"
     if settings.rule == "not_worse" and not is_first:
@@ -325,7 +328,7 @@ def _object_to_cost(what: str, found: float, limit: float | None, unit: str) -> 
 
 
 def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Clusters | None) -> str:
-    """Figures of a score, and on how many rows; if those are few, they come first."""
+    """Describe the figures of a score and the number of rows, which comes first if it is small."""
     groups = "" if clusters is None else f" in {len(np.unique(clusters)):,} groups"
     rows = f"{num_rows:,} row{'s' * (num_rows != 1)}{groups}"
     name = score.replace("_", " ")
@@ -333,5 +336,5 @@ def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Cluste
 
 
 def _show(figure: float) -> str:
-    """Four decimals, or two digits where those would be zeros."""
+    """Show four decimals, or two significant digits if those would be zeros."""
     return f"{figure:.4f}" if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"

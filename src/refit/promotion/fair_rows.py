@@ -1,4 +1,4 @@
-"""Which test rows may judge: those that neither model has learned from; and which of them depend on one another."""
+"""Finds the test rows that may judge, which neither model has learned from, and those of them that depend on one another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ LEARNED_FROM = ("train", "val")
 
 @dataclass(frozen=True)
 class Rival:
-    """The version that a candidate is compared with; no model where there is none, or none that can be compared."""
+    """The version that a candidate is compared with; `model` is None without one that can be compared."""
 
     number: int | None = None
     model: Model | None = None
     is_learned: Mask | None = None
-    """The test rows that it has learned from."""
+    """Test rows that the model has learned from."""
     problem: str | None = None
     """What is wrong with the champion."""
     remedy: str | None = None
@@ -42,9 +42,10 @@ class Rival:
 def find_rival(
     name: str, champion: int | None, manifest: Manifest, rows: pl.DataFrame, store: Store, local: SettingsTree = DEFAULTS
 ) -> Rival:
-    """Load the champion, or, if it is damaged, the version before it that is whole.
+    """Load the champion, or, if it is damaged, the last earlier champion that is whole.
 
-    It cannot be compared if it needs a column that the raw test rows lack, or knows a class that the candidate's data set lacks.
+    A version cannot be compared if it needs a column that the raw test rows lack, or knows a class that the candidate's data set
+    lacks.
     """
     damages: list[str] = []
     for number in [] if champion is None else [champion, *list_earlier(store, name)]:
@@ -61,20 +62,20 @@ def find_rival(
         try:
             numbers = manifest.load_identities("test", store).numbers
             if _list_columns(model.manifest) != _list_columns(manifest):
-                numbers = np.zeros_like(numbers)  # what is equal to the one is not to the other
+                numbers = np.zeros_like(numbers)  # rows that are equal for one may differ for the other
             is_learned = find_learned(model.manifest, rows, numbers, store)
         except RefitError as error:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
-        judges = [f"{name}@v{number}, the champion before, stands in for it"] if damages else []
+        judges = [f"{name}@v{number}, an earlier champion, stands in for it"] if damages else []
         return Rival(number, model, is_learned, "; ".join([*damages, *judges]) or None, is_damaged=bool(damages))
     if not damages:
         return Rival()
-    problem = "; ".join([*damages, "no champion before it can stand in"])
+    problem = "; ".join([*damages, "no earlier champion can stand in"])
     return Rival(problem=problem, remedy="put its files back, or promote a version by hand", is_damaged=True)
 
 
 def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: Store) -> tuple[Mask, dict[str, int]]:
-    """Find the test rows that neither model has learned from, and say how many each has."""
+    """Find the test rows that neither model has learned from, and count those that each has learned from."""
     is_learned = {"the candidate": find_learned(manifest, rows, manifest.load_identities("test", store).numbers, store)}
     if rival.is_learned is not None:
         is_learned["the champion"] = rival.is_learned
@@ -85,18 +86,18 @@ def find_fair_rows(manifest: Manifest, rival: Rival, rows: pl.DataFrame, store: 
 def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: Store) -> Mask:
     """Find the raw rows that a model of this data set has learned from.
 
-    A row that equals one of those is taken for it, unless rows of such columns would be equal by chance as often: then none can be
-    told from others.
+    A raw row that equals a learned one counts as learned from. But if rows with such columns would be equal as often by chance,
+    equality says nothing, and no row counts.
 
     Args:
         manifest: The data set.
-        rows: Raw rows, N of them.
-        numbers: Which of several equal rows each is, `(N,)`.
+        rows: N raw rows.
+        numbers: Number of each row among its equals, `(N,)`.
         store: Where the data set is.
 
     Raises:
-        DataError: The rows lack a column, or hold what cannot be converted.
-        StoreError: What the model has learned from is gone.
+        DataError: The rows lack a column, or a value cannot be converted.
+        StoreError: The record of the learned rows is gone.
     """
     _, hashes, known = convert_rows(manifest, rows)
     splits = [split for split in LEARNED_FROM if split in manifest.splits]
@@ -107,9 +108,10 @@ def find_learned(manifest: Manifest, rows: pl.DataFrame, numbers: Rows, store: S
 
 
 def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clusters | None:
-    """Number the raw test rows so that those which depend on one another have the same number; None where all are independent.
+    """Number the raw test rows so that rows which depend on one another have the same number; None if all are independent.
 
-    These are the rows of a group, where the settings name a column of groups, and else equal rows, if chance does not explain them.
+    Rows of the same group depend on one another if the settings name a group column. Otherwise equal rows do, if chance does not
+    explain them.
     """
     identities = manifest.load_identities("test", store)
     if identities.groups is not None:
@@ -126,7 +128,7 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
 def explain_missing_rows(
     manifest: Manifest, name: str, champion: int | None, store: Store, local: SettingsTree = DEFAULTS
 ) -> str | None:
-    """Say what is needed, if a candidate of this data set would have no test row that neither it nor the champion has learned from.
+    """Say what is needed if a candidate of this data set or the champion has learned from every test row.
 
     Raises:
         DataError: The data set has no test rows.
@@ -137,7 +139,7 @@ def explain_missing_rows(
 
 
 def _find_lost_columns(before: Manifest, rows: pl.DataFrame) -> tuple[str, str] | None:
-    """Problem and remedy if the data lacks a column that a model needs."""
+    """Name problem and remedy if the data lacks a column that a model needs."""
     lost = [name for name in _list_columns(before) if name is not None and name not in rows.columns]
     if not lost:
         return None
@@ -146,13 +148,13 @@ def _find_lost_columns(before: Manifest, rows: pl.DataFrame) -> tuple[str, str] 
 
 
 def _find_lost_classes(before: Manifest, now: Manifest) -> tuple[str, str] | None:
-    """Problem and remedy if the data has no row of a class that a model knows, as a candidate would never predict it."""
+    """Name problem and remedy if the data has no row of a class that a model knows: a candidate would never predict it."""
     lost = [label for label in before.classes if label not in now.classes]
     if not lost:
         return None
     found = f"found none of {list_names(map(str, lost))}"
     problem = f"column `{now.target}`: expected rows of every class that it knows, {found}"
-    return problem, "add such rows, or, if there will be none any more, promote a candidate by hand"
+    return problem, "add such rows, or, if they are gone for good, promote a candidate by hand"
 
 
 def explain_incomparable(name: str, number: int | None, problem: RefitError | str) -> str:
@@ -161,11 +163,11 @@ def explain_incomparable(name: str, number: int | None, problem: RefitError | st
 
 
 def explain_unfair(left_out: Mapping[str, int], num_rows: int) -> str:
-    """Say what is needed where all of `num_rows` test rows are left out."""
+    """Say what is needed if all of `num_rows` test rows are left out."""
     return (
         f"expected test rows that neither the candidate nor the champion has learned from, found none among {num_rows:,}"
-        f" ({_list_learned(left_out)}); add rows that are new, take those of data.test_source out of data.source, or divide them as"
-        " before, by the same seed and settings of data"
+        f" ({_list_learned(left_out)}); add new rows, remove those of data.test_source from data.source, or split them as before,"
+        " by the same seed and data settings"
     )
 
 
@@ -179,5 +181,5 @@ def _list_learned(left_out: Mapping[str, int]) -> str:
 
 
 def _list_columns(manifest: Manifest) -> set[str | None]:
-    """What tells rows apart in the eyes of a data set."""
+    """List the columns by which a data set tells rows apart."""
     return {*(column.name for column in manifest.columns), manifest.target, manifest.time_column}

@@ -1,4 +1,4 @@
-"""Whether a retraining has anything to decide. Imports neither torch nor what trains, so that a night without news costs little."""
+"""Finds out whether anything has changed since the last retraining. Imports no torch, so that a night without changes is cheap."""
 
 import contextlib
 
@@ -8,13 +8,13 @@ from refit.registry.versions import CHAMPION, check_version, read_alias, report_
 from refit.store.store import Store
 
 KEY = "retraining"
-"""Of an entry's details, the one that holds the retraining's key."""
+"""Name of the retraining's key in the details of a ledger entry."""
 
 
 def find_decision(store: Store, name: str, key: str, since: int = 0) -> Entry | None:
-    """Find the entry of the last retraining of model `name` after entry `since`, if that had the same key.
+    """Find the entry of the last retraining of model `name`, if it comes after entry `since` and had the same key.
 
-    What people have promoted or rolled back since then stands, and is no reason to retrain.
+    Promotions and rollbacks by people since then stand, and are no reason to retrain.
 
     Raises:
         StoreError: The ledger is damaged.
@@ -25,7 +25,7 @@ def find_decision(store: Store, name: str, key: str, since: int = 0) -> Entry | 
 
 
 def find_lead(store: Store, name: str, version: int) -> float | None:
-    """Find by how much at least a version beat the majority class when a retraining promoted it last; None where none did.
+    """Find the lower bound of a version's lead over the majority class when a retraining last promoted it; None if none did.
 
     Raises:
         StoreError: The ledger is damaged.
@@ -36,13 +36,13 @@ def find_lead(store: Store, name: str, version: int) -> float | None:
 
 
 def is_reported(entry: Entry, store: Store, name: str) -> bool:
-    """Whether the report of a decision is where it belongs, or that version is gone."""
+    """Whether the report of a decision exists, or its version is gone."""
     version = entry.after or 0
     return store.exists(report_path(name, version)) or not store.is_published(version_folder(name, version))
 
 
 def find_champion(store: Store, name: str) -> int | None:
-    """Return the champion's number; None where there is none, or where its files are missing or damaged.
+    """Return the champion's number; None if there is none, or its files are missing or damaged.
 
     Raises:
         StoreError: The ledger is damaged.

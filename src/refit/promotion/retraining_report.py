@@ -15,7 +15,7 @@ from refit.store.store import Store
 def render_report(
     candidate: SavedModel, verdict: Verdict, headline: str, reason: str, store: Store, context: str | None = None
 ) -> str:
-    """Render the report as Markdown; `context` says when it was decided, and by whom."""
+    """Render the report as Markdown; `context` says when and by whom it was decided."""
     folder = version_folder(candidate.name, candidate.version)
     log, record = (json.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "version"))
     report = RunReport(
@@ -50,11 +50,11 @@ def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: S
     """Write the report as one HTML file beside the candidate's folder; `run` is the name of the run that decided.
 
     Returns:
-        The report as Markdown, and where the file is.
+        The report as Markdown, and the path or URL of the file.
     """
     headline = describe_outcome(candidate.name, entry)
     if verdict.alarm is not None:
-        headline += f"; the champion before was {verdict.alarm}" if entry.action == "promote" else f", but it is {verdict.alarm}"
+        headline += f"; the previous champion was {verdict.alarm}" if entry.action == "promote" else f", but it is {verdict.alarm}"
     context = f"Decided on {datetime.fromisoformat(entry.at):%-d %b %Y at %H:%M %Z} by {entry.who}{f', run {run}' if run else ''}."
     markdown = render_report(candidate, verdict, headline, entry.why, store, context)
     path = report_path(candidate.name, candidate.version)
@@ -63,7 +63,7 @@ def write_report(candidate: SavedModel, verdict: Verdict, entry: Entry, store: S
 
 
 def describe_outcome(name: str, entry: Entry) -> str:
-    """Say in a few words who is the champion after a decision."""
+    """Say briefly which version is the champion after a decision."""
     if entry.action == "promote":
         return f"{name}@v{entry.after} is the champion now"
     return f"{name}@v{entry.before} stays the champion" if entry.before else f"{name} has no champion yet"

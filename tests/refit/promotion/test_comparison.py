@@ -124,8 +124,8 @@ def test_test_rows_that_the_candidate_has_learned_from_are_left_out_before_and_a
     candidate = save_version(pl.concat([old, test_rows, new]), **apart)
     needed = (
         "expected test rows that neither the candidate nor the champion has learned from, found none among 40"
-        " (40 by the candidate); add rows that are new, take those of data.test_source out of data.source,"
-        " or divide them as before, by the same seed and settings of data"
+        " (40 by the candidate); add new rows, remove those of data.test_source from data.source,"
+        " or split them as before, by the same seed and data settings"
     )
     assert explain_missing_rows(load_model(candidate.path).manifest, "model", champion.version, store) == needed
     with pytest.raises(DataError, match="found none among 40"):
@@ -258,17 +258,17 @@ def test_the_champion_before_stands_in_for_one_whose_files_are_damaged_or_gone(s
     assert (verdict.alarm, verdict.judged_by, list(verdict.scores)[:-1]) == ("damaged", 2, ["model@v4", "model@v2"])
     assert "model@v3 is damaged: " in verdict.reason
     assert "model.pt: expected" in verdict.reason
-    assert verdict.reason.endswith("; model@v2, the champion before, stands in for it")
+    assert verdict.reason.endswith("; model@v2, an earlier champion, stands in for it")
 
     for version in versions[:2]:
         break_it(version)
     verdict = judge(store, versions[3], versions[2])
     assert (verdict.alarm, verdict.judged_by, verdict.decision.is_better) == ("damaged", None, False)
     assert all(f"model@v{number} is damaged: " in verdict.reason for number in (1, 2, 3))
-    assert "; no champion before it can stand in; put its files back, or promote a version by hand" in verdict.reason
+    assert "; no earlier champion can stand in; put its files back, or promote a version by hand" in verdict.reason
     verdict = judge(store, versions[3], versions[2], when_incomparable="promote")
     assert verdict.decision.is_better
-    assert verdict.reason.endswith("; no champion before it can stand in"), "nothing is left to do"
+    assert verdict.reason.endswith("; no earlier champion can stand in"), "nothing is left to do"
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_slice_that_is_no_column_of_the_test_rows_is_refused_before_there_is_a
 
 def test_slices_of_one_row_each_are_said_to_show_nothing(save_version, store):
     candidate = save_version(make_rows(300), num_epochs=2)
-    told = "promotion.slices by `id` have one row each, which can show no drop; name columns of fewer values"
+    told = "promotion.slices by `id` have one row each, which cannot show a drop; name columns with fewer values"
     assert told in judge(store, candidate, None, slices=["shop", "id"]).reason
     assert "promotion.slices" not in judge(store, candidate, None, slices=["shop"]).reason
 
