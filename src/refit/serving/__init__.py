@@ -1,1 +1,1 @@
-"""Saved models at work: score rows and files, export."""
+"""Uses of saved models: score rows and files, export, start training from their weights."""

@@ -1,6 +1,7 @@
-"""Writes a model with its preparation of rows into one file that runs without Refit: ONNX, or a program of torch.export.
+"""Writes a model with its preparation of rows into one file that runs without Refit: ONNX, or a `torch.export` program.
 
-Both are the same network over one tensor per column; ONNX has a lookup of categories in front, as torch knows no text.
+Both are the same network over one tensor per column. The ONNX file also looks up the categories, which are text there, as torch
+has no text tensors.
 """
 
 import contextlib
@@ -30,20 +31,20 @@ from refit.training.objective import Classification
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INTERNAL = "refit/"
-"""What names within an ONNX graph begin with, unlike those of columns."""
+"""Prefix of names within an ONNX graph, to keep them apart from those of columns."""
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 FIXED_ROWS = re.compile(r"You marked \w+ as dynamic but your code specialized it to be a constant \(\d+\)")
 USER_LINE = re.compile(r'call raised this error:\n\s*File "(.+)", line (\d+), in \w+\n\s*(.+)')
 MAX_DIFFERENCE = 1e-5
 MAX_TIE = 1e-6
-"""Classes whose probabilities are as close as that may swap."""
+"""The likeliest class may differ if the probabilities of two classes are as close as this."""
 
 Arrays = list[NDArray[Any]]
 Run = Callable[[Arrays], tuple[NDArray[Any], NDArray[np.float32]]]
-"""Columns, each `(N,)`, to the classes `(N,)` and probabilities `(N, C)` that the written file gives."""
+"""Runs the written file: columns, each `(N,)`, to classes `(N,)` and probabilities `(N, C)`."""
 
 README = """\
-A PyTorch program of torch.export with the preparation of its inputs:
+A PyTorch program from torch.export, including the preparation of its inputs:
 
     import json, torch
     files = {"manifest.json": ""}
@@ -53,42 +54,42 @@ A PyTorch program of torch.export with the preparation of its inputs:
     labels = [manifest["classes"][i] for i in index]
 
 `columns` are tensors of shape (N,), one for each of manifest["columns"], in that order, of its `type`, with `missing` where a
-value is unknown. Booleans are 0 and 1, date-times microseconds since 1970 in UTC. A category is its place in `categories`;
-one that is not there is len(categories).
+value is unknown. Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. A category is its index in `categories`,
+or len(categories) if it is not there.
 """
 ONNX_DOC = """\
 Inputs: a tensor of shape (N,) for each column, described in the metadata `columns`, with `missing` where a value is unknown.
-Booleans are 0 and 1, date-times microseconds since 1970 in UTC. Categories are text without spaces around it; whole numbers are
-written `1` or `1.0`, booleans `true`, `True` or `TRUE`. Outputs: `class` (N,), and `probabilities` (N, C) in the order of the
-metadata `classes`.
+Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. Categories are text without spaces around it: whole numbers as
+`1` or `1.0`, booleans as `true`, `True` or `TRUE`. Outputs: `class` (N,), and `probabilities` (N, C) in the order of the metadata
+`classes`.
 """
 
 
 def export_model(
     model: Model, output: str, format: Literal["onnx", "torch"], rows: pl.DataFrame, model_name: str | None = None
 ) -> float:
-    """Write a model with its preparation of rows, checked on `rows` before it appears; it computes in fp32.
+    """Write a model with its preparation of rows into one file that computes in fp32. It is checked on `rows` before it appears.
 
-    A program of torch.export takes categories as numbers, and says so in its `README.txt`:
+    A `torch.export` program takes categories as numbers, as its `README.txt` explains:
 
         files = {"manifest.json": ""}
         program = torch.export.load("model.pt2", extra_files=files).module()
         index, probabilities = program(*columns)  # a tensor (N,) for each of json.loads(files["manifest.json"])["columns"]
 
     Args:
-        model: As `load_model` gave it.
+        model: As `load_model` returns it.
         output: A path or fsspec URL that ends in `.onnx` or `.pt2`.
         format: `onnx` or `torch`.
         rows: Raw rows, such as the test rows.
-        model_name: What the file says of its origin, such as `penguins@v3`; None takes the name in the settings.
+        model_name: Origin that the file names, such as `penguins@v3`; None takes the name in the settings.
 
     Returns:
-        The largest difference of a probability to that of the model in fp32.
+        The largest difference between a probability of the file and that of the model in fp32.
 
     Raises:
         SettingsError: `output` has another ending, or the packages for ONNX are not installed.
-        DataError: `rows` is empty, or a row is not what scoring needs.
-        RefitError: The model cannot be exported, gives other figures there, or `output` cannot be written.
+        DataError: `rows` is empty, or a row cannot be scored.
+        RefitError: The model cannot be exported, the file gives other results, or `output` cannot be written.
     """
     check_output(output, SUFFIXES[format])
     if rows.is_empty():
@@ -104,7 +105,7 @@ def export_model(
             if format == "onnx"
             else _write_torch(scorer, model.manifest, name, path)
         )
-        for num_rows in NUM_ROWS:  # as many as a program may be asked for: some were traced for two or more
+        for num_rows in NUM_ROWS:  # some programs are traced for two or more rows only
             _check(run, model, rows[np.arange(num_rows) % rows.height], has_text=format == "onnx")
         return _check(run, model, rows, has_text=format == "onnx")
 
@@ -142,7 +143,7 @@ def _write_onnx(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Ru
     with _naming_export_errors():
         names = [f"column {position}" for position in range(len(manifest.columns))]
         outputs = ["place", "probabilities"]
-        # Without its optimizer, which takes the mean of a column of tiny numbers for zero.
+        # Without the exporter's optimizer, which replaces the mean of a column of tiny numbers by zero.
         program: Any = torch.onnx.export(
             _trace(scorer), dynamo=True, optimize=False, verbose=False, input_names=names, output_names=outputs
         )
@@ -163,10 +164,10 @@ def _write_onnx(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Ru
 
 
 def _add_names(onnx: Any, proto: Any, manifest: Manifest) -> Any:
-    """Put inputs named like the columns in front of the traced graph, text for categories, and labels behind it."""
+    """Add inputs named like the columns, with text for categories, before the traced graph, and labels after it."""
     helper, types, graph = onnx.helper, onnx.TensorProto, proto.graph
     for traced in [*graph.input, *graph.node, *graph.initializer, *graph.value_info]:
-        del traced.metadata_props[:]  # places in the code of this machine
+        del traced.metadata_props[:]  # paths of code on this machine
     inputs, nodes = [], []
     for column, traced in zip(manifest.columns, graph.input, strict=True):
         kind = traced.type.tensor_type.elem_type
@@ -197,7 +198,7 @@ def _add_names(onnx: Any, proto: Any, manifest: Manifest) -> Any:
 
 
 def _list_codes(column: CategoricalColumn) -> dict[str, int]:
-    """Places of categories by text, and of the other spellings that mean them."""
+    """Map the text of each category, and its other spellings, to its index."""
     places = {category: place for place, category in enumerate(column.categories)}
     spellings = {"true": ["True", "TRUE"], "false": ["False", "FALSE"]}
     others = {other: place for name, place in places.items() for other in spellings.get(name, [f"{name}.0"])}
@@ -205,7 +206,7 @@ def _list_codes(column: CategoricalColumn) -> dict[str, int]:
 
 
 def _list_labels(types: Any, classes: Sequence[bool | int | str]) -> tuple[int, list[int], list[Any]]:
-    """Type, shape and values of the tensor of labels."""
+    """Return type, shape and values of the tensor of labels."""
     whole = types.UINT64 if any(isinstance(label, int) and label >= 2**63 for label in classes) else types.INT64
     kind = {bool: types.BOOL, int: whole, str: types.STRING}[type(classes[0])]
     return kind, [len(classes)], [label.encode() if isinstance(label, str) else label for label in classes]
@@ -222,14 +223,14 @@ def _refuse_reserved_names(manifest: Manifest) -> None:
         if column.name in ("class", "probabilities") or column.name.startswith(INTERNAL):
             raise RefitError(
                 f"--format: expected columns named unlike the outputs `class` and `probabilities`, found `{column.name}`;"
-                " rename it and train anew, or export as torch"
+                " rename it and train again, or export as torch"
             )
 
 
 @contextlib.contextmanager
 def _naming_export_errors() -> Iterator[None]:
-    """Turn what the exporters cannot do into a RefitError, and silence what they say about packages and their own code."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # which models need torchvision
+    """Raise a RefitError if an exporter fails, and silence its warnings about packages and its own code."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # it says which models need torchvision
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -248,7 +249,7 @@ def _naming_export_errors() -> Iterator[None]:
 
 
 def _explain(error: BaseException) -> str:
-    """The line of the compiler's message that says most, the user's line that it is about, and what to do."""
+    """Name the cause in the compiler's message, the user's line that it is about, and the remedy."""
     text = str(error)
     cause, advice = first_line(error), "leave out branches that depend on values in its forward"
     if match := FIXED_ROWS.search(text):
@@ -258,7 +259,7 @@ def _explain(error: BaseException) -> str:
 
 
 def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
-    """The largest difference of a probability; raises RefitError where it is too large, or another class is the likeliest."""
+    """Return the largest difference of a probability; raise RefitError if it is too large or another class is the likeliest."""
     compute = model.settings.compute.model_copy(update={"precision": "fp32"})
     original = Model(model.module, model.manifest, model.settings.model_copy(update={"compute": compute}))
     arrays = [build_array(column, rows, has_text) for column in model.manifest.columns]

@@ -1,4 +1,4 @@
-"""Saved models: loaded again, they score raw rows."""
+"""Loads saved models, which score raw rows."""
 
 import io
 import json
@@ -26,13 +26,13 @@ from refit.training.objective import Classification
 
 DEFAULTS = SettingsTree()
 ROUNDING = 1e-3
-"""By how much, relative to the largest, logits may differ between processors and numbers of threads; other code differs more."""
+"""Largest difference of logits, relative to the largest logit, between processors and thread counts. Other code differs more."""
 
 
 class Model:
-    """A trained model with the preparation of its rows, on the CPU.
+    """A trained model on the CPU, with the preparation of its rows.
 
-    Rows are a polars or pandas frame, or a mapping of column names to lists; columns in any order, others ignored.
+    Rows are a polars or pandas frame, or a mapping of column names to lists. Columns may have any order; unknown ones are ignored.
     """
 
     def __init__(self, module: nn.Module, manifest: Manifest, settings: SettingsTree) -> None:
@@ -50,7 +50,7 @@ class Model:
         """Return the likeliest class of each row, `(N,)`, as the target column writes it.
 
         Raises:
-            DataError: A column is missing, or holds what training refuses there.
+            DataError: A column is missing or has a value that training would refuse.
         """
         return self.objective.predict(self.predict_logits(rows))
 
@@ -60,7 +60,7 @@ class Model:
         return probabilities
 
     def predict_logits(self, rows: Any) -> Tensor:
-        """Return what the model gives before the softmax, `(N, C)`; raises as `predict` does."""
+        """Return the outputs before the softmax, `(N, C)`; raises as `predict` does."""
         x = apply_columns(self.manifest.columns, read_frame(rows))
         loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
         return compute_outputs(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
@@ -69,20 +69,20 @@ class Model:
 def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:
     """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
 
-    Who can write to a store decides what a version there predicts, but not what this machine does: weights are read as tensors,
-    and the function that a version names as its factory is imported and called only if `model.factory` names it here, too, in the
+    Whoever can write to a store decides what a version there predicts, but cannot run code on this machine. Weights are read as
+    tensors only, and the factory that a version names is imported and called only if `model.factory` names it here, too, in the
     environment, `.env` or `refit.toml` of the working directory.
 
     Args:
         path: The version's folder.
-        held_back: Take the weights that its scores are of, from which the test rows were held back. They are others only where
+        held_back: Take the weights that the scores are of, which have not learned from the test rows. They differ only if
             `training.refit_on_all` was set.
         trust: Call any factory that the version names, as the setting `store.trust` does.
 
     Raises:
         StoreError: There is no version at `path`, or it is damaged.
-        SettingsError: The model's own factory is not one to trust, cannot be imported here, or builds another network by now,
-            which would need other weights or gives other logits.
+        SettingsError: The model's own factory is not trusted, cannot be imported here, or now builds another network, which needs
+            other weights or gives other logits.
     """
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
     store = Store(folder or ".")
@@ -100,7 +100,7 @@ def load_version(store: Store, name: str, number: int, local: SettingsTree = DEF
 
 
 def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, held_back: bool) -> Model:
-    """Load a version; the settings of this machine are read only if a factory has to be known, and none are given."""
+    """Load a version. The settings of this machine are read only if `local` is None and a factory needs them."""
     path = store.location(folder)
     files = dict(versions.read_files(store, folder))
     try:
@@ -114,7 +114,7 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
         if digest_weights(weights) != known["weights_digest"]:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
-        cause = "more than tensors in model.pt" if isinstance(error, UnpicklingError) else error  # which advises to run it
+        cause = "more than tensors in model.pt" if isinstance(error, UnpicklingError) else error  # torch advises to run them
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {cause}; load another") from error
     if settings.model.factory is not None and not trust:
         _refuse_unknown_factory(path, settings.model.factory, local or resolve_settings()[0])
@@ -124,20 +124,20 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
     except RuntimeError as error:
         raise SettingsError(
             f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
-            " put that function back"
+            " restore that function"
         ) from error
     found = torch.tensor(probe(module, manifest.signature.num_inputs))
     tolerance = ROUNDING * max(1.0, expected.nan_to_num(0, 0, 0).abs().max().item())
     if not torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         raise SettingsError(
             f"{path}: expected the logits that it gave when it was saved, found others, as {_explain(record, settings)}; "
-            "put back what it was saved with, or train anew"
+            "restore the code and packages it was saved with, or train again"
         )
     return Model(module, manifest, settings)
 
 
 def _refuse_unknown_factory(path: str, factory: str, local: SettingsTree) -> None:
-    """Raise SettingsError unless the local settings name the factory or trust the store: any function could stand there."""
+    """Raise SettingsError unless the local settings name the factory or trust the store: a version can name any function."""
     if local.store.trust or local.model.factory == factory:
         return
     known = f"`{local.model.factory}`" if local.model.factory else "none"
@@ -149,8 +149,8 @@ def _refuse_unknown_factory(path: str, factory: str, local: SettingsTree) -> Non
 
 
 def _explain(record: dict[str, Any], settings: SettingsTree) -> str:
-    """What has changed since a version was saved."""
+    """Say what has changed since a version was saved."""
     before = {"torch": record["torch"], **record["code"]}
     now = {"torch": torch.__version__, **digest_user_code(settings.model.factory)}
     changed = sorted(name.removeprefix("code.") for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return f"{' and '.join(changed)} changed since" if changed else "its network draws numbers or depends on something else"
+    return f"{' and '.join(changed)} changed since" if changed else "its network draws random numbers or depends on something else"

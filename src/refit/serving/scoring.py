@@ -1,4 +1,4 @@
-"""Scores files with a saved model, in memory that does not grow with them."""
+"""Scores files of any size with a saved model, in bounded memory."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from refit.tables.sources.located_rows import LocatedRows
 from refit.tables.sources.opening import open_source
 from refit.training.evaluation import compute_outputs
 
-# A multiple, so that the model gets the very batches that it gets from `Model.predict`, and gives the same bits.
+# A multiple of the evaluation batch, so that the model gets the same batches as from `Model.predict`, and gives the same bits.
 ROWS_PER_BATCH = 8 * EVALUATION_BATCH_SIZE
 
 
 class Scored(NamedTuple):
-    """What became of the rows of a source."""
+    """Result of scoring a source."""
 
     num_rows: int
     deviations: list[Deviation]
@@ -43,21 +43,21 @@ def score_files(
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file, in the order of files and rows.
 
     Its columns are those in `keep`, then `class` (typed like the classes), `probability of <label>` for each class (float32), and
-    `model`. It appears once it is whole; after an error, what was there before is there still.
+    `model`. The file appears once it is complete; after an error, an earlier file stays.
 
     Args:
-        model: As `load_model` gave it.
+        model: As `load_model` returns it.
         source: A path or fsspec URL.
         output: A path or fsspec URL that ends in `.parquet`.
-        model_name: What `model` says in each row, such as `penguins@v3`.
+        model_name: Value of the column `model`, such as `penguins@v3`.
         on_rows: Called with the number of rows scored so far, after each batch.
         keep: Input columns to copy, as they were read; all cells of CSV are text.
-        is_strict: Whether rows that deviate from the train rows are refused.
+        is_strict: Whether to refuse rows that deviate from the train rows.
         rows_per_batch: Rows that are read and scored at a time.
 
     Raises:
         SettingsError: `output` does not end in `.parquet`, or is part of `source`.
-        DataError: A file, column or row is not what scoring needs, or, where strict, deviates.
+        DataError: A file, column or row cannot be scored, or, if strict, rows deviate.
         RefitError: `output` cannot be written.
     """
     check_files(source, output)
@@ -84,7 +84,7 @@ def score_files(
 
 
 def check_files(source: str, output: str) -> None:
-    """Raise for an output that cannot be, and for a source that is not there or whose first file has no header."""
+    """Raise for an impossible output, for a missing source, and for one whose first file has no header."""
     check_output(output, ".parquet")
     table = open_source(source)
     if table.includes(output):
@@ -98,7 +98,7 @@ def _score(model: Model, batch: LocatedRows, model_name: str, keep: Sequence[str
     x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
     outputs, _ = compute_outputs(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
-    if not outputs.sum().isfinite():  # a quick look at all of them
+    if not outputs.sum().isfinite():  # a quick check of all rows
         _refuse_non_finite(outputs, batch)
     columns = {
         **{name: batch.frame[name].to_arrow() for name in keep},

@@ -1,6 +1,6 @@
-"""A model that takes a tensor per column instead of rows: what is exported.
+"""The model that is exported: it takes a tensor per column instead of rows.
 
-N is the number of rows, F of inputs, C of classes.
+N is the number of rows, F the number of inputs, C the number of classes.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ MICROSECONDS_PER_DAY = 86_400_000_000
 
 
 class Preparation(nn.Module):
-    """Turns columns into inputs as `apply_columns` does, from tensors.
+    """Turns tensors of columns into inputs as `apply_columns` does.
 
     Shape: for each column `(N,)`: float64 with NaN for missing (numbers, and booleans as 0 and 1), int64 microseconds since 1970
-    with the least int64 for missing, or int64 places among the categories, -1 for missing; to float32 `(N, F)`.
+    with the least int64 for missing, or int64 indices of categories with -1 for missing. Output: float32 `(N, F)`.
     """
 
     def __init__(self, columns: Sequence[AnyColumn]) -> None:
@@ -35,7 +35,7 @@ class Preparation(nn.Module):
         for position, column in enumerate(columns):
             for part, scale in list_scales(column).items():  # buffers, as exporters may round plain numbers to float32
                 self.register_buffer(f"{position}_{part}", torch.tensor([scale.median, scale.mean, scale.std], dtype=torch.float64))
-            if isinstance(column, CategoricalColumn):  # and no range in the graph, of which ONNX Runtime warns
+            if isinstance(column, CategoricalColumn):  # a buffer, as ONNX Runtime warns of a range in the graph
                 self.register_buffer(f"{position}_places", torch.arange(len(column.categories) + 1))
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Preparation(nn.Module):
 
 
 class Scorer(nn.Module):
-    """A whole model: columns to the place of the likeliest class `(N,)` and probabilities `(N, C)`."""
+    """A whole model: columns to the index of the likeliest class `(N,)` and probabilities `(N, C)`."""
 
     def __init__(self, columns: Sequence[AnyColumn], network: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class Scorer(nn.Module):
         self.network = network
 
     def forward(self, *columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Return places and probabilities."""
+        """Return indices and probabilities."""
         return self.objective.answer(self.network(self.preparation(*columns)).float())
 
 
 def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:
-    """Describe a column's tensor, for people and programs that make one; `has_text` keeps categories as text."""
+    """Describe a column's tensor, for people and programs that build one; `has_text` keeps categories as text."""
     known = {"name": column.name, "kind": column.kind}
     if isinstance(column, DatetimeColumn):
         return {**known, "type": "int64", "missing": MISSING_TIME}
@@ -86,7 +86,7 @@ def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:
 
 
 def build_array(column: AnyColumn, rows: pl.DataFrame, has_text: bool) -> NDArray[Any]:
-    """Turn a column of raw rows into what its tensor holds, `(N,)`."""
+    """Turn a column of raw rows into the values of its tensor, `(N,)`."""
     values = convert_column(
         take_column(rows, column.name), column.kind, column.null_values, lambda index: f"row {index + 1}", column.format
     )
@@ -121,7 +121,7 @@ def compute_date_parts(microseconds: Tensor) -> dict[str, Tensor]:
         "day": day_of_year - (153 * month_from_march + 2) // 5 + 1,
         "weekday": (days + 3) % 7 + 1,
     }
-    # polars divides by a number by multiplying with its reciprocal, and so does this, to the bit.
+    # polars divides by a number by multiplying by its reciprocal; this does the same, to get the same bits.
     hour = (microseconds - days * MICROSECONDS_PER_DAY).double() * torch.tensor(1 / 3.6e9, dtype=torch.float64)
     return {**{part: values.double() for part, values in parts.items()}, "hour": hour}
 

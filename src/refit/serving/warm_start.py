@@ -1,4 +1,4 @@
-"""Start training from the weights of a saved version instead of from new ones."""
+"""Starts training from the weights of a saved version instead of from new ones."""
 
 from refit.data.signature import Signature
 from refit.errors import RefitError
@@ -12,19 +12,19 @@ from refit.training.loop import TrainingState
 def take_weights(
     state: TrainingState, version: SavedModel, signature: Signature, store: Store, local: SettingsTree = DEFAULTS
 ) -> str:
-    """Give a fresh state the weights of `version`, if they mean the same there: same inputs, classes, names and shapes.
+    """Load the weights of `version` into a fresh state, if they mean the same there: same inputs, classes, names and shapes.
 
-    Where `version` was trained on all rows at last, the weights before are taken: its test rows may be test rows here, too.
+    If `version` was finally trained on all rows, the weights from before that are taken: its test rows may be test rows here, too.
 
     Args:
-        state: Left as it is where they do not fit.
-        version: Whose weights to take.
-        signature: Of the examples to train on.
+        state: Not changed if the weights do not fit.
+        version: The version whose weights to take.
+        signature: Signature of the examples to train on.
         store: Where the version is.
-        local: Settings that name its factory, or trust all; see `load_model`.
+        local: Settings of this machine, which name its factory or trust all; see `load_model`.
 
     Returns:
-        What was done, in a line for people.
+        A line for people that says what was done.
     """
     try:
         model = load_version(store, version.name, version.version, local, held_back=True)
@@ -38,6 +38,6 @@ def take_weights(
     }
     if any(differences.values()):
         other = " and ".join(part for part, is_other in differences.items() if is_other)
-        return f"starting from new weights, as {version.reference} has other {other}"
+        return f"starting from new weights, as {version.reference} has different {other}"
     state.model.load_state_dict(weights)
     return f"starting from the weights of {version.reference}"

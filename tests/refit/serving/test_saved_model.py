@@ -401,7 +401,7 @@ def test_an_own_model_that_gives_other_logits_with_the_same_weights_is_refused(s
     """It would score rows in another way than was measured when it was promoted."""
     path = save_own_model()
     write_networks(activation="2.1 * x")
-    message = r"v1: expected the logits that it gave when it was saved, found others, as own_layers changed since; put back what it"
+    message = r"v1: expected the logits that it gave when it was saved, found others, as own_layers changed since; restore the code"
     with pytest.raises(SettingsError, match=message):
         refit.load_model(path, trust=True)
 

@@ -56,7 +56,7 @@ def test_weights_that_do_not_fit_are_left(save_version, store, rows, features, h
     signature = load_model(save_version(rows, features=features).path).manifest.signature
     state = build_state(len(features), hidden_sizes=hidden_sizes)
     before = digest_weights(state.model.state_dict())
-    assert take_weights(state, version, signature, store) == f"starting from new weights, as model@v1 has other {other}"
+    assert take_weights(state, version, signature, store) == f"starting from new weights, as model@v1 has different {other}"
     assert digest_weights(state.model.state_dict()) == before
 
 
