@@ -1,1 +1,1 @@
-"""Pictures and text for people."""
+"""Reports for people: pictures, Markdown and HTML."""

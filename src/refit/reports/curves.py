@@ -1,4 +1,4 @@
-"""The losses of a training so far, as a small SVG that costs next to nothing to draw while it goes on."""
+"""Draws the losses so far as a small SVG, which is cheap enough to draw during training."""
 
 import base64
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ LINE = (
 
 
 def draw_curve(train_losses: Sequence[float], val_losses: Sequence[float | None]) -> str:
-    """Draw the losses of epochs 1, 2, …; return a Markdown image that holds the picture itself."""
+    """Draw the losses of epochs 1, 2, …; return a Markdown image with the picture embedded."""
     curves = [("train loss", "#1f77b4", [*train_losses])]
     if None not in val_losses:
         curves.append(("val loss", "#d95f02", [loss for loss in val_losses if loss is not None]))
@@ -35,7 +35,7 @@ def draw_curve(train_losses: Sequence[float], val_losses: Sequence[float | None]
 
 
 def _place(losses: Sequence[float], top: float) -> str:
-    """Points of the picture; of many epochs, the first, the last and some between, at an even step; of one, a dash."""
+    """List the points of a curve. Many epochs are thinned to evenly spaced ones and the last; a single epoch becomes a dash."""
     step = -(-len(losses) // MAX_POINTS)
     chosen = sorted({*range(0, len(losses), step), len(losses) - 1})
     across, up = (WIDTH - 2 * MARGIN) / max(1, len(losses) - 1), (HEIGHT - 2 * MARGIN) / top

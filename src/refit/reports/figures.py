@@ -17,12 +17,12 @@ MAX_LABEL_LENGTH = 24
 
 
 def embed_png(png: bytes, alt: str) -> str:
-    """Return a Markdown image that holds the PNG itself."""
+    """Return a Markdown image with the PNG embedded."""
     return f"![{render_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
-    """Draw mean train and validation loss by epoch, and a line at the best, counted from 1; return a PNG."""
+    """Draw mean train and validation loss by epoch, and a line at the best epoch, counted from 1; return a PNG."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _build_figure(6, 3.5)
@@ -57,7 +57,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], sp
 
 
 def _build_figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # 30 MB, loaded only where something is drawn
+    from matplotlib.figure import Figure  # 30 MB, loaded only if something is drawn
 
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -1,4 +1,4 @@
-"""Text of others and figures as Markdown, escaped, and Markdown as one HTML page."""
+"""Renders foreign text and figures as escaped Markdown, and Markdown as one HTML page."""
 
 import html
 import re
@@ -42,17 +42,17 @@ img {{ max-width: 100%; border-radius: 6px; background: white }}
 
 
 def render_html(markdown: str, title: str) -> str:
-    """Render Markdown as one page that needs no other file; HTML in it is shown as text."""
+    """Render Markdown as one self-contained page; HTML in it is shown as text."""
     return PAGE.format(title=html.escape(title), body=MarkdownIt("js-default").render(markdown))
 
 
 def render_name(name: object, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Render a name from data as a code span, shortened: no link, picture or tag in it becomes one."""
+    """Render a name from data as a shortened code span, so that a link, picture or tag in it stays text."""
     return quote(shorten(str(name), max_length))
 
 
 def render_caution(text: str | None) -> str:
-    """Render a warning as one sentence; nothing where there is none."""
+    """Render a warning as one sentence; empty if there is none."""
     return f"**Caution:** {render_text(text)}." if text else ""
 
 
@@ -68,13 +68,13 @@ def render_fields(fields: Mapping[str, object]) -> str:
 
 
 def render_text(text: str) -> str:
-    """One line of text, its code spans kept, all else that Markdown would act on escaped."""
+    """Render one line of text: code spans are kept, all other Markdown is escaped."""
     parts = re.split(r"(`[^`]+`)", escape_controls(" ".join(text.split())))
     return "".join(part if i % 2 else re.sub(r"[\\\[\]<*_`|]", r"\\\g<0>", part) for i, part in enumerate(parts))
 
 
 def quote(text: str) -> str:
-    """A code span, with a fence longer than any in the text."""
+    """Render a code span, with a fence longer than any in the text."""
     text = escape_controls(" ".join(text.split()))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if not text or "`" in (text[0], text[-1]) else ""
@@ -85,5 +85,5 @@ def _render_cell(value: object) -> str:
     if value is None:
         return "-"
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    text = text.replace("\\|", "\\ |")  # Markdown dialects read two backslashes before a bar in two ways
+    text = text.replace("\\|", "\\ |")  # Markdown dialects differ on two backslashes before a bar
     return text.replace("|", "\\|").replace("\n", " ")

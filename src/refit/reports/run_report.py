@@ -1,4 +1,4 @@
-"""Pictures, tables, and the report of a run as Markdown and HTML; knows numbers and names, not where they come from."""
+"""Renders the report of a run as Markdown, with tables and pictures. Knows only numbers and names, not where they come from."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ MAX_CATEGORIES_SHOWN = 5
 
 @dataclass(frozen=True)
 class EpochRow:
-    """What a report shows of an epoch."""
+    """An epoch in a report."""
 
     epoch: int
     train_loss: float
@@ -31,7 +31,7 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class DriftRow:
-    """What a report shows of a column: how far it has moved, what chance could explain of that, and the two in a word."""
+    """A column in a report: how far it has moved, how much of that chance could explain, and the verdict in a word."""
 
     column: str
     psi: float | None
@@ -54,24 +54,24 @@ class SliceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What a run has to tell; what is None or empty is left out. Texts may have code spans, and no other Markdown."""
+    """Content of a run's report. Empty fields are left out. Texts may have code spans, but no other Markdown."""
 
     headline: str
     context: str | None = None
     """When it was, and which run."""
     reason: str | None = None
     caution: str | None = None
-    """Why the candidate is of little use, whatever was decided."""
+    """Why the candidate is of little use, regardless of the decision."""
     scores: Mapping[str, Mapping[str, float | None]] | None = None
-    """Metrics by model, the candidate first, then what it was compared with: `{"penguins@v8": {"accuracy": 0.97}}`."""
+    """Metrics by model, the candidate first, then the models to compare with: `{"penguins@v8": {"accuracy": 0.97}}`."""
     num_scored: int | None = None
-    """Rows that the scores are of."""
+    """Number of rows behind the scores."""
     is_refitted: bool = False
-    """Whether the candidate predicts with other weights than the scores are of: trained anew on all rows."""
+    """Whether the candidate predicts with weights retrained on all rows, and the scores are of the weights before."""
     scored_on: str = "test"
-    """Split that the scores, the slices and the confusion matrix are of."""
+    """Split of the scores, the slices and the confusion matrix."""
     worse_slices: Sequence[SliceRow] = ()
-    """Where the candidate is right on fewer rows than the champion."""
+    """Classes and slices in which the candidate is right on fewer rows than the champion."""
     not_judged: Sequence[str] = ()
     """Classes and slices with too few rows to show a drop."""
     epochs: Sequence[EpochRow] = ()
@@ -85,9 +85,9 @@ class RunReport:
     """Rows of each split of the champion's data set."""
     rows_now: Mapping[str, int] | None = None
     drifts: Sequence[DriftRow] = ()
-    """Columns, those that moved farthest first."""
+    """Columns, the ones that moved farthest first."""
     versions: Mapping[str, str] | None = None
-    """Where each version is: a path or a URL."""
+    """Path or URL of each version."""
     earlier_looks: int | None = None
     """How many candidates the same test rows have judged before."""
 
@@ -120,9 +120,9 @@ def _render_scores(report: RunReport) -> str:
     metrics = dict.fromkeys(metric for scores in models for metric in scores)
     rows = [[metric, *_with_difference([scores.get(metric) for scores in models])] for metric in metrics]
     what = "" if report.num_scored is None else f"{report.num_scored:,} "
-    both = f" The difference is that of {' and '.join(map(render_name, list(report.scores)[:2]))}." if len(models) > 1 else ""
+    both = f" The difference is {' minus '.join(map(render_name, list(report.scores)[:2]))}." if len(models) > 1 else ""
     table = f"## Scores\n\nOn the same {what}rows of {render_text(report.scored_on)}.{both}\n\n{render_table(header, rows)}"
-    refitted = "\n\nThe candidate predicts with other weights than these scores are of: trained anew on all rows."
+    refitted = "\n\nThe candidate predicts with weights retrained on all rows. These scores are of the weights before."
     return table + refitted * report.is_refitted
 
 
@@ -162,8 +162,8 @@ def _render_data(report: RunReport) -> str:
     if report.drifts:
         header = ["column", "PSI", "by chance", "change", "missing", "new categories"]
         parts.append(
-            "PSI, the population stability index, says how far a column has moved since the champion's data."
-            " Of columns that have not changed, 19 in 20 or more stay within `by chance`."
+            "PSI, the population stability index, measures how far a column has moved since the champion's data."
+            " At least 19 in 20 unchanged columns stay within `by chance`."
         )
         drifts = [_list_drift(drift) for drift in report.drifts[:MAX_COLUMNS_SHOWN]]
         parts.append(_render_filled(header, drifts) + _render_rest(len(report.drifts) - len(drifts), "columns"))
@@ -200,7 +200,7 @@ def _render_versions(versions: Mapping[str, str] | None) -> str:
 def _render_epochs(epochs: Sequence[EpochRow], best_epoch: int | None) -> str:
     if not epochs:
         return ""
-    # Two places are left for the best and the last.
+    # Two rows are left for the best epoch and the last.
     step = 1 if len(epochs) <= MAX_EPOCHS_SHOWN else -(-len(epochs) // (MAX_EPOCHS_SHOWN - 2))
     shown = {*range(0, len(epochs), step), len(epochs) - 1}
     rows = [
@@ -223,7 +223,7 @@ def _render_looks(earlier_looks: int | None) -> str:
 
 
 def _render_filled(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table without the columns that are empty."""
+    """Render a table without its empty columns."""
     is_filled = [any(cell is not None for cell in column) for column in zip(*rows, strict=True)]
     return render_table([*compress(header, is_filled)], [[*compress(row, is_filled)] for row in rows])
 
@@ -233,7 +233,7 @@ def _render_rest(num_more: int, what: str) -> str:
 
 
 def _with_difference(values: Sequence[float | None]) -> list[object]:
-    """How much higher the first score is than the second, where a narrow screen shows it, and all scores."""
+    """List how much higher the first score is than the second, then all scores; a narrow screen shows the first columns."""
     if len(values) < 2:
         return list(values)
     candidate, champion, *_ = values

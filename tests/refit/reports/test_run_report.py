@@ -156,7 +156,7 @@ class Page(HTMLParser):
 
 
 def test_whose_scores_they_are_is_said_of_a_candidate_that_was_trained_on_all_rows():
-    told = "The candidate predicts with other weights than these scores are of: trained anew on all rows."
+    told = "The candidate predicts with weights retrained on all rows. These scores are of the weights before."
     assert told in render_run_report(replace(REPORT, is_refitted=True))
     assert told not in render_run_report(REPORT)
 
