@@ -1,1 +1,1 @@
-"""The machine: devices, random generators, memory, signals."""
+"""The machine: devices, random number generators, memory, signals."""

@@ -1,4 +1,4 @@
-"""The device, precision and threads that the arithmetic runs on."""
+"""The device, precision and threads of the arithmetic."""
 
 import ctypes
 import os
@@ -16,19 +16,19 @@ from refit.runtime.limits import count_processors
 from refit.settings import ComputeSettings
 
 NUM_THREADS = min(torch.get_num_threads(), count_processors())
-"""PyTorch's choice for this process before a run has made another; fewer where a container has a quota, which PyTorch ignores."""
+"""PyTorch's default for this process, or fewer if a container has a quota, which PyTorch ignores. Runs may change it later."""
 DEFAULTS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_default_dtype, torch.set_default_dtype),
 )
-"""What runs and users' factories may change for the whole process: how it is read and set."""
+"""Getter and setter of each process-wide default that runs and users' factories may change."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""As `malloc.h` of the GNU C library numbers them."""
+"""Constants from `malloc.h` of the GNU C library."""
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of `compute.device`; only `auto` chooses, CUDA before MPS before the CPU.
+    """Return the device that `compute.device` names; `auto` prefers CUDA to MPS to the CPU.
 
     Raises:
         SettingsError: The device is not on this machine.
@@ -61,9 +61,9 @@ def check_compute(settings: ComputeSettings) -> torch.device:
 
 
 def prepare_compute(settings: ComputeSettings) -> torch.device:
-    """Set the number of CPU threads, the precision of matrix products and what happens to freed memory; return the chosen device.
+    """Set CPU threads, precision of matrix products and handling of freed memory; return the chosen device.
 
-    All of it is set each time, whatever an earlier run of the process has chosen. Raises as `check_compute`.
+    Everything is set again for each run, so that earlier runs of the process have no effect. Raises as `check_compute` does.
     """
     device = check_compute(settings)
     if torch.get_float32_matmul_precision() != settings.matmul_precision:
@@ -81,7 +81,7 @@ def choose_num_threads(settings: ComputeSettings) -> int:
 
 @contextmanager
 def putting_defaults_back() -> Iterator[None]:
-    """Leave the threads, the precision of matrix products and the default type of this process as the block found them."""
+    """Restore the process's threads, precision of matrix products and default type after the block."""
     before = [(get, put, get()) for get, put in DEFAULTS]
     try:
         yield
@@ -92,28 +92,28 @@ def putting_defaults_back() -> Iterator[None]:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, such as `cpu (2 threads)` or `cuda:0 (NVIDIA H100)`."""
+    """Describe the device, as in `cpu (2 threads)` or `cuda:0 (NVIDIA H100)`."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
 def describe_processor(device: torch.device, num_threads: int) -> str:
-    """What computes, as far as the last bits depend on it: the kind, the model, and a CPU's instruction set and threads."""
+    """Describe what the last bits depend on: the kind and model of the processor, and a CPU's instruction set and threads."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     return f"{device.type} {_name_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {num_threads} threads"
 
 
 def _name_cpu() -> str:
-    """Such as `AMD EPYC`, as far as the processor tells."""
+    """Name the CPU, as in `AMD EPYC`, or else its architecture."""
     capabilities = torch.cpu.get_capabilities()
     return str(capabilities.get("cpu_name") or capabilities["architecture"])
 
 
 @contextmanager
 def computing_on_one_thread() -> Iterator[None]:
-    """Let other CPU threads rest."""
+    """Use one CPU thread within the block."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,17 +123,17 @@ def computing_on_one_thread() -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The context of a forward pass: nothing for `fp32`, automatic mixed precision for `bf16`."""
+    """Return the context of a forward pass: none for `fp32`, automatic mixed precision for `bf16`."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @cache
 def _keep_freed_memory() -> None:
-    """Have the GNU C library keep up to 64 MB of freed memory for what is allocated next.
+    """Let the GNU C library keep up to 64 MB of freed memory for later allocations.
 
-    By itself it may give the tensors of a step back to the system, which hands them out again page by page, zeroed, in the next
-    step: on a network of two layers of 1,024 units, up to a tenth of the time.
+    By default it may return the memory of a step's tensors to the system, which hands it out again page by page, zeroed, in the
+    next step. With two layers of 1,024 units, this takes up to a tenth of the time.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        library.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the maximum
         library.mallopt(M_TRIM_THRESHOLD, 64 << 20)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, held back until the batch at work is done and its checkpoint written."""
+"""Holds back SIGTERM and Ctrl-C until the current batch is done and its checkpoint written."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ _held: int | None = None
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Hold back the first signal until the block ends or `deliver_signal` is called; a second one has its effect at once.
+    """Hold back the first signal until the block ends or `deliver_signal` is called. A second signal takes effect at once.
 
-    Python hands signals to the main thread alone, so in another thread nothing is held back.
+    Python delivers signals to the main thread only, so in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,12 +32,12 @@ def holding_signals() -> Iterator[None]:
 
 
 def is_signal_held() -> bool:
-    """Whether a signal waits to be delivered."""
+    """Whether a signal is held back."""
     return _held is not None
 
 
 def deliver_signal() -> None:
-    """Let a signal that is held have its effect, which as a rule is an exception raised here; without one, do nothing."""
+    """Deliver the held signal, which usually raises an exception here; do nothing if there is none."""
     global _held
     if _held is not None:
         _stop_holding()

@@ -1,4 +1,4 @@
-"""What machine, container and process leave: memory, so that what cannot fit is refused by a sentence, and processors."""
+"""Free memory and processors within the limits of machine, container and process. Data that cannot fit can be refused clearly."""
 
 import contextlib
 import math
@@ -9,25 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-"""Where the files lie by which the system tells."""
+"""Root of the system's `proc` and `sys` folders."""
 
 
 def find_free_memory(root: Path = ROOT) -> int:
-    """Return the bytes that the machine has free, or the container, or the limit of the process leaves, whichever is least.
+    """Return the free memory in bytes: the least of what the machine, the container and the limit of the process leave.
 
-    Where the system does not tell, as outside of Linux, there is no limit.
+    Without this information, as outside of Linux, there is no limit.
     """
     return max(0, min(_find_free_on_machine(root), *map(_find_free_in_container, _list_groups(root)), _find_free_in_process(root)))
 
 
 def count_processors(root: Path = ROOT) -> int:
-    """Return how many processors the process may use at a time: those it may run on, or fewer where the container has a quota."""
-    affinity = getattr(os, "sched_getaffinity", None)  # outside of Linux there is none
+    """Return how many processors the process may use at a time: those it may run on, or fewer if the container has a quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
     return max(1, min(len(affinity(0)) if affinity else os.cpu_count() or 1, *map(_find_quota, _list_groups(root))))
 
 
 def _list_groups(root: Path) -> Iterator[Path]:
-    """The folders of the control groups (version 2) that the process is in, its own first, the outermost last."""
+    """Yield the folders of the process's control groups (version 2), its own first, the outermost last."""
     own = ""
     with contextlib.suppress(OSError, LookupError):
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -38,7 +38,7 @@ def _list_groups(root: Path) -> Iterator[Path]:
 
 
 def _find_quota(group: Path) -> int:
-    with contextlib.suppress(OSError, ValueError):  # `max` is no number
+    with contextlib.suppress(OSError, ValueError):  # `max` is not a number
         quota, period = map(int, (group / "cpu.max").read_text().split())
         return math.ceil(quota / period)
     return sys.maxsize
@@ -52,10 +52,10 @@ def _find_free_on_machine(root: Path) -> int:
 
 
 def _find_free_in_container(group: Path) -> int:
-    with contextlib.suppress(OSError, LookupError, ValueError):  # `max` is no number
+    with contextlib.suppress(OSError, LookupError, ValueError):  # `max` is not a number
         used, limit = (int((group / f"memory.{name}").read_text()) for name in ("current", "max"))
         fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(fields["inactive_file"])  # what was read from files is given back
+        return limit - used + int(fields["inactive_file"])  # the system frees this file cache on demand
     return sys.maxsize
 
 

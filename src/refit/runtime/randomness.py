@@ -1,4 +1,4 @@
-"""Random number generators: seeded, captured and restored, so that an epoch needs no history; one thread at a time has them."""
+"""Seeds, captures and restores the random number generators, so that an epoch needs no history. One thread holds them at a time."""
 
 import random
 import threading
@@ -11,11 +11,11 @@ import torch
 
 
 class _Turns:
-    """A lock for one thread at a time, which may take it again; its holder can see whether another thread waits."""
+    """A reentrant lock, whose holder can see whether another thread waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entrance = threading.Lock()  # whoever waits for the lock stands here, so that nobody overtakes
+        self._entrance = threading.Lock()  # held by the thread that waits for the lock, so that none overtakes it
         self._holder: int | None = None
 
     @property
@@ -31,7 +31,7 @@ class _Turns:
         self._holder = threading.get_ident()
 
     def let_go(self) -> None:
-        if self.are_mine:  # not if an exception came while others had their turn
+        if self.are_mine:  # false if an exception came while others had their turn
             self._holder = None
             self._lock.release()
 
@@ -42,11 +42,11 @@ _epochs = threading.Lock()
 
 @contextmanager
 def holding_generators(for_an_epoch: bool = False) -> Iterator[None]:
-    """Wait until no other thread of this process holds the generators, and hold them; a thread may do so inside another block.
+    """Wait until no other thread of this process holds the generators, then hold them. Blocks of one thread may be nested.
 
     Args:
-        for_an_epoch: Whether the block is long, and calls `give_way` in between. Such blocks of two threads come one after the
-            other.
+        for_an_epoch: Whether the block is long and calls `give_way` in between. Such blocks of different threads run one after
+            another.
     """
     if _turns.are_mine:
         yield
@@ -60,7 +60,7 @@ def holding_generators(for_an_epoch: bool = False) -> Iterator[None]:
 
 
 def give_way() -> None:
-    """Let a thread that waits for the generators have its turn, and take them back as they were; 0.1 µs if none waits."""
+    """Let a waiting thread use the generators, then take them back in their former state; takes 0.1 µs if none waits."""
     if _turns.is_anyone_waiting() and _turns.are_mine:
         state = capture_random_state()
         _turns.let_go()
@@ -76,7 +76,7 @@ def seed_everything(seed: int) -> None:
 
 
 def capture_random_state() -> dict[str, Any]:
-    """The state of every generator, as tensors and primitives that `torch.load(weights_only=True)` takes."""
+    """Return the state of every generator, as tensors and primitives that `torch.load(weights_only=True)` accepts."""
     numpy_state = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"])
     version, python_words, gauss_next = random.getstate()
@@ -90,7 +90,7 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every generator back to where `capture_random_state` found it; generators of devices that are not here are left."""
+    """Restore every generator to a captured state. Devices that this machine lacks are skipped."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
@@ -104,7 +104,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def putting_generators_back() -> Iterator[None]:
-    """Hold every generator, and leave it as the block found it."""
+    """Hold every generator for the block, and restore its state afterwards."""
     with holding_generators():
         state = capture_random_state()
         try:

@@ -1,1 +1,1 @@
-"""Bytes by their digest, and files that appear whole."""
+"""The store: objects by their digest, and files that are written atomically."""

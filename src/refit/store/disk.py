@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on a local disk, and what file systems lack."""
+"""Atomic writes on a local disk, also on file systems that lack hard links, locks or fsync of folders."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ from fsspec.implementations.local import LocalFileSystem
 from refit.errors import StoreError
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What file systems answer that cannot do a thing; network shares, FUSE and exFAT lack some."""
+"""Errors of file systems that do not support an operation, such as network shares, FUSE and exFAT."""
 NO_LINKS, NO_LOCKS = {*UNSUPPORTED, errno.EPERM}, {*UNSUPPORTED, errno.ENOLCK}
 
 
 class _Remote:
-    """A file system far away. What its package raises is an OSError, whatever it was: missing credentials, broken connections."""
+    """A remote file system. It turns all errors of its package, such as missing credentials, into OSErrors."""
 
     def __init__(self, files: Any) -> None:
         self._files = files
@@ -33,7 +33,7 @@ class _Remote:
         def call(*given: Any, **named: Any) -> Any:
             try:
                 return found(*given, **named)
-            except (OSError, MemoryError, TypeError):  # a TypeError is a mistake of ours
+            except (OSError, MemoryError, TypeError):  # a TypeError is a mistake in Refit
                 raise
             except Exception as error:
                 raise OSError(f"{type(error).__name__}: {error}") from error
@@ -42,7 +42,7 @@ class _Remote:
 
 
 def open_files(url: str, **options: Any) -> tuple[Any, str]:
-    """Return the fsspec file system of a path or URL, and the path in it; all that it raises later are OSErrors.
+    """Return the fsspec file system of a path or URL, and the path in it. The file system raises only OSErrors later.
 
     Raises:
         ImportError: The package for its protocol is not installed.
@@ -53,7 +53,7 @@ def open_files(url: str, **options: Any) -> tuple[Any, str]:
 
 
 def try_lock(file: BinaryIO) -> bool:
-    """Whether nobody else holds the lock, as far as the file system can tell."""
+    """Try to take the lock; return False if another process holds it. File systems without locks always grant it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,7 +65,7 @@ def try_lock(file: BinaryIO) -> bool:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine has that number."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -76,13 +76,13 @@ def is_alive(process: int) -> bool:
 
 
 def write_by_rename(path: Path, data: bytes, temporary: Path) -> None:
-    """Write a file in one step, in place of what is there."""
+    """Write a file in one step, replacing an existing one."""
     with _written_apart(path, data, temporary):
         os.replace(temporary, path)
 
 
 def create_by_link(path: Path, data: bytes, temporary: Path) -> bool:
-    """Write a file that is not there yet in one step; False if it is there."""
+    """Create a file in one step; return False if it exists."""
     with _written_apart(path, data, temporary):
         try:
             os.link(temporary, path)
@@ -96,7 +96,7 @@ def create_by_link(path: Path, data: bytes, temporary: Path) -> bool:
 
 
 def _create_in_turn(path: Path, temporary: Path) -> bool:
-    """Create a file without hard links: by renaming, which would replace another, so one process after the other looks first."""
+    """Create a file without hard links, by renaming. That would replace an existing file, so processes check under a lock."""
     lock = temporary.parent.parent / "locks" / "create"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file:
@@ -116,7 +116,7 @@ def _create_in_turn(path: Path, temporary: Path) -> bool:
 
 @contextlib.contextmanager
 def _written_apart(path: Path, data: bytes, temporary: Path) -> Iterator[None]:
-    """Have `data` in `temporary`, on the disk for sure; what the caller makes of it in the folder of `path` is made to last."""
+    """Write `data` to `temporary` and sync it; after the block, sync the folder of `path`, to which the caller has moved it."""
     temporary.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -131,7 +131,7 @@ def _written_apart(path: Path, data: bytes, temporary: Path) -> Iterator[None]:
 
 
 def publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Path) -> bool:
-    """Make a folder with its files appear in one step; False if it is there."""
+    """Create a folder with its files in one step; return False if it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir(parents=True)
     try:
@@ -154,7 +154,7 @@ def publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Pa
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlast a power cut, where the file system can."""
+    """Make renames in `folder` survive a power cut, if the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

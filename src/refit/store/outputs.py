@@ -1,4 +1,4 @@
-"""Files that a command writes for people: made beside their place, and moved there when they are whole."""
+"""Files that commands write for people: written beside their place, and moved there when they are complete."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def check_output(output: str, suffix: str) -> None:
 
 
 def check_outside(output: str, store: Store) -> None:
-    """Raise SettingsError if `output` is in the store, whose files are its own."""
+    """Raise SettingsError if `output` lies in the store, which holds only its own files."""
     files, path = _find_place(output)
     root = store.root
     if isinstance(files, LocalFileSystem):
@@ -40,15 +40,15 @@ def check_outside(output: str, store: Store) -> None:
 
 @contextlib.contextmanager
 def replacing(output: str) -> Iterator[Path]:
-    """Give a local path to write to, whose file becomes `output` once the block is done; after an error nothing is left.
+    """Give a local path to write to. Its file becomes `output` when the block ends; after an error nothing is left.
 
-    A process that is killed leaves a hidden file, which the next one that writes the same output removes.
+    A killed process leaves a hidden file, which the next writer of the same output removes.
 
     Args:
-        output: A path or fsspec URL; what is there is replaced in one step.
+        output: A path or fsspec URL. An existing file is replaced in one step.
 
     Raises:
-        RefitError: It cannot be written.
+        RefitError: `output` cannot be written.
     """
     files, path = _find_place(output)
     is_local = isinstance(files, LocalFileSystem)
@@ -84,7 +84,7 @@ def _find_place(output: str) -> tuple[Any, str]:
 
 
 def _remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what writers of file `name` that were killed on this machine left half-written."""
+    """Remove the unfinished files of killed writers of `name` on this machine."""
     pattern = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}-{re.escape(name)}")
     for path in folder.iterdir():
         match = pattern.fullmatch(path.name)

@@ -1,4 +1,4 @@
-"""Bytes by their digest, and model versions as folders, on a local disk or any fsspec file system; all writes atomic."""
+"""Objects by their digest, and model versions as folders, on a local disk or any fsspec file system. All writes are atomic."""
 
 import contextlib
 import hashlib
@@ -23,10 +23,10 @@ SECONDS_BETWEEN_TRIES = 0.2
 
 
 class Store:
-    """The place where a run keeps what must outlive it.
+    """The place for everything that must outlive a run.
 
     Args:
-        url: A folder, or any fsspec URL (`s3://bucket/prefix`, `memory://name`). It is made when first written to.
+        url: A folder, or any fsspec URL (`s3://bucket/prefix`, `memory://name`). It is created by the first write.
 
     Raises:
         StoreError: The URL's protocol is unknown or its package is not installed.
@@ -41,7 +41,7 @@ class Store:
         self.root = self.root.rstrip("/")
 
     def put(self, data: bytes) -> str:
-        """Keep `data` and return its SHA-256; bytes that are there already are not written again, only marked as new."""
+        """Keep `data` and return its SHA-256. An object that exists already is not written again, only marked as new."""
         digest = hashlib.sha256(data).hexdigest()
         if not self._renew(digest, len(data)):
             self._write(f"{self.root}/{self.object_path(digest)}", data)
@@ -49,9 +49,9 @@ class Store:
 
     @contextlib.contextmanager
     def temporary_folder(self) -> Iterator[Path]:
-        """Make a folder on this machine for files that `put_file` takes; what is left in it is removed.
+        """Give a folder on this machine for files that `put_file` takes. It is removed after the block.
 
-        An OSError of the block is a StoreError.
+        An OSError in the block becomes a StoreError.
         """
         folder = self._temporary() if isinstance(self.files, LocalFileSystem) else Path(tempfile.mkdtemp(prefix="refit-"))
         try:
@@ -62,7 +62,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def put_file(self, source: Path) -> str:
-        """Do as `put` does with the bytes of a file in a `temporary_folder`, which are not held in memory; it may be moved."""
+        """Like `put`, for a file in a `temporary_folder`, which is not read into memory and may be moved."""
         with _naming_store_errors(str(source)), source.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -82,7 +82,7 @@ class Store:
         """Return the bytes of `digest`.
 
         Raises:
-            StoreError: They are missing, or are no longer what was written; these are moved to `damaged`.
+            StoreError: The object is missing or damaged. A damaged one is moved to `damaged`.
         """
         with self._naming_object_errors(digest) as path:
             data: bytes = self.files.cat_file(path)
@@ -91,7 +91,7 @@ class Store:
 
     @contextlib.contextmanager
     def local_file(self, digest: str) -> Iterator[Path]:
-        """Give the bytes of `digest` as a file on this machine, only to be read; raises as `get` does."""
+        """Give the bytes of `digest` as a read-only file on this machine; raises as `get` does."""
         if isinstance(self.files, LocalFileSystem):
             with self._naming_object_errors(digest) as path, open(path, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -103,32 +103,32 @@ class Store:
                 yield folder / digest
 
     def has(self, digest: str, size: int) -> bool:
-        """Whether an object of this digest and size in bytes is there; `get` checks its content."""
+        """Whether an object of this digest and size in bytes exists; only `get` checks its content."""
         try:
             return bool(self.files.size(f"{self.root}/{self.object_path(digest)}") == size)
         except OSError:
             return False
 
     def is_whole(self, digest: str) -> bool:
-        """Whether the bytes of `digest` are there and are what was written; damaged ones are moved to `damaged`."""
+        """Whether the object exists and is undamaged; a damaged one is moved to `damaged`."""
         is_local = isinstance(self.files, LocalFileSystem)
         with contextlib.suppress(StoreError), self.local_file(digest) if is_local else contextlib.nullcontext(self.get(digest)):
             return True
         return False
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file, `path` relative to the store, in one step; what was there is replaced.
+        """Write a file, `path` relative to the store, in one step, replacing an existing one.
 
         Raises:
-            StoreError: It cannot be written.
+            StoreError: The file cannot be written.
         """
         self._write(f"{self.root}/{path}", data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file, `path` relative to the store, wholly or not at all, if there is none.
+        """Create a file, `path` relative to the store, in one step.
 
         Returns:
-            False if there is one already; it is left as it is.
+            False if it exists already; then it is left as it is.
         """
         whole_path = f"{self.root}/{path}"
         with _naming_store_errors(whole_path):
@@ -137,14 +137,14 @@ class Store:
             try:
                 self.files.pipe_file(whole_path, data, mode="create")
             except OSError:
-                # Not every object store calls this a FileExistsError.
+                # Not every object store raises FileExistsError.
                 if self.files.exists(whole_path):
                     return False
                 raise
             return True
 
     def remove(self, path: str) -> None:
-        """Remove a file, `path` relative to the store, if it is there; on a disk also a folder with all in it."""
+        """Remove a file, `path` relative to the store, if it exists; on a disk, also a folder with its content."""
         whole_path = f"{self.root}/{path}"
         with _naming_store_errors(whole_path), contextlib.suppress(FileNotFoundError):
             if isinstance(self.files, LocalFileSystem) and os.path.isdir(whole_path):
@@ -153,15 +153,15 @@ class Store:
                 self.files.rm_file(whole_path)
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file, `path` relative to the store."""
+        """Whether a file exists, `path` relative to the store."""
         with _naming_store_errors(f"{self.root}/{path}"):
             return bool(self.files.exists(f"{self.root}/{path}"))
 
     def try_out(self) -> None:
-        """Create a file and remove it, so that a store that cannot be written is found before there is work to lose.
+        """Create a file and remove it, to find out early whether the store can be written.
 
         Raises:
-            StoreError: It cannot, or its file system lacks what it takes to write wholly or not at all.
+            StoreError: The store cannot be written, or its file system lacks what atomic writes need.
         """
         path = f"{TEMPORARY}/{self._temporary().name}"
         self.create(path, b"")
@@ -169,14 +169,14 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold a lock that one process of this machine can have at a time; the system frees it when its holder dies.
+        """Hold a lock that one process of this machine can hold at a time. The system frees it when the process dies.
 
-        Stores that are not on a disk have none, nor do some network shares: there, runs of one recipe both do the work, and end
-        with the same bits.
+        Stores that are not on a disk have no locks, nor do some network shares. Two runs of one recipe then both do the work, and
+        end with the same bits.
 
         Args:
-            name: Of the lock.
-            on_wait: Called once if another process holds it.
+            name: Name of the lock.
+            on_wait: Called once if another process holds the lock.
         """
         if not isinstance(self.files, LocalFileSystem):
             yield
@@ -201,7 +201,7 @@ class Store:
             return not try_lock(file)
 
     def list_files(self, folders: Iterable[str]) -> dict[str, tuple[int, float]]:
-        """Size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
+        """List size in bytes and time of the last change (seconds since 1970) of each file in `folders`, by path in the store."""
         found = {}
         for folder in filter(self.exists, folders):
             with _naming_store_errors(f"{self.root}/{folder}"):
@@ -211,19 +211,19 @@ class Store:
         return found
 
     def list_leftovers(self, unchanged_since: float) -> dict[str, int]:
-        """Find what was left half-written, by writers of this machine that are dead, or by whomever if it has not changed since.
+        """Find unfinished files of dead processes of this machine, and those of others that have not changed since a time.
 
         Args:
             unchanged_since: Seconds since 1970.
 
         Returns:
-            Bytes by path, relative to the store, of files and folders.
+            Size in bytes of files and folders, by path relative to the store.
         """
         folder, found = Path(self.root, TEMPORARY), dict[str, int]()
         if not isinstance(self.files, LocalFileSystem) or not folder.is_dir():
             return found
         for path in folder.iterdir():
-            with _naming_store_errors(str(path)), contextlib.suppress(FileNotFoundError):  # its writer is done with it
+            with _naming_store_errors(str(path)), contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 parts = [part.stat() for part in (path, *path.rglob("*"))]
                 is_old = max(part.st_mtime for part in parts) < unchanged_since
                 match = re.fullmatch(rf"{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}", path.name)
@@ -232,18 +232,18 @@ class Store:
         return found
 
     def remove_leftovers(self) -> None:
-        """Remove what writers that were killed on this machine left half-written."""
+        """Remove the unfinished files of killed processes of this machine."""
         for path in self.list_leftovers(unchanged_since=0):
             self.remove(path)
 
     def publish(self, folder: str, contents: Mapping[str, bytes]) -> bool:
-        """Make `folder` (relative to the store) with these files, wholly or not at all.
+        """Create `folder`, relative to the store, with these files, wholly or not at all.
 
-        On a disk the folder appears by one rename. Object stores have none: there a conditional write of `CLAIM` takes the
-        name, and the folder counts as published once `COMPLETE` is written, last.
+        On a disk the folder appears by one rename. Object stores have no renames. There, a conditional write of `CLAIM` takes the
+        name, and the folder counts as published once `COMPLETE` is written, at the end.
 
         Returns:
-            False if another writer has the name already; it is left as it is.
+            False if another writer has taken the name; its folder is left as it is.
         """
         path = f"{self.root}/{folder}"
         with _naming_store_errors(path):
@@ -256,7 +256,7 @@ class Store:
             return True
 
     def is_published(self, folder: str) -> bool:
-        """Whether `folder` is there, wholly."""
+        """Whether `folder` exists and is complete."""
         if isinstance(self.files, LocalFileSystem):
             return bool(self.files.isdir(f"{self.root}/{folder}"))
         return self.exists(f"{folder}/{COMPLETE}")
@@ -265,34 +265,34 @@ class Store:
         """Return the bytes of a published file, `path` relative to the store.
 
         Raises:
-            StoreError: It cannot be read.
+            StoreError: The file cannot be read.
         """
         with _naming_store_errors(f"{self.root}/{path}"):
             data: bytes = self.files.cat_file(f"{self.root}/{path}")
             return data
 
     def read_together(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return the bytes of each published file, None where it cannot be read; a store far away is asked for all at once."""
+        """Return the bytes of each published file, None if it cannot be read. A remote store gets all requests at once."""
         found = self.files.cat_ranges([f"{self.root}/{path}" for path in paths], None, None)
         return [data if isinstance(data, bytes) else None for data in found]
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies in `folder`, sorted; empty where there is no such folder."""
+        """List the names of files and folders in `folder`, sorted; empty if there is no such folder."""
         paths: list[str] = []
         with _naming_store_errors(f"{self.root}/{folder}"), contextlib.suppress(FileNotFoundError):
             paths = self.files.ls(f"{self.root}/{folder}", detail=False)
         return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def location(self, path: str) -> str:
-        """Where `path`, relative to the store, is: a full path on a disk, a URL elsewhere."""
+        """Return the location of `path`, relative to the store: a full path on a disk, a URL elsewhere."""
         return str(self.files.unstrip_protocol(f"{self.root}/{path}")).removeprefix("file://")
 
     def object_path(self, digest: str) -> str:
-        """Where an object is, relative to the store."""
+        """Return the path of an object, relative to the store."""
         return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
 
     def _renew(self, digest: str, size: int) -> bool:
-        """Mark an object on a disk as new; False where it is not there, or the store is elsewhere."""
+        """Mark an object on a disk as new; return False if it is missing or the store is remote."""
         is_there = isinstance(self.files, LocalFileSystem) and self.has(digest, size)
         if is_there:
             self.files.touch(f"{self.root}/{self.object_path(digest)}", truncate=False)
@@ -300,27 +300,27 @@ class Store:
 
     @contextlib.contextmanager
     def _naming_object_errors(self, digest: str) -> Iterator[str]:
-        """Give the path of an object; what cannot be read there is a StoreError."""
+        """Give the path of an object; errors while reading it become StoreErrors."""
         path = f"{self.root}/{self.object_path(digest)}"
         try:
             yield path
         except FileNotFoundError as error:
-            raise StoreError(f"{path}: expected an object of the store, found none; run again to make it anew") from error
+            raise StoreError(f"{path}: expected an object of the store, found none; run again to rebuild it") from error
         except OSError as error:
             raise _unusable(path, error) from error
 
     def _check(self, digest: str, found: str) -> None:
-        """Move an object whose bytes have another digest out of the way."""
+        """Raise StoreError if an object's bytes have another digest, and move it out of the way."""
         if found == digest:
             return
         path, aside = f"{self.root}/{self.object_path(digest)}", f"{self.root}/{DAMAGED}/{digest}"
         with _naming_store_errors(path):
             self.files.makedirs(f"{self.root}/{DAMAGED}", exist_ok=True)
             self.files.mv(path, aside)
-        raise StoreError(f"{path}: expected bytes with this digest, found others, now in {aside}; run again to make it anew")
+        raise StoreError(f"{path}: expected bytes with this digest, found others, now in {aside}; run again to rebuild it")
 
     def _temporary(self) -> Path:
-        """Where to write before the rename; the name says whose it is."""
+        """Return a temporary path, whose name shows the process that writes it."""
         return Path(self.root, TEMPORARY, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
     def _write(self, path: str, data: bytes) -> None:
@@ -333,7 +333,7 @@ class Store:
 
 @contextlib.contextmanager
 def _naming_store_errors(path: str) -> Iterator[None]:
-    """Turn a full disk, a missing permission or a broken connection into a StoreError that names `path`."""
+    """Turn an OSError, such as a full disk or a broken connection, into a StoreError that names `path`."""
     try:
         yield
     except OSError as error:

@@ -136,7 +136,7 @@ def test_damaged_bytes_are_refused_by_path(store, damaged):
     (path,) = (path for path in Path(store.root).rglob("*") if path.is_file())
     path.write_bytes(damaged)
     aside = Path(store.root) / "damaged" / digest
-    message = f"{path}: expected bytes with this digest, found others, now in {aside}; run again to make it anew"
+    message = f"{path}: expected bytes with this digest, found others, now in {aside}; run again to rebuild it"
     with pytest.raises(StoreError, match=re.escape(message)):
         store.get(digest)
     assert aside.read_bytes() == damaged
