@@ -56,7 +56,7 @@ def test_a_time_zone_that_no_clock_has_is_refused_before_anything_starts(refit, 
         monkeypatch.undo()
         time.tzset()
     assert (code, out) == (2, "")
-    assert err == "error: TZ: expected a zone such as Europe/Berlin, found 'UTC+99', too far from UTC; mend it\n"
+    assert err == "error: TZ: expected a zone such as Europe/Berlin, found 'UTC+99', too far from UTC; correct it\n"
 
 
 def test_settings_prints_every_setting_with_its_default(refit):
@@ -164,11 +164,11 @@ def test_a_file_whose_name_begins_with_a_dash_is_scored_once_it_is_no_option(ref
     ("arguments", "message"),
     [
         (("--optimizer.lrr", "1"), "--optimizer.lrr"),
-        (("--optimizer.lr", "fast"), "optimizer.lr: expected a number of more than 0 and less than 1e+38, found 'fast'; take such"),
-        (("--optimizer.lr", "-1"), "optimizer.lr: expected a number of more than 0 and less than 1e+38, found '-1'; take such"),
-        (("--model.hidden_sizes", "[0]"), "model.hidden_sizes: expected a whole number of at least 1, found 0; take such"),
-        (("--loader.drop_last", "maybe"), "loader.drop_last: expected true or false, found 'maybe'; take such"),
-        (("--data.val", "14", "d"), "expected no more arguments, found 'd'; put a value that holds blanks in quotes"),
+        (("--optimizer.lr", "fast"), "optimizer.lr: expected a number of more than 0 and less than 1e+38, found 'fast'; change it"),
+        (("--optimizer.lr", "-1"), "optimizer.lr: expected a number of more than 0 and less than 1e+38, found '-1'; change it"),
+        (("--model.hidden_sizes", "[0]"), "model.hidden_sizes: expected a whole number of at least 1, found 0; change it"),
+        (("--loader.drop_last", "maybe"), "loader.drop_last: expected true or false, found 'maybe'; change it"),
+        (("--data.val", "14", "d"), "expected no more arguments, found 'd'; put a value that contains spaces in quotes"),
         (("--model.hidden_sizes", "[16"), "model.hidden_sizes"),
         (("--model.activation", "softsign"), "model.activation"),
         (("--loader.drop_last", "perhaps"), "loader.drop_last"),
@@ -229,7 +229,7 @@ def test_in_an_empty_store_why_says_that_nothing_was_run_and_runs_nothing(refit,
     assert steps_of(out) == {
         "build data set": ("to do", "nothing was run before"),
         "train epochs 1 to 3": ("to do", "nothing was run before"),
-        "evaluate and save": ("to do", "the weights will be others"),
+        "evaluate and save": ("to do", "the weights will change"),
     }
     assert not Path("refit-store").exists()
 

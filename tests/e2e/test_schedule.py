@@ -190,6 +190,6 @@ def test_a_run_from_a_terminal_keeps_what_it_trained_whatever_becomes_of_its_ser
     assert run.wait(timeout=TIMEOUT_SECONDS) == 1
     lines = site.log(name).read_text().splitlines()
     assert f"saved {name}@v1" in lines[-2]
-    assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to serve to the end, found ")
+    assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to answer until the end, found")
     assert lines[-1].endswith("see that the server runs and has space left, and give the same command again")
     assert list_versions(site.store, name) == [1]

@@ -108,7 +108,7 @@ def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_pla
     out = refit("deploy", "--name", "crab", "--systemd")[1]
     assert "systemctl --user enable --now refit-server.service refit-worker-" in out.replace("\n  ", " ")
     of_fish, of_crab = plan_run("fish"), plan_run("crab")
-    assert re.search(r"also deployed from here, and to be removed by\n +retrain/fish +`refit deploy --remove --name fish`", out)
+    assert re.search(r"also deployed from here; remove with\n +retrain/fish +`refit deploy --remove --name fish`", out)
     code, out, _ = refit("deploy", "--remove", "--name", "fish", "--json")
     told = {"removed": ["train/fish", "retrain/fish", "predict/fish"], "going_on": [], "num_dropped": 1}
     assert (code, json.loads(out)) == (0, told)
@@ -136,7 +136,7 @@ def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(r
         client.set_flow_run_state(at_work.id, Running(), force=True)
         code, out, _ = refit("deploy", "--remove")
         assert code == 0
-        assert re.search(rf"runs\n +go on to their end +{at_work.name} *\n +dropped +2 that were planned or waited", out)
+        assert re.search(rf"runs\n +continue to their end +{at_work.name} *\n +dropped +2 that were planned or waited", out)
         assert client.read_flow_run(at_work.id).state_name == "Running"
         assert client.read_flow_run(crashed.id).state_name == "Cancelled"
 

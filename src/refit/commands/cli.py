@@ -1,4 +1,4 @@
-"""The `refit` command. What is heavy is imported by the command that needs it, so that the others answer at once."""
+"""The `refit` command. Each command imports its heavy modules itself, so that the others answer at once."""
 
 import io
 import json as jsonlib
@@ -43,7 +43,7 @@ MAX_LOSSES_SHOWN = 8
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data, 3 done but look at the champion."""
+    """Run the command line and exit: 0 done, 1 the run failed, 2 bad settings or data, 3 done, but look at the champion."""
     _speak_utf8()
     _open_streams()
     try:
@@ -68,13 +68,13 @@ def train(
     refresh: Switch = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Train a model and save it as the next version of its name; what was done before is not done again.
+    """Train a model and save it as the next version of its name. Steps that are done already are not repeated.
 
     Args:
         given: The settings.
         settings_file: A TOML file to read instead of `refit.toml`.
         json: Print one JSON object instead of tables.
-        refresh: Do every step anew.
+        refresh: Repeat every step, even those that are done already.
         dry_run: Only print which steps would run, and why.
     """
     if dry_run:
@@ -129,12 +129,12 @@ def predict(
     Args:
         model: `NAME` for the champion, `NAME@v3` for a version, or another alias such as `NAME@candidate`.
         source: A CSV or Parquet file, or a folder or glob of them.
-        output: The Parquet file; what is there is replaced once all rows are scored.
-        keep: Columns of the source to copy.
-        strict: Fail where the rows deviate from those that the model learned from, and write nothing.
+        output: The Parquet file. An existing file is replaced once all rows are scored.
+        keep: Columns of the source to copy into the output.
+        strict: If the rows deviate from the train rows, fail and write nothing.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
-        trust: Call whatever function the version names as its factory, though `model.factory` here names another or none.
+        trust: Call the factory that the version names, even if `model.factory` here names another or none.
         json: Print one JSON object.
     """
     check_url(source, "SOURCE")
@@ -162,12 +162,12 @@ def predict(
 
 @app.command
 def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: Trust = False, json: AsJson = False) -> int:
-    """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
+    """Train a candidate on today's data and promote it if it is better. If nothing has changed, do nothing.
 
     Args:
         given: The settings.
         settings_file: A TOML file to read instead of `refit.toml`.
-        trust: Call whatever function the champion names as its factory, though `model.factory` names another or none.
+        trust: Call the factory that the champion names, even if `model.factory` here names another or none.
         json: Print one JSON object instead of a table.
     """
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
@@ -189,7 +189,7 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: T
 
 @app.command
 def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
-    """Say which steps of a run are done already, and of the others what has changed since the nearest run before.
+    """Show which steps of a run are done already, and why the others would run: what changed since the most similar earlier run.
 
     Args:
         given: The settings.
@@ -240,12 +240,12 @@ def gc(
     settings_file: SettingsFile = None,
     dry_run: DryRun = False,
 ) -> int:
-    """Remove from the store what neither a saved version nor one of the last 20 runs needs.
+    """Remove all files from the store that neither a saved version nor one of the last 20 runs needs.
 
     Args:
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
-        dry_run: Only say what would be removed.
+        dry_run: Only list what would be removed.
     """
     store = open_store(given, settings_file)
     from refit.runs.garbage import find_garbage
@@ -264,18 +264,18 @@ def gc(
 
 
 def _speak_utf8() -> None:
-    """Begin anew where Python would not take names of files for UTF-8, as Polars and PyTorch do whatever the locale."""
+    """Restart in UTF-8 mode if Python reads file names in another encoding: Polars and PyTorch always read them as UTF-8."""
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_streams() -> None:
-    """Have all three streams, as a closed one would become whatever is opened next, and have them write any letter."""
+    """Open any standard stream that is closed, or the next opened file would take its place, and let them write any character."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number, the lowest free one
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -293,15 +293,15 @@ def _explain_arguments(error: CycloptsError) -> list[str]:
             return [f"{option}: expected an option or an argument, found neither; write a file of this name as `./{option}`"]
     if isinstance(error, UnusedCliTokensError):
         found = ", ".join(map(repr, error.unused_tokens or []))
-        return [f"expected no more arguments, found {found}; put a value that holds blanks in quotes"]
+        return [f"expected no more arguments, found {found}; put a value that contains spaces in quotes"]
     if isinstance(error, CoercionError) and error.target_type is bool and error.token is not None:
         name = (error.token.keyword or "").lstrip("-")
-        return [f"{name}: expected true or false, found {error.token.value!r}; take such a value"]
+        return [f"{name}: expected true or false, found {error.token.value!r}; change it"]
     return str(error).splitlines()
 
 
 def _join_values(arguments: Sequence[str]) -> list[str]:
-    """Write `--section.field VALUE` as `--section.field=VALUE`, so that `false` and `-1` are taken for values."""
+    """Write `--section.field VALUE` as `--section.field=VALUE`, so that `false` and `-1` are read as values."""
     joined: list[str] = []
     for argument in arguments:
         previous = joined[-1] if joined else ""
@@ -313,7 +313,7 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_headers(*sources: str | None) -> None:
-    """Refuse files of this machine that are not there or hold nothing, before anything is started or imported that takes long."""
+    """Refuse local files that are missing or empty, before anything slow is started or imported."""
     from refit.tables.sources.opening import open_source
 
     for source in sources:
@@ -334,7 +334,7 @@ def _check_files(source: str, output: str) -> None:
 
 
 def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a program may want to know of the rows that were learned from."""
+    """Collect facts about the data set for the JSON output."""
     names, target = ("rows", "rows_without_target", "rare_classes", "dropped_columns", "remarks"), manifest["signature"]["target"]
     return {
         **{name: manifest[name] for name in names},

@@ -1,6 +1,6 @@
-"""A flow run in this process, with a server of its own where none is set.
+"""Runs a flow in this process, with a server of its own if none is set.
 
-Quiet: a progress bar on a terminal, plain lines elsewhere, all on stderr.
+Output is a progress bar on a terminal and plain lines elsewhere, all on stderr.
 """
 
 import contextlib
@@ -31,40 +31,40 @@ from refit.runs.keys import DATA_CODE, TRAINING_CODE
 from refit.server.own_server import is_server_named, starting_server
 from refit.texts import show_line
 
-# Prefect reads these on import. Its telemetry floods stderr; its console log would say everything twice.
+# Prefect reads these on import. Its telemetry floods stderr; its console log would repeat every line.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")  # else every event that a lost server does not take
+os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")  # or it would log every event that a lost server does not take
 
 OURS = f"{Path(refit.__file__).parent}{os.sep}"
-"""Where the code lies whose log lines are shown."""
+"""Log lines are shown only from code in this folder."""
 NUM_RETRIES = 3
-"""Of a call to a server that has gone: 14 seconds in all."""
+"""Retries of a call to a server that does not answer: 14 seconds in all."""
 NEEDED_LATER = ("torchmetrics.functional", "fastapi.encoders")
-"""What a run imports by itself, half a second in all, which the process would otherwise spend waiting for its server."""
+"""Modules that a run needs later. Importing them takes half a second, and the process would only wait for its server."""
 SECONDS_TO_STOP = 8
-"""From a signal to the end of the process, whatever Prefect still waits for: what was trained is kept by then."""
+"""Seconds from a signal to the end of the process, whatever Prefect still waits for. All checkpoints are written by then."""
 
 
 def run_locally(
     flow: str,
     *arguments: Any,
-    when_stopped: str = "what was trained is kept, go on with",
+    when_stopped: str = "the training so far is kept, continue with",
     check: Callable[[], object] = lambda: None,
 ) -> Any:
-    """Run a flow here and return its result, or what it failed of.
+    """Run a flow here and return its result, or the error that it failed with.
 
     Args:
-        flow: Where it is, as deployments write it: `refit.flows.training:train`.
+        flow: Its entry point, as deployments write it: `refit.flows.training:train`.
         arguments: Its parameters.
-        when_stopped: What to say after a signal, in front of the command.
-        check: Refuses what the flow would refuse, called while the server starts.
+        when_stopped: Printed after a signal, before the command.
+        check: Called while the server starts; raises what the flow would raise for bad input.
     """
     _check_clock()
-    logging.raiseExceptions = False  # else every batch of lines that a lost server does not take
+    logging.raiseExceptions = False  # or it would print a traceback for every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):
-        with _importing(), _awaiting_server() as url:  # meanwhile, what takes seconds to import
+        with _importing(), _awaiting_server() as url:  # slow imports run while the server starts
             check()
             import httpx
             from prefect import settings
@@ -83,23 +83,23 @@ def run_locally(
         except httpx.HTTPError as error:
             _leave_soon()
             return ServerError(
-                f"PREFECT_API_URL: expected the Prefect server at {url} to serve to the end, found {first_line(error)};"
-                " what was done is kept: see that the server runs and has space left, and give the same command again"
+                f"PREFECT_API_URL: expected the Prefect server at {url} to answer until the end, found {first_line(error)};"
+                " finished work is kept: check that the server runs and has disk space, then run the same command again"
             )
 
 
 def _check_clock() -> None:
-    """Raise SettingsError for a time zone that no clock has, such as TZ=UTC+99, over which Prefect stumbles."""
+    """Raise SettingsError for an impossible time zone, such as TZ=UTC+99, which would crash Prefect."""
     try:
         datetime.now().astimezone()
     except ValueError as error:
         found = os.environ.get("TZ")
-        raise SettingsError(f"TZ: expected a zone such as Europe/Berlin, found {found!r}, too far from UTC; mend it") from error
+        raise SettingsError(f"TZ: expected a zone such as Europe/Berlin, found {found!r}, too far from UTC; correct it") from error
 
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Leave what is imported out of garbage collection, now and at the end: it stays, and going over it takes a second."""
+    """Exclude the imported modules from garbage collection: they stay in use, and scanning them takes a second."""
     gc.disable()
     try:
         yield
@@ -110,7 +110,7 @@ def _importing() -> Iterator[None]:
 
 @contextmanager
 def _awaiting_server() -> Iterator[str]:
-    """Give the API to report to, which answers after the block: the one that is set, or else that of a server of this process."""
+    """Give the URL of the API to report to: the one that is set, or that of our own server. It answers after the block."""
     if is_server_named():
         from prefect.settings import PREFECT_API_URL
 
@@ -126,12 +126,12 @@ def _awaiting_server() -> Iterator[str]:
 
         for module in NEEDED_LATER:
             importlib.import_module(module)
-        digest_code([*DATA_CODE, *TRAINING_CODE])  # kept for the run
+        digest_code([*DATA_CODE, *TRAINING_CODE])  # cached for the run
         await_own_server(url, server)
 
 
 def _leave_soon() -> None:
-    """End the process in time, though Prefect waits on its way out for a server to take every event."""
+    """End the process soon, although Prefect waits on exit until a server has taken every event."""
     timer = threading.Timer(SECONDS_TO_STOP, os._exit, [FAILED])
     timer.daemon = True
     timer.start()
@@ -145,7 +145,7 @@ def _stopping_soon(advice: str) -> Iterator[None]:
 
     def watch() -> None:
         signums = b""
-        with contextlib.suppress(OSError):  # it is closed at the end
+        with contextlib.suppress(OSError):  # the socket is closed at the end
             signums = reader.recv(1)
         if not signums or signums[0] not in (signal.SIGTERM, signal.SIGINT):
             return
@@ -188,7 +188,7 @@ def _report_progress() -> Iterator[None]:
 
 
 class _ProgressHandler(logging.Handler):
-    """Moves the bar on lines that say how far it is, prints the others above it; without a terminal prints every line."""
+    """Moves the bar on lines that report progress and prints the others above it; without a terminal, prints every line."""
 
     def __init__(self, bar: Progress) -> None:
         super().__init__(logging.INFO)

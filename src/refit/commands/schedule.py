@@ -1,4 +1,4 @@
-"""Commands about what runs by itself: have it, and see how it stands."""
+"""Commands for scheduled retraining: start a server, deploy, and see the status."""
 
 import json as jsonlib
 import os
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
 SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 LATE = timedelta(minutes=5)
-"""After its time a worker should have taken a run."""
+"""A planned run that no worker has taken after this time is late."""
 OF_SERVER = {"PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P1D", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-"""Has a server remember for a day what it was watching when it went away, where Prefect's own choice is a minute."""
+"""Make a server remember watched runs for a day while it is down; Prefect's own default is a minute."""
 VERBS = {"promote": "promoted", "keep": "turned down", "rollback": "went back to"}
 
 
 @app.command(name="server")
 def start_server(*, host: str | None = None, port: int | None = None) -> None:
-    """Start a Prefect server: `prefect server start`, made to hold where several runs write to SQLite, and to remember for a day.
+    """Start a Prefect server that copes with several runs writing to SQLite and remembers watched runs for a day while it is down.
 
     Args:
-        host: Its address: 127.0.0.1, if neither this nor PREFECT_SERVER_API_HOST is given.
-        port: 4200, if neither this nor PREFECT_SERVER_API_PORT is given.
+        host: Its address; PREFECT_SERVER_API_HOST or 127.0.0.1, if not given.
+        port: Its port; PREFECT_SERVER_API_PORT or 4200, if not given.
     """
     find_prefect_home()
     given = {"--host": host, "--port": port}
@@ -70,20 +70,20 @@ def deploy(
     remove: Switch = False,
     json: AsJson = False,
 ) -> int:
-    """Have the Prefect server retrain every night and look after the runs; called again, it says anew when and how.
+    """Register the deployments that retrain every night. Running it again replaces them.
 
     Args:
-        given: The settings of all runs; what is not given here is left to the machine that runs them, but for the model's name,
-            which is that of the deployments too.
-        cron: When to retrain: `0 3 * * *`, if this is not given.
-        timezone: Of that, such as `Europe/Berlin`; UTC, if it is not given.
-        notify: `TYPE/NAME` of the Prefect block that is told of failed retraining, such as `slack-webhook/team`.
-        pool: The work pool whose workers take the runs; if it is not given, one for this folder of this machine.
-        systemd: Write units for systemd too, which start the worker with the machine, and the server if it is on this one.
-        remove: Remove what was deployed instead: of the model after `--name`, or else of all models of this folder.
+        given: The settings of all runs. Settings that are not given are left to the machine that runs them, except for the model's
+            name, which is also the name of the deployments.
+        cron: When to retrain; `0 3 * * *`, if not given.
+        timezone: The time zone of `--cron`, such as `Europe/Berlin`; UTC, if not given.
+        notify: `TYPE/NAME` of the Prefect block that reports failed retraining, such as `slack-webhook/team`.
+        pool: The work pool whose workers take the runs; one for this folder on this machine, if not given.
+        systemd: Also write systemd units that start the worker with the machine, and the server too if it runs on this machine.
+        remove: Remove the deployments of the model given by `--name`, or of all models of this folder.
         json: Print one JSON object instead of text.
     """
-    find_prefect_home()  # which Prefect looks for on import
+    find_prefect_home()  # Prefect needs it on import
     from refit.server import deployments, project
     from refit.server.systemd import write_units
 
@@ -101,16 +101,16 @@ def deploy(
     _print_block("the server will", {name.removeprefix("refit: "): "" for name in registered.automations})
     if registered.others:
         remedies = {name: f"`refit deploy --remove --name {name.partition('/')[2]}`" for name in registered.others}
-        _print_block("also deployed from here, and to be removed by", remedies)
+        _print_block("also deployed from here; remove with", remedies)
     if written:
         _print_block("units for systemd", dict.fromkeys(map(str, written), ""))
         names = " ".join(path.name for path in written)
         enable = f"systemctl --user daemon-reload && systemctl --user enable --now {names} && loginctl enable-linger"
-        _print_block("stop the server and the worker that run now, and have these start with the machine by", {enable: ""})
+        _print_block("stop the server and the worker that run now, then enable the units with", {enable: ""})
     elif not all(entry.num_workers for entry in deployed):
         _print_missing_worker(pool)
     if registered.forgets_soon:
-        _print_block("the server forgets runs that a power cut ends", {"start it by": "refit server"})
+        _print_block("the server forgets runs that a power cut ends", {"start it with": "refit server"})
     return COMPLETED
 
 
@@ -128,7 +128,7 @@ def _print_removed(found: "Removed", json: bool) -> int:
     _print_block("removed", dict.fromkeys(found.removed or ["nothing: nothing was deployed from here"], ""))
     if found.going_on or found.num_dropped:
         going_on = ", ".join(found.going_on) or "none"
-        _print_block("runs", {"go on to their end": going_on, "dropped": f"{found.num_dropped} that were planned or waited"})
+        _print_block("runs", {"continue to their end": going_on, "dropped": f"{found.num_dropped} that were planned or waited"})
     return COMPLETED
 
 
@@ -136,12 +136,12 @@ def _print_removed(found: "Removed", json: bool) -> int:
 def status(
     model: str | None = None, /, *, given: StoreGiven = None, settings_file: SettingsFile = None, json: AsJson = False
 ) -> int:
-    """Say how models stand: champion, last decision, damage; and where a Prefect server is set, last and next retraining.
+    """Show the status of models: champion, last decision, damage and, if a Prefect server is set, the last and next retraining.
 
-    The exit code is 1 if something is damaged, if the server does not answer, or if the last run failed or the next one is late.
+    The exit code is 1 if something is damaged, the server does not answer, the last run failed, or the next one is late.
 
     Args:
-        model: Its name; all models of the store, if it is not given.
+        model: Its name; all models of the store, if not given.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
         json: Print one JSON object instead of text.
@@ -149,7 +149,7 @@ def status(
     store = open_store(given, settings_file)
     damaged, retraining = list_damaged(store), _read_retraining(model)
     if model is not None and (isinstance(retraining, RefitError) or not retraining):
-        find_version(store, model)  # says which models there are; one that is deployed has none before its first night
+        find_version(store, model)  # its error lists the models there are; a deployed model has no version before its first night
     models = [read_status(store, name) for name in ([model] if model is not None else list_models(store))]
     if json:
         shown = {
@@ -164,7 +164,7 @@ def status(
         if not models:
             print(f"no models in {store.url}")
         if isinstance(retraining, RefitError) or not retraining:
-            _print_block("retraining", {"not known": str(retraining)} if retraining else {"not deployed": "`refit deploy` does it"})
+            _print_block("retraining", {"not known": str(retraining)} if retraining else {"not deployed": "run `refit deploy`"})
         else:
             for planned in retraining:
                 _print_block(planned.name, _describe_runs(planned))
@@ -177,9 +177,9 @@ def status(
 
 
 def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
-    """What the server knows of the deployments that retrain, all or those of `model`; or why it is not known."""
+    """Read the deployments that retrain, all or those of `model`, from the server; return the error if that fails."""
     try:
-        find_prefect_home()  # which Prefect looks for on import
+        find_prefect_home()  # Prefect needs it on import
         from refit.server.api import connected, read_deployed
 
         with connected() as client:
@@ -189,7 +189,7 @@ def _read_retraining(model: str | None) -> "list[Deployed] | RefitError":
 
 
 def _is_ill(retraining: "list[Deployed] | RefitError") -> bool:
-    """Whether the server does not answer, or tells of a run that failed or is late; having none is no illness."""
+    """Whether the server does not answer, or a run failed or is late. A missing server is no fault."""
     if isinstance(retraining, RefitError):
         return not isinstance(retraining, SettingsError)
     late = datetime.now(UTC) - LATE
@@ -233,7 +233,7 @@ def _describe_next(deployed: "Deployed") -> str:
 
 
 def _describe_age(at: datetime | str) -> str:
-    """How long ago, or ahead, in the largest unit that has one."""
+    """Say how long ago or ahead a time is, in the largest unit of which there is at least one."""
     moment = datetime.fromisoformat(at) if isinstance(at, str) else at
     seconds = abs((datetime.now(UTC) - moment).total_seconds())
     unit, length = next(((unit, length) for unit, length in SECONDS.items() if seconds >= length), ("second", 1))
@@ -242,7 +242,7 @@ def _describe_age(at: datetime | str) -> str:
 
 
 def _print_block(title: str, lines: Mapping[str, str]) -> None:
-    """A title, and under it names and texts that wrap beside them."""
+    """Print a title, and under it names with their texts beside them."""
     table = Table.grid(padding=(0, 2))
     for name, text in lines.items():
         style = "red" if name == "damaged" else ""

@@ -18,7 +18,7 @@ COMPLETED, FAILED, REFUSED, ALARMED = 0, 1, 2, 3
 
 
 class StoreTree(Section):
-    """All that commands about saved versions need to know of the settings."""
+    """The only settings that commands about saved versions need."""
 
     store: StoreSettings = StoreSettings()
 
@@ -50,18 +50,18 @@ def open_store(given: StoreTree | None, settings_file: Path | None) -> Store:
 
 
 def say(text: str) -> None:
-    """Print lines on standard output, whatever they quote."""
+    """Print lines on standard output, with control characters escaped."""
     for line in text.split("\n"):
         print(escape_controls(line))
 
 
 def cell(text: str) -> Text:
-    """A cell of a table, whatever it holds: no markup, no control characters."""
+    """Build a table cell from any text: no markup, no control characters."""
     return Text("\n".join(map(escape_controls, text.split("\n"))))
 
 
 def complain(error: BaseException) -> int:
-    """Say what went wrong on stderr, with a traceback only where it is no user's mistake; return the exit code."""
+    """Print an error on stderr, with a traceback unless it is a `RefitError`; return the exit code."""
     console = Console(stderr=True, soft_wrap=True)
     if not isinstance(error, RefitError):
         import traceback
@@ -73,5 +73,5 @@ def complain(error: BaseException) -> int:
 
 
 def open_console() -> Console:
-    """Standard output; as wide as COLUMNS says, or as its content where it is no terminal."""
+    """Open standard output as a console. If it is not a terminal, it is as wide as COLUMNS says, or 200 characters."""
     return Console() if sys.stdout.isatty() or os.environ.get("COLUMNS") else Console(width=200)

@@ -32,12 +32,12 @@ from refit.store.store import Store
 from refit.texts import escape_controls
 
 WIDTH_OF_CARD = 100
-"""In a pipe, at most: its titles stand in the middle."""
+"""Most columns of a card in a pipe. Its titles are centred, so a wider one is harder to read."""
 
 
 @app.command
 def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
-    """List the saved versions of every model in the store, and which of them is the champion.
+    """List the saved versions of every model in the store, and their aliases.
 
     Args:
         given: Where the store is.
@@ -56,7 +56,7 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
         for number in sorted({*numbers, *(entry.after for entry in aliases.values() if entry.after)}):
             mine = ", ".join(alias for alias, entry in aliases.items() if entry.after == number)
             try:
-                if mine:  # what is in use has to be whole
+                if mine:  # a version in use has to be whole
                     versions.check_version(store, name, number)
                 table.add_row(
                     f"{name}@v{number}", mine, *map(cell, _describe_version(store, name, number)), style="bold" if mine else None
@@ -104,7 +104,7 @@ def show(model: str, /, *, given: StoreGiven = None, settings_file: SettingsFile
 
 @app.command
 def diff(one: str, other: str, /, *, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
-    """Print what differs between two versions: settings, data, and metrics side by side.
+    """Compare two versions: settings and data that differ, and metrics side by side.
 
     Args:
         one: `NAME@v2`, or an alias as in `NAME@champion`.
@@ -136,12 +136,12 @@ def promote(
     given: StoreGiven = None,
     settings_file: SettingsFile = None,
 ) -> int:
-    """Make a version the champion, or let another alias name it; the ledger keeps who did it, when and why.
+    """Make a version the champion, or point another alias at it. The ledger records who did it, when and why.
 
     Args:
         version: `NAME@v3`.
         why: The reason, for the ledger.
-        alias: What the version is to be.
+        alias: The alias to move.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
     """
@@ -170,12 +170,12 @@ def rollback(
     given: StoreGiven = None,
     settings_file: SettingsFile = None,
 ) -> int:
-    """Make the version champion again that was it before the present one; once more goes one further back.
+    """Make the previous champion the champion again. Running it again goes back one more.
 
     Args:
         name: The model's name.
         why: The reason, for the ledger.
-        alias: Another alias to move back.
+        alias: The alias to move back.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
     """
@@ -190,9 +190,9 @@ def rollback(
 
 @app.command
 def repair(name: str, /, *, given: StoreGiven = None, settings_file: SettingsFile = None) -> int:
-    """Have a model's ledger read again though entries are lost or damaged, and write down which; nothing is removed.
+    """Make a ledger with lost or damaged entries readable again, by recording which ones are lost. Nothing is removed.
 
-    What can be put back from a backup, put back first.
+    Restore from a backup whatever you can first.
 
     Args:
         name: The model's name.
@@ -218,15 +218,15 @@ def export(
     settings_file: SettingsFile = None,
     trust: Trust = False,
 ) -> int:
-    """Write a model with its preparation of rows into one file that runs without Refit, checked on the version's test rows.
+    """Write a model, including its preparation of rows, into one file that runs without Refit. It is checked on the test rows.
 
     Args:
         model: `NAME` for the champion, `NAME@v3` for a version, or another alias.
-        format: ONNX, or a program of torch.export.
+        format: ONNX, or a `torch.export` program.
         output: The file, ending in `.onnx` or `.pt2`.
         given: Where the store is.
         settings_file: A TOML file to read instead of `refit.toml`.
-        trust: Call whatever function the version names as its factory, though `model.factory` here names another or none.
+        trust: Call the factory that the version names, even if `model.factory` here names another or none.
     """
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
     store = Store(settings.store.url)
@@ -246,7 +246,7 @@ def export(
 
 
 def _print_card(card: str) -> None:
-    """Print Markdown as people read it, pictures by the names of their files; without colours and padding into a pipe."""
+    """Print Markdown rendered, with pictures as their file names; in a pipe, without colours and padding."""
     console = open_console()
     text = Markdown(re.sub(r"(?m)^!\[(.*)\]\((.*)\)$", r"\1: \2", card), hyperlinks=False)
     if console.is_terminal:
