@@ -1,1 +1,1 @@
-"""What a run depends on, what it has left behind, and what nothing needs any more."""
+"""Runs: their keys and recipes, their results, and the files that nothing needs any more."""

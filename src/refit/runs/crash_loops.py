@@ -1,4 +1,4 @@
-"""How often a run has begun at the same place: one that crashes again and again without coming further gives up."""
+"""Counts how often a run has begun at the same place, so that it gives up if it crashes repeatedly without progress."""
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -12,7 +12,7 @@ MAX_ATTEMPTS = 3
 
 
 class Attempts(BaseModel):
-    """Attempts of one run that began with the same work done."""
+    """Count of attempts of one run that began with the same work done."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +25,7 @@ def note_attempt(run_id: str, recipe: Recipe, store: Store) -> None:
     """Count this attempt of a run.
 
     Raises:
-        TrainingError: Three attempts of the same run began with as much work done as this one.
+        TrainingError: Three earlier attempts of the same run began with the same work done.
     """
     progress = _describe_progress(recipe, store)
     before = _load_attempts(recipe, store)
@@ -33,14 +33,14 @@ def note_attempt(run_id: str, recipe: Recipe, store: Store) -> None:
     count = before.count + 1 if before is not None and is_stuck else 1
     if count > MAX_ATTEMPTS:
         raise TrainingError(
-            f"expected to come further than the attempts before, found that {MAX_ATTEMPTS} of them died after {progress}; "
-            "look for what kills the process (its memory, most often), then start a new run: what was trained is kept"
+            f"expected to get further than the earlier attempts, found that {MAX_ATTEMPTS} of them died after {progress}; "
+            "find out what kills the process (most often a lack of memory), then start a new run: the training so far is kept"
         )
     store.write(_path(recipe), Attempts(run_id=run_id, progress=progress, count=count).model_dump_json().encode())
 
 
 def forget_attempts(recipe: Recipe, store: Store) -> None:
-    """Forget the attempts of a run that is done."""
+    """Forget the attempts of a finished run."""
     store.remove(_path(recipe))
 
 

@@ -1,4 +1,4 @@
-"""Removal of what nothing in the store refers to any more."""
+"""Finds the files in the store that nothing refers to any more."""
 
 import hashlib
 import time
@@ -14,19 +14,19 @@ from refit.training.checkpoints import PARTIAL, find_partial
 
 RUNS_KEPT = 20
 SECONDS_SPARED = 3600
-"""Younger files may belong to a run at work that has not yet written what refers to them."""
+"""Younger files may belong to a run in progress that has not yet written the records that refer to them."""
 
 
 def find_garbage(store: Store, on_damage: Callable[[str], object] = lambda _: None) -> dict[str, int]:
-    """Find files that neither a saved version, nor one of the last 20 runs, nor a run at work refers to.
+    """Find files that neither a saved version, nor one of the last 20 runs, nor a run in progress refers to.
 
     Args:
         store: Where to look.
-        on_damage: Told of each version whose record is damaged, in a sentence. What it refers to is not known then, so that no
-            object is garbage.
+        on_damage: Called with a sentence for each version whose record is damaged. Its references are unknown then, so no object
+            is garbage.
 
     Returns:
-        Size in bytes by path, relative to the store, without files that changed within the last hour.
+        Size in bytes by path, relative to the store. Files that changed within the last hour are left out.
     """
     runs = load_runs(store)
     newest = list(runs)[:RUNS_KEPT]
@@ -40,7 +40,7 @@ def find_garbage(store: Store, on_damage: Callable[[str], object] = lambda _: No
                 digests |= _digests_of_version(store, name, number)
             except StoreError as error:
                 are_known = False
-                on_damage(f"{error}; objects stay until then, or until you remove the folder of {name}@v{number}")
+                on_damage(f"{error}; until then, or until you remove the folder of {name}@v{number}, no object is removed")
     kept |= {store.object_path(digest) for digest in digests}
     changed_before = time.time() - SECONDS_SPARED
     files = store.list_files([RESULTS, PARTIAL, RUNS, DAMAGED, *[OBJECTS] * are_known])
@@ -49,7 +49,7 @@ def find_garbage(store: Store, on_damage: Callable[[str], object] = lambda _: No
 
 
 def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
-    """Checkpoints, data set and test rows of a version; raises StoreError if its record is damaged."""
+    """List the digests of a version's checkpoints, data set and test rows; raise StoreError if its record is damaged."""
     folder = versions.version_folder(name, number)
     record = versions.read_record(store, name, number)
     try:
@@ -68,6 +68,6 @@ def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
 
 
 def _digests_of_steps(keys: set[str], store: Store) -> set[str]:
-    """What results, and epochs that were cut short, refer to."""
+    """List the digests that results and unfinished epochs refer to."""
     refs = [ref for key in keys for ref in find_refs(load_result(key, store))]
     return {ref.digest for ref in [*refs, *filter(None, (find_partial(key, store) for key in keys))]}

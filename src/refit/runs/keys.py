@@ -1,7 +1,7 @@
-"""Recipe keys: a hash of all that a step depends on, known before the step has run, chained from one step to the next.
+"""Recipe keys: hashes of everything that a step depends on, known before the step runs and chained from one step to the next.
 
-Paths, names, log levels and retry counts are no ingredients; the bytes of the source, the code that computes, the versions of the
-packages and the kind of processor are.
+Ingredients are the bytes of the source, the settings, the code that computes, the versions of packages and the kind of processor.
+Paths, names, log levels and retry counts are not.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ EVALUATION_CODE = (
     *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
 )
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
-"""None where the folder of faster engines is not there: another engine, whose steps may have other bits."""
+"""Empty if the folder of faster engines is missing: that is another engine, whose steps may have other bits."""
 TRAINING_CODE = (*EVALUATION_CODE, *(f"refit.training.{name}" for name in ("loop", "optimizers", "steps")), *ENGINE_CODE)
 ROWS = "rows"
-"""The ingredient of epochs on other rows than those of train."""
+"""Name of the ingredient of epochs that train on other rows than the train split."""
 
 
 class Stage(BaseModel):
-    """A stage of a run, such as its data set or an epoch, and all that its result depends on."""
+    """A stage of a run, such as its data set or an epoch, and everything that its result depends on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,65 +58,65 @@ class Stage(BaseModel):
 
 
 def digest_json(content: Any) -> str:
-    """SHA-256 of content as JSON, whatever the order of its names."""
+    """SHA-256 of content as JSON, independent of the order of names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Recipe(BaseModel):
-    """All that a run's results depend on, up to its last epoch."""
+    """Everything that a run's results depend on, up to its last epoch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: Stage
     start: Stage
     epoch: Stage
-    """What every epoch depends on besides the one before it."""
+    """What each epoch depends on besides the epoch before it."""
     num_epochs: int
     processor: str
     refit_on_all: bool = False
 
     @property
     def fits(self) -> list["Recipe"]:
-        """This recipe and, where there is a last fit on all rows, that of its epochs: as many as validation could choose."""
+        """This recipe and, if `refit_on_all`, that of the last fit on all rows, with as many epochs as validation could choose."""
         return [self, self.on_all_rows(self.num_epochs)] if self.refit_on_all else [self]
 
     def on_all_rows(self, num_epochs: int) -> "Recipe":
-        """The recipe of so many epochs on all rows, from the same start and by the same settings."""
+        """Return the recipe of `num_epochs` epochs on all rows, from the same start and with the same settings."""
         epoch = Stage(name="epoch", ingredients={**self.epoch.ingredients, ROWS: "all"})
         return Recipe(dataset=self.dataset, start=self.start, epoch=epoch, num_epochs=num_epochs, processor=self.processor)
 
     @property
     def is_on_all_rows(self) -> bool:
-        """Whether epochs train on all rows, not only on those of train."""
+        """Whether epochs train on all rows, not only on the train split."""
         return ROWS in self.epoch.ingredients
 
     @property
     def source_digests(self) -> list[str | None]:
-        """Of `data.source` and, where there is one, `data.test_source`."""
+        """Digests of `data.source` and `data.test_source`; None for the latter if it is not set."""
         return [self.dataset.ingredients[name] for name in ("data.source", "data.test_source")]
 
     @property
     def loaders(self) -> Stage:
-        """What the loaders depend on."""
+        """The stage of the loaders."""
         settings = {name: value for name, value in self.epoch.ingredients.items() if name.startswith("loader.") or name == ROWS}
         return Stage(name="loaders", ingredients={"data set": self.dataset.key, **settings})
 
     @cached_property
     def epoch_keys(self) -> list[str]:
-        """Key of each epoch; it covers the epochs before it."""
+        """Key of each epoch, which covers the epochs before it."""
         links = itertools.accumulate(
             range(self.num_epochs), lambda previous, _: digest_json([previous, self.epoch.key]), initial=self.start.key
         )
         return list(links)[1:]
 
     def evaluation(self, split: str, epoch: int) -> Stage:
-        """What the metrics of one split at one epoch depend on."""
+        """Return the stage of the metrics of one split at one epoch."""
         versions = {name: version(name) for name in ("torch", "torchmetrics")}
         weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.processor}
         return Stage(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
 
     def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Stage:
-        """What a version depends on: its name, the weights chosen and served, the epochs in its log, the keys of its metrics."""
+        """Return the stage of saving a version: its name, the weights chosen and served, the epochs logged, the metrics' keys."""
         chosen, served = (fit.epoch_keys[best_epoch - 1] for fit in (self, self.fits[-1]))
         epochs = {"weights": chosen, "served": served, "epochs": self.epoch_keys[num_epochs - 1]}
         return Stage(name="save", ingredients={"name": name, **epochs, "metrics": list(metrics)})
@@ -129,15 +129,15 @@ def write_recipe(
     processor: str,
     first_weights: str | None = None,
 ) -> Recipe:
-    """Write down what a run depends on.
+    """Write the recipe of a run.
 
-    `num_epochs` is an ingredient only of a schedule that depends on it, so that a longer run goes on where a shorter one ended.
+    `num_epochs` is an ingredient only if the schedule depends on it, so that a longer run continues where a shorter one ended.
 
     Args:
         settings: The run's settings.
-        source_digest: Of the bytes of `data.source`.
-        test_source_digest: Of the bytes of `data.test_source`, where there is one.
-        processor: What computes, as far as bits depend on it: kind, instruction set, threads.
+        source_digest: Digest of the bytes of `data.source`.
+        test_source_digest: Digest of the bytes of `data.test_source`, if it is set.
+        processor: The properties of the processor that bits depend on: kind, instruction set, threads.
         first_weights: Digest of the weights to start from; None starts from new ones.
 
     Raises:
@@ -177,7 +177,7 @@ def write_recipe(
 
 
 def retraining_key(settings: Settings, source_digest: str, test_source_digest: str | None) -> str:
-    """SHA-256 of what the outcome of a retraining depends on, apart from the champion and the machine that computes."""
+    """SHA-256 of everything that the outcome of a retraining depends on, except the champion and the machine."""
     recipe = write_recipe(settings, source_digest, test_source_digest, processor="any")
     promotion = dict(walk_settings(settings.promotion, "promotion."))
     del promotion["promotion.timeout_seconds"]

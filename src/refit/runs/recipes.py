@@ -1,4 +1,4 @@
-"""The recipe of a run, written down before it starts; the record of runs; and why a step would run again."""
+"""The recipe of a run, written before it starts; the record of runs; and why a step would run again."""
 
 import contextlib
 import secrets
@@ -26,24 +26,24 @@ MAX_CODE_SHOWN = 5
 
 
 class Run(BaseModel):
-    """A run that was started."""
+    """Record of a run that was started."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: dict[str, Any]
     recipe: Recipe
     later_keys: list[str] = []
-    """Keys of evaluation and saving, which are known only at the end."""
+    """Keys of evaluation and saving, known only at the end of the run."""
 
     @property
     def keys(self) -> set[str]:
-        """Keys of all its steps."""
+        """Keys of all steps of the run."""
         fits = (key for fit in self.recipe.fits for key in (fit.loaders.key, *fit.epoch_keys))
         return {self.recipe.dataset.key, self.recipe.start.key, *fits, *self.later_keys}
 
 
 class Forecast(BaseModel):
-    """What a run would do with a step."""
+    """Whether a run would find a step done, and if not, why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,17 +55,17 @@ class Forecast(BaseModel):
 def build_recipe(
     settings: Settings, source_digests: tuple[str, str | None] | None = None, first_weights: str | None = None
 ) -> Recipe:
-    """Write down what a run on this machine depends on; the code that is written down is what this process computes with.
+    """Write the recipe of a run on this machine, with the digest of the code that this process computes with.
 
     Args:
-        settings: Of the run.
-        source_digests: As `digest_sources` gives them; None takes the sources as they are now.
+        settings: Settings of the run.
+        source_digests: As `digest_sources` returns them; None digests the sources as they are now.
         first_weights: Digest of the weights to start from; None starts from new ones.
 
     Raises:
         DataError: The source cannot be read.
-        SettingsError: The device or the compiler is not here, there is no such architecture, or the user's factory cannot be
-            imported.
+        SettingsError: The device or the compiler is missing on this machine, the architecture does not exist, or the user's
+            factory cannot be imported.
     """
     processor = devices.describe_processor(devices.check_compute(settings.compute), devices.choose_num_threads(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
@@ -77,25 +77,25 @@ def build_recipe(
 
 
 def record_run(run: Run, store: Store, name: str | None = None) -> str:
-    """Keep a run's settings and recipe, so that a later one can be told what has changed; return the record's name."""
+    """Keep a run's settings and recipe, so that a later run can name what has changed; return the name of the record."""
     name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.json"
     store.write(f"{RUNS}/{name}", run.model_dump_json().encode())
     return name
 
 
 def load_runs(store: Store) -> dict[str, Run]:
-    """Load the runs that were started, by the names of their records, newest first."""
+    """Load the records of all runs by name, newest first."""
     runs = {}
     for name in reversed(store.names(RUNS)):
-        with contextlib.suppress(ValidationError):  # of another version of Refit
+        with contextlib.suppress(ValidationError):  # a record of another version of Refit
             runs[name] = Run.model_validate_json(store.read(f"{RUNS}/{name}"))
     return runs
 
 
 def forecast(settings: Settings, store: Store) -> list[Forecast]:
-    """Say of each step whether a run would find it done, and if not, how it differs from the nearest run before.
+    """Say for each step whether a run would find it done, and if not, how it differs from the most similar earlier run.
 
-    That is one of the same model name; if there is none, one of another, which is then named.
+    Only runs of the same model name are compared, or, if there are none, those of other models; the name is stated then.
 
     Raises:
         DataError: The source cannot be read.
@@ -122,14 +122,14 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
             step=f"train epochs {last + 1} to {recipe.num_epochs}", is_done=False, because=reasons or ["not run yet"]
         )
         rest = "evaluate, train on all rows and save" if recipe.refit_on_all else "evaluate and save"
-        return [*forecasts, to_train, Forecast(step=rest, is_done=False, because=["the weights will be others"])]
+        return [*forecasts, to_train, Forecast(step=rest, is_done=False, because=["the weights will change"])]
     return [*forecasts, *_forecast_the_rest(recipe, settings, snapshot, val_losses[: stopped_at or last], store)]
 
 
 def _forecast_the_rest(
     recipe: Recipe, settings: Settings, snapshot: dict[str, Any] | None, val_losses: Sequence[float | None], store: Store
 ) -> Iterator[Forecast]:
-    """What comes after the epochs, all of which are done."""
+    """Forecast the steps after the epochs, which are all done."""
     best = best_epoch(val_losses)
     splits = DatasetRef.model_validate(snapshot).splits if snapshot else {}
     metrics = {split: recipe.evaluation(split, best).key for split in splits}
@@ -155,27 +155,27 @@ def _take_dataset(recipe: Recipe) -> Stage:
 
 
 def _take_training(recipe: Recipe) -> Stage:
-    """What the first epoch depends on, in one step."""
+    """Combine all that the first epoch depends on into one stage."""
     return Stage(name="epoch", ingredients={**recipe.start.ingredients, **recipe.epoch.ingredients})
 
 
 def _explain(
     recipe: Recipe, take: Callable[[Recipe], Stage], key: str, earlier: Sequence[Run], settings: Settings, store: Store
 ) -> list[str]:
-    """How a step, whose result has this key, differs from the nearest earlier one: of those that differ least, the newest."""
+    """Say how the step with this key differs from the nearest earlier one: the newest of those that differ least."""
     if not earlier:
         return ["nothing was run before"]
     own = [run for run in earlier if run.settings.get("name") == settings.name]
     step, steps = take(recipe), [(run, take(run.recipe)) for run in own or earlier]
     run, nearest = min(steps, key=lambda other: len(_differences(step.ingredients, other[1].ingredients)))
     changed = _differences(step.ingredients, nearest.ingredients)
-    lines = [] if own else [f"{settings.name} was not run before; beside the nearest run, of {run.settings.get('name')}:"]
+    lines = [] if own else [f"{settings.name} was not run before; compared with the nearest run, of {run.settings.get('name')}:"]
     if not changed:
         return [*lines, "its result is gone or damaged" if store.exists(result_path(key)) else "no result of it is kept"]
     for name in changed:
         old, new = nearest.ingredients.get(name), step.ingredients.get(name)
         if name == "data set":
-            lines.append("the data set will be another")
+            lines.append("the data set will change")
         elif name == "data.source":
             lines += _compare_tables(nearest.key, settings, store)
         elif name.startswith("code."):
@@ -191,7 +191,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[str]:
-    """What has changed in the source since the data set of `earlier_key`."""
+    """Say what has changed in the source since the data set of `earlier_key`."""
     content = load_usable_result(earlier_key, store)
     if content is None:
         return ["data.source: other bytes"]
@@ -209,4 +209,4 @@ def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[
         known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
         lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
         lines += [f"data.source: column {name} removed" for name in sorted(known - {*now.columns})]
-    return lines or ["data.source: other values, as many rows"]
+    return lines or ["data.source: other values, same number of rows"]

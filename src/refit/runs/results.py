@@ -1,4 +1,4 @@
-"""Results of finished steps, by their keys; what a key's result refers to must be there and whole, or it is no result."""
+"""Results of finished steps, by their keys. A result counts only if the objects that it refers to exist and are whole."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ RESULTS = "results"
 
 
 def result_path(key: str) -> str:
-    """Where the result of a step is kept, relative to the store."""
+    """Return the path of a step's result, relative to the store."""
     return f"{RESULTS}/{key}.json"
 
 
 def load_result(key: str, store: Store) -> dict[str, Any] | None:
-    """Load the result of a step, or None if there is none that can be read."""
+    """Load the result of a step; None if it is missing or cannot be read."""
     try:
         content = json.loads(store.read(result_path(key)))["data"]
     except (StoreError, ValueError, KeyError, TypeError):
@@ -34,7 +34,7 @@ def save_result(key: str, result: Handle, store: Store) -> None:
 
 
 def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:
-    """Load a result if what it refers to is there and whole; checkpoints apart, for `find_last_epoch` looks after them."""
+    """Load a result if all objects that it refers to are there and whole. `find_last_epoch` checks checkpoints instead."""
     content = load_result(key, store)
     if content is None or not all(ref.kind == "checkpoint" or store.is_whole(ref.digest) for ref in find_refs(content)):
         return None
@@ -47,15 +47,15 @@ def load_usable_result(key: str, store: Store) -> dict[str, Any] | None:
 
 
 def find_last_epoch(keys: Sequence[str], store: Store, warn: Callable[[str], object] | None = None) -> int:
-    """Return the last epoch from which training can go on: it and all before it have results, and its checkpoint is whole.
+    """Return the last epoch from which training can continue: it and all before it have results, and its checkpoint is whole.
 
     Checkpoints of earlier epochs may be gone: nothing needs them.
 
     Args:
         keys: The key of each epoch, from epoch 1 on.
         store: Where the results are.
-        warn: Told of each later result whose checkpoint is damaged or gone, which is then dropped, so that the epoch is trained
-            again; None drops nothing.
+        warn: Called with a line for each later result whose checkpoint is damaged or gone. The result is dropped, so that the
+            epoch is trained again. None drops nothing.
 
     Returns:
         The epoch, counted from 1; 0 if there is none.
@@ -73,7 +73,7 @@ def find_last_epoch(keys: Sequence[str], store: Store, warn: Callable[[str], obj
 
 
 def find_refs(content: Any) -> list[Ref]:
-    """All refs in a result, wherever they are nested."""
+    """List all refs in a result, however nested."""
     if not isinstance(content, dict):
         return []
     nested = [ref for item in content.values() for ref in find_refs(item)]

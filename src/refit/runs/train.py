@@ -30,15 +30,15 @@ NO_SETTINGS = SettingsTree()
 def train(
     settings: SettingsTree | Mapping[str, Any] = NO_SETTINGS, *, refresh: bool = False, report: Callable[[str], object] = print
 ) -> TrainingResult:
-    """Train a model and save it as the next version of its name; what was done before is not done again.
+    """Train a model and save it as the next version of its name. Steps that are done already are not repeated.
 
-    It can be interrupted anywhere. The same call goes on from there, as do the flow and the command `refit train`.
+    It can be interrupted anywhere. The same call, the flow or the command `refit train` then continues from there.
 
     Args:
-        settings: What is given here, as a tree or as dictionaries by section, is kept; the environment, `.env` and `refit.toml`
-            fill in the rest.
-        refresh: Do every step anew.
-        report: Told, a line at a time, what happens.
+        settings: Given settings, as a tree or as dictionaries by section. The environment, `.env` and `refit.toml` fill in the
+            others.
+        refresh: Repeat every step, even those that are done already.
+        report: Called with each line of progress.
 
     Raises:
         RefitError: Settings, data or model cannot be used, or training fails.
@@ -61,7 +61,7 @@ def save_best(
     report: Callable[[str], object],
     warn: Callable[[str], object],
 ) -> SavedModel:
-    """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version."""
+    """Save the weights of epoch `best` and, if given, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
     manifest = load_manifest(snapshot, store)
     device = devices.prepare_compute(settings.compute)
@@ -75,7 +75,7 @@ def save_best(
         [checkpoints.load_report(result.log, loop.EpochLog, store) for result in epochs],
         {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
         store,
-        key=None if load_result(key, store) else key,  # what was said to be saved is wanted again
+        key=None if load_result(key, store) else key,  # with a result, a repetition wants a new version
         refitted=None if refitted is None else refitted.checkpoint,
         lead=lead.model_dump() | {"warning": warning},
     )
@@ -86,7 +86,7 @@ def save_best(
 
 
 def prepare_run(settings: SettingsTree, store: Store, report: Callable[[str], object]) -> None:
-    """Tell the device, and find out before anything is trained whether the store can keep it; raises RefitError if not."""
+    """Report the device, and check before training that the store can keep the results; raise RefitError if not."""
     report(f"device: {devices.describe_device(devices.prepare_compute(settings.compute))}")
     store.remove_leftovers()
     store.try_out()
@@ -95,14 +95,14 @@ def prepare_run(settings: SettingsTree, store: Store, report: Callable[[str], ob
 
 @contextmanager
 def timed(step: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Note how long the block took."""
+    """Note in `seconds` how long the block took."""
     started = time.perf_counter()
     yield
     seconds[step] = round(time.perf_counter() - started, 3)
 
 
 class _Run:
-    """The order of the steps, each of which is looked up by its key before it is taken."""
+    """A run: all steps in order, each of which is looked up by its key first."""
 
     def __init__(self, settings: Settings, refresh: bool, report: Callable[[str], object]) -> None:
         self.settings, self.refresh, self.report = settings, refresh, report
@@ -145,13 +145,13 @@ class _Run:
         return dataset.build_snapshot(self.settings, recipe.source_digests, self.store, self.report, self.report)
 
     def _fit(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
-        """All epochs of a recipe, as far as they are not done, and anew those that lead to a best one whose checkpoint is lost."""
+        """Train the epochs of a recipe that are not done. If the best one's checkpoint is lost, train up to it again."""
         trainer.check_splits(self.settings, snapshot)
         for _ in range(trainer.TRIES):
             fit = self._train_epochs(recipe, snapshot)
             if fit.is_whole:
                 return fit
-            find_last_epoch(recipe.epoch_keys[: fit.best.epoch], self.store, self.report)  # forgets it
+            find_last_epoch(recipe.epoch_keys[: fit.best.epoch], self.store, self.report)  # drops the best epoch's result
         raise fit.lose()
 
     def _train_epochs(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
@@ -186,12 +186,12 @@ class _Run:
         return fit
 
     def _once(self, key: str, kind: type[Made], make: Callable[[], Made]) -> Made:
-        """What was kept under the key, or else what is made now, and kept."""
+        """Return the result under the key, or make and keep it."""
         content = None if self.refresh else load_usable_result(key, self.store)
         return self._make(key, make) if content is None else kind.model_validate(content)
 
     def _make(self, key: str, make: Callable[[], Made]) -> Made:
-        """What is made now, and kept."""
+        """Make a result and keep it."""
         made = make()
         save_result(key, made, self.store)
         return made

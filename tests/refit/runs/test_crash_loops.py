@@ -32,7 +32,7 @@ def test_a_run_gives_up_when_three_attempts_came_no_further_and_an_epoch_of_eith
             keep_epoch(fit, epoch, store)
     for _ in range(3):
         note_attempt("run", recipe, store)
-    message = "found that 3 of them died after epoch 4, then on all rows epoch 4; look for what kills the process"
+    message = "found that 3 of them died after epoch 4, then on all rows epoch 4; find out what kills the process"
     with pytest.raises(TrainingError, match=message):
         note_attempt("run", recipe, store)
     note_attempt("another run", recipe, store)

@@ -89,7 +89,7 @@ def test_while_a_version_is_damaged_no_object_goes_as_it_may_be_its_own_and_all_
     assert garbage == {path for path in runs[0][1] if not path.startswith("objects")}
     (damage,) = told
     assert found in damage
-    assert damage.endswith("; objects stay until then, or until you remove the folder of a@v1")
+    assert damage.endswith("; until then, or until you remove the folder of a@v1, no object is removed")
 
 
 def test_what_a_killed_writer_left_half_written_goes(store):

@@ -100,7 +100,7 @@ ALL_DONE = [
     ("evaluate test", True, []),
     ("save", True, []),
 ]
-SAVING = ("evaluate and save", False, ["the weights will be others"])
+SAVING = ("evaluate and save", False, ["the weights will change"])
 
 
 def test_in_an_empty_store_all_is_to_do(source, store):
@@ -206,7 +206,7 @@ def test_a_run_of_the_same_name_is_compared_with_though_one_of_another_is_nearer
     run(resolve(source, name="other", data__val=0.3), store, is_finished=False)
     found = forecast(resolve(source, name="penguins", optimizer__lr=0.5, data__val=0.4), store)
     assert reasons(found, "build data set") == ["data.val: None -> 0.4"]
-    assert reasons(found, "train epochs 1 to 3") == ["the data set will be another", "model.activation: 'tanh' -> 'relu'"]
+    assert reasons(found, "train epochs 1 to 3") == ["the data set will change", "model.activation: 'tanh' -> 'relu'"]
 
 
 def test_where_no_run_had_the_name_the_nearest_of_another_is_compared_with_and_named(source, store):
@@ -215,7 +215,7 @@ def test_where_no_run_had_the_name_the_nearest_of_another_is_compared_with_and_n
     found = forecast(resolve(source, name="penguins", optimizer__lr=0.25), store)
     assert found[0].is_done
     assert reasons(found, "train epochs 1 to 3") == [
-        "penguins was not run before; beside the nearest run, of other:",
+        "penguins was not run before; compared with the nearest run, of other:",
         "optimizer.lr: 0.1 -> 0.25",
     ]
 
@@ -224,7 +224,7 @@ def test_a_changed_split_is_told_of_the_data_set_and_training_gets_another(sourc
     run(resolve(source), store)
     found = forecast(resolve(source, data__val=0.3), store)
     assert reasons(found, "build data set") == ["data.val: None -> 0.3"]
-    assert reasons(found, "train epochs 1 to 3") == ["the data set will be another"]
+    assert reasons(found, "train epochs 1 to 3") == ["the data set will change"]
 
 
 def test_appended_rows_are_counted(source, store, tmp_path):
@@ -232,7 +232,7 @@ def test_appended_rows_are_counted(source, store, tmp_path):
     write_table(tmp_path / "table.csv", num_rows=37)
     found = forecast(resolve(source), store)
     assert reasons(found, "build data set") == ["data.source: 30 -> 37 rows (7 added)"]
-    assert reasons(found, "train epochs 1 to 3") == ["the data set will be another"]
+    assert reasons(found, "train epochs 1 to 3") == ["the data set will change"]
 
 
 def test_removed_rows_are_counted(source, store, tmp_path):
@@ -244,7 +244,7 @@ def test_removed_rows_are_counted(source, store, tmp_path):
 def test_other_values_in_as_many_rows_are_told(source, store, tmp_path):
     run(resolve(source), store)
     write_table(tmp_path / "table.csv", x1=[float(row) for row in range(30)])
-    assert reasons(forecast(resolve(source), store), "build data set") == ["data.source: other values, as many rows"]
+    assert reasons(forecast(resolve(source), store), "build data set") == ["data.source: other values, same number of rows"]
 
 
 def test_an_added_column_is_named(source, store, tmp_path):
@@ -444,7 +444,7 @@ def test_a_last_fit_on_all_rows_is_as_long_as_validation_chose(source, store):
 
 def test_before_its_epochs_are_chosen_a_last_fit_on_all_rows_is_to_do(source, store):
     *_, last = forecast(resolve(source, training__refit_on_all=True), store)
-    assert told([last]) == [("evaluate, train on all rows and save", False, ["the weights will be others"])]
+    assert told([last]) == [("evaluate, train on all rows and save", False, ["the weights will change"])]
 
 
 def test_runs_come_back_newest_first(source, store):
