@@ -1,4 +1,4 @@
-"""The code that results depend on: digests of syntax trees, so that comments, layout and docstrings do not count."""
+"""Digests of the code that results depend on. They are made from syntax trees, so comments, layout and docstrings do not count."""
 
 import ast
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from refit.errors import SettingsError
 
 PACKAGES = {"site-packages", "dist-packages"}
-"""Folders that installed packages lie in."""
+"""Names of folders with installed packages."""
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 TRIES = 10
 _parsing = threading.Lock()
@@ -26,9 +26,9 @@ _changing_path = threading.Lock()
 
 @contextlib.contextmanager
 def importing_from_here() -> Iterator[None]:
-    """Let modules of the working directory be imported, after all that is installed, as a user's own may be there.
+    """Allow imports from the working directory, which may hold the user's own modules. Installed modules come first.
 
-    Elsewhere it is not on the import path: a `torchvision.py` in it must not be what an installed package looks for.
+    Outside this block it is not on the import path: an installed package must not import a `torchvision.py` from there.
     """
     folder = os.getcwd()
     with _changing_path:
@@ -36,17 +36,17 @@ def importing_from_here() -> Iterator[None]:
     try:
         yield
     finally:
-        with _changing_path:  # the last one is this or another's of the same folder
+        with _changing_path:  # the last such entry is this one, or an equal one of another thread
             del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
 
 
 def digest_code(modules: Iterable[str]) -> dict[str, str]:
-    """Digest of each function, class and constant of some of Refit's modules, by `code.` and its name.
+    """Digest each function, class and constant of some of Refit's modules, by `code.` and its name.
 
-    The module that a definition lies in does not count, so that code which is moved keeps its digests.
+    The module of a definition does not count, so that moved code keeps its digests.
     """
     folder, digests = Path(__file__).parent, dict[str, list[str]]()
-    for module in modules:  # not imported, nor torch with them
+    for module in modules:  # they are read, not imported, which would import torch
         path = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
         for name, digest in _digest_definitions(path.read_bytes(), str(path)):
             digests.setdefault(f"code.{name}", []).append(digest)
@@ -54,15 +54,15 @@ def digest_code(modules: Iterable[str]) -> dict[str, str]:
 
 
 def digest_user_code(factory: str | None) -> dict[str, str]:
-    """Digest of a user's module and, at any depth, of those that it imports, by `code.` and their names; none is run.
+    """Digest a user's module and the modules that it imports, at any depth, by `code.` and their names. None of them is run.
 
-    For an installed package its version stands, by its name. What is imported by a computed name is not found.
+    An installed package is represented by its version, under its name. Imports by a computed name are not found.
 
     Args:
-        factory: `package.module:function`; for None there is nothing.
+        factory: `package.module:function`; None gives an empty result.
 
     Raises:
-        SettingsError: There is no Python source of the module, or some is no Python.
+        SettingsError: The module has no Python source, or a source is not valid Python.
     """
     if factory is None:
         return {}
@@ -72,7 +72,7 @@ def digest_user_code(factory: str | None) -> dict[str, str]:
     while pending:
         name = pending.pop()
         package = name.partition(".")[0]
-        if name in seen or (package == "refit" and name != module):  # of Refit, what computes counts anyway
+        if name in seen or (package == "refit" and name != module):  # Refit's computing code counts anyway
             continue
         seen.add(name)
         path = _locate(name)
@@ -84,7 +84,7 @@ def digest_user_code(factory: str | None) -> dict[str, str]:
             pending += _list_imports(source, name, path.name == "__init__.py")
         elif name == module:
             raise SettingsError(
-                f"model.factory: expected a module with Python source, to know when it changes, found none of {module!r}; "
+                f"model.factory: expected a module with Python source, to notice changes, found none for {module!r}; "
                 "give package.module:function, from the working directory or installed"
             )
         pending.append(name.rpartition(".")[0] or name)
@@ -92,14 +92,14 @@ def digest_user_code(factory: str | None) -> dict[str, str]:
 
 
 def _locate(module: str) -> Path | None:
-    """Where a module is, if it is one, without importing the packages on the way to it."""
+    """Find the file of a module, if it exists, without importing its parent packages."""
     package, *parts = module.split(".")
-    if package == "__main__":  # depends on how the process was started
+    if package == "__main__":  # it depends on how the process was started
         return None
     try:
         with importing_from_here():
             found = importlib.util.find_spec(package)
-    except ValueError:  # of a module that was not imported from a file
+    except ValueError:  # the module was not imported from a file
         return None
     if found is None:
         return None
@@ -112,7 +112,7 @@ def _locate(module: str) -> Path | None:
 
 @cache
 def _list_imports(source: bytes, module: str, is_package: bool) -> list[str]:
-    """What a module's source imports: modules, and names that may be modules."""
+    """List the modules that a module's source imports, and imported names that may be modules."""
     package, names = module if is_package else module.rpartition(".")[0], list[str]()
     for node in ast.walk(_parse(source)):
         if isinstance(node, ast.Import):
@@ -122,7 +122,7 @@ def _list_imports(source: bytes, module: str, is_package: bool) -> list[str]:
             origin = ".".join([*parents, *filter(None, [node.module])])
             names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")) and node.args:
-            # But a name that is computed, or relative outside of a package.
+            # Skips a name that is computed, or relative outside of a package.
             with contextlib.suppress(AttributeError, ImportError, ValueError):
                 names.append(importlib.util.resolve_name(ast.literal_eval(node.args[0]), package))
     return names
@@ -132,16 +132,16 @@ def _list_imports(source: bytes, module: str, is_package: bool) -> list[str]:
 def _find_version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # what it comes with has another name
+    except PackageNotFoundError:  # its distribution has another name
         return ", ".join(f"{name} {version(name)}" for name in sorted({*_list_distributions().get(package, [])}))
 
 
-_list_distributions = cache(packages_distributions)  # which takes a second
+_list_distributions = cache(packages_distributions)  # it takes a second
 
 
 @cache
 def _digest_definitions(source: bytes, path: str) -> list[tuple[str, str]]:
-    """Name and digest of what a module of Refit defines; of imports, only those of other packages."""
+    """List name and digest of each definition in a module of Refit, and of its imports from other packages."""
     found = []
     for node in _without_docstrings(_parse(source, path)).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -178,9 +178,9 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _parse(source: bytes, path: str = "") -> ast.Module:
-    """Parse source, again if it failed because another thread parsed at the same time, as it does in CPython 3.11.
+    """Parse source. Try again if parsing fails because another thread parses at the same time, as it can in CPython 3.11.
 
-    Threads that fail together would fail together again: those of Refit take turns, and others have time to finish.
+    Threads that fail together would fail together again. So Refit's threads take turns, and others get time to finish.
     """
     with _parsing:
         for attempt in range(1, TRIES):

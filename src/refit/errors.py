@@ -1,13 +1,13 @@
-"""The errors a user can mend: each message says what was expected, what was found and what to do."""
+"""Errors that a user can fix: each message says what was expected, what was found and what to do."""
 
 from refit.texts import show_line
 
 
 class RefitError(Exception):
-    """A mistake or a fault that the user can act on; shown without a traceback.
+    """An error that the user can act on; shown without a traceback.
 
     Args:
-        lines: Of the message; each is made fit to be shown, as what it quotes may be anything.
+        lines: Lines of the message. Each is made safe to show, as it may quote any text.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -18,25 +18,25 @@ class RefitError(Exception):
 
 
 class SettingsError(RefitError):
-    """A setting is unknown, out of bounds or contradicts another one or this machine."""
+    """A setting is unknown, out of bounds, or contradicts another one or this machine."""
 
 
 class DataError(RefitError):
-    """A source, column or row is not what training needs."""
+    """A source, column or row cannot be used."""
 
 
 class TrainingError(RefitError):
-    """Training began and cannot go on."""
+    """Training has begun and cannot continue."""
 
 
 class StoreError(RefitError):
-    """What the store should hold is missing, damaged or cannot be written."""
+    """Something in the store is missing or damaged, or the store cannot be written."""
 
 
 class ConflictError(StoreError):
-    """Another process has changed the same thing in the meantime; look again and decide anew."""
+    """Another process has changed the same thing in the meantime; look and decide again."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, in a line."""
+    """Return the first line of an error's message, or its type if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Light handles to what the store holds: the JSON that tasks hand to one another in place of tensors and modules."""
+"""Light handles to objects in the store: the JSON that tasks pass to one another instead of tensors and modules."""
 
 from typing import Literal
 
@@ -27,13 +27,13 @@ class DatasetRef(Ref):
     """A snapshot."""
 
     splits: dict[str, Ref]
-    """The arrays of `train`, `val` and `test`, those that have rows."""
+    """The arrays of each of `train`, `val` and `test` that has rows."""
     test_rows: Ref | None
-    """All cells of the test rows."""
+    """The raw test rows, with all their columns."""
 
 
 class LoadersRef(Handle):
-    """What seeded loaders are made of; the loaders themselves stay in the process that uses them."""
+    """Everything needed to build seeded loaders, which themselves stay in the process that uses them."""
 
     dataset: DatasetRef
     batch_size: int
@@ -41,7 +41,7 @@ class LoadersRef(Handle):
     num_batches: int
     """Training batches in an epoch."""
     splits: list[str] = ["train"]
-    """Those whose rows are trained on, in this order."""
+    """The splits whose rows are trained on, in this order."""
 
 
 class EpochResult(Handle):
@@ -55,7 +55,7 @@ class EpochResult(Handle):
     val_score: float | None
 
     def describe(self, num_epochs: int) -> str:
-        """One line for people."""
+        """Describe the epoch in one line for people."""
         figures = {"train loss": self.train_loss, "val loss": self.val_loss, "val score": self.val_score}
         return f"epoch {self.epoch}/{num_epochs}: " + ", ".join(
             f"{name} {value:.4f}" for name, value in figures.items() if value is not None
@@ -72,7 +72,7 @@ class SavedModel(Handle):
     weights_digest: str
     """SHA-256 over names, types, shapes and bytes of the weights."""
     held_back_digest: str | None = None
-    """The same of the weights that it is judged by, where the others were trained on all rows."""
+    """The same for the weights that it is judged by, if the served ones were trained on all rows."""
 
     @property
     def reference(self) -> str:
@@ -81,11 +81,11 @@ class SavedModel(Handle):
 
 
 class TrainingResult(Handle):
-    """What a training run made."""
+    """The outcome of a training run."""
 
     model: SavedModel
     is_new: bool
-    """False if the same recipe had been run before, and its version stands."""
+    """False if the same recipe was run before, and its version is still there."""
     best_epoch: int
     """The epoch whose weights were saved."""
     seconds: dict[str, float]
@@ -93,7 +93,7 @@ class TrainingResult(Handle):
 
 
 class Deviation(Handle):
-    """What many rows to score have in a column, and few train rows had."""
+    """A property of a column that many rows to score have, but few train rows had."""
 
     column: str
     rows: int
@@ -101,15 +101,15 @@ class Deviation(Handle):
     of: int
     """Rows that were scored."""
     what: str
-    """What it is, for people."""
+    """The property, in words."""
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the deviation in one line for people."""
         return f"column `{show(self.column)}`: {self.rows:,} of {self.of:,} rows {self.what}"
 
 
 class Prediction(Handle):
-    """Rows that were scored, and where the scores are."""
+    """The outcome of scoring rows."""
 
     model: str
     """The version that scored them, such as `penguins@v3`."""
@@ -117,22 +117,22 @@ class Prediction(Handle):
     num_rows: int
     seconds: float
     deviations: list[Deviation] = []
-    """How the rows deviate from those that the model learned from, by column."""
+    """How the rows deviate from the train rows, by column."""
 
 
 Alarm = Literal["collapsed", "incomparable", "damaged"]
 
 
 class RetrainingResult(Handle):
-    """What a retraining came to."""
+    """The outcome of a retraining."""
 
     outcome: Literal["promoted", "kept", "skipped"]
     alarm: Alarm | None = None
-    """Set if a person should look at the champion that was: `reason` says why."""
+    """Set if a person should look at the previous champion; `reason` says why."""
     reason: str
     """One sentence for people, with its figures."""
     champion: str | None
-    """The champion from now on, as in `penguins@v3`; None where there is none."""
+    """The champion from now on, as in `penguins@v3`; None if there is none."""
     candidate: str | None = None
     scores: dict[str, dict[str, float | None]] = {}
     """Metrics by model on the same test rows, the candidate first."""

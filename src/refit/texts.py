@@ -1,34 +1,34 @@
-"""Text that others wrote, made fit to be shown: no secrets of URLs, no control characters, not too long."""
+"""Makes foreign text safe to show: without secrets in URLs and control characters, and not too long."""
 
 import re
 from collections.abc import Iterable
 
 MAX_LINE = 2000
-"""Characters of a line that are shown; of a longer one the beginning and the end, where a message says what to do."""
+"""Most characters of a line that are shown. A longer line loses its middle, as its end often says what to do."""
 MAX_PART = 80
-"""Characters of a name, a class or a cell that are shown in a line."""
+"""Most characters of a name, a class or a cell that are shown in a line."""
 NAMED_USERS = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh")
-"""Protocols whose user is a name, as in `abfs://container@account/`; elsewhere it is a token."""
+"""Protocols in which the user is a name, as in `abfs://container@account/`. In others it may be a token."""
 PASSWORD = r"(://)[^/@]*:(?!\d+(?:/|$)).*(?=@)"
-"""A user and all that is not a port after it, up to the last `@`, as a password may hold one, or a slash."""
+"""User and password, up to the last `@`, as a password may contain `@` or a slash. A port is not a password."""
 TOKEN = "".join(f"(?<!{protocol})" for protocol in NAMED_USERS) + r"(://)[^/?#]+(?=@)"
 HTTP_QUERY = r"([hH][tT][tT][pP][sS]?://[^?#]*)[?#].*"
 OTHER_QUERY = r"(://[^?#]*(?:[?#][^?#=/]*/[^?#]*)*)[?#][^/=]*=.*"
-"""A `?` that a `=` follows; the one in `s3://bucket/day-?/a=1` is the sign of a glob."""
+"""A query has a `?` followed by a `=`. The `?` in `s3://bucket/day-?/a=1` belongs to a glob."""
 SECRETS = (PASSWORD, TOKEN, HTTP_QUERY, OTHER_QUERY)
 SECRET = "|".join(SECRETS)
-"""What a URL holds besides protocol, host and path, whatever it is called. JavaScript reads this, too, in forms."""
+"""Any part of a URL besides protocol, host and path. JavaScript reads this pattern, too, in forms."""
 UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, ends of lines, changes of direction, and bytes that are no text."""
+"""Control characters, line ends, changes of direction, and bytes that are not text."""
 
 
 def has_secret(url: str) -> bool:
-    """Whether a URL holds what may be a secret: a user, a query or a fragment."""
+    """Whether a URL may hold a secret: a user, a query or a fragment."""
     return re.search(SECRET, url, re.DOTALL) is not None
 
 
 def hide_secrets(text: str) -> str:
-    """Replace user, query and fragment of every URL in a text by `…`."""
+    """Replace the user, query and fragment of every URL in a text by `…`."""
     if "://" not in text:
         return text
     return "".join(_hide_in_word(word) if "://" in word else word for word in re.split(r"(\s+)", text))
@@ -42,23 +42,23 @@ def shorten(text: str, limit: int, tail: int = 0) -> str:
 
 
 def escape_controls(text: str) -> str:
-    r"""Write out what would move, colour or turn the text around it: a colour of terminals as `\x1b[31m`, a new line as `\n`."""
+    r"""Escape characters that move, colour or turn the text around them: a terminal colour as `\x1b[31m`, a new line as `\n`."""
     return UNSHOWN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def show_line(text: object, limit: int = MAX_LINE) -> str:
-    """Return a text as one line for a terminal or a log: without secrets and control characters, a long one without its middle."""
-    bounded = shorten(str(text), 10 * limit, 5 * limit)  # or megabytes would be searched for URLs
+    """Return a text as one line for a terminal or a log: without secrets and control characters, and shortened in the middle."""
+    bounded = shorten(str(text), 10 * limit, 5 * limit)  # megabytes of text would take long to search for URLs
     return escape_controls(shorten(hide_secrets(bounded), limit, limit // 3))
 
 
 def show(text: object) -> str:
-    """Return a name, a class or a cell as a part of a line: as `show_line`, and short."""
+    """Return a name, a class or a cell to be part of a line: like `show_line`, but shorter."""
     return show_line(text, MAX_PART)
 
 
 def list_names(names: Iterable[str], limit: int = 30) -> str:
-    """Name columns or classes in a message, the first `limit` of them."""
+    """List the first `limit` columns or classes, for a message."""
     names = list(names)
     return ", ".join(f"`{show(name)}`" for name in names[:limit]) + (
         f" and {len(names) - limit} more" if len(names) > limit else ""

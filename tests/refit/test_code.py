@@ -153,7 +153,7 @@ def test_a_change_anywhere_among_them_is_seen_and_nowhere_else(package, name):
 
 @pytest.mark.parametrize("module", ["math", "sys", "torch._C", "absent_networks", "absent_networks.deep", "json.absent"])
 def test_a_module_without_python_source_is_refused(module):
-    message = rf"model\.factory: expected a module with Python source, to know when it changes, found none of '{module}'; give"
+    message = rf"model\.factory: expected a module with Python source, to notice changes, found none for '{module}'; give"
     with pytest.raises(SettingsError, match=message):
         digest_user_code(module)
 
