@@ -128,7 +128,7 @@ def find_clusters(manifest: Manifest, rows: pl.DataFrame, store: Store) -> Clust
 def explain_missing_rows(
     manifest: Manifest, name: str, champion: int | None, store: Store, local: SettingsTree = DEFAULTS
 ) -> str | None:
-    """Say what is needed if a candidate of this data set or the champion has learned from every test row.
+    """Say what is needed if a candidate of this data set and the champion together have learned from all test rows.
 
     Raises:
         DataError: The data set has no test rows.

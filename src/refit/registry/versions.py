@@ -386,7 +386,7 @@ def _write_record(name: str, number: int, record: Mapping[str, Any]) -> bytes:
 
 
 def _parse_record(store: Store, folder: str, data: bytes) -> dict[str, Any]:
-    """Parse the `version.json` of a folder: it names a version, in a store the one that the folder is called after."""
+    """Parse the `version.json` of a folder. It names a version; in a store, this must be the one that the folder is named for."""
     path = f"{folder}/version.json"
     record = _parse_json(store, path, data)
     if not isinstance(record, dict) or not {"name", "version"} <= record.keys():
@@ -411,14 +411,14 @@ def _parse_json(store: Store, path: str, data: bytes) -> Any:
 
 
 def _read_position(store: Store, name: str, alias: str) -> Position | None:
-    """What the alias's file says; None if it is missing or damaged."""
+    """Read the alias's file; None if it is missing or damaged."""
     with contextlib.suppress(StoreError, ValueError):
         return Position.model_validate_json(store.read(_alias_path(name, alias)))
     return None
 
 
 def _write_alias(store: Store, name: str, entry: Entry) -> None:
-    """Repeat in the alias's file what the ledger says, if it can be written: the move itself stands."""
+    """Repeat an entry in the alias's file. If that cannot be written, the move itself still stands."""
     with contextlib.suppress(StoreError):
         position = Position(version=entry.after or 0, entry=entry.number)
         store.write(_alias_path(name, entry.alias or CHAMPION), position.model_dump_json().encode())
@@ -433,7 +433,7 @@ def _list_aliases(store: Store, name: str) -> list[str]:
 
 
 def _is_alias(text: str) -> bool:
-    """Whether it can be an alias: not what reads as a version."""
+    """Whether the text can be an alias, and does not look like a version."""
     return re.fullmatch(r"(?!v?\d+$|ledger$)[a-z][a-z0-9_-]*", text) is not None
 
 

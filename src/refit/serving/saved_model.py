@@ -69,7 +69,7 @@ class Model:
 def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:
     """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
 
-    Whoever can write to a store decides what a version there predicts, but cannot run code on this machine. Weights are read as
+    Whoever can write to a store decides what a version there predicts, but runs no code on this machine. Weights are read as
     tensors only, and the factory that a version names is imported and called only if `model.factory` names it here, too, in the
     environment, `.env` or `refit.toml` of the working directory.
 
