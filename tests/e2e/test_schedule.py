@@ -191,5 +191,5 @@ def test_a_run_from_a_terminal_keeps_what_it_trained_whatever_becomes_of_its_ser
     lines = site.log(name).read_text().splitlines()
     assert f"saved {name}@v1" in lines[-2]
     assert lines[-1].startswith(f"error: PREFECT_API_URL: expected the Prefect server at {site.url} to answer until the end, found")
-    assert lines[-1].endswith("see that the server runs and has space left, and give the same command again")
+    assert lines[-1].endswith("check that the server runs and has disk space, then run the same command again")
     assert list_versions(site.store, name) == [1]

@@ -440,7 +440,7 @@ def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_no
 def test_after_a_last_fit_on_all_rows_a_warm_start_takes_the_weights_before_and_the_report_says_whose_scores_it_has():
     state = run(training={"refit_on_all": True})
     assert (state.name, champion()) == ("Promoted", 1)
-    assert "trained anew on all rows" in Path(state.result().report).read_text()
+    assert "retrained on all rows" in Path(state.result().report).read_text()
     write_table(300)
     run(training={"refit_on_all": True, "warm_start": True})
     recipe = next(iter(load_runs(Store("refit-store")).values())).recipe
