@@ -94,7 +94,7 @@ BAD = {
         lambda rows: rows.with_columns(size=pl.when(pl.col("number") == 40).then(pl.lit("big")).otherwise("size")),
         (),
         DataError,
-        r"row 41 of .*rows\.csv, line 42, column `size`: expected a number, found 'big'; mend the value",
+        r"row 41 of .*rows\.csv, line 42, column `size`: expected a number, found 'big'; correct the value",
     ),
     "no such column to keep": (lambda rows: rows, ("numbr",), DataError, r"--keep: .* no `numbr` .*; did you mean `number`\?"),
 }

@@ -21,7 +21,7 @@ def test_what_the_data_set_holds_is_logged_and_what_makes_its_test_score_doubtfu
     pl.concat([rows, rows]).write_csv(tmp_path / "rows.csv")
     with caplog.at_level(logging.INFO):
         build(SettingsTree.model_validate({"data": {"source": str(tmp_path / "rows.csv")}}))
-    told = {record.levelname: record.getMessage() for record in caplog.records if "test rows with" in record.getMessage()}
+    told = {record.levelname: record.getMessage() for record in caplog.records if "test rows have" in record.getMessage()}
     assert told.keys() == {"INFO", "WARNING"}
     assert told["INFO"].startswith("copies: ")
     assert told["WARNING"].startswith("expected test rows that are new to the model, found ")

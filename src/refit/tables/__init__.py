@@ -2,8 +2,8 @@
 
 import os
 
-# Memory that polars is done with goes back to the system soon, not when something else is read; at once would take as long as all
-# else that is done to a table. To be set before polars is loaded, and added to what is there, as a process that has loaded it hands
-# polars' own setting down to those that it starts.
+# polars returns freed memory to the system after 100 ms, not only at the next read; at once would double the time of all work on a
+# table. This must be set before polars is loaded, and is added to the present value, as a process that has loaded polars passes
+# polars' own setting on to the processes that it starts.
 _inherited = os.environ.get("_RJEM_MALLOC_CONF")
 os.environ["_RJEM_MALLOC_CONF"] = ",".join(filter(None, [_inherited, "dirty_decay_ms:100,muzzy_decay_ms:100"]))

@@ -16,7 +16,7 @@ Locate = Callable[[int], str]
 
 
 def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], where: str) -> None:
-    """Raise DataError for the first wanted column that `where` lacks, with the nearest name that it has."""
+    """Raise DataError for the first wanted column that `where` lacks, and suggest the nearest name that it has."""
     known = set(present)
     for name in wanted:
         if name not in known:
@@ -26,20 +26,20 @@ def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], w
 
 
 def take_column(frame: pl.DataFrame, name: str) -> pl.Series:
-    """A column of a frame; with a blank after its name where that is `^…$`, which polars takes for a pattern."""
+    """Take a column of a frame; a name like `^…$`, which polars would take for a pattern, gets a blank at its end."""
     values = frame[name]
     return values.alias(f"{name} ") if name.startswith("^") and name.endswith("$") else values
 
 
 def index_rows(rows: Rows | None) -> pl.Series | None:
-    """The same rows in the form that polars takes most quickly from one column after the other."""
+    """Return the same rows in the form that polars takes most quickly from many columns."""
     return None if rows is None else pl.Series(rows, dtype=pl.get_index_type())
 
 
 def take_rows(values: pl.Series, rows: Rows | pl.Series | None, kind: Kind | None = None) -> pl.Series:
-    """The cells of these rows of a column, or of all; those known to be numeric as Float64, NaN as null.
+    """Take the cells of these rows, or of all rows, from a column; if its kind is numeric, as Float64 with NaN as null.
 
-    Where many columns follow, `index_rows` saves time.
+    To take the same rows from many columns, `index_rows` saves time.
     """
     taken = values if rows is None else values[rows]
     if kind != "numeric":

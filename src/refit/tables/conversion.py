@@ -25,7 +25,7 @@ EXPECTED = {
     "datetime": "an ISO date or date-time",
     "categorical": "a text, whole number or boolean",
 }
-MISTAKE = "mend the value, or add it to data.null_values and train anew"
+MISTAKE = "correct the value, or add it to data.null_values and train again"
 DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
 DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
 ZONE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
@@ -70,13 +70,13 @@ def convert_numbers(values: pl.Series, null_values: Sequence[str], locate: Locat
         row = int(infinite.argmax())
         raise DataError(
             f"{locate(row)}, column `{show(values.name)}`: expected a finite number, found {numbers[row]};"
-            " mend it or leave it empty"
+            " correct it or leave it empty"
         )
     return numbers
 
 
 def read_plain_numbers(values: pl.Series, null_values: Sequence[str]) -> pl.Series | None:
-    """The numbers of text in which all that is there is one, as most languages write it, and finite; else None."""
+    """Read text whose cells are all finite plain numbers or empty; None if one is not, or if numbers may mean missing values."""
     parsed = values.cast(pl.Float64, strict=False)
     if parsed.null_count() > values.null_count() or len(read_marks(tuple(null_values), "numeric")):
         return None
@@ -85,20 +85,20 @@ def read_plain_numbers(values: pl.Series, null_values: Sequence[str]) -> pl.Seri
 
 @functools.cache
 def read_marks(texts: tuple[str, ...], kind: Literal["numeric", "datetime"]) -> pl.Series:
-    """Those of the texts that mean a missing value which are numbers or date-times too, such as -999."""
+    """Read those texts for a missing value that are numbers or date-times too, such as -999."""
     marks = parse_cells(pl.Series(texts, dtype=pl.String).str.strip_chars(), kind).drop_nulls()
     return marks.drop_nans() if kind == "numeric" else marks
 
 
 def mark_missing(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
-    """Numbers or date-times, null for those that mean a missing value."""
+    """Return numbers or date-times, with those that mean a missing value set to null."""
     kind: Literal["numeric", "datetime"] = "datetime" if values.dtype.is_temporal() else "numeric"
     marks = read_marks(tuple(null_values), kind)
     return values.set(parse_cells(values, kind).is_in(marks.implode()).fill_null(False), None) if len(marks) else values
 
 
 def clean_cells(values: pl.Series, null_values: Sequence[str], locate: Locate) -> pl.Series:
-    """The same cells as text, numbers, booleans or date-times, with nulls for what means a missing value."""
+    """Return the same cells as text, numbers, booleans or date-times, with null for those that mean a missing value."""
     dtype = values.dtype
     if dtype in (pl.Categorical, pl.Enum, pl.Null):
         values = values.cast(pl.String)
@@ -116,7 +116,7 @@ def clean_cells(values: pl.Series, null_values: Sequence[str], locate: Locate) -
 
 
 def parse_cells(values: pl.Series, kind: Kind, format: AnyFormat | None = None) -> pl.Series:
-    """Cells of that kind, and null for what is not."""
+    """Read cells as this kind; null for those that are not."""
     dtype = values.dtype
     if kind == "categorical":
         return parse_categories(values)
@@ -141,7 +141,7 @@ def parse_cells(values: pl.Series, kind: Kind, format: AnyFormat | None = None) 
 
 
 def parse_categories(values: pl.Series) -> pl.Series:
-    """Text that is the same whether a whole number or a boolean came as text, integer or float."""
+    """Return text; whole numbers and booleans give the same text, whether they came as text, integer or float."""
     if values.dtype.is_float() or values.dtype.is_decimal():
         values = values.cast(pl.Float64)
     texts = values.dt.to_string(CLOCK) if values.dtype == pl.Time else values.cast(pl.String)
@@ -151,7 +151,7 @@ def parse_categories(values: pl.Series) -> pl.Series:
 
 
 def parse_datetimes(texts: pl.Series) -> pl.Series:
-    """ISO dates and date-times; those without a zone are taken as UTC."""
+    """Read ISO dates and date-times; those without a zone are taken as UTC."""
     is_date = texts.str.contains(DATE_START)
     parsed = _nulls(texts, pl.Datetime("us"))
     if not is_date.any():
@@ -168,7 +168,7 @@ def parse_datetimes(texts: pl.Series) -> pl.Series:
 
 
 def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Locate, remedy: str) -> None:
-    """Raise DataError for the first value that did not become what was expected."""
+    """Raise DataError for the first value that could not be parsed as expected."""
     broken = (values.is_not_null() & parsed.is_null()).arg_true()
     value = show(values[int(broken[0])])
     more = f" (and {broken.len() - 1} more such rows)" if broken.len() > 1 else ""

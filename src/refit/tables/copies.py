@@ -1,4 +1,4 @@
-"""Says how many rows have an equal among others, and how many would by chance; does not divide rows."""
+"""Counts the rows that equal one among others, and estimates how many would by chance; does not divide rows."""
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ Numbers = NDArray[np.float64]
 
 RARE = 0.001
 MIN_SHARE = 0.01
-"""So few copies in a large table matter little."""
+"""Copies up to this share of a large table matter little."""
 
 
 class Copies(BaseModel):
@@ -30,8 +30,8 @@ class Copies(BaseModel):
 def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
     """Count the rows `test` of a table that equal one of its rows `train`, and how many would if all were drawn independently.
 
-    By chance, each of the other rows with a row's rarest value has its other values as often as these occur, and is a train row as
-    often as any row; so the number of train rows that equal it is binomial.
+    The estimate takes the other rows that share a row's rarest value. By chance, each has the row's remaining values as often as
+    these occur, and is a train row as often as any row. So the number of train rows that equal the row is binomial.
     """
     hashes = hash_rows(features)
     num_rows = find_known(hashes[test], hashes[train]).sum()
@@ -46,13 +46,13 @@ def count_copies(features: pl.DataFrame, train: Rows, test: Rows) -> Copies:
 
 
 def estimate_chances(frame: pl.DataFrame, numbers: Rows, num_others: int) -> Numbers:
-    """Estimate how likely each of N rows has equal ones among other rows, if rows and columns are independent.
+    """Estimate how likely each of N rows is to have equals among other rows, if rows and columns are independent.
 
-    The number of others that equal it is taken as Poisson.
+    The number of a row's equals is taken to be Poisson.
 
     Args:
         frame: The rows, and none of the others; a missing value is a value.
-        numbers: How many equal ones do not suffice, N: 0 asks for one or more.
+        numbers: How many equals each row must exceed, `(N,)`: 0 asks for one or more.
         num_others: How many others there are.
 
     Shape:
@@ -64,10 +64,10 @@ def estimate_chances(frame: pl.DataFrame, numbers: Rows, num_others: int) -> Num
 
 
 def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = MIN_SHARE) -> bool:
-    """Whether more rows have an equal one than `chances` explain, by a share of the rows.
+    """Whether more rows have equals than `chances` explain, by more than `min_share` of the rows.
 
-    It is wrong about rows that are equal by chance alone once in 1,000 times.
-    A sum of independent events varies less than the Poisson distribution of the same mean, which stands in for it.
+    If rows are equal by chance alone, the answer is wrong once in 1,000 times.
+    A sum of independent events varies less than the Poisson distribution of the same mean, which is used in its place.
     """
     expected = torch.tensor(chances.sum(), dtype=torch.float64)
     chance = torch.special.gammainc(torch.tensor(float(num_observed), dtype=torch.float64), expected)
@@ -75,7 +75,7 @@ def is_more_than_chance(num_observed: int, chances: Numbers, min_share: float = 
 
 
 def _estimate_likelihoods(frame: pl.DataFrame, rows: Rows) -> tuple[Numbers, Rows]:
-    """How likely another row is to equal each of `rows`; how many others have the one of its values that is rarest."""
+    """Estimate for each of `rows` how likely another row is to equal it; count the others that share its rarest value."""
     likelihoods, fewest = np.ones(len(rows)), np.full(len(rows), frame.height)
     for name in frame.columns:
         if not likelihoods.any():

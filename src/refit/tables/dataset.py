@@ -25,7 +25,7 @@ from refit.tables.targets import remark_on_target
 from refit.texts import show
 
 MAX_BYTES_CHECKED = 20_000_000
-"""Of files that are read twice, once to refuse them early."""
+"""Files up to this size are read twice, once to refuse them early."""
 TEST_ROWS = "test rows"
 Side = tuple[TypedTable, Identities, Rows]
 """A table, what tells its rows apart, and the numbers of those in a split."""
@@ -34,7 +34,7 @@ Side = tuple[TypedTable, Identities, Rows]
 def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     """Freeze the data set that the settings describe; the same rows and settings give the same digest.
 
-    All that is learned from rows is learned from train rows, but the names of the classes. Nothing is stored until all is made.
+    All that is learned from rows is learned from train rows, except the names of the classes. Nothing is stored until all is made.
 
     Args:
         settings: Which rows, and how they are divided.
@@ -107,7 +107,7 @@ def build_snapshot(
     report: Callable[[str], object],
     warn: Callable[[str], object],
 ) -> DatasetRef:
-    """Build the data set of a run, if its sources still have the digests of the recipe, and tell what it holds."""
+    """Build the data set of a run, if its sources still have the digests of the recipe, and report what it holds."""
     ref = build_dataset(settings.data, settings.seed, store)
     manifest = load_manifest(ref, store)
     check_sources(manifest, source_digests)
@@ -120,7 +120,7 @@ def build_snapshot(
 
 
 def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHECKED) -> None:
-    """Raise DataError for what `build_dataset` would refuse, as far as that takes a moment: of large files, the header is read."""
+    """Raise DataError early for what `build_dataset` would refuse; of large files, only the names of columns are checked."""
     num_bytes = 0
     for source in filter(None, (settings.source, settings.test_source)):
         size = open_source(source).count_bytes()
@@ -137,14 +137,14 @@ def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHE
 
 
 def _remark(settings: DataSettings, draft: Draft) -> list[str]:
-    """What people should know of the table, a line each."""
+    """List what people should know about the table, a line each."""
     source = draft.source
     used = {*draft.readings, settings.target, settings.group_column, settings.time_column}
     return [
         *source.table.remarks,
         *(
-            f"left out: column `{show(name)}`, as a folder above {source.table.name} says the same of all rows; name it in"
-            " data.features to learn from it"
+            f"left out: column `{show(name)}`, which a folder above {source.table.name} names and which has one value in all rows;"
+            " name it in data.features to learn from it"
             for name in source.table.outer
             if name not in used
         ),
@@ -154,7 +154,7 @@ def _remark(settings: DataSettings, draft: Draft) -> list[str]:
 
 
 def _count_copies(columns: Sequence[AnyColumn], train: Side, test: Side) -> Copies:
-    """Count the test rows whose features are those of a train row."""
+    """Count the test rows whose features equal those of a train row."""
     (source, _, train_rows), (typed, _, test_rows) = train, test
     features = source.frame[[column.name for column in columns]]
     if typed is not source:

@@ -1,4 +1,4 @@
-"""How rows to score deviate from the train rows, counted by column, so that a source that has changed is not scored in silence."""
+"""How rows to score deviate from the train rows, counted by column, so that a changed source is not scored in silence."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +16,11 @@ from refit.tables.profiles import Profile
 from refit.texts import show
 
 MORE_ROWS = 0.1
-"""Share of the rows, beyond that of the train rows, from which on a deviation is told, if chance does not explain it."""
+"""A deviation is reported if it is in this share of the rows more than in the train rows, and chance does not explain it."""
 SIGMAS = 3.0
 """Standard deviations of the number of rows that chance explains."""
 MANY_TIMES = 100.0
-"""How many times as small as the train rows' median a number must be to look like one of another unit."""
+"""A number this many times smaller than the train rows' median looks as if it had another unit."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Count:
     """Share of the train rows that had it."""
     what: str
     has_it: Callable[[Inputs], Mask] | None = None
-    """Which rows have it, by their inputs; None where having no value is it."""
+    """Which rows have it, by their inputs; None counts missing values."""
     rows: int = 0
     example: str | None = None
 
@@ -44,7 +44,7 @@ class _Count:
 
 
 class Deviations:
-    """Counts over all rows of a source, whatever the batches they come in.
+    """Counts over all rows of a source, however they are batched.
 
     Args:
         profiles: Of the train rows.
@@ -61,7 +61,7 @@ class Deviations:
         Args:
             column: As it was fitted to the train rows.
             values: The rows as they were read, N of them.
-            inputs: What became of them, F inputs of this column without the indicator.
+            inputs: The F inputs that they became, without the indicator.
             is_missing: Which have no value.
 
         Shape:
@@ -74,7 +74,7 @@ class Deviations:
             count.add(values, is_missing if count.has_it is None else count.has_it(inputs) & ~is_missing)
 
     def find(self) -> list[Deviation]:
-        """What `MORE_ROWS` of the rows have beyond the share of the train rows that had it, in the order of columns."""
+        """List what at least `MORE_ROWS` of the rows have more than the train rows had, in the order of columns."""
         found = []
         for name, counts in self._counts.items():
             num_rows = self._num_rows[name]
@@ -88,7 +88,7 @@ class Deviations:
 
 
 def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
-    """What is counted of a column: missing values, then what its kind may have."""
+    """Start the counts of a column: missing values, then what its kind may have."""
     yield _Count(profile.missing if profile else 0.0, "have no value")
     if profile is None or column.is_constant:
         return
@@ -102,30 +102,30 @@ def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
 
 
 def _start_numbers(scale: Scale, profile: Profile) -> Iterator[_Count]:
-    """Numbers farther from those of the train rows than these are from one another, and numbers much smaller than is usual."""
+    """Count numbers farther from the train rows' range than that range is wide, and numbers much smaller than usual."""
 
     def read(inputs: Inputs) -> NDArray[np.floating[Any]]:
         return inputs[:, 0] * scale.std + scale.mean
 
     least, greatest = profile.marks[0], profile.marks[-1]
     low, high = least - (greatest - least), greatest + (greatest - least)
-    what = f"hold numbers far from those between {least:.4g} and {greatest:.4g}, such as `{{example}}`"
+    what = f"hold numbers far outside the range from {least:.4g} to {greatest:.4g}, such as `{{example}}`"
     yield _Count(0.0, what, lambda inputs: (read(inputs) < low) | (read(inputs) > high))
     sizes, rows = _list_sizes(profile)
     usual = _find_median(sizes, rows)
     small = usual / MANY_TIMES
-    what = f"hold numbers more than {MANY_TIMES:g} times as small as is usual, {usual:.4g}, such as `{{example}}`"
+    what = f"hold numbers more than {MANY_TIMES:g} times smaller than usual ({usual:.4g}), such as `{{example}}`"
     yield _Count(float(rows[sizes < small].sum()) / profile.num_rows, what, lambda inputs: np.abs(read(inputs)) < small)
 
 
 def _find_median(sizes: Numbers, rows: Numbers) -> float:
-    """The median of sizes that so many rows have each."""
+    """The median of `sizes`, each of which so many `rows` have."""
     order = np.argsort(sizes)
     return float(sizes[order][np.searchsorted(np.cumsum(rows[order]), rows.sum() / 2)])
 
 
 def _list_sizes(profile: Profile) -> tuple[Numbers, Numbers]:
-    """Numbers without their sign, and in how many rows they are: the marks, and what lies between two as if in the middle."""
+    """Numbers without their sign and the rows of each: the marks, and for the rows between two marks their middle."""
     marks, below, equal = (np.array(values, float) for values in (profile.marks, profile.below, profile.equal))
     between, num_between = (marks[1:] + marks[:-1]) / 2, np.diff(below) - equal[:-1]
     return np.abs(np.concatenate([marks, between])), np.concatenate([equal, num_between])

@@ -20,7 +20,7 @@ from refit.tables.typed_columns import index_classes, leave_out, type_features, 
 from refit.texts import list_names, show
 
 MAX_RARE_SHARE = 0.1
-"""Share of the rows with a class up to which those of rare classes are left out; beyond it, the target may be no class."""
+"""Rows of rare classes are left out up to this share of the rows with a class; beyond it, the target may not be a class at all."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Draft:
 
     readings: dict[str, Reading]
     target: pl.Series
-    """Of all rows of `source`, those of rare classes too."""
+    """Of all rows of `source`, including those of rare classes."""
     classes: pl.Series
     source: TypedTable
     test: TypedTable | None
@@ -49,7 +49,7 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
     """Draft the data set that the settings describe.
 
     Raises:
-        DataError: All that can be refused of a data set, but for numbers outside the train rows that are too large.
+        DataError: The data set is not what training needs; only numbers outside the train rows that are too large pass.
     """
     table = open_source(settings.source).read()
     test_table = _read_test_table(settings, table)
@@ -63,7 +63,7 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
     except DataError as error:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
-        raise DataError(f"{table.name}: expected a column to learn from, found no value in any for train rows; check data.features")
+        raise DataError(f"{table.name}: expected a column with values in the train rows, found none; check data.features")
     return Draft(readings, target, classes, source, test, parts, left_out, rare, columns)
 
 
@@ -77,7 +77,7 @@ def _divide(
     kind: Kind,
     target: pl.Series,
 ) -> tuple[pl.Series, TypedTable, TypedTable | None, dict[str, Rows], dict[str, int], dict[str, int]]:
-    """Divide the rows, without those of a few classes that are too rare for it; all of `Draft` that depends on this."""
+    """Divide the rows, leaving out those of a few too rare classes; return all of `Draft` that depends on this."""
     groups, known = read_groups(settings, table, target), target.drop_nulls()
     rare = known.clear()
     while True:
@@ -103,18 +103,19 @@ def _divide(
 
 
 def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
-    """The test rows that come on their own, if any."""
+    """Read the test rows that are given separately, if any."""
     test = table.test
     if settings.test_source is not None:
         if test is not None:
             raise DataError(
-                f"data.test_source: expected none, as {table.name} brings test rows, found {settings.test_source}; drop it"
+                f"data.test_source: expected none, as {table.name} brings its own test rows, found {settings.test_source}; drop it"
             )
         test = open_source(settings.test_source).read()
         if test.digest == table.digest:
             raise DataError(
-                f"{test.name}: expected test rows of their own, found the same bytes as in {table.name}; name other files"
+                f"{test.name}: expected other rows than those of data.source, found the same bytes as in {table.name};"
+                " name other files"
             )
     if test is not None and settings.test:
-        raise DataError(f"data.test: expected none, as test rows come on their own, found {settings.test}; drop it")
+        raise DataError(f"data.test: expected none, as the test rows are given separately, found {settings.test}; drop it")
     return test

@@ -21,11 +21,11 @@ MAX_BINS = 10
 ROWS_A_BIN = 10
 """Numbers and hashes are put into fewer bins where the smaller data set has fewer rows a bin."""
 NUM_DRAWS = 199
-"""The 190th of so many draws is exceeded by one more in 5 % of cases."""
+"""In ascending order, the 190th of so many draws is exceeded by one more draw in 5 % of cases."""
 MANY_ROWS = 100
-"""Where each bin can expect so many rows of each data set, the index has a chi-square distribution (Yurdakul 2018)."""
+"""If each bin can expect so many rows of each data set, the index has a chi-square distribution (Yurdakul 2018)."""
 MAX_ROWS_DRAWN = 10**8
-"""Of a data set; NumPy draws from less than 10^9 rows."""
+"""At most so many rows of a data set are drawn from; NumPy's limit is 10^9."""
 
 Extent = Literal["stable", "shifted a little", "shifted", "added", "gone", "of another kind"]
 
@@ -48,7 +48,7 @@ class Drift(BaseModel):
 
     @property
     def extent(self) -> Extent:
-        """The index in a word; what chance explains is stable."""
+        """The index in a word; a change that chance explains counts as stable."""
         if self.psi is None or self.noise is None:
             if self.missing_before is None:
                 return "added"
@@ -69,8 +69,8 @@ def compare_profiles(before: Sequence[Profile], now: Sequence[Profile]) -> list[
         One for each column of either; those without an index first, then by index, largest first.
 
     Source:
-        Siddiqi, Credit Risk Scorecards (2006), for the index. What chance explains is found by a permutation test, which deals the
-        rows of both data sets out anew.
+        Siddiqi, Credit Risk Scorecards (2006), for the index. A permutation test, which deals the rows of
+        both data sets out again, finds what chance explains.
     """
     old, new = ({profile.name: profile for profile in profiles} for profiles in (before, now))
     drifts = [_compare(name, old.get(name), new.get(name)) for name in {**old, **new}]
@@ -104,7 +104,7 @@ def _measure(before: Profile, now: Profile) -> tuple[float, float]:
 
 
 def _compute_psi(p: Numbers, q: Numbers) -> Numbers:
-    """The index of the shares of K bins, `(..., K)`, once for all that comes before the last dimension."""
+    """The index of the shares of K bins, `(..., K)`, one for each entry of the leading dimensions."""
     p, q = np.maximum(p, MIN_SHARE), np.maximum(q, MIN_SHARE)
     psi: Numbers = ((p - q) * np.log(p / q)).sum(axis=-1)
     return psi
@@ -160,7 +160,7 @@ def _bin_numbers(before: Profile, now: Profile, least_rows: float) -> Numbers:
     atoms = np.flatnonzero(np.diff(pooled) >= width)
     cuts = np.concatenate([atoms, atoms + 1])
     if len(edges):
-        # A quarter of a bin is worth counts that are exact in both.
+        # A cut may be a quarter of a bin off if its counts are exact in both profiles.
         distance = np.abs(pooled - width * np.arange(1, num_bins)[:, None]) + width / 4 * ~np.logical_and(*is_known)
         cuts = np.append(cuts, distance.argmin(axis=1))
     return np.diff(np.array(below)[:, np.unique(cuts)], prepend=0, append=present)

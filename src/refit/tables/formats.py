@@ -1,6 +1,6 @@
-"""How numbers, dates and times of day are written in text: found for a whole column, and read back by the same rule.
+"""Finds how a column of text writes numbers, dates or times of day, and reads it by that format.
 
-A format is found where it reads every text of a column, and no other format reads them as something else.
+A column has a format if it reads every text, and no other format reads them as other values.
 """
 
 import functools
@@ -24,13 +24,13 @@ UNITS = (
 )
 PERCENT = "%"
 MINUS = "\u2212"
-"""The minus sign of Unicode, which is no hyphen."""
+"""The minus sign of Unicode, which is not a hyphen."""
 BLANK = r"[ \u00a0\u2009\u202f]"
-"""A blank, one that keeps a line together, and thin ones."""
+"""A space, a no-break space, and thin spaces."""
 SEPARATORS = {",": ",", ".": r"\.", "'": "['\u2019]", " ": BLANK}
-"""What stands between thousands, as patterns."""
+"""Thousands separators, as patterns."""
 READINGS = (("", "."), (",", "."), ("", ","), (".", ","), ("'", "."), (" ", "."), ("'", ","), (" ", ","))
-"""Signs between thousands and before decimals that people write."""
+"""Pairs of thousands separator and decimal sign that people use."""
 
 _SUFFIX = "|".join(re.escape(unit).replace(r"\ ", " ") for unit in sorted((*UNITS, PERCENT, "‰"), key=len, reverse=True))
 NUMBER = (
@@ -38,7 +38,7 @@ NUMBER = (
     rf"(?P<body>\d(?:[\d.,'\u2019 \u00a0\u2009\u202f]*\d)?\.?|[.,]\d+)(?P<exponent>[eE][+\-]?\d+)?"
     rf"{BLANK}?(?P<after>{CURRENCY}|{_SUFFIX})?$"
 )
-"""A number as anybody may write it."""
+"""A number in any of these notations."""
 
 DATE_PARTS = {
     **{"%Y": r"\d{4}", "%y": r"\d{2}", "%m": r"\d{1,2}", "%d": r"\d{1,2}", "%b": "[A-Za-z]{3}", "%B": "[A-Za-z]{3,9}"},
@@ -65,7 +65,7 @@ CLOCK = r"^(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d(?:\.\d
 
 
 NUM_TRIED = 100
-"""Texts that a format must read before it is tried on all."""
+"""A format must read this many texts before it is tried on all."""
 
 
 class _Format(BaseModel):
@@ -73,16 +73,16 @@ class _Format(BaseModel):
 
 
 class NumberFormat(_Format):
-    """A number with a unit, with signs between thousands, or with a decimal comma."""
+    """A number with a unit, with thousands separators, or with a decimal comma."""
 
     style: Literal["number"] = "number"
     thousands: Literal["", ",", ".", "'", " "] = ""
     decimal: Literal[".", ","] = "."
     unit: str = ""
-    """A currency, a unit or `%`, before or after the digits of all cells or of some; `%` of all."""
+    """A currency, a unit or `%`, before or after the digits. Cells may lack it, unless it is `%`."""
 
     def read(self, texts: pl.Series) -> pl.Series:
-        """The numbers, Float64; null for what is not written so."""
+        """Return the numbers, Float64; null for text in another format."""
         parts = _split(texts)
         is_written_so = parts["body"].str.contains(_body_pattern(self.thousands, self.decimal))
         for name in ("before", "after"):
@@ -97,13 +97,13 @@ class NumberFormat(_Format):
         number = number.set(~is_written_so.fill_null(False), None).alias(texts.name)
         if self.unit == PERCENT:
             return number
-        # Without signs between thousands and without a unit it is the same number; tables to be scored may be written so.
+        # Without thousands separators and unit it is the same number; rows to score may be written like that.
         is_plain = texts.str.contains(r"^[+\-]?\d+(\.\d+)?$" if self.decimal == "." else r"^[+\-]?\d+$").fill_null(False)
         return number.zip_with(~is_plain, texts.cast(pl.Float64, strict=False))
 
     def describe(self) -> str:
-        """Say how it is written, by an example."""
-        unit = f" and `{self.unit}`" if self.unit else ""
+        """Describe the format by an example."""
+        unit = f" with `{self.unit}`" if self.unit else ""
         return f"a number written as `1{self.thousands}234{self.decimal}5`{unit}"
 
 
@@ -113,7 +113,7 @@ class ClockFormat(_Format):
     style: Literal["clock"] = "clock"
 
     def read(self, texts: pl.Series) -> pl.Series:
-        """The hours, Float64; null for what is not written so."""
+        """Return the hours, Float64; null for text in another format."""
         parts = texts.str.extract_groups(CLOCK).struct.unnest()
         hours, minutes, seconds = (parts[name].cast(pl.Float64) for name in ("hours", "minutes", "seconds"))
         half = parts["half"].str.to_lowercase().fill_null("")
@@ -121,7 +121,7 @@ class ClockFormat(_Format):
         return (hours + minutes / 60 + seconds.fill_null(0.0) / 3600).alias(texts.name)
 
     def describe(self) -> str:
-        """Say how it is written, by an example."""
+        """Describe the format by an example."""
         return "a time written as `7:45`"
 
 
@@ -130,16 +130,16 @@ class DateFormat(_Format):
 
     style: Literal["date"] = "date"
     pattern: str
-    """As `strptime` writes it, such as `%d.%m.%Y`."""
+    """As `strptime` takes it, such as `%d.%m.%Y`."""
 
     def read(self, texts: pl.Series) -> pl.Series:
-        """The date-times in UTC, Datetime("us"); null for what is not written so."""
+        """Return the date-times in UTC, Datetime("us"); null for text in another format."""
         is_written_so = texts.str.contains(_date_pattern(self.pattern)).fill_null(False)
         found = texts.set(~is_written_so, None).str.to_datetime(self.pattern, time_unit="us", strict=False)
         return found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
 
     def describe(self) -> str:
-        """Say how it is written, by an example."""
+        """Describe the format by an example."""
         pattern = self.pattern.replace("%3f", "123").replace("%.f", ".123")
         return f"a date written as `{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`"
 
@@ -149,10 +149,10 @@ Format = Annotated[AnyFormat, Field(discriminator="style")]
 
 
 def find_formats(texts: pl.Series) -> list[AnyFormat]:
-    """Find how some different texts are written, none of them null.
+    """Find the format of distinct texts, none of them null.
 
     Returns:
-        Formats that read every text, each to other values: one where that is clear, several where it is open, else none.
+        The formats that read every text, no two of them to the same values: several if the format is ambiguous.
     """
     if not texts.len():
         return []
@@ -173,7 +173,7 @@ def find_alike(texts: pl.Series) -> pl.Series:
 
 
 def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
-    """The formats that may read all texts, as they read the first."""
+    """List the formats that may read all texts, as they read the first."""
     if re.match(CLOCK, first):
         yield ClockFormat()
     known = (*DATE_TIMES, *(date + time for date in DATES for time in TIMES))
@@ -189,21 +189,21 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
     signs = [signs for signs in READINGS if bodies.str.contains(_body_pattern(*signs)).all()]
     with_commas = bodies.filter(bodies.str.contains(",", literal=True))
     if with_commas.len() and with_commas.str.contains(_body_pattern(",", ".")).all():
-        # Three digits after every comma: thousands, if other numbers have commas too where they would.
+        # Three digits after every comma: thousands, if no number of four digits or more lacks a comma; else ambiguous.
         signs = [(",", ".")] if (",", ".") in signs else [*signs, (",", ".")]
     for thousands, decimal in signs:
         yield NumberFormat(thousands=thousands, decimal=decimal, unit="".join(units))
 
 
 def _split(texts: pl.Series) -> dict[str, pl.Series]:
-    """The parts of numbers by their name in `NUMBER`, empty where absent; no body where it is no number."""
+    """The parts of numbers by their name in `NUMBER`, empty where absent; the body is null if a text is not a number."""
     parts = texts.str.extract_groups(NUMBER).struct.unnest()
     return {name: parts[name] if name == "body" else parts[name].fill_null("") for name in parts.columns}
 
 
 @functools.cache
 def _body_pattern(thousands: str, decimal: str) -> str:
-    """Digits in groups of three; behind commas also as in India, where the groups before the last have two."""
+    """A pattern of digits in groups of three; with commas also as in India, where the groups before the last have two."""
     point = re.escape(decimal)
     whole = r"\d+"
     if thousands:
@@ -215,5 +215,5 @@ def _body_pattern(thousands: str, decimal: str) -> str:
 
 @functools.cache
 def _date_pattern(pattern: str) -> str:
-    """A regular expression for what `strptime` would take more loosely."""
+    """A regular expression that is stricter than `strptime`."""
     return "^" + re.sub(r"%(?:\.f|\d?\w)|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"

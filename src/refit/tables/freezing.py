@@ -21,7 +21,7 @@ ROWS_A_BLOCK = 65_536
 def freeze_split(
     columns: Sequence[AnyColumn], typed: TypedTable, identities: Identities, rows: Rows, num_classes: int, path: Path
 ) -> list[int]:
-    """Write the tensors of a split's rows to `path`, inputs a block of rows at a time; count each class.
+    """Write the tensors of a split's rows to `path`, inputs a block of rows at a time; count the rows of each class.
 
     Source: the safetensors format, whose own writer takes whole tensors.
     """
@@ -51,7 +51,7 @@ def _locate_among(rows: Rows, table: Table, index: int) -> str:
 
 
 def _describe_arrays(arrays: Mapping[str, tuple[str, list[int]]]) -> bytes:
-    """What a safetensors file begins with: type and shape by name, in the order in which the bytes follow."""
+    """Return the header of a safetensors file: type and shape by name, in the order in which the bytes follow."""
     described, end = {}, 0
     for name, (dtype, shape) in arrays.items():
         start, end = end, end + math.prod(shape) * int(dtype[1:]) // 8

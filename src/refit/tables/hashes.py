@@ -9,13 +9,13 @@ from refit.data.identities import Hashes, mix
 from refit.tables.columns import take_column
 
 MISSING = 0x9E3779B97F4A7C15
-"""The hash of no value."""
+"""The hash of a missing value."""
 ROWS_A_BLOCK = 262_144
-"""Hashed at once: what is computed in between stays in the processor's cache, and takes little memory."""
+"""Rows hashed at a time: intermediate results stay in the processor's cache, and take little memory."""
 
 
 def hash_rows(frame: pl.DataFrame, seed: int = 0, rows_a_block: int = ROWS_A_BLOCK) -> Hashes:
-    """Hash what each row holds: names and values, in any order of columns, whatever computes it.
+    """Hash the names and values of each row; the hash is the same in any order of columns and on any machine.
 
     Numbers are hashed as floats and all else but date-times as text, so that the type found for a column does not matter.
 

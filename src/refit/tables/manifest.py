@@ -1,4 +1,4 @@
-"""The record of a data set: what it holds, how its rows become inputs, and what it says of itself."""
+"""The record of a data set: what it holds, how its rows become inputs, and what people should know about it."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,14 @@ MAX_REMARKS_SHOWN = 30
 
 
 class Manifest(Examples):
-    """The examples of a table, and what scoring needs to know of it: how rows become inputs.
+    """The examples of a table, and how its rows become inputs, which scoring needs to know.
 
-    Rows are counted over `source` and `test_source` together, `source_rows` over `source` alone, with or without a target. The
-    source digests cover the files' bytes, in order, and neither their names nor their times. `test_rows` are all cells of the test
-    rows as they were read; `time_column` is that of a `time` split. The profiles are of the train rows, and cover the target too,
-    as categories. `rows_left_out` are in no split though they have a target: by data.gap, data.window, or, as `units`, because
-    they belong together with rows of a later split. `rare_classes` counts the rows of each class that has too few to be in every
-    split; they are in none. `remarks` say what people should know of the table, a line each.
+    Rows are counted over `source` and `test_source` together, but `source_rows` over `source` alone, with or without a target. The
+    source digests cover the files' bytes in order, but not their names or times. `test_rows` holds all cells of the test rows as
+    they were read. `time_column` is the column of a `time` split. The profiles describe the train rows, and the target too, as
+    categories. `rows_left_out` counts rows that have a target but are in no split: because of data.gap, of data.window, or, as
+    `units`, because they belong together with rows of a later split. `rare_classes` counts the rows of each class that has too few
+    rows to be in every split; they are in none. `remarks` say what people should know about the table, a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,10 +73,10 @@ class Manifest(Examples):
         ]
         if self.rows_without_target:
             lines.append(
-                f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}; write a name there if an empty"
-                " cell is a class"
+                f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}; fill in a name if an empty cell"
+                " is a class"
             )
-        together = "features are those" if self.group_column is None else f"{show(self.group_column)} is that"
+        together = "features equal those" if self.group_column is None else f"{show(self.group_column)} equals that"
         reasons = {
             "gap": "in the gaps before validation and test",
             "window": "older than the window",
@@ -92,19 +92,19 @@ class Manifest(Examples):
         return lines
 
     def list_warnings(self) -> list[str]:
-        """Say what a person should mend."""
+        """List the problems of the data that a person should fix."""
         return [*filter(None, [self.tell_rare_classes()]), *self._warn_of_copies()]
 
     def tell_rare_classes(self) -> str | None:
-        """Say which classes the model does not know, as they have too few rows."""
+        """Say which classes the model does not learn, as they have too few rows."""
         if not self.rare_classes:
             return None
         named = ", ".join(f"{show(label)} ({number})" for label, number in [*self.rare_classes.items()][:MAX_CLASSES_SHOWN])
         more = f" and {len(self.rare_classes) - MAX_CLASSES_SHOWN} more" if len(self.rare_classes) > MAX_CLASSES_SHOWN else ""
         total = sum(self.rare_classes.values())
         return (
-            f"left out: {total} row{'s' * (total != 1)} of classes of {show(self.target)} with too few to be in every split:"
-            f" {named}{more}; add rows of them"
+            f"left out: {total} row{'s' * (total != 1)} of classes of {show(self.target)} that have too few rows to be in every"
+            f" split: {named}{more}; add rows of these"
         )
 
     def _warn_of_copies(self) -> list[str]:
@@ -117,17 +117,17 @@ class Manifest(Examples):
         if self.test_source_digest is not None:
             remedy = "take these rows out of data.source"
         return [
-            f"expected test rows that are new to the model, found {self._count_copies(self.test_copies)}; the test score may be too"
-            f" good: {remedy}"
+            f"expected test rows that are new to the model, found copies: {self._count_copies(self.test_copies)}; the test score"
+            f" may be too good: {remedy}"
         ]
 
     def _count_copies(self, copies: Copies) -> str:
-        by_chance = f"by chance it would be about {copies.by_chance:.0f}"
-        return f"{copies.rows} of {self.splits['test'].rows} test rows with the features of a train row ({by_chance})"
+        by_chance = f"about {copies.by_chance:.0f} would by chance"
+        return f"{copies.rows} of {self.splits['test'].rows} test rows have the features of a train row ({by_chance})"
 
 
 def load_manifest(ref: Ref, store: Store) -> Manifest:
-    """Load what `build_dataset` returned the ref of."""
+    """Load the manifest whose ref `build_dataset` returned."""
     return Manifest.model_validate_json(store.get(ref.digest))
 
 
@@ -137,7 +137,7 @@ def check_sources(manifest: Manifest, digests: Sequence[str | None]) -> None:
         ("source", "test_source"), digests, (manifest.source_digest, manifest.test_source_digest), strict=True
     ):
         if before is not None and before != now:
-            raise DataError(f"data.{name}: expected the bytes that were there when the run began, found others; run again")
+            raise DataError(f"data.{name}: expected the same bytes as when the run began, found others; run again")
 
 
 def load_test_rows(manifest: Manifest, store: Store) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Learns from the train rows how columns become inputs, and turns rows into inputs; also rows that are scored later.
+"""Learns from the train rows how columns become inputs, and turns rows into inputs, including rows that are scored later.
 
 N is the number of rows, F the number of inputs; a column fills one or more neighbouring inputs.
 """
@@ -29,9 +29,9 @@ Mask: TypeAlias = NDArray[np.bool_]
 MIN_CATEGORY_ROWS = 2
 """Categories with fewer train rows share the input of all others."""
 MAX_CATEGORIES = 100
-"""Categories of a column with inputs of their own: the most frequent, by name where equally frequent."""
+"""At most so many categories of a column have inputs of their own: the most frequent; ties go by name."""
 ENDLESS = sys.float_info.max
-"""The deviation of a column with one value in the train rows, by which whatever comes later is 0, as that value is."""
+"""The deviation of a column with one value in the train rows: divided by it, all later values become 0, as that value does."""
 
 DATE_PARTS = ("year", "month", "day", "weekday", "hour")
 
@@ -47,9 +47,9 @@ class Scale(BaseModel):
 
 
 class FittedColumn(BaseModel):
-    """What every kind of column knows; each has `_names` of its inputs, and `_fill` to write them into zeros.
+    """The fields of every kind of column. Each kind adds `_names` of its inputs, and `_fill`, which writes them into zeros.
 
-    A column with one value in the train rows gives every row the inputs of that value: nothing was learned of others.
+    A column with one value in the train rows gives every row the inputs of that value: nothing was learned about others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ class FittedColumn(BaseModel):
     has_indicator: bool
     """Whether an input says that the value is missing: there is one if train rows lacked values."""
     format: Format | None = None
-    """How numbers and date-times are written in text; None for what every language reads."""
+    """How numbers and date-times are written in text; None for plain numbers and ISO dates."""
 
 
 class NumericColumn(FittedColumn):
@@ -84,7 +84,7 @@ class NumericColumn(FittedColumn):
             row = int(np.argmin(np.isfinite(out[:, 0])))
             raise DataError(
                 f"{locate(row)}, column `{show(self.name)}`: expected a number that fits float32 after standardizing,"
-                f" found {numbers[row]}; mend the value or leave it empty"
+                f" found {numbers[row]}; correct the value or leave it empty"
             )
         return np.isnan(numbers)
 
@@ -127,7 +127,7 @@ class BooleanColumn(FittedColumn):
 
 
 class CategoricalColumn(FittedColumn):
-    """A category: an input for each one kept, and one for all others, unseen ones and unexpected missing values included."""
+    """A category: an input for each category kept, and one for all others, including unseen ones and unexpected missing values."""
 
     kind: Literal["categorical"] = "categorical"
     categories: list[str]
@@ -158,7 +158,7 @@ def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
 
 
 def list_scales(column: AnyColumn) -> dict[str, Scale]:
-    """By which each of a column's numbers is standardized, by the name of the part; none for other kinds."""
+    """List the scales that standardize a column's numbers, by the name of the part; none for other kinds."""
     if isinstance(column, NumericColumn):
         return {"value": column.scale}
     return column.scales if isinstance(column, DatetimeColumn) else {}
@@ -243,9 +243,9 @@ def apply_columns(
     Args:
         columns: As `fit_columns` gave them.
         frame: The rows.
-        locate: Says where a row is, for messages; it counts those that are turned.
-        rows: Which of them are turned, N; None takes all. A column at a time is gathered.
-        observe: Called with each column, its cells, what became of them, and which are missing.
+        locate: Says where a row is, for messages; it is given the index among the rows to turn.
+        rows: Which rows to turn, N of them; None takes all. They are gathered a column at a time.
+        observe: Called with each column, its cells, their inputs, and which cells are missing.
 
     Returns:
         The inputs, float32.
@@ -301,7 +301,7 @@ def read_frame(rows: Any) -> pl.DataFrame:
         return pl.DataFrame([_read_series(name, values) for name, values in columns])
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"rows: expected columns of one length and with names of their own, found others ({error}); mend them"
+            f"rows: expected columns of one length with distinct names, found others ({error}); correct them"
         ) from error
 
 
@@ -319,13 +319,13 @@ def _read_series(name: str, values: Any) -> pl.Series:
 
 
 def _standardize(numbers: Numbers, scale: Scale) -> Inputs:
-    with np.errstate(over="ignore"):  # what does not fit is refused
+    with np.errstate(over="ignore"):  # numbers that do not fit are refused
         standardized = (np.where(np.isnan(numbers), scale.median, numbers) - scale.mean) / scale.std
         return standardized.astype(np.float32)
 
 
 def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
-    """Median of what is there, then mean and population deviation with the median filled in."""
+    """Median of the values present, then mean and population deviation with the median filled in."""
     median = float(values.median())  # type: ignore[arg-type]
     if is_raw:
         return Scale(median=median, mean=0, std=1)

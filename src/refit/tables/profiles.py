@@ -15,13 +15,13 @@ from refit.data.signature import Kind
 from refit.tables.columns import index_rows, take_column, take_rows
 
 MAX_CATEGORIES = 100
-"""Categories of a column that are counted by name: the most frequent, by name where equally frequent."""
+"""At most so many categories of a column are counted by name: the most frequent; ties go by name."""
 NUM_BUCKETS = 64
 """Columns with more categories are counted by a hash of the category, too."""
 MIN_ROWS = 5
 """Categories in fewer rows are taken together, as each by itself says little (Cochran 1954)."""
 FEW_GROUPS = 20
-"""Fewer groups do not tell how alike their rows are, so that a group counts as one row."""
+"""Fewer groups cannot show how alike their rows are, so that a group counts as one row."""
 GROUPS_A_BLOCK = 65_536
 """Counted at once, so that the counts of all groups need not be in memory."""
 
@@ -76,7 +76,7 @@ def profile_columns(
 
 
 def find_bucket(category: str) -> int:
-    """The place of a category in `Profile.buckets`, whatever computes it."""
+    """The index of a category in `Profile.buckets`, the same on any machine."""
     return blake2b(category.encode(), digest_size=1).digest()[0] % NUM_BUCKETS
 
 
@@ -117,7 +117,7 @@ def _describe_numbers(values: pl.Series) -> dict[str, Any]:
     ordered = np.sort((values.drop_nulls() if values.has_nulls() else values).to_numpy()) + 0.0  # so that -0.0 is 0.0
     if not len(ordered):
         return {}
-    percentiles = ordered[np.maximum(-(-np.arange(101) * len(ordered) // 100) - 1, 0)]  # that many or more are no greater
+    percentiles = ordered[np.maximum(-(-np.arange(101) * len(ordered) // 100) - 1, 0)]  # at least n % are no greater than the nth
     marks = np.unique(np.append(_round_between(percentiles[:-1], percentiles[1:]), ordered[[0, -1]]))
     below, up_to = np.searchsorted(ordered, marks), np.searchsorted(ordered, marks, "right")
     return {"marks": marks.tolist(), "below": below.tolist(), "equal": (up_to - below).tolist()}
@@ -128,7 +128,7 @@ def _round_between(low: Numbers, high: Numbers) -> Numbers:
     near, far = np.sort(np.abs([low, high]), axis=0).view(np.uint64)
     digits = near ^ far
     for shift in (1, 2, 4, 8, 16, 32):
-        digits |= digits >> np.uint64(shift)  # the first that differs, and all after it
+        digits |= digits >> np.uint64(shift)  # the first digit that differs, and all after it
     rounded = (far & ~(digits >> np.uint64(1))).view(np.float64)
     return np.where((low < 0) & (high > 0), 0.0, np.where(low < 0, -rounded, rounded))
 
@@ -148,7 +148,7 @@ def _tally(values: pl.Series) -> pl.DataFrame:
 
 
 def _bin_numbers(values: pl.Series) -> Rows:
-    """The tenth of each row, `(N,)`; equal numbers are in the same, missing ones in a bin of their own."""
+    """The tenth that each row is in, `(N,)`; equal numbers share one, missing ones have a bin of their own."""
     num_present = values.len() - values.null_count()
     return ((values.rank("min") - 1) * 10 // num_present).fill_null(-1).cast(pl.Int64).to_numpy()
 
@@ -164,7 +164,7 @@ def _bin_categories(values: pl.Series) -> Rows:
 
 
 def _estimate_design_effect(bins: Rows, clusters: _Clusters) -> float:
-    """By what factor the likeness of rows in a group raises the 95th percentile of a chi-square statistic over the bins, `(N,)`.
+    """Estimate by what factor likeness within groups raises the 95th percentile of a chi-square statistic over `bins`, `(N,)`.
 
     Rows of a group are taken to be as alike in large groups as in small ones.
 
@@ -193,7 +193,7 @@ def _estimate_design_effect(bins: Rows, clusters: _Clusters) -> float:
 
 
 def _sum_group_products(places: Rows, num_bins: int, sizes: NDArray[np.int64]) -> Numbers:
-    """Over all groups, the sum of the rows in one bin times those in another, by the size of the group, `(K, K)`.
+    """Sum over all groups: the rows in one bin times those in another, divided by the size of the group, `(K, K)`.
 
     Args:
         places: The bin of each row, in the order of groups, `(N,)`.

@@ -1,4 +1,4 @@
-"""What people should know of the columns of a table: how they were read, and of what nothing can be learned."""
+"""What people should know about the columns of a table: how they were read, and from which nothing can be learned."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,28 +16,28 @@ from refit.tables.targets import count_marks, quote
 from refit.texts import show
 
 NUM_LOOKED_AT = 1000
-"""Train rows, at most, that show of most columns that they are no copy of the target."""
+"""Train rows looked at first: for most columns, they suffice to show that it is not a copy of the target."""
 LUMPED_SHARE = 0.1
-"""Share of the train rows whose categories have no input of their own, from which on people are told."""
+"""A remark is made if this share of the train rows has categories without an input of their own."""
 MAX_EXACT = 2.0**53
-"""Up to it every whole number is a float of its own."""
+"""Up to here, every whole number has a float of its own."""
 MAX_EXACT_LENGTH = 24
 """The longest text that is needed to write a float; a longer one may have digits that no float keeps."""
 EXPONENT = r"^\d+[eE]\d+$"
-"""Digits around an `E`, as in the code `10E0`; most programs write a number with a point or the exponent's sign."""
+"""Digits around an `E`, as in the code `10E0`; most programs write numbers with a point or a sign in the exponent."""
 LIKE_CODE = rf"{EXPONENT}|\.\d*[1-9]0+$"
-"""Also a zero at the end that a number does not keep, as in the version 1.10."""
+"""Also a trailing zero, which a number would lose, as in the version 1.10."""
 BLANK_AROUND = r"^\s|\s$"
 STAND_IN = r"^(?:-?99+(?:\.9+|\.25)?|-[789]|-?32768|32767|-?2147483648|2147483647|-?9223372036854775807)$"
 """Numbers that people and programs often write for a missing value."""
 MIN_STAND_INS, MIN_STAND_IN_SHARE = 3, 0.001
-"""Rows, and their share, that a number must have to be taken for a missing value."""
+"""So many rows, and this share of them, must have a number for it to be taken for a missing value."""
 FAR_TIMES = 10.0
-"""How many times as far from all others as these from one another a number is that people do not often use for a missing value."""
+"""A number that people rarely use for a missing value must be this many times as far from the others as they are spread."""
 FEW_VALUES = 10
-"""So few different numbers may be levels of something, however far apart."""
+"""So few distinct numbers may be levels of something, however far apart."""
 FIRST_TIME, LAST_TIME = ((datetime(year, 1, 1) - datetime(1970, 1, 1)) / timedelta(microseconds=1) for year in (2, 9999))
-"""Of dates that may be meant, in microseconds since 1970."""
+"""Limits of the dates that may be meant, in microseconds since 1970."""
 
 
 def remark_on_columns(
@@ -48,7 +48,7 @@ def remark_on_columns(
     y: pl.Series,
     rows: Rows,
 ) -> list[str]:
-    """Say what people should know of columns, a line for each of which there is something to say.
+    """Say what people should know about columns, a line for each column with something to say.
 
     Args:
         columns: As they were fitted to the train rows.
@@ -86,8 +86,8 @@ def remark_on_columns(
             told.append(_remark_on_stand_ins(take_column(frame, column.name), take_column(raw, column.name), rows))
         if (not column.is_constant or column.has_indicator) and _gives_away(take_column(frame, column.name), y, index, num_classes):
             told.append(
-                "a value for each class and no other, in all train rows, as if it were a copy of the target; leave it out with"
-                " data.features unless it is known before the class is"
+                "one value for each class in all train rows, like a copy of the target; leave it out with data.features unless it"
+                " is known before the class is"
             )
         if any(told):
             lines.append(f"column `{show(column.name)}`: {'; '.join(filter(None, told))}")
@@ -109,7 +109,7 @@ def _find_first(values: pl.Series, rows: Rows) -> int:
 
 def _remark_on_constant(column: AnyColumn, value: object) -> str:
     if column.has_indicator:
-        return f"`{show(value)}` in all train rows that have a value, so that only its absence is learned from"
+        return f"`{show(value)}` in all train rows that have a value, so that the model learns only from its absence"
     return f"`{show(value)}` in all train rows, so that nothing is learned from it"
 
 
@@ -130,14 +130,14 @@ def _remark_on_categories(column: CategoricalColumn, values: pl.Series) -> str |
 
 
 def _remark_on_marks(values: pl.Series, raw: pl.Series) -> str | None:
-    """The most frequent text that means a missing value, where texts are categories."""
+    """Name the most frequent text that means a missing value, where texts are categories."""
     if raw.dtype != pl.String:
         return None
     marks = count_marks(raw, values)
     if not marks:
         return None
     mark, num_rows = marks[0]
-    return f"`{show(mark)}` counts as a missing value, in {num_rows} rows; take it out of data.null_values if it is a category"
+    return f"`{show(mark)}` counts as a missing value in {num_rows} rows; take it out of data.null_values if it is a category"
 
 
 def _count_more(number: int) -> str:
@@ -145,7 +145,7 @@ def _count_more(number: int) -> str:
 
 
 def _remark_on_alike(column: CategoricalColumn, values: pl.Series) -> str | None:
-    """Categories that differ only in how they are written."""
+    """Remark on categories that differ only in how they are written."""
     if not column.categories:
         return None
     names = values.drop_nulls().unique().sort()
@@ -162,17 +162,17 @@ def _remark_on_alike(column: CategoricalColumn, values: pl.Series) -> str | None
 
 
 def _remark_on_blanks(raw: pl.Series) -> str | None:
-    """Texts that are one category as blanks around them do not count."""
+    """Remark on texts that are one category because blanks around them do not count."""
     texts = raw.drop_nulls().unique()
     num_lost = texts.len() - texts.str.strip_chars().n_unique()
     if not num_lost:
         return None
     example = texts.filter(texts.str.contains(BLANK_AROUND)).min()
-    return f"blanks around texts do not count: `'{show(example)}'` is one category with another{_count_more(num_lost - 1)}"
+    return f"blanks around texts do not count: `'{show(example)}'` is the same category as another text{_count_more(num_lost - 1)}"
 
 
 def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
-    """Texts that are numbers, but may be codes or versions."""
+    """Remark on texts that are numbers, but may be codes or versions."""
     texts = raw.str.strip_chars().str.replace(r"\.0+$", "").str.replace("^-0$", "0")
     pairs = pl.DataFrame([numbers.alias("number"), texts.alias("text")]).drop_nulls().unique().sort("number", "text")
     told, codes = [], pairs.filter(pairs["text"].str.contains(EXPONENT))
@@ -182,12 +182,12 @@ def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
         told.append(f"`{show(text)}` is read as {number:.15g}, and {rows:,} rows hold such texts")
     if num_lost := pairs.height - pairs["number"].n_unique():
         one, other = pairs.filter(pairs["number"].is_duplicated())["text"].head(2)
-        told.append(f"`{show(one)}` and `{show(other)}` are read as one number{_count_more(num_lost - 1)}")
+        told.append(f"`{show(one)}` and `{show(other)}` are read as the same number{_count_more(num_lost - 1)}")
     return f"{'; '.join(told)}; name the column in data.categorical if they are codes or versions" if told else None
 
 
 def _remark_on_stand_ins(values: pl.Series, raw: pl.Series, rows: Rows) -> str | None:
-    """Numbers or dates that may stand for a missing value."""
+    """Remark on numbers or dates that may stand for a missing value."""
     is_date = values.dtype.is_temporal()
     places = rows if not values.has_nulls() else rows[~values.is_null().to_numpy()[rows]]
     numbers = (values.dt.epoch("us") if is_date else values).cast(pl.Float64).to_numpy()[places]
@@ -205,13 +205,13 @@ def _remark_on_stand_ins(values: pl.Series, raw: pl.Series, rows: Rows) -> str |
 
 
 def find_stand_ins(numbers: Numbers, is_date: bool = False) -> list[tuple[float, int]]:
-    """Find a least and a greatest number that may stand for a missing value, and the number of rows of each.
+    """Find whether the least or the greatest number may stand for a missing value, and the number of rows of each that may.
 
-    It repeats, and lies farther from all others than these from one another, or ten times as far if it is not one that people often
-    use; -1 need not be far where it is the most frequent and no other number is negative.
+    Such a number repeats, and lies farther from all others than these are spread, or ten times as far if people rarely use it for
+    this. -1 need not be far if it is by far the most frequent and no other number is negative.
 
     Args:
-        numbers: Of some rows, not NaN; dates in microseconds since 1970.
+        numbers: The numbers of some rows, not NaN; dates in microseconds since 1970.
         is_date: Whether they are dates; the years 1 and 9999 need not repeat.
 
     Shape:
@@ -254,13 +254,13 @@ def _is_limit_of_year(microseconds: float) -> bool:
 
 
 def _is_usual(num_rows: int, others: Numbers) -> bool:
-    """Whether so many rows are more than twice those of any other number."""
+    """Whether `num_rows` is more than twice the rows of any other number."""
     counts = np.unique_counts(others).counts
     return len(counts) > FEW_VALUES and num_rows > 2 * counts.max() and num_rows >= LUMPED_SHARE * len(others)
 
 
 def _remark_on_digits(numbers: pl.Series, raw: pl.Series, length: int | None) -> str | None:
-    """Where different cells became one float."""
+    """Remark on different cells that became one float."""
     if raw.dtype.is_float() or not numbers.len():
         return None
     floats = numbers.cast(pl.Float64)
@@ -272,6 +272,6 @@ def _remark_on_digits(numbers: pl.Series, raw: pl.Series, length: int | None) ->
         return None
     example = raw[int(np.nanargmax(sizes))]
     return (
-        f"{num_lost:,} of its values, such as `{show(example)}`, have more digits than a float keeps, and become one with others;"
+        f"{num_lost:,} of its values, such as `{show(example)}`, have more digits than a float keeps, and become equal to others;"
         " name the column in data.categorical if they are codes"
     )

@@ -1,4 +1,4 @@
-"""Tells rows apart in the eyes of a data set, whichever table they come from."""
+"""Identifies rows by the columns that a data set uses, whichever table they come from."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Has
     """Convert raw rows as those of this data set were.
 
     Returns:
-        The true classes as text, what identifies each row in the eyes of this data set, and the columns that it is told by: those
-        that are learned from, the class, the time. Of each N.
+        The true classes as text, a hash that identifies each row for this data set, and the columns that it covers: those learned
+        from, the class, the time. Each has N rows.
 
     Raises:
         DataError: A column is missing, or a value cannot be converted.

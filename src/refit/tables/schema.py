@@ -24,14 +24,14 @@ from refit.texts import show
 ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 """The end of a time that names its zone."""
 MISTAKE_SHARE = 0.5
-"""Text of which this share reads as numbers (or dates) was meant to be numbers (or dates): the rest are mistakes."""
+"""If this share of a column of text reads as numbers (or dates), all of it was meant to: the rest are mistakes."""
 LOOK_SHARE = 0.1
-"""Text of which this share looks like numbers, dates or times may have been meant to be such; people are told."""
+"""If this share of a column of text looks like numbers, dates or times, it may have been meant to: a remark says so."""
 NUM_LOOKED_AT = 1000
-"""Cells of which one must look like a number, a date or a time before all are looked at."""
-MISTAKES = "mend the value, add it to data.null_values, or name the column in data.categorical"
+"""Cells looked at first; all are looked at only if one of these looks like a number, a date or a time."""
+MISTAKES = "correct the value, add it to data.null_values, or name the column in data.categorical"
 CODE = r"^[+-]?0\d+$"
-"""A whole number with a zero before it that a number does not keep."""
+"""A whole number with leading zeros, which a number would lose."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Reading:
 
     Args:
         kind: What it holds.
-        format: How numbers or dates are written in text; None for what every language reads.
-        remark: What people should know of it, in one line.
+        format: How numbers or dates are written in text; None for plain numbers and ISO dates.
+        remark: What people should know about the column, in one line.
     """
 
     kind: Kind
@@ -53,7 +53,7 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
     """Find what a column holds, over all its rows, and convert it; text is categorical unless all of it reads as something else.
 
     Raises:
-        DataError: It holds infinities or something that no model input can be made of, or text of which `MISTAKE_SHARE` or more,
+        DataError: The column holds infinities, a type that cannot become model inputs, or text of which `MISTAKE_SHARE` or more,
             but not all, reads as numbers or dates.
     """
     if values.dtype == pl.String and (numbers := read_plain_numbers(values, null_values)) is not None:
@@ -82,11 +82,11 @@ def _has_codes(texts: pl.Series) -> bool:
 
 
 def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Reading:
-    """How a column of text is read, and what it looks like though it is not read so.
+    """Find how a column of text is read; remark on what it looks like but is not read as.
 
     Args:
         values: All its cells, null where they mean a missing value.
-        counts: Its different texts, and the `rows` of each.
+        counts: Its distinct texts, and the number of `rows` of each.
         locate: Says where a row is.
     """
     texts = counts["text"]
@@ -94,7 +94,7 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
     parsed = {kind: parse_cells(texts, kind) for kind in kinds}
     if _share_of_rows(counts, parsed["numeric"].is_not_null()) >= MISTAKE_SHARE and _has_codes(texts):
         example = texts.filter(texts.str.contains(CODE)).min()
-        return Reading("categorical", remark=f"categories, as numbers lose the zeros before `{show(example)}`")
+        return Reading("categorical", remark=f"read as categories, as numbers would lose the leading zeros of `{show(example)}`")
     for kind in kinds:
         if not parsed[kind].has_nulls():
             return Reading(kind, remark=_remark_on_zones(texts) if kind == "datetime" else None)
@@ -110,15 +110,15 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
 
 
 def _remark_on_zones(texts: pl.Series) -> str | None:
-    """What to say of times of which only some name their zone."""
+    """Remark on times if only some of them name their zone."""
     has_zone = texts.str.contains(ZONE)
     if has_zone.all() or not has_zone.any():
         return None
-    return f"times without a zone, such as `{show(texts.filter(~has_zone).min())}`, are taken as UTC; others name theirs"
+    return f"times without a zone, such as `{show(texts.filter(~has_zone).min())}`, are taken as UTC; others name their zone"
 
 
 def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | None:
-    """What to say of text of which a part looks like numbers, dates or times; refuses what was meant to be such."""
+    """Remark on text of which a part looks like numbers, dates or times; refuse text that was meant to be such."""
     sample = values.drop_nulls().gather_every(max(1, values.len() // NUM_LOOKED_AT))
     if not find_alike(sample).any():
         return None
@@ -130,24 +130,24 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
     formats = find_formats(alike.unique())
     if share >= MISTAKE_SHARE and len(formats) == 1:
         refuse_cell(values, formats[0].read(values), formats[0].describe(), locate, MISTAKES)
-    rest = f"`, and others do not, such as `{show(others[0])}`" if others.len() else "`, but in no one way that is known"
+    rest = f"`, and others do not, such as `{show(others[0])}`" if others.len() else "`, but in no single format that is known"
     return (
-        f"categories, though {share:.0%} of its values look like numbers or dates, such as"
-        f" `{show(alike[0])}{rest}; mend these, add them to data.null_values if they mean a missing value, or name the column in"
+        f"read as categories, though {share:.0%} of its values look like numbers or dates, such as"
+        f" `{show(alike[0])}{rest}; correct these, add them to data.null_values if they mean a missing value, or name the column in"
         " data.categorical if categories are meant"
     )
 
 
 def _describe(values: pl.Series, formats: Sequence[AnyFormat]) -> str:
-    """How a column is read, by an example; or how it may be, where that is open."""
+    """Say by an example how a column is read, or, if that is ambiguous, how it may be read."""
     texts = values.drop_nulls().head(NUM_LOOKED_AT)
     text = max(texts, key=lambda text: (len({format.read(pl.Series([text]))[0] for format in formats}), len(text)))
     shown = [_show_value(format.read(pl.Series([text]))[0]) for format in formats]
     if len(formats) == 1:
         return f"`{show(text)}` is read as {shown[0]}"
     return (
-        f"categories, as `{show(text)}` may mean {' or '.join(shown)}; write it in one of these ways, or name the column in"
-        " data.categorical if categories are meant"
+        f"read as categories, as `{show(text)}` may mean {' or '.join(shown)}; write the values so that they have one meaning, or"
+        " name the column in data.categorical if categories are meant"
     )
 
 

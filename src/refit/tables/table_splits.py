@@ -30,7 +30,7 @@ class TypedTable:
         table: As it was read.
         frame: The columns to learn from.
         target: The classes, null where there is none.
-        y: Each row's place among all classes; null likewise.
+        y: Index of each row's class; null likewise.
         groups: Hash of the group of each row that has a class, where rows come in groups.
     """
 
@@ -47,7 +47,7 @@ class TypedTable:
 
 
 def read_groups(settings: DataSettings, table: Table, target: pl.Series) -> Hashes | None:
-    """Hash the group of each row, `(N,)`; None where rows come in none.
+    """Hash the group of each row, `(N,)`; None where there are no groups.
 
     Raises:
         DataError: There is no such column, or a row with a class has no group.
@@ -60,8 +60,8 @@ def read_groups(settings: DataSettings, table: Table, target: pl.Series) -> Hash
     missing = (groups.is_null() & target.is_not_null()).arg_true()
     if len(missing):
         raise DataError(
-            f"{table.locate(missing[0])}, column `{name}`: expected the row's group, found none; fill it in, by a value of its own"
-            " if no other row belongs to it, or drop the row"
+            f"{table.locate(missing[0])}, column `{name}`: expected the row's group, found none; fill it in (with a value of its"
+            " own if no other row belongs to it), or drop the row"
         )
     return hash_rows(groups.to_frame())
 
@@ -75,7 +75,7 @@ def choose_sides(
         settings: How rows are divided.
         seed: Of a random split.
         source: The rows to divide.
-        test: The test rows, where they come on their own; rows of `source` that must stay together with one are left out.
+        test: The test rows, if they are given separately; rows of `source` that must stay together with one are left out.
         classes: The classes, for messages.
 
     Returns:
@@ -96,7 +96,7 @@ def choose_sides(
         _check_spans(sizes, None if times.dtype == np.int64 else f"column `{settings.time_column}` holds no date-times")
         parts, left_out = split_by_time(times, y, classes, sizes, where, units)
     else:
-        _check_spans(sizes, "a `random` split knows no times")
+        _check_spans(sizes, "a `random` split has no times")
         if units is None:
             hashes = hash_rows(source.frame.with_columns(source.target), seed)[rows]
             units = identify(hashes, number_copies(hashes))
@@ -107,7 +107,7 @@ def choose_sides(
 
 
 def _find_units(settings: DataSettings, seed: int, typed: TypedTable) -> Hashes | None:
-    """Hash of what each row with a class must stay together with; None where that is no other row."""
+    """Hash what each row with a class must stay together with; None where rows are independent."""
     if typed.groups is not None:
         groups = typed.groups[typed.labelled]
         return identify(groups, np.full(len(groups), seed))
@@ -124,7 +124,7 @@ def _find_sizes(settings: DataSettings, table: Table, num_rows: int, has_test: b
     shares = (size / num_rows if isinstance(size, int) and num_rows else size for size in (val, test) if not isinstance(size, str))
     if sum(shares) >= 1:
         raise DataError(
-            f"data.val + data.test: expected less than all {num_rows} rows, so that rows to train on are left, found {val} +"
+            f"data.val + data.test: expected less than all {num_rows} rows, to leave some to train on, found {val} +"
             f" {test}; lower one"
         )
     return Sizes(val, test, settings.window, settings.gap or 0.0)
@@ -134,7 +134,7 @@ def _check_spans(sizes: Sizes, reason: str | None) -> None:
     """Raise DataError for the first size that is a span of time, if there is a reason against them."""
     for name, size in vars(sizes).items():
         if isinstance(size, str) and reason is not None:
-            raise DataError(f"data.{name}: expected a share or a number of rows, as {reason}, found {size}; give one of them")
+            raise DataError(f"data.{name}: expected a share or a number of rows, as {reason}, found {size}; give either")
 
 
 def _read_times(settings: DataSettings, typed: TypedTable) -> NDArray[Any]:
@@ -146,7 +146,7 @@ def _read_times(settings: DataSettings, typed: TypedTable) -> NDArray[Any]:
         example = show(take_column(table.frame, name).drop_nulls().head(1).item())
         raise DataError(
             f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text such as {example!r};"
-            " write dates as 2026-12-31, which leaves no choice, or name another column"
+            " write dates as 2026-12-31, which is unambiguous, or name another column"
         )
     missing = (times.is_null() & typed.y.is_not_null()).arg_true()
     if len(missing):

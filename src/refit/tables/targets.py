@@ -1,4 +1,4 @@
-"""Finds the classes of the target: what a cell holds, to the letter."""
+"""Finds the classes of the target; a class is exactly what a cell holds."""
 
 import contextlib
 import unicodedata
@@ -15,13 +15,13 @@ from refit.texts import list_names, show
 
 OTHER_TARGET = "name another column in data.target"
 CONTINUOUS = (
-    "Refit classifies: bin the numbers into classes, name another column in data.target, or this one in data.categorical if each"
-    " number is a class"
+    "Refit trains classifiers: bin the numbers into classes, name another column in data.target, or name this one in"
+    " data.categorical if each number is a class"
 )
 BOOLEANS = (["true", "false"], ["True", "False"], ["TRUE", "FALSE"])
-"""Ways to write booleans, each of which gives back its texts to the letter."""
+"""Spellings of booleans, each of which can be written back exactly."""
 WHOLE_NUMBER = r"^(?:0|-?[1-9]\d*)$"
-"""How a whole number is written that gives back its text to the letter."""
+"""A whole number in the spelling that can be written back exactly."""
 MISSING_MARKS = (
     *("-", "--", "\u2013", "\u2014", ".", "..", "?", "#n/a", "#n/a n/a", "#na", "<na>", "n/a", "na", "n.a.", "nan", "-nan", "nat"),
     *("null", "nil", "none", "missing", "unknown", "undefined", "not available"),
@@ -30,18 +30,18 @@ MISSING_MARKS = (
 
 
 def convert_target(values: pl.Series, kind: Kind | None, null_values: Sequence[str], locate: Locate) -> tuple[Kind, pl.Series]:
-    """Convert the target to whole numbers, Boolean or String; a class is what the cell holds, to the letter.
+    """Convert the target to whole numbers, Boolean or String; a class is exactly what the cell holds.
 
-    Text is read as numbers or booleans only where those, written again, give every text as it was.
+    Text is read as numbers or booleans only if writing these back gives every text unchanged.
 
     Args:
         values: The column as it was read.
-        kind: What it holds, where that is known; None finds it out.
+        kind: What the column holds, if that is known; None finds it.
         null_values: Texts that mean a missing value.
         locate: Where a row is.
 
     Raises:
-        DataError: It holds dates or numbers that are not whole, or a value is not of the kind.
+        DataError: The column holds dates or fractions, or a value is not of the kind.
     """
     dtype = values.dtype
     if dtype in (pl.Categorical, pl.Enum, pl.Null):
@@ -62,7 +62,7 @@ def convert_target(values: pl.Series, kind: Kind | None, null_values: Sequence[s
 
 
 def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -> list[str]:
-    """Say what people should know of the classes: texts that count as missing values, and classes that may not be meant.
+    """Say what people should know about the classes: texts that count as missing values, and classes that may not be meant.
 
     Args:
         values: The column as it was read.
@@ -76,14 +76,14 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
     remarks = []
     for mark, num_rows in count_marks(values, target)[:max_shown]:
         remarks.append(
-            f"column `{show(values.name)}`: `{show(mark)}` counts as a missing value, in {num_rows} rows;"
+            f"column `{show(values.name)}`: `{show(mark)}` counts as a missing value in {num_rows} rows;"
             " take it out of data.null_values if it is a class"
         )
     classes = target.drop_nulls().cast(pl.String).unique().sort()
     if (unknown := classes.filter(classes.str.strip_chars().str.to_lowercase().is_in(MISSING_MARKS))).len():
         remarks.append(
-            f"column `{show(values.name)}`: {list_names(unknown, max_shown)} counts as a class;"
-            " add it to data.null_values if it means a missing value"
+            f"column `{show(values.name)}`: the classes include {list_names(unknown, max_shown)};"
+            " add texts that mean a missing value to data.null_values"
         )
     alike: dict[str, list[str]] = {}
     for label in classes:
@@ -91,7 +91,7 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
     for names in [names for names in alike.values() if len(names) > 1][:max_shown]:
         remarks.append(
             f"column `{show(values.name)}`: {list_names(map(quote, names), max_shown)} are different classes;"
-            " write them alike if they are one"
+            " write them alike if they are the same class"
         )
     return remarks
 
@@ -101,19 +101,19 @@ def count_marks(values: pl.Series, converted: pl.Series) -> list[tuple[str, int]
 
     Args:
         values: A column of text as it was read.
-        converted: What became of it.
+        converted: The same column, converted.
     """
     marks = values.filter(converted.is_null()).drop_nulls().str.strip_chars().alias("mark").value_counts(name="rows")
     return marks.filter(pl.col("mark") != "").sort("rows", "mark", descending=[True, False]).rows()
 
 
 def quote(text: str) -> str:
-    """Return a text, with its code points where it may look like another."""
+    """Return a text, as an escaped literal if it could be mistaken for another."""
     return text if text == text.strip() and unicodedata.is_normalized("NFKC", text) else ascii(text)
 
 
 def _simplify(text: str) -> str:
-    """What a class is apart from letter case, blanks, code points that look alike, and ways to write a number."""
+    """Return a form that ignores letter case, outer blanks, look-alike code points and ways to write a number."""
     text = unicodedata.normalize("NFKC", text).strip().casefold()
     with contextlib.suppress(ValueError):
         return repr(float(text))
@@ -121,14 +121,14 @@ def _simplify(text: str) -> str:
 
 
 def _clean_labels(values: pl.Series, null_values: Sequence[str]) -> pl.Series:
-    """The cells to the letter, null where they mean a missing value; a blank after every comma of a file is none of theirs."""
+    """Return the cells unchanged, but null where they mean a missing value; if all begin with a blank, it is stripped."""
     stripped = values.str.strip_chars()
     values = values.set(stripped.is_in(["", *null_values]), None)
     return values.str.strip_chars_start() if values.str.starts_with(" ").all() else values
 
 
 def _find_kind_of_labels(values: pl.Series, locate: Locate) -> Kind:
-    """What text stands for; refuses dates, and numbers that are not whole."""
+    """Find what text stands for; refuse dates and fractions."""
     texts = values.drop_nulls().unique()
     if any(texts.is_in(words).all() for words in BOOLEANS) and texts.len():
         return "boolean"
@@ -139,7 +139,7 @@ def _find_kind_of_labels(values: pl.Series, locate: Locate) -> Kind:
     num_fractions, num_values = int(is_fraction.sum()), values.len() - values.null_count()
     if num_fractions and (not numbers.has_nulls() or num_fractions >= MISTAKE_SHARE * num_values):
         row = int(is_fraction.arg_true()[0])
-        raise DataError(f"{_name_target(values, row, locate)} {show(values[row])}, as if it were continuous; {CONTINUOUS}")
+        raise DataError(f"{_name_target(values, row, locate)} {show(values[row])}, which looks continuous; {CONTINUOUS}")
     if texts.len() and not parse_datetimes(texts).has_nulls():
         raise DataError(f"{_name_target(values, 0, locate)} date-times; {OTHER_TARGET}")
     return "categorical"
@@ -153,14 +153,14 @@ def _convert_whole(values: pl.Series, locate: Locate) -> pl.Series:
         numbers = pl.Series(convert_numbers(values, (), locate), nan_to_null=True)
         given = values.set((numbers != numbers.floor()) | numbers.is_null(), None)
     wholes = [given.cast(dtype, strict=False) for dtype in (pl.Int64, pl.UInt64)]
-    whole = min(wholes, key=pl.Series.null_count)  # the first of them, where both do
+    whole = min(wholes, key=pl.Series.null_count)  # Int64, if both convert as many
     broken = (whole.is_null() & values.is_not_null() & (values.is_not_nan() if values.dtype.is_float() else True)).arg_true()
     if broken.len():
         row = int(broken[0])
         where = f"{locate(row)}, column `{show(values.name)}`"
         if values.dtype == pl.String:
-            raise DataError(f"{where}: expected a whole number as the class, found {show(values[row])!r}; mend the value")
-        raise DataError(f"{_name_target(values, row, locate)} {values[row]}, as if it were continuous; {CONTINUOUS}")
+            raise DataError(f"{where}: expected a whole number as the class, found {show(values[row])!r}; correct the value")
+        raise DataError(f"{_name_target(values, row, locate)} {values[row]}, which looks continuous; {CONTINUOUS}")
     return whole
 
 

@@ -17,7 +17,7 @@ from refit.texts import list_names, show
 
 
 def type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Reading], pl.DataFrame]:
-    """How each column to learn from is read, and the columns, converted where they are no numbers already."""
+    """Find how each column to learn from is read, and convert the columns that do not hold numbers already."""
     readings: dict[str, Reading] = {}
     converted, has_marks = [], len(read_marks(tuple(settings.null_values), "numeric")) > 0
     for name in _choose_features(settings, table):
@@ -34,7 +34,7 @@ def type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Readi
 
 
 def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
-    """What the target holds, and its classes."""
+    """Find what the target holds, and convert it to classes."""
     kind: Kind | None = "categorical" if settings.target in settings.categorical else None
     return convert_target(take_column(table.frame, settings.target), kind, settings.null_values, table.locate)
 
@@ -67,7 +67,7 @@ def type_test_rows(
 
 
 def leave_out(target: pl.Series, rare: pl.Series) -> pl.Series:
-    """The classes of rows, null for those of rare ones."""
+    """Return the classes of rows, with the rare classes set to null."""
     if not len(rare):
         return target
     return target.set(target.cast(rare.dtype, strict=False).is_in(rare.implode()).fill_null(False), None)

@@ -181,8 +181,8 @@ def test_blank_lines_quotes_and_line_ends_within_cells_are_read_as_training_read
 
 
 BROKEN = {
-    "short row": (b"1,red,true\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 3; mend the row"),
-    "long row": (b"1,red,true,,\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 5; mend the row"),
+    "short row": (b"1,red,true\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 3; correct the row"),
+    "long row": (b"1,red,true,,\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 5; correct the row"),
     "other bytes": (b"1,r\xe9d,true,\n", r"row 901 of .*2\.csv, line 902: expected UTF-8 text, found other bytes"),
     "open quote": (b'1,"red,true,\n', r"row 901 of .*2\.csv, line 902: expected quotes in pairs"),
     "text": (b"big,red,true,\n", r"row 901 of .*2\.csv, line 902, column `size`: expected a number, found 'big'"),
@@ -260,16 +260,16 @@ def test_a_column_more_is_ignored_and_an_unseen_category_counts_as_another(model
         ),
         (
             {"size": pl.when(pl.int_range(pl.len()) % 3 == 0).then(-999.0).otherwise("size")},
-            r"column `size`: 334 of 1,000 rows hold numbers far from those between .*, such as `-999\.0`",
+            r"column `size`: 334 of 1,000 rows hold numbers far outside the range from .*, such as `-999\.0`",
         ),
         ({"seen": pl.lit(None)}, r"column `seen`: 1,000 of 1,000 rows have no value"),
         (
             {"size": pl.col("size") * 1000},
-            r"column `size`: 8\d\d of 1,000 rows hold numbers far from those between -\d\.\d* and \d\.\d*, such as",
+            r"column `size`: 8\d\d of 1,000 rows hold numbers far outside the range from -\d\.\d* to \d\.\d*, such as",
         ),
         (
             {"size": pl.col("size") / 1000},
-            r"column `size`: 8\d\d of 1,000 rows hold numbers more than 100 times as small as is usual",
+            r"column `size`: 8\d\d of 1,000 rows hold numbers more than 100 times smaller than usual",
         ),
     ],
 )

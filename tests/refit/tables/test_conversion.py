@@ -45,5 +45,5 @@ def test_a_known_number_refuses_infinities_text_and_dates_by_row(value: Any) -> 
     if value is True:  # a number in any language of data frames
         assert convert_column(cells, "numeric", [], locate).to_list() == [1.0]
         return
-    with pytest.raises(DataError, match=r"row 1 of rows.csv, column `c`: expected a (finite )?number, found .*; mend"):
+    with pytest.raises(DataError, match=r"row 1 of rows.csv, column `c`: expected a (finite )?number, found .*; correct"):
         convert_column(cells, "numeric", [], locate)

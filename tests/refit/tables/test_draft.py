@@ -56,7 +56,11 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "duplicate column but for spaces": ({CSV: rows("x, x,y")}, {}, r"expected each column once, found `x`"),
     "nameless column": ({CSV: rows("x,,y")}, {}, r"expected a name for every column, found none for column 2; name or remove it"),
     "semicolons": ({CSV: b"x;y\n1,5;a\n"}, {}, r"rows\.csv: expected commas between columns, found `x;y` as the header; write"),
-    "short row": ({CSV: rows("x,y", "7")}, {}, r"row 21 of .*rows\.csv, line 22: expected 2 cells as in the header, found 1; mend"),
+    "short row": (
+        {CSV: rows("x,y", "7")},
+        {},
+        r"row 21 of .*rows\.csv, line 22: expected 2 cells as in the header, found 1; correct",
+    ),
     "short row after a blank one": (
         {CSV: rows("x,y", "", "7")},
         {},
@@ -65,9 +69,9 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "long row": (
         {CSV: rows("x,y", "7,1,2")},
         {},
-        r"row 21 of .*rows\.csv, line 22: expected 2 cells as in the header, found 3; mend",
+        r"row 21 of .*rows\.csv, line 22: expected 2 cells as in the header, found 3; correct",
     ),
-    "open quote": ({CSV: rows("x,y", '"7,1')}, {}, r"row 21 of .*rows\.csv, line 22: expected quotes in pairs, found .*; mend"),
+    "open quote": ({CSV: rows("x,y", '"7,1')}, {}, r"row 21 of .*rows\.csv, line 22: expected quotes in pairs, found .*; correct"),
     "not UTF-8": (
         {CSV: rows("x,y", "7,1") + b"\xff,1\n"},
         {},
@@ -100,12 +104,12 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "another class is a mark": (
         {CSV: b"x,y\n" + b"1,ZA\n2,NA\n" * 9},
         {},
-        r"found only `ZA`.*\n.*`NA` counts as a missing value, in 9 rows; take it out of data\.null_values if it is a class",
+        r"found only `ZA`.*\n.*`NA` counts as a missing value in 9 rows; take it out of data\.null_values if it is a class",
     ),
     "CSV called Parquet": (
         {"a.parquet": b"x,y\n1,a\n2,b\n"},
         {"source": "{}/a.parquet"},
-        r"expected a Parquet file, found another; .* to end in \.csv",
+        r"expected a Parquet file, found something else; .* to end in \.csv",
     ),
     "one class": ({CSV: b"x,y\n" + b"1,a\n" * 9}, {}, r"column `y`: expected two classes or more, found only `a`; add rows"),
     "no class": ({CSV: b"x,y\n" + b"1,\n" * 9}, {}, r"column `y`: expected two classes or more, found none; add rows"),
@@ -119,7 +123,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {CSV: rows("x,y", '"3,750",1', "?,1")},
         {},
         r"row 21 of .*rows\.csv, line 22, column `x`: expected a number, found '3,750' \(and 1 more such rows\); "
-        r"mend the value, add it to data\.null_values, or name the column in data\.categorical",
+        r"correct the value, add it to data\.null_values, or name the column in data\.categorical",
     ),
     "text among dates": (
         {CSV: b"x,y\n" + b"2020-01-01,0\n2020-01-02,1\n" * 9 + b"soon,1\n"},
@@ -134,7 +138,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "infinity": (
         {CSV: rows("x,y", "-inf,1")},
         {},
-        r"row 21 of .*rows\.csv, line 22, column `x`: expected a finite number, found -inf; mend",
+        r"row 21 of .*rows\.csv, line 22, column `x`: expected a finite number, found -inf; correct",
     ),
     "beyond float64": ({CSV: rows("x,y", "1e999,1")}, {}, r"row 21 of .* column `x`: expected a finite number, found inf"),
     "statistics beyond float64": (
@@ -145,12 +149,12 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "continuous target": (
         {CSV: rows("x,y", "1,0.5")},
         {},
-        r"row 21 of .* column `y`: expected strings, integers or booleans as the target, found 0\.5, as if it were continuous",
+        r"row 21 of .* column `y`: expected strings, integers or booleans as the target, found 0\.5, which looks continuous",
     ),
     "test label written otherwise": (
         {CSV: rows(), "test.csv": b"x,y\n1,1\n2,01\n"},
         BOTH,
-        r"row 2 of .*test\.csv, line 3, column `y`: expected a whole number as the class, found '01'; mend",
+        r"row 2 of .*test\.csv, line 3, column `y`: expected a whole number as the class, found '01'; correct",
     ),
     "dates as target": (
         {CSV: b"x,y\n1,2020-01-01\n2,2020-01-02\n"},
@@ -158,7 +162,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         r"column `y`: expected strings, integers or booleans .* found date-times",
     ),
     "text in target": ({CSV: rows("x,y", "1,?", "2,!", "3,-")}, {}, r"column `y`: expected 3 rows or more .* 1 of class '!'"),
-    "no values": ({CSV: b"x,y\n" + b",0\n,1\n" * 9}, {}, r"expected a column to learn from, found no value in any"),
+    "no values": ({CSV: b"x,y\n" + b",0\n,1\n" * 9}, {}, r"expected a column with values in the train rows, found none"),
     "sizes": (
         {CSV: rows()},
         {"test": 0.9},
@@ -183,9 +187,9 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "spans of numbers": (
         {CSV: rows("t,x,y")},
         {"split": "time", "time_column": "t", "test": "14d"},
-        r"data\.test: expected a share or a number of rows, as column `t` holds no date-times, found 14d; give one of them",
+        r"data\.test: expected a share or a number of rows, as column `t` holds no date-times, found 14d; give either",
     ),
-    "spans without times": ({CSV: rows()}, {"val": "14d"}, r"data\.val: .* as a `random` split knows no times, found 14d"),
+    "spans without times": ({CSV: rows()}, {"val": "14d"}, r"data\.val: .* as a `random` split has no times, found 14d"),
     "no group column": ({CSV: rows()}, {"group_column": "g"}, r"data\.group_column: .* found no `g` among `x`, `y`"),
     "group column as feature": (
         {CSV: rows("g,x,y")},
@@ -196,7 +200,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "missing group": (
         {CSV: rows("g,x,y", "7,2,", ",2,1")},
         {"group_column": "g"},
-        r"row 22 of .*rows\.csv, line 23, column `g`: expected the row's group, found none; fill it in, .* or drop the row",
+        r"row 22 of .*rows\.csv, line 23, column `g`: expected the row's group, found none; fill it in .* or drop the row",
     ),
     "test time column": (
         {CSV: rows("t,x,y"), "test.csv": b"x,y\n1,1\n"},
@@ -227,7 +231,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "the same test rows": (
         {CSV: rows(), "test.csv": rows()},
         BOTH,
-        r"test\.csv: expected test rows of their own, found the same bytes",
+        r"test\.csv: expected other rows than those of data.source, found the same bytes",
     ),
     "both test rows": (
         {CSV: rows(), "test.csv": b"x,y\n1,1\n"},
@@ -242,12 +246,12 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "notebook test": (
         {},
         {"source": "notebook", "test": 0.2},
-        r"data\.test: expected none, as test rows come on their own",
+        r"data\.test: expected none, as the test rows are given separately",
     ),
     "notebook test source": (
         {},
         {"source": "notebook", "test_source": "a.csv"},
-        r"data\.test_source: expected none, as notebook brings test rows",
+        r"data\.test_source: expected none, as notebook brings its own test rows",
     ),
 }
 
@@ -343,5 +347,8 @@ def test_rows_of_a_class_too_rare_for_every_split_are_left_out_as_if_they_were_n
     assert (expected.classes, manifest.classes) == ([0, 1], [0, 1])
     assert manifest.splits == expected.splits
     assert (manifest.rows, manifest.rows_without_target) == (expected.rows, 0)
-    told = rf"left out: {num_rare} rows? of classes of y with too few to be in every split: 7 \({num_rare}\); add rows of them"
+    told = (
+        rf"left out: {num_rare} rows? of classes of y that have too few rows to be in every split: 7 \({num_rare}\);"
+        " add rows of these"
+    )
     assert re.fullmatch(told, manifest.list_warnings()[0])

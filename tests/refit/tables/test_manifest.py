@@ -40,7 +40,7 @@ def test_a_split_that_is_not_there_cannot_be_loaded(store: Store) -> None:
 def test_what_the_data_says_is_shown_in_one_short_line(store: Store, tmp_path: Path) -> None:
     long, lines = "x" * 1_000_000, "two\nlines\x1b[31m"
     pl.DataFrame({"a": ["1", "2", long, "3"], "y": ["u", "v"] * 2}).write_csv(tmp_path / "rows.csv")
-    with pytest.raises(DataError, match=r"row 3 of .*: expected a number, found 'x+…x+'; mend") as refused:
+    with pytest.raises(DataError, match=r"row 3 of .*: expected a number, found 'x+…x+'; correct") as refused:
         build(store, source=f"{tmp_path}/rows.csv")
     assert len(str(refused.value)) < 500
     pl.DataFrame({lines: range(20), "y": [long, lines] * 10}).write_csv(tmp_path / "rows.csv")
@@ -62,14 +62,14 @@ def test_rows_that_are_left_out_are_counted_and_said(store: Store, tmp_path: Pat
     told = manifest.describe()
     assert "left out: 16 rows in the gaps before validation and test" in told
     assert "left out: 128 rows older than the window" in told
-    assert f"left out: {left_out['units']} rows whose customer is that of a row in a later split" in told
+    assert f"left out: {left_out['units']} rows whose customer equals that of a row in a later split" in told
 
 
 def test_test_rows_that_look_like_train_rows_are_counted_and_more_than_chance_is_a_warning(store: Store, tmp_path: Path) -> None:
     visits = write_visits(tmp_path / "visits.csv")
     settings: dict[str, Any] = {"source": str(tmp_path / "visits.csv"), "features": ["x0", "x1", "x2"]}
     manifest = build(store, **settings)
-    count = "59 of 60 test rows with the features of a train row (by chance it would be about 0)"
+    count = "59 of 60 test rows have the features of a train row (about 0 would by chance)"
     assert f"copies: {count}" in manifest.describe()
     (warning,) = manifest.list_warnings()
     assert count in warning

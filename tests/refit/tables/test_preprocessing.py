@@ -157,8 +157,8 @@ def test_raw_rows_may_be_polars_pandas_or_a_mapping_in_any_order_and_with_more_c
     ("rows", "message"),
     [
         ({"n": [1.0]}, r"expected column `c`, `m`, found `n`; add what is missing"),
-        ({"n": [1.0, "x"], "c": ["a", "a"], "m": [1, 1]}, r"row 2, column `n`: expected a number, found 'x'; mend"),
-        ({"n": [1.0, -np.inf], "c": ["a", "a"], "m": [1, 1]}, r"row 2, column `n`: expected a finite number, found -inf; mend"),
+        ({"n": [1.0, "x"], "c": ["a", "a"], "m": [1, 1]}, r"row 2, column `n`: expected a number, found 'x'; correct"),
+        ({"n": [1.0, -np.inf], "c": ["a", "a"], "m": [1, 1]}, r"row 2, column `n`: expected a finite number, found -inf; correct"),
         (
             {"n": [1.0, 1e300], "c": ["a", "a"], "m": [1, 1]},
             r"row 2, column `n`: expected a number that fits float32 .* found 1e\+300",
@@ -167,7 +167,7 @@ def test_raw_rows_may_be_polars_pandas_or_a_mapping_in_any_order_and_with_more_c
         ({"n": 1.0, "c": ["a"], "m": [1]}, r"column `n`: expected a list of values, found 1.0; put it in a list"),
         ({"n": [1.0], "c": ["a", "b"], "m": [1]}, r"expected columns of one length"),
         ([{"n": 1.0}], r"expected a polars or pandas DataFrame or a mapping of column to values, found list; convert it"),
-        (pd.DataFrame([[1, 2]], columns=["n", "n"]), r"names of their own, found others .*n"),
+        (pd.DataFrame([[1, 2]], columns=["n", "n"]), r"distinct names, found others .*n"),
     ],
 )
 def test_raw_rows_that_do_not_fit_are_refused(rows: Any, message: str) -> None:

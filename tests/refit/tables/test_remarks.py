@@ -42,13 +42,13 @@ def test_columns_of_which_nothing_is_learned_are_named(store: Store) -> None:
     assert re.match(r"column `name`: 1\d\d texts in the train rows, none of them twice, .*; leave it out with data\.features", name)
     assert others == [
         "column `five`: `5` in all train rows, so that nothing is learned from it",
-        "column `some`: `u` in all train rows that have a value, so that only its absence is learned from",
+        "column `some`: `u` in all train rows that have a value, so that the model learns only from its absence",
     ]
 
 
 def test_a_mark_that_may_be_a_category_is_told(store: Store) -> None:
     assert build_lines(store, {"country": ["NA", "DE", "FR", ""] * 5, "x": list(range(20))}) == [
-        "column `country`: `NA` counts as a missing value, in 5 rows; take it out of data.null_values if it is a category"
+        "column `country`: `NA` counts as a missing value in 5 rows; take it out of data.null_values if it is a category"
     ]
 
 
@@ -65,7 +65,7 @@ def test_numbers_that_become_one_float_are_counted(store: Store) -> None:
     whole = [2**53 + n for n in range(20)]
     long = [f"0.{'1' * 22}{n:02}" for n in range(20)]
     ending = (
-        "have more digits than a float keeps, and become one with others; name the column in data.categorical if they are codes"
+        "have more digits than a float keeps, and become equal to others; name the column in data.categorical if they are codes"
     )
     assert build_lines(store, {"id": whole, "x": list(range(20))}, "parquet") == [
         f"column `id`: 9 of its values, such as `{2**53 + 19}`, {ending}"
@@ -80,7 +80,7 @@ def test_numbers_that_become_one_float_are_counted(store: Store) -> None:
 def test_texts_that_are_numbers_but_may_be_codes_are_told(store: Store) -> None:
     ending = "; name the column in data.categorical if they are codes or versions"
     versions = {"version": ["1.1", "1.10", "1.2", "2.0", "2"] * 4, "x": list(range(20))}
-    assert build_lines(store, versions) == [f"column `version`: `1.1` and `1.10` are read as one number{ending}"]
+    assert build_lines(store, versions) == [f"column `version`: `1.1` and `1.10` are read as the same number{ending}"]
     assert build_lines(store, versions, categorical=["version"]) == []
     assert build_lines(store, {"part": ["1001", "1002", "10E0", "1e5", "NA"] * 4, "x": list(range(20))}) == [
         f"column `part`: `10E0` is read as 10, and 8 rows hold such texts{ending}"
@@ -96,10 +96,10 @@ def test_categories_that_differ_only_in_how_they_are_written_are_told(store: Sto
         " if they are one category"
     ]
     assert build_lines(store, {"town": ["Bonn", "Bonn ", " Bonn", "Ulm"] * 5, "x": list(range(20))}) == [
-        "column `town`: blanks around texts do not count: `' Bonn'` is one category with another, and 1 more of its texts"
+        "column `town`: blanks around texts do not count: `' Bonn'` is the same category as another text, and 1 more of its texts"
     ]
     assert build_lines(store, {"town": [" Bonn", " Ulm", " Bonn ", " Ulm", " Bonn"] * 4, "x": list(range(20))}, "parquet") == [
-        "column `town`: blanks around texts do not count: `' Bonn'` is one category with another"
+        "column `town`: blanks around texts do not count: `' Bonn'` is the same category as another text"
     ]
 
 
@@ -175,8 +175,8 @@ def test_times_of_day_in_parquet_are_told(store: Store) -> None:
 @pytest.mark.parametrize("column", [["a", "b"] * 20, [1.5, -7] * 20, [True, False] * 20, [None, "late"] * 20])
 def test_a_column_that_gives_the_class_away_is_told(store: Store, column: list[Any]) -> None:
     told = (
-        "a value for each class and no other, in all train rows, as if it were a copy of the target; leave it out with"
-        " data.features unless it is known before the class is"
+        "one value for each class in all train rows, like a copy of the target; leave it out with data.features unless it is known"
+        " before the class is"
     )
     for end in ("csv", "parquet"):
         (line,) = build_lines(store, {"k": column, "x": list(range(40))}, end)
@@ -188,7 +188,7 @@ def test_a_column_that_gives_the_class_away_is_told(store: Store, column: list[A
 def test_rows_with_an_empty_class_are_counted(store: Store) -> None:
     pl.DataFrame({"x": range(20), "y": ["a", "b", " ", None] * 5}).write_csv("rows.csv")
     lines = load_manifest(build_dataset(DataSettings(source="rows.csv"), 0, store), store).describe()
-    assert "dropped: 10 rows without a value of y; write a name there if an empty cell is a class" in lines
+    assert "dropped: 10 rows without a value of y; fill in a name if an empty cell is a class" in lines
 
 
 def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(store: Store, tmp_path: Path) -> None:
@@ -198,7 +198,8 @@ def test_folders_above_the_source_are_no_columns_but_where_they_are_asked_for(st
     manifest = load_manifest(build_dataset(DataSettings(source=source), 0, store), store)
     assert manifest.signature.input_names == ["x"]
     assert manifest.remarks == [
-        f"left out: column `run`, as a folder above {source} says the same of all rows; name it in data.features to learn from it"
+        f"left out: column `run`, which a folder above {source} names and which has one value in all rows; name it in"
+        " data.features to learn from it"
     ]
     asked = load_manifest(build_dataset(DataSettings(source=source, features=["x", "run"]), 0, store), store)
     assert asked.signature.input_names == ["x", "run"]

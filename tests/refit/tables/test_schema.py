@@ -51,19 +51,19 @@ def test_the_kind_is_what_all_values_are(cells: list[Any], kind: str, values: li
             r"`31.01.2020` is read as 2020-01-31",
         ),
         (["7:45", "12:30"], "numeric", [7.75, 12.5], r"`12:30` is read as 12.5"),
-        (["01067", "80331"], "categorical", ["01067", "80331"], r"categories, as numbers lose the zeros before `01067`"),
+        (["01067", "80331"], "categorical", ["01067", "80331"], r"read as categories, .* would lose the leading zeros of `01067`"),
         (
             ["01/02/2020", "03/04/2020"],
             "categorical",
             ["01/02/2020", "03/04/2020"],
-            r"categories, as `01/02/2020` may mean 2020-02-01 or 2020-01-02; write it in one of these .* data\.categorical",
+            r"read as categories, as `01/02/2020` may mean 2020-02-01 or 2020-01-02; write the values .* data\.categorical",
         ),
         (
             ["3750", "-", "-", "?"],
             "categorical",
             ["3750", "-", "-", "?"],
-            r"categories, though 25% of its values look like numbers or dates, such as `3750`, and others do not, such as `-`; mend"
-            r" these, add them to data\.null_values .*, or name the column in data\.categorical",
+            r"read as categories, though 25% of its values look like numbers or dates, such as `3750`, and others do not, such as"
+            r" `-`; correct these, add them to data\.null_values .*, or name the column in data\.categorical",
         ),
         (["18.7%", "0.3", "0.4", "0.5"], "categorical", ["18.7%", "0.3", "0.4", "0.5"], None),
     ],
@@ -71,7 +71,7 @@ def test_the_kind_is_what_all_values_are(cells: list[Any], kind: str, values: li
 def test_what_was_made_of_text_is_said_in_a_line(cells: list[str], kind: str, values: list[Any], remark: str | None) -> None:
     if remark is None:
         with pytest.raises(
-            DataError, match=r"row 1 of rows\.csv, column `c`: expected a number, found '18.7%'; mend the value, add"
+            DataError, match=r"row 1 of rows\.csv, column `c`: expected a number, found '18.7%'; correct the value, add"
         ):
             find_reading(pl.Series("c", cells), [], locate)
         return
@@ -82,7 +82,7 @@ def test_what_was_made_of_text_is_said_in_a_line(cells: list[str], kind: str, va
 
 def test_text_among_most_that_is_written_as_numbers_is_refused_by_row() -> None:
     message = (
-        r"row 3 of rows\.csv, column `c`: expected a number written as `1,234\.5` and `\$`, found 'n\.a\.'; mend the value, add it"
+        r"row 3 of rows\.csv, column `c`: expected a number written as `1,234\.5` with `\$`, found 'n\.a\.'; correct the value, add"
     )
     with pytest.raises(DataError, match=message):
         find_reading(pl.Series("c", ["$1,200", "$3", "n.a."]), [], locate)
@@ -112,11 +112,11 @@ def test_codes_stay_categories_when_one_with_a_letter_comes() -> None:
     codes = pl.Series("c", ["01", "02", "13"] * 30 + ["2A"])
     reading, values = find_reading(codes, [], locate)
     assert (reading.kind, values.to_list()) == ("categorical", codes.to_list())
-    assert reading.remark == "categories, as numbers lose the zeros before `01`"
+    assert reading.remark == "read as categories, as numbers would lose the leading zeros of `01`"
 
 
 def test_times_of_which_some_name_no_zone_are_told() -> None:
     times = pl.Series("c", ["2026-01-01T10:00:01", "2026-01-02T10:01:01Z"] * 5)
-    told = "times without a zone, such as `2026-01-01T10:00:01`, are taken as UTC; others name theirs"
+    told = "times without a zone, such as `2026-01-01T10:00:01`, are taken as UTC; others name their zone"
     assert find_reading(times, [], locate)[0] == Reading("datetime", remark=told)
     assert find_reading(times[:1], [], locate)[0] == find_reading(times[1:2], [], locate)[0] == Reading("datetime")

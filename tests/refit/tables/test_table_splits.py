@@ -109,12 +109,12 @@ def test_rows_to_train_on_must_be_left(columns: dict[str, Any], given: dict[str,
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({}, "a `random` split knows no times"),
+        ({}, "a `random` split has no times"),
         ({"split": "time", "time_column": "customer"}, "column `customer` holds no date-times"),
     ],
 )
 def test_a_span_of_time_needs_times(columns: dict[str, Any], given: dict[str, Any], reason: str) -> None:
-    with pytest.raises(DataError, match=rf"data\.test: expected a share or a number of rows, as {reason}, found 5d; give one"):
+    with pytest.raises(DataError, match=rf"data\.test: expected a share or a number of rows, as {reason}, found 5d; give either"):
         choose(columns, test="5d", **given)
 
 

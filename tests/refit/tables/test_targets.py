@@ -15,7 +15,7 @@ def test_a_typed_number_that_means_a_missing_value_is_no_class_and_that_is_told(
     cells = pl.Series("y", [-1, 0, 1, -1])
     target = convert_target(cells, None, ["-1"], locate)[1]
     assert target.to_list() == [None, 0, 1, None]
-    told = ["column `y`: `-1` counts as a missing value, in 2 rows; take it out of data.null_values if it is a class"]
+    told = ["column `y`: `-1` counts as a missing value in 2 rows; take it out of data.null_values if it is a class"]
     assert remark_on_target(cells, target) == told
 
 
@@ -53,10 +53,10 @@ def test_a_target_becomes_text_integers_or_booleans(cells: list[Any], values: li
     [
         (
             ["0.5", "1", "2"],
-            r"row 1 of .*found 0\.5, as if it were continuous; Refit classifies: bin .* or this one in data\.categorical",
+            r"row 1 of .*found 0\.5, which looks continuous; Refit trains classifiers: bin .* this one in data\.categorical",
         ),
-        (["x", "0.5", "1.5"], r"row 2 of .*found 0\.5, as if it were continuous"),
-        ([1.0, 1.5], r"row 2 of .*found 1\.5, as if it were continuous"),
+        (["x", "0.5", "1.5"], r"row 2 of .*found 0\.5, which looks continuous"),
+        ([1.0, 1.5], r"row 2 of .*found 1\.5, which looks continuous"),
         (["2020-01-01"], r"found date-times; name another column in data\.target"),
         ([[1], [2]], r"row 1 of rows\.csv, column `y`: .* found List\(Int64\); name another column in data\.target"),
     ],
@@ -76,14 +76,14 @@ def test_numbers_are_classes_where_the_target_is_named_a_category() -> None:
 )
 def test_classes_that_are_one_number_or_look_alike_are_told(labels: list[str], named: str) -> None:
     cells = pl.Series("y", labels)
-    told = [f"column `y`: {named} are different classes; write them alike if they are one"]
+    told = [f"column `y`: {named} are different classes; write them alike if they are the same class"]
     assert remark_on_target(cells, convert_target(cells, None, [], locate)[1]) == told
 
 
 def test_of_classes_that_may_not_be_meant_people_are_told() -> None:
     cells = pl.Series("y", ["NA", "NA", "", "None", "-", "b", "B", "b "])
     assert remark_on_target(cells, convert_target(cells, None, ["NA"], locate)[1]) == [
-        "column `y`: `NA` counts as a missing value, in 2 rows; take it out of data.null_values if it is a class",
-        "column `y`: `-`, `None` counts as a class; add it to data.null_values if it means a missing value",
-        "column `y`: `B`, `b`, `'b '` are different classes; write them alike if they are one",
+        "column `y`: `NA` counts as a missing value in 2 rows; take it out of data.null_values if it is a class",
+        "column `y`: the classes include `-`, `None`; add texts that mean a missing value to data.null_values",
+        "column `y`: `B`, `b`, `'b '` are different classes; write them alike if they are the same class",
     ]

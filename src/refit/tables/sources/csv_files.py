@@ -1,7 +1,7 @@
 """Reads CSV files as text, a block of whole rows at a time, for training and for scoring alike.
 
-A line without any character is no row. pyarrow reads a file up to the first row that it would read wrongly or not at all, such as
-one with a lone quote; from there on, Python's `csv` does, which also finds what is wrong with it.
+An empty line is not a row. pyarrow reads a file up to the first row that it would read wrongly or not at all, such as one with a
+lone quote. From there on, Python's `csv` reads it, and finds what is wrong with it.
 """
 
 import csv
@@ -23,27 +23,27 @@ from refit.tables.sources.files import NO_TEXT, UNREADABLE, Opened, check_names,
 from refit.texts import show
 
 BLOCK_BYTES = 1 << 20
-"""Read by pyarrow at a time, which holds up to 32 blocks, and leaves longer rows to `csv`.
+"""pyarrow reads so much at a time, and holds up to 32 blocks; longer rows are left to `csv`.
 
-More than one: it takes a block of `\\n` alone, after one that ends in `\\r`, for the end of the file.
+More than one byte, as pyarrow takes a block of `\\n` alone, after one that ends in `\\r`, for the end of the file.
 """
 MAX_ROW_BYTES = 1 << 27
-"""A row that is longer is taken for a quote that is never closed."""
+"""A longer row is taken for one with a quote that is never closed."""
 ROWS_A_FRAME = 65_536
 """Rows that `csv` reads at a time."""
 ROWS_COMPARED = 5
-"""Rows after the header whose cells must have names in it."""
+"""Rows after the header that are checked for cells without a name in it."""
 
 QUOTE, COMMA, LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in '",\n\r')
 OTHER_SEPARATORS = re.compile(r"[;\t|]")
 BESIDE_QUOTES = np.isin(np.arange(256), [QUOTE, COMMA, LINE_FEED, CARRIAGE_RETURN])
 """Whether a byte may stand before a quote that opens, or after one that closes."""
 EXCEL_HINT = ["sep=", ""]
-"""Excel's first line `sep=,`, which says what stands between cells."""
+"""Excel's first line `sep=,`, which names the separator."""
 BYTE_ORDER_MARK = "\ufeff"
 
 TOO_LONG = "field larger than field limit"
-"""What `csv` says of a cell that is longer."""
+"""How `csv` reports a longer cell."""
 csv.field_size_limit(MAX_ROW_BYTES)
 
 
@@ -52,8 +52,8 @@ class Header:
     """What stands before the rows.
 
     Args:
-        names: Of all columns; a first one that is empty stands for an index, which is no column of the table.
-        num_bytes: Before the first row, uncompressed.
+        names: Of all columns; an empty first one stands for an index, which is not a column of the table.
+        num_bytes: Bytes before the first row, uncompressed.
     """
 
     names: list[str]
@@ -61,7 +61,7 @@ class Header:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file as text, counted; bytes that are no UTF-8 come as lone surrogates."""
+    """The lines of a file as text, counted; bytes that are not UTF-8 come as lone surrogates."""
 
     def __init__(self, file: BinaryIO, is_start: bool = True) -> None:
         self._is_start = is_start
@@ -81,10 +81,10 @@ class _Lines(Iterator[str]):
 
 
 def read_header(opened: Opened, path: str) -> Header:
-    """Read the header of a CSV file, after Excel's `sep=,` where that is there.
+    """Read the header of a CSV file, after Excel's `sep=,` if there is one.
 
     Raises:
-        DataError: It is no CSV with commas, or has no header with a name for each cell of the rows.
+        DataError: The file is not CSV with commas, or has no header with a name for each cell of the rows.
     """
     try:
         with open_unpacked(opened) as file:
@@ -120,9 +120,7 @@ def _check_width(names: list[str], rows: list[list[str]], path: str) -> None:
     if len(names) < width and sum(len(cells) == width for cells in rows) > len(rows) / 2:
         ends_in_comma = len(names) == width - 1 and not any(cells[-1] for cells in rows)
         remedy = (
-            "remove the comma at the end of the rows"
-            if ends_in_comma
-            else "remove what stands above the header, or name all columns"
+            "remove the comma at the end of the rows" if ends_in_comma else "remove the lines above the header, or name all columns"
         )
         raise DataError(
             f"{path}: expected a header with a name for each of the {width} cells of the rows, found {len(names)} in"
@@ -131,7 +129,7 @@ def _check_width(names: list[str], rows: list[list[str]], path: str) -> None:
 
 
 def iterate_csv(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
-    """Read the rows of a CSV file, all cells as text, by blocks, one at least; cells that are empty are null.
+    """Read the rows of a CSV file, in one block or more, all cells as text; empty cells are null.
 
     Raises:
         DataError: As `read_header`; or a row is short, long, not UTF-8, or its quotes are not in pairs around whole cells.
@@ -193,11 +191,11 @@ def _skip(file: BinaryIO, num_bytes: int) -> None:
 
 
 class _LoneQuoteError(Exception):
-    """A quote neither begins nor ends a cell, nor is it one of two within a quoted cell."""
+    """A quote neither begins nor ends a cell, nor is it doubled within a quoted cell."""
 
 
 class _PairedQuotes(io.RawIOBase):
-    """The bytes of a file, up to a block with a lone quote, of which pyarrow makes something without a word."""
+    """The bytes of a file, up to a block with a lone quote, which pyarrow would misread without an error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -217,7 +215,7 @@ class _PairedQuotes(io.RawIOBase):
         return data
 
     def _check(self, signs: NDArray[np.uint8]) -> None:
-        """Check a block, before which stands the last byte of the one before it."""
+        """Check a block; `signs` begins with the last byte of the block before it."""
         quotes = np.flatnonzero(signs[1:] == QUOTE) + 1
         opening, closing = quotes[self._is_within :: 2], quotes[not self._is_within :: 2]
         if self._has_closed:
@@ -230,7 +228,7 @@ class _PairedQuotes(io.RawIOBase):
 
 
 def _read_rows(opened: Opened, path: str, header: Header, num_before: int) -> Iterator[pl.DataFrame]:
-    """The rows after the first `num_before` as `csv` reads them, which takes a quote within an unquoted cell as it is."""
+    """The rows after the first `num_before` as `csv` reads them, which keeps a quote within an unquoted cell."""
     row, held = 0, list[list[str]]()
     with open_unpacked(opened) as file:
         _skip(file, header.num_bytes)
@@ -255,19 +253,19 @@ def _read_rows(opened: Opened, path: str, header: Header, num_before: int) -> It
 def _check_row(cells: list[str], header: Header, opened: Opened, path: str, row: int) -> None:
     if len(cells) != len(header.names):
         where = name_row(opened, path, row)
-        raise DataError(f"{where}: expected {len(header.names)} cells as in the header, found {len(cells)}; mend the row")
+        raise DataError(f"{where}: expected {len(header.names)} cells as in the header, found {len(cells)}; correct the row")
     if NO_TEXT.search("".join(cells)):
         raise DataError(f"{name_row(opened, path, row)}: expected UTF-8 text, found other bytes; write the file in UTF-8")
 
 
 def _explain(error: csv.Error, line: str) -> str:
     if TOO_LONG in str(error):
-        return f"expected rows of less than {MAX_ROW_BYTES} bytes, found a longer one; mend its quotes"
+        return f"expected rows of less than {MAX_ROW_BYTES} bytes, found a longer one; correct its quotes"
     if '\\"' in line:
         return 'expected quotes within a quoted cell to be doubled, found \\"; write them as ""'
     found = {"expected after": "a cell that goes on after its closing quote", "end of data": "one that is never closed"}
     what = next((words for sign, words in found.items() if sign in str(error)), str(error))
-    return f"expected quotes in pairs, found {what}; mend the quotes of the row"
+    return f"expected quotes in pairs, found {what}; correct the quotes of the row"
 
 
 def _make_frame(rows: list[list[str]]) -> pl.DataFrame:

@@ -62,13 +62,13 @@ class FileSource(TableSource):
                 if not all(_read_file_names(opened, path)):
                     indexed.append(path)
                 pieces += _hold(_read_pieces(opened, path), path)
-                digests.append(digest_file(opened, path))  # after reading: if it is still that of the recipe, so were the rows
+                digests.append(digest_file(opened, path))  # after reading: if it is still the recipe's, so were the rows
         rows = join(pieces)
         remarks = _describe_left_out(indexed, files.left_out)
         return Table(rows.frame, rows.parts, self.name, _join_digests(digests), outer=tuple(files.outer), remarks=remarks)
 
     def iterate(self, columns: Sequence[str], keep: Sequence[str], batch_size: int) -> Iterator[LocatedRows]:
-        """Read some columns in memory that does not grow with the files, after all headers were checked; raises as `read` does."""
+        """Read some columns in memory that does not grow with the files, once all headers are checked; raises as `read` does."""
         with naming_read_errors(self.name):
             files = find_files(self.name)
             opened = {path: files.open_lazily(path) for path in files.paths}
@@ -90,7 +90,7 @@ class FileSource(TableSource):
             return sum(map(os.path.getsize, files.paths)) if files.is_local else None
 
     def includes(self, output: str) -> bool:
-        """Whether the next reading would find a file that is written to `output`, or that file replaces the source."""
+        """Whether a file written to `output` would be read as part of the source next time, or replace it."""
         output_files, path = open_files(output)
         with naming_read_errors(self.name):
             source_files, root = open_files(self.name)
@@ -102,7 +102,7 @@ class FileSource(TableSource):
 
 
 def _hold(pieces: Iterable[LocatedRows], path: str) -> list[LocatedRows]:
-    """Keep all rows of a file; raises DataError once memory cannot hold them, over which polars ends the process."""
+    """Keep all rows of a file; raises DataError once memory cannot hold them, as polars would end the process."""
     free, num_bytes, held = find_free_memory(), 0, list[LocatedRows]()
     for piece in pieces:
         held.append(piece)
@@ -117,7 +117,7 @@ def _hold(pieces: Iterable[LocatedRows], path: str) -> list[LocatedRows]:
 def _read_pieces(
     opened: Opened, path: str, columns: list[str] | None = None, batch_size: int = parquet_files.ROWS_A_FRAME
 ) -> Iterator[LocatedRows]:
-    """The rows of a file, with the columns of its folders; one piece at least. Without `columns`, it has all."""
+    """Read the rows of a file in one piece or more, with the columns that its folders stand for; `columns` None reads all."""
     frames = (
         parquet_files.iterate_parquet(opened, path, columns, batch_size)
         if is_parquet(path)
@@ -136,15 +136,15 @@ def _read_file_names(opened: Opened, path: str) -> list[str]:
 
 
 def _add_partition_names(names: Iterable[str], path: str) -> list[str]:
-    """Names of a file's own columns but an index, then of those that only its folders stand for."""
+    """Names of a file's own columns without an index, then of those that only its folders stand for."""
     return list(dict.fromkeys([*filter(None, names), *find_partitions(path)]))
 
 
 def _add_partitions(frame: pl.DataFrame, path: str, num_before: int = 0) -> pl.DataFrame:
-    """Add to some rows of a file, `num_before` of which came before, the columns that only its folders stand for, as text.
+    """Add the columns that only a file's folders stand for, as text, to rows of the file; `num_before` rows came before them.
 
     Raises:
-        DataError: A row says something else in a column of that name.
+        DataError: The file has a column of that name, and a row holds another value.
     """
     partitions = find_partitions(path)
     for name, value in partitions.items():
@@ -172,7 +172,7 @@ def _is_same(values: pl.Series, text: str | None) -> pl.Series:
 
 
 def _describe_left_out(indexed: list[str], in_hidden: list[str]) -> tuple[str, ...]:
-    """A sentence each for nameless first columns, and for files in folders that hold no rows."""
+    """A sentence each for nameless first columns, and for files in folders that are not read."""
     remarks = []
     if indexed:
         remarks.append(
@@ -181,7 +181,7 @@ def _describe_left_out(indexed: list[str], in_hidden: list[str]) -> tuple[str, .
         )
     if in_hidden:
         remarks.append(
-            f"left out: {_count_others(in_hidden)}, as folders that begin with `_` hold no rows; move what is to be read"
+            f"left out: {_count_others(in_hidden)}, as folders that begin with `_` are not read; move files that should be read"
         )
     return tuple(remarks)
 

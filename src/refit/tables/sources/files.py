@@ -27,12 +27,12 @@ from refit.texts import show
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 NO_TEXT = re.compile("[\0\udc80-\udcff]")
-"""Where bytes that are no UTF-8 came as lone surrogates, or a NUL."""
+"""A NUL, or a lone surrogate, which stands for a byte that is not UTF-8."""
 GLOB_SIGNS = re.compile(r"[*?\[]")
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 UNREADABLE = (OSError, EOFError, zlib.error)
-"""What a file that is gone, cut or damaged raises when its bytes are read."""
+"""Errors from reading the bytes of a file that is gone, cut or damaged."""
 
 CONTENTS = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
@@ -53,11 +53,11 @@ CONTENTS = {
     b"<html": "HTML; save its table as CSV",
     b"<?xml": "XML; convert it to CSV or Parquet",
 }
-"""What a file is that begins with these bytes, and what to do with it."""
+"""The kind of file that begins with these bytes, and what to do with it."""
 SPECIAL_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 BYTES_A_TEXT = 16
-"""Of a cell of text, in memory, besides what it says."""
+"""Memory that a cell of text takes besides its characters."""
 
 Opened: TypeAlias = str | bytes | OpenFile
 """A local path, the bytes of a file, or a remote file."""
@@ -69,7 +69,7 @@ class Files:
 
     Args:
         system: The fsspec file system that they are in.
-        paths: Sorted; a file reached twice, through links, is there once.
+        paths: Sorted; a file reached twice, through links, is listed once.
         left_out: Data files in folders such as Spark's `_temporary`, which hold no rows of the table.
         outer: Columns that folders above the source stand for, so that all its rows have the same value.
     """
@@ -99,7 +99,7 @@ class Files:
 
 @contextlib.contextmanager
 def naming_read_errors(source: str) -> Iterator[None]:
-    """Turn what cannot be opened into a DataError that names `source`."""
+    """Turn errors from opening and reading into a DataError that names `source`."""
     try:
         yield
     except MemoryError as error:
@@ -114,7 +114,7 @@ def outgrow(path: str) -> DataError:
     """The error for a table that is larger than memory."""
     return DataError(
         f"{path}: expected a table that fits into memory, of which {find_free_memory() / 1e9:.1f} GB are free, found a larger one;"
-        " leave rows or columns out, or take a machine that has more"
+        " leave rows or columns out, or use a machine with more memory"
     )
 
 
@@ -165,12 +165,12 @@ def _check_suffix(system: Any, path: str, source: str) -> None:
         return
     with system.open(path) as file:
         content = describe_content(file.read(16))
-    remedy = f"{content}" if content else "text, perhaps; rename it to end in .csv if commas separate its cells, or convert it"
+    remedy = f"{content}" if content else "what may be text; rename it to end in .csv if commas separate its cells, or convert it"
     raise DataError(f"{source}: expected a file ending in {', '.join(SUFFIXES)}, found another ending and {remedy}")
 
 
 def describe_content(head: bytes) -> str | None:
-    """Say what a file is that is no table, and what to do with it, from its first bytes; None for what may be CSV."""
+    """Say from its first bytes what kind of file this is, and what to do with it; None if it may be CSV."""
     return next((content for magic, content in CONTENTS.items() if head.startswith(magic)), None)
 
 
@@ -183,7 +183,7 @@ def _describe_absence(system: Any, root: str) -> str:
         mode = os.stat(root).st_mode
     except OSError as error:
         if os.path.islink(root):
-            return f"a link that leads nowhere, to {os.readlink(root)}; mend the link"
+            return f"a broken link to {os.readlink(root)}; correct the link"
         return nothing if isinstance(error, FileNotFoundError) else f"{error.strerror}; check the path and its permissions"
     return f"{SPECIAL_FILES.get(stat.S_IFMT(mode), 'something else')}; write what comes from it to a file first"
 
@@ -212,8 +212,8 @@ def is_parquet(path: str) -> bool:
 def find_partitions(path: str) -> dict[str, str | None]:
     """Find the columns that a file's folders stand for, as Hive, Spark and pandas lay tables out: `day=2026-11-26/part.parquet`.
 
-    Only folders without another one between them and the file stand for columns, and none of those that the work is done in, such
-    as a project's `lr=0.1`.
+    Only folders right above the file, with no other one between, stand for columns. The working directory and the folders above it
+    do not, such as a project's `lr=0.1`.
     """
     values: dict[str, str | None] = {}
     for part in reversed(PurePosixPath(path.removeprefix(f"{os.getcwd()}/")).parts[:-1]):
@@ -255,10 +255,10 @@ def digest_file(opened: Opened, path: str) -> bytes:
 
 
 def check_names(names: Iterable[str], path: str) -> list[str]:
-    """Return the names of a file's columns, stripped; a first one that is empty stands for the row numbers that pandas and R write.
+    """Return the names of a file's columns, stripped; an empty first one stands for the row numbers that pandas and R write.
 
     Raises:
-        DataError: There is no column, another one has no name, a name is no UTF-8 text or comes twice.
+        DataError: There is no column, a later one has no name, or a name is not UTF-8 text or comes twice.
     """
     names = [name.strip() for name in names]
     if not any(names):

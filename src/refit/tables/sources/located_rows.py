@@ -53,10 +53,10 @@ def join(pieces: Sequence[LocatedRows]) -> LocatedRows:
 
 
 def rebatch(pieces: Iterable[LocatedRows], keep: Sequence[str], batch_size: int) -> Iterator[LocatedRows]:
-    """Batches of one size, the last one shorter, of pieces that are single parts.
+    """Cut pieces, each a single part, into batches of one size; the last may be shorter.
 
     Raises:
-        DataError: The types of a column in two files do not go together, or those of one in `keep` are not the same.
+        DataError: A column has incompatible types in two files, or different types if it is in `keep`.
     """
     held: list[LocatedRows] = []
     num_held = 0
@@ -112,7 +112,8 @@ def _order_columns(names: list[str], first_path: str, frame: pl.DataFrame, path:
         absent = next((name for name in more if name not in fewer), None)
         if absent is not None:
             raise DataError(
-                f"{lacks}: expected the same columns as in {has}, found no column `{show(absent)}`; add it, or read them apart"
+                f"{lacks}: expected the same columns as in {has}, found no column `{show(absent)}`; add it, or read the"
+                " files separately"
             )
     return frame[names]  # `select` takes `*` and `^…$` for patterns
 
@@ -129,7 +130,7 @@ def _unite_types(name: str, paths: Sequence[str], dtypes: Sequence[pl.DataType])
 
 
 def _unite(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    """A type for what both mean; None if they mean something else."""
+    """A type that can hold both; None if they do not mean the same."""
     if one == other or other == pl.Null or (one.is_numeric() and other.is_numeric()):
         return one
     if one == pl.Null:

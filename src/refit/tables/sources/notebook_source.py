@@ -25,7 +25,7 @@ class NotebookSource(TableSource):
         return _make_table(TRAIN, _make_table(TEST, None))
 
     def count_bytes(self) -> int:
-        """None is read."""
+        """0, as no file is read."""
         return 0
 
 

@@ -8,7 +8,7 @@ from refit.tables.sources.table_source import TableSource
 KINDS: dict[str, type[TableSource]] = {
     NOTEBOOK: NotebookSource,
 }
-"""Sources that are no files: `scheme://` for all whose name begins so, or a whole name."""
+"""Sources that are not files: `scheme://` stands for all names that begin with it, any other key for itself."""
 
 
 def open_source(url: str) -> TableSource:

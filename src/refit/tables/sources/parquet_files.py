@@ -15,11 +15,11 @@ from refit.tables.sources.files import Opened, check_names, describe_content, op
 BUFFER_BYTES = 1 << 20
 ROWS_A_FRAME = 65_536
 PANDAS_INDEX = re.compile(r"^__index_level_\d+__$")
-"""How pandas names a nameless index that it writes to Parquet; it is no column to pandas either."""
+"""The name that pandas gives an index without one in Parquet; pandas does not take it for a column either."""
 
 
 def read_names(opened: Opened, path: str) -> list[str]:
-    """Read the names of a Parquet file's columns, an empty one standing for an index; raises as `iterate_parquet` does."""
+    """Read the names of a Parquet file's columns, with an empty one for an index; raises as `iterate_parquet` does."""
     with _open(opened, path) as file:
         return list(_find_columns(file, path))
 
@@ -36,13 +36,13 @@ def iterate_parquet(
         num_rows: Rows in a frame, at most, so that memory does not grow with the file.
 
     Raises:
-        DataError: The file is damaged, or names of its columns are not as `check_names` expects.
+        DataError: The file is damaged, or its column names are not as `check_names` expects.
     """
     with _open(opened, path) as file:
         present = _find_columns(file, path)
         present.pop("", None)
         wanted = [name for name in columns if name in present] if columns is not None else list(present)
-        wanted = wanted or list(present)[:1]  # not none, to know how many rows there are
+        wanted = wanted or list(present)[:1]  # at least one, to know how many rows there are
         names = [present[name] for name in wanted]
         batches = file.iter_batches(num_rows, columns=names)
         for part in batches if file.metadata.num_rows else [file.schema_arrow.empty_table().select(names)]:
@@ -56,7 +56,7 @@ def _open(opened: Opened, path: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_bytes(opened) as file:
             if (head := file.read(16)) and not head.startswith(b"PAR1"):
-                found = describe_content(head) or "another; write it again, or rename it to end in .csv if it is CSV"
+                found = describe_content(head) or "something else; write it again, or rename it to end in .csv if it is CSV"
                 raise DataError(f"{path}: expected a Parquet file, found {found}")
             file.seek(0)
             # Neither whole row groups nor whole columns are held in memory.
@@ -74,7 +74,7 @@ def _find_columns(file: pq.ParquetFile, path: str) -> dict[str, str]:
 
 
 def _convert(part: pa.Table | pa.RecordBatch) -> pa.Table | pa.RecordBatch:
-    """Decimals that polars has no type for, as floats."""
+    """Turn decimals that polars has no type for into floats."""
     for place, field in enumerate(part.schema):
         if pa.types.is_decimal256(field.type):
             part = part.set_column(place, field.name, part.column(place).cast(pa.float64()))

@@ -1,4 +1,4 @@
-"""TableSource: one interface for training, retraining, scoring and digests, whatever rows come from.
+"""TableSource: one interface for training, retraining, scoring and digests, wherever rows come from.
 
 Cells stay as they are in the source (all CSV cells are text); `schema` finds their types.
 """
@@ -19,10 +19,10 @@ class Table(LocatedRows):
 
     Args:
         name: The source as it was asked for.
-        digest: As that of the source.
+        digest: The digest of the source.
         test: The test rows, where they come along with the source.
         is_raw: Whether numbers are learned from as they are, not standardized.
-        outer: Columns that folders above the source stand for, which say the same of all rows.
+        outer: Columns that folders above the source stand for, with one value in all rows.
         remarks: What was left out, a sentence each.
     """
 
@@ -42,7 +42,7 @@ class TableSource(ABC):
     """Where a table comes from. A kind of source needs `digest` and `read`; the rest works for rows that fit into memory.
 
     Args:
-        name: The source as it was asked for, such as `data.source` has it.
+        name: The source as it was asked for, such as in `data.source`.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,7 +50,7 @@ class TableSource(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 of all that the table says; where it was for the same settings before, nothing is trained.
+        """SHA-256 of all that the table holds; with the same digest and settings, nothing is trained again.
 
         Raises:
             DataError: The source cannot be read.
@@ -84,7 +84,7 @@ class TableSource(ABC):
         yield from rebatch([LocatedRows(table.frame[wanted], table.parts)], keep, batch_size)
 
     def count_bytes(self) -> int | None:
-        """Count the bytes to be read, where this takes a moment; a table of few is checked before a run starts."""
+        """Count the bytes to be read, or return None if that takes long; a small table is checked before a run starts."""
         return None
 
     def includes(self, output: str) -> bool:  # noqa: ARG002

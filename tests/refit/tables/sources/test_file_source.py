@@ -172,7 +172,8 @@ def test_files_in_folders_of_spark_s_own_are_left_out_and_named(tmp_path: Path) 
     table = open_source(str(tmp_path)).read()
     assert table.frame.height == 1
     assert table.remarks == (
-        f"left out: {tmp_path}/_temporary/0/2.csv and 1 more, as folders that begin with `_` hold no rows; move what is to be read",
+        f"left out: {tmp_path}/_temporary/0/2.csv and 1 more, as folders that begin with `_` are not read;"
+        " move files that should be read",
     )
 
 
@@ -268,9 +269,9 @@ def test_what_is_no_table_is_said_to_be_what_it_is(tmp_path: Path) -> None:
     expected = {
         "pipe.csv": r"expected a file, folder or glob, found a named pipe; write what comes from it to a file first",
         "/dev/null": r"expected a file, folder or glob, found a device; write what comes from it",
-        "link.csv": r"expected a file, folder or glob, found a link that leads nowhere, to .*gone\.csv; mend the link",
-        "loop.csv": r"found a link that leads nowhere, to .*loop\.csv; mend the link",
-        "rows.txt": r"expected a file ending in .*, found another ending and text, perhaps; rename it to end in \.csv if commas",
+        "link.csv": r"expected a file, folder or glob, found a broken link to .*gone\.csv; correct the link",
+        "loop.csv": r"found a broken link to .*loop\.csv; correct the link",
+        "rows.txt": r"expected a file ending in .*, found another ending and what may be text; rename it to end in \.csv if commas",
         "rows.xlsx": r"found another ending and a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
         "book.csv": r"expected CSV, found a zip archive or an Excel workbook; unpack it",
         "page.csv": r"expected CSV, found HTML; save its table as CSV",
@@ -334,7 +335,7 @@ def test_a_row_that_never_ends_is_refused(tmp_path, monkeypatch, name, text):
     source = open_source(str(path))
     for read in (source.read, lambda: list(source.iterate([], [], 9))):
         with pytest.raises(
-            DataError, match=rf"{path}: expected rows of less than 10000 bytes, found a longer one; mend its quotes"
+            DataError, match=rf"{path}: expected rows of less than 10000 bytes, found a longer one; correct its quotes"
         ):
             read()
 
