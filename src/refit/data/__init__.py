@@ -1,1 +1,1 @@
-"""What a training sees, whatever it was made from: splits of rows and seeded loaders. Knows no columns."""
+"""What training sees of the data, whatever it was made from: splits of rows and seeded loaders. Knows no columns."""

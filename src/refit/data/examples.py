@@ -1,4 +1,4 @@
-"""Examples: what a training sees of a data set, whatever it was made from."""
+"""Examples: what training sees of a data set, whatever it was made from."""
 
 import numpy as np
 import safetensors.torch
@@ -32,7 +32,7 @@ class SplitInfo(BaseModel):
 class Examples(BaseModel):
     """The examples of a data set, frozen in the store: `train`, and `val` and `test` where there are any.
 
-    Who made them may write more fields into the same record.
+    Their maker may add fields to the same record.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +44,7 @@ class Examples(BaseModel):
         """Load the tensors of `train`, `val` or `test`; no other split is read.
 
         Returns:
-            Inputs, float32, and targets, for classes their places in the signature, int64.
+            Inputs, float32, and targets, int64: for classes, their index in the signature.
 
         Raises:
             DataError: The data set has no such split.

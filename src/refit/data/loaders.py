@@ -14,9 +14,9 @@ from refit.runtime.randomness import putting_generators_back
 
 EVALUATION_BATCH_SIZE = 8192
 SMALL_TABLE, SMALL_BATCH, LARGE_BATCH = 5_000, 32, 256
-"""Below how many train rows a training batch has the fewer rows, if the settings do not say."""
+"""With fewer train rows than the first, a training batch has the second number of rows, else the third, by default."""
 ALIGNMENT = 64
-"""Bytes: at a multiple of them PyTorch places every tensor in memory, and the widest instructions read as many."""
+"""In bytes. PyTorch places every tensor at a multiple of it in memory, and the widest instructions read as much at once."""
 CPU = torch.device("cpu")
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -25,8 +25,8 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 class ShuffledLoader(Batches):
     """The batches of `DataLoader(shuffle=True)`, each gathered by one call, on `device`: no row passes through Python.
 
-    On a GPU that has twice the memory that the rows take they all lie there; else batches are copied while it computes.
-    Gathering a whole epoch at once was measured too: it takes as long as batch by batch, and twice the memory.
+    If a GPU has twice the memory that the rows take, they all lie there; else batches are copied while it computes.
+    Gathering a whole epoch at once takes as long as batch by batch (measured), and twice the memory.
     """
 
     def __init__(self, x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class ShuffledLoader(Batches):
         return map(self.gather, self.draw_order().split(cast(int, self.batch_size))[: len(self)])
 
     def draw_order(self) -> Tensor:
-        """Draw the rows of an epoch in the order of training, `(N,)` or fewer, by what PyTorch's loader draws."""
+        """Draw the rows of an epoch in the order of training, `(N,)` or fewer, with the draws of PyTorch's loader."""
         _warn_of_other_order()
         order = draw_permutation(len(self.y))
         return order[: len(self) * cast(int, self.batch_size)].to(self.x.device)
@@ -48,10 +48,10 @@ class ShuffledLoader(Batches):
         return _send(self.x.index_select(0, rows), self.device), _send(self.y.index_select(0, rows), self.device)
 
     def gather_groups(self, rows: Tensor, group_size: int, num_groups: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rows of these numbers in groups; on the CPU, each is good until the next is asked for.
+        """Yield the rows of these numbers in groups; on the CPU, a group is valid until the next is asked for.
 
-        There, so many groups are gathered at once, always into the same memory: it stays in the processor's cache. Where groups
-        would lie in it in different ways, which could change last bits, each has it to itself.
+        On the CPU, `num_groups` groups are gathered at once, always into the same memory, which stays in the processor's cache.
+        If groups would be aligned differently there, which could change last bits, they are gathered one at a time.
         """
         if self.device.type != "cpu":
             yield from map(self.gather, rows.split(group_size))
@@ -81,7 +81,7 @@ def draw_permutation(num_rows: int) -> Tensor:
 
 @cache
 def _warn_of_other_order() -> None:
-    """Compare, once a process, with the loader of the PyTorch that is here; another version may draw in another way."""
+    """Compare, once a process, with the loader of the installed PyTorch; another version may draw in another way."""
     with putting_generators_back():
         before, rows = torch.get_rng_state(), cast(Dataset[int], range(100))
         expected, after = [*DataLoader(rows, batch_size=None, shuffle=True)], torch.get_rng_state()
@@ -89,16 +89,16 @@ def _warn_of_other_order() -> None:
         is_equal = draw_permutation(100).tolist() == expected and torch.equal(torch.get_rng_state(), after)
     if not is_equal:
         warnings.warn(
-            f"rows are shuffled in another order than by the DataLoader of PyTorch {torch.__version__}, which no longer draws as"
-            " that of 2.13: bits will differ from those of a plain loop",
+            f"rows are shuffled in another order than by the DataLoader of PyTorch {torch.__version__}, which no longer draws like"
+            " that of PyTorch 2.13; results will not have the bits of a plain loop",
             stacklevel=3,
         )
 
 
 class OrderedLoader(Batches):
-    """Large batches in the order of the rows; draws nothing, where PyTorch's own loader draws a base seed.
+    """Large batches in the order of the rows; draws nothing, while PyTorch's own loader draws a base seed.
 
-    Batches are copies, as rows of a file lie in memory as they happen to, and the last bits of a matrix product depend on that.
+    Batches are copies, as rows from a file may lie anywhere in memory, and the last bits of a matrix product depend on alignment.
     """
 
     def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
@@ -123,10 +123,10 @@ def build_evaluation_loader(x: Tensor, y: Tensor, device: torch.device = CPU) ->
 
 
 def choose_batch_size(batch_size: int | None, num_rows: int) -> int:
-    """Return the rows in a training batch; where none are asked for, few in a small table, so that an epoch has many steps.
+    """Return the rows in a training batch; by default few for a small table, so that an epoch has many steps.
 
     Args:
-        batch_size: What is asked for.
+        batch_size: What the settings ask for; None takes the default.
         num_rows: Rows of the train split.
     """
     return batch_size or (SMALL_BATCH if num_rows < SMALL_TABLE else LARGE_BATCH)
@@ -148,7 +148,7 @@ def count_batches(num_rows: int, batch_size: int, drop_last: bool) -> int:
 
 
 def _rows(x: Tensor, y: Tensor) -> Dataset[tuple[Tensor, Tensor]]:
-    """What a loader says that it is of."""
+    """The data set that a loader says it loads."""
     return cast(Dataset[tuple[Tensor, Tensor]], TensorDataset(x, y))
 
 

@@ -24,10 +24,10 @@ class InputColumn(BaseModel):
     name: str
     kind: Kind
     inputs: list[str]
-    """Their names, in order."""
+    """Names of its inputs, in order."""
     means: list[float] = Field(default_factory=list)
     stds: list[float] = Field(default_factory=list)
-    """By which its inputs were standardized, of each; none where they are as they were. 0 for one value alone."""
+    """Means and deviations by which each input was standardized; empty if none was. A deviation of 0 stands for a single value."""
 
     @property
     def width(self) -> int:
@@ -36,7 +36,7 @@ class InputColumn(BaseModel):
 
     @property
     def num_categories(self) -> int:
-        """How many categories there are, that for all others and that for missing values included; 0 for other kinds."""
+        """How many categories there are, including one for all others and one for missing values; 0 for other kinds."""
         return self.width if self.kind == "categorical" else 0
 
 
@@ -82,7 +82,7 @@ class Signature(BaseModel):
 
     @property
     def num_numbers(self) -> int:
-        """N, the inputs that are no categories."""
+        """N, the number of inputs that are not categories."""
         return len(self._places[0])
 
     @property

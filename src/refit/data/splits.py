@@ -19,7 +19,7 @@ UNASSIGNED, TRAIN, VAL, TEST = -1, 0, 1, 2
 
 
 class RareClassesError(DataError):
-    """Classes have too few rows to be where they are needed; `places` are theirs among all classes."""
+    """Classes have too few rows to be where they are needed; `places` are their indices among all classes."""
 
     def __init__(self, message: str, places: Rows) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class RareClassesError(DataError):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large splits are. Only a split by time knows spans, a window of train rows, and gaps before val and test."""
+    """How large splits are. Only a split by time uses spans, a window of train rows, and gaps before val and test."""
 
     val: Size
     test: Size
@@ -42,7 +42,7 @@ class Sizes:
 
 
 def split_randomly(units: Hashes, y: Rows, classes: Sequence[Any], sizes: Sizes, where: str) -> dict[str, Rows]:
-    """Divide the units of each class by their hashes, so that a unit stays where it is when others come or move.
+    """Divide the units of each class by their hashes, so that a unit stays where it is when others come or go.
 
     Classes take turns, from the rarest to the most frequent. In the order of hashes, the units of a class go to the test until that
     has enough rows of it, then to validation likewise, the rest to train; units that an earlier class has placed stay there and
@@ -80,14 +80,14 @@ def split_by_time(
 ) -> tuple[dict[str, Rows], dict[str, int]]:
     """Take the newest rows for the test and those before them for validation; rows of one time are never divided.
 
-    A span counts back from the newest row that is left. A gap counts back from the first row of the split after it: if labels are
-    known a gap later, all that is learned from was known by then.
+    A span counts back from the newest row that is left. A gap counts back from the first row of the split after it: if labels
+    become known a gap later, all that is learned from was known by then.
 
     Args:
         times: When each of N rows was: microseconds where sizes are spans, else any numbers.
         y: As for `split_randomly`.
         classes: Likewise.
-        sizes: Of all splits. By rows, a split begins at the time that comes nearest, and a gap has as many or more.
+        sizes: Of all splits. If given in rows, a split begins at the nearest time, and a gap has at least as many.
         where: As for `split_randomly`.
         units: Likewise; rows of a unit that is in a later split too are left out. None keeps all.
 
@@ -146,7 +146,7 @@ def _check_units(
             num_units = len(np.unique(members[absent[0]]))
             raise RareClassesError(
                 f"{where}: expected every class in every split, found none of class {classes[absent[0]]!r} for `{name}`, as its"
-                f" rows are in only {num_units} groups that stay together; add groups of it, leave its rows out, or lower"
+                f" rows are in too few groups that stay together ({num_units}); add groups of it, leave its rows out, or lower"
                 " data.val and data.test",
                 absent,
             )
@@ -158,7 +158,7 @@ def _hold_out(shares: Sequence[float], num_rows: int) -> int:
 
 
 def _allot(size: Size, class_sizes: Rows) -> Rows:
-    """Rows of each class for a split, `(C,)`: at least 1 where there is to be one; they add up to a `size` that is a number."""
+    """Rows of each class for a split, `(C,)`: at least 1 if the split has any; they add up to a `size` that is a number."""
     if not size:
         return np.zeros_like(class_sizes)
     if isinstance(size, int):
@@ -172,8 +172,8 @@ def _allot(size: Size, class_sizes: Rows) -> Rows:
 def _assign(sides: Rows, members: Rows, wanted: Rows) -> None:
     """Give sides to the units of one class that have none yet.
 
-    A unit is left for each later split that the class would not reach otherwise. Units larger than a split go to train, if others
-    are there for the test and validation, which then share these.
+    A unit is left for each later split that the class would not reach otherwise. Units larger than a split go to train, if there
+    are others for the test and validation, which then share these.
 
     Args:
         sides: Of all units, changed in place.
@@ -246,12 +246,12 @@ def _check_parts(parts: dict[str, Rows], y: Rows, classes: Sequence[Any], sizes:
         if not len(parts[name]):
             raise DataError(
                 f"{where.partition(', column')[0]}: expected rows for every split by time, found none left for `{name}` among"
-                f" {len(y)}; add rows, or lower data.val, data.test and data.gap"
+                f" {len(y)} rows; add rows, or lower data.val, data.test and data.gap"
             )
     absent = np.flatnonzero(np.bincount(y[parts["train"]], minlength=len(classes)) == 0)
     if len(absent):
         raise RareClassesError(
-            f"{where}: expected every class among the {len(parts['train'])} train rows, older than the others, found none of class"
+            f"{where}: expected every class among the {len(parts['train'])} train rows, which are the oldest, found none of class"
             f" {classes[absent[0]]!r}; add older rows of it, leave its rows out, or set data.split to `random`",
             absent,
         )
