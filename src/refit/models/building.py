@@ -21,13 +21,13 @@ ARCHITECTURES: dict[str, Callable[[Signature, ModelSettings], nn.Module]] = {
 }
 """What builds a network, by the names that `model.architecture` can have."""
 _imported: dict[str, str] = {}
-"""The modules of users that this process has imported, by their digests then."""
+"""The modules of users that this process has imported, with their digests at that time."""
 
 
 def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     """Build the model, its weights drawn from the global generator.
 
-    What a factory sets for the whole process, such as the default type or the number of threads, is put back.
+    Settings of the whole process that a factory changes, such as the default type or the number of threads, are put back.
 
     Raises:
         SettingsError: There is no `model.architecture` of that name, `model.factory` cannot be imported or called, or what it
@@ -44,7 +44,7 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
             called = f"{settings.factory}({'signature' if len(given) == 1 else ', '.join(map(str, given))})"
             raise SettingsError(
                 f"model.factory: expected {called} to return a model, found {type(error).__name__}: {error};"
-                " mend the function, which is given num_inputs and num_outputs, or the Signature alone if it takes one argument"
+                " correct the function, which is given num_inputs and num_outputs, or the Signature alone if it takes one argument"
             ) from error
         _check_shape(model, settings.factory, signature, "signature." if len(given) == 1 else "")
     return model
@@ -61,18 +61,18 @@ def find_architecture(name: str) -> Callable[[Signature, ModelSettings], nn.Modu
 
 
 def build_for_weights(settings: ModelSettings, signature: Signature) -> nn.Module:
-    """Build the model for weights that are there already, so that nothing is drawn; raises as `build_model` does."""
+    """Build the model for existing weights, leaving the generators as they were; raises as `build_model` does."""
     with putting_generators_back():
         return build_model(settings, signature)
 
 
 def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
-    """Logits of two rows by which a network is known again, whatever the precision of products is; leaves it evaluating."""
-    with putting_generators_back(), torch.inference_mode():  # the precision is the process's, as the generators are
+    """Compute logits of two fixed rows, by which a network is recognized at any matmul precision; leaves it in evaluation mode."""
+    with putting_generators_back(), torch.inference_mode():  # the precision is process-wide, as the generators are
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            seed_everything(0)  # some draw here, too
+            seed_everything(0)  # some models draw in evaluation, too
             logits: Tensor = model.eval()(_make_rows(num_inputs))
         finally:
             torch.set_float32_matmul_precision(precision)
@@ -89,7 +89,7 @@ def import_anew(name: str) -> None:
     """
     digests = {own.removeprefix("code."): digest for own, digest in digest_user_code(name).items() if own.startswith("code.")}
     if any(_imported.get(own, digest) != digest for own, digest in digests.items()):
-        for own in _imported:  # all, as any may have imported what has changed
+        for own in _imported:  # all, as any of them may have imported the changed one
             sys.modules.pop(own, None)
         _imported.clear()
     _imported.update(digests)
@@ -125,7 +125,7 @@ def _takes_signature(factory: Callable[..., object]) -> bool:
 
 
 def _check_shape(model: object, name: str, signature: Signature, told: str) -> None:
-    """Try two rows through the model, leaving it in training mode and the global generator as it was; `told` is where sizes are."""
+    """Try two rows through the model, leaving it in training mode and the generator as it was; `told` names what has the sizes."""
     num_inputs, num_outputs = signature.num_inputs, signature.num_outputs
     if not isinstance(model, nn.Module):
         raise SettingsError(
@@ -140,7 +140,7 @@ def _check_shape(model: object, name: str, signature: Signature, told: str) -> N
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected the model of {name} to take float32 rows of {num_inputs} numbers, "
-            f"found {type(error).__name__}: {error}; mend it, and let it use the {told}num_inputs that the function is given"
+            f"found {type(error).__name__}: {error}; correct it, and let it use the {told}num_inputs that the function is given"
         ) from error
     finally:
         model.train()
@@ -161,7 +161,7 @@ def _check_shape(model: object, name: str, signature: Signature, told: str) -> N
     lookups = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
     if sparse := [path for path, module in lookups if module.sparse]:
         raise SettingsError(
-            f"model.factory: expected dense gradients in {name}, found sparse ones of {sparse[0]}; leave out sparse"
+            f"model.factory: expected dense gradients in {name}, found sparse ones of {sparse[0]}; leave out `sparse=True`"
         )
 
 

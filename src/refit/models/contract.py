@@ -1,4 +1,4 @@
-"""Tries a user's model before it is trained: does it keep the contract, does it score alike, what does it keep to itself."""
+"""Tries a user's model before it is trained: whether it keeps the contract, and which state no checkpoint would hold."""
 
 import contextlib
 import copy
@@ -16,7 +16,7 @@ from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
 
 NUM_ROWS = (1, 2, 33)
-"""The rows that a model is tried with: a single one, and more than fill the widest registers."""
+"""Numbers of rows that a model is tried with: a single one, and more than the widest registers hold."""
 
 
 def check_contract(settings: ModelSettings, signature: Signature) -> None:
@@ -33,7 +33,7 @@ def check_contract(settings: ModelSettings, signature: Signature) -> None:
         for num_rows in NUM_ROWS:
             rows = torch.linspace(-1, 1, num_rows * num_inputs).view(num_rows, num_inputs)
             one, other = (_score(model.eval(), settings.factory, rows, num_outputs, seed) for seed in (0, 1))
-            if not torch.equal(one.view(torch.int32), other.view(torch.int32)):  # as bits, which tell that two NaN are equal
+            if not torch.equal(one.view(torch.int32), other.view(torch.int32)):  # as bits, so that NaN equals NaN
                 raise SettingsError(
                     f"model.factory: expected the model of {settings.factory} to score the same rows alike whatever the seed, found"
                     " other logits in a second pass in evaluation mode, as if it drew random numbers there; give"
@@ -43,10 +43,10 @@ def check_contract(settings: ModelSettings, signature: Signature) -> None:
 
 
 def find_unkept_state(settings: ModelSettings, signature: Signature) -> list[str]:
-    """Name what the model changes from pass to pass in training though no `state_dict` has it, such as `layers.1.num_calls`.
+    """Name attributes that the model changes in every training pass but not in its `state_dict`, such as `layers.1.num_calls`.
 
-    Neither checkpoints nor saved versions hold it. Two passes over the same rows tell it from what is made once, or anew from the
-    rows; what cannot be pickled is not looked at.
+    Neither checkpoints nor saved versions hold them. Two passes over the same rows tell them from attributes that are made once,
+    or from the rows each time. Attributes that cannot be pickled are ignored.
     """
     if settings.factory is None:
         return []
@@ -57,7 +57,7 @@ def find_unkept_state(settings: ModelSettings, signature: Signature) -> list[str
             try:
                 model(rows)
             except Exception:
-                return []  # training says it better
+                return []  # training raises a better error
             found.append(_pickle_unkept(model))
     return [name for name, value in found[1].items() if value != found[0].get(name)]
 
@@ -71,7 +71,7 @@ def _building(settings: ModelSettings, signature: Signature) -> Iterator[nn.Modu
         try:
             yield model
         finally:
-            model.load_state_dict(state, strict=False)  # it may have made more of it when it was called
+            model.load_state_dict(state, strict=False)  # it may have made more state when it was called
             model.train()
 
 
@@ -99,7 +99,7 @@ def _score(model: nn.Module, name: str, rows: Tensor, num_outputs: int, seed: in
 
 
 class _ValuePickler(pickle.Pickler):
-    """Writes tensors by what they hold; PyTorch's way writes where they lie, too."""
+    """Writes tensors by their values alone; PyTorch's own way also writes how they are stored."""
 
     def persistent_id(self, value: object) -> object:
         if not isinstance(value, Tensor):
@@ -108,7 +108,7 @@ class _ValuePickler(pickle.Pickler):
 
 
 def _pickle_unkept(model: nn.Module) -> dict[str, bytes]:
-    """What modules hold besides parameters and the buffers of their `state_dict`, by the names of attributes."""
+    """Pickle what modules hold besides parameters and the buffers of their `state_dict`, by attribute name."""
     found, kept_buffers = dict[str, bytes](), model.state_dict().keys()
     of_every_module = vars(nn.Module()).keys()
     for path, module in model.named_modules():

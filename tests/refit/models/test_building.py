@@ -147,7 +147,7 @@ def test_a_module_that_fails_on_import_is_refused(write_factory):
 def test_a_factory_that_raises_is_refused(write_factory):
     name = write_factory("def build(num_inputs, num_outputs):\n    raise KeyError('width')\n")
     assert refused(name).startswith(
-        f"model.factory: expected {name}(3, 2) to return a model, found KeyError: 'width'; mend the function,"
+        f"model.factory: expected {name}(3, 2) to return a model, found KeyError: 'width'; correct the function,"
     )
 
 
@@ -207,7 +207,7 @@ def test_a_model_with_sparse_gradients_is_refused(write_factory):
         "    def forward(self, x):\n        return self.bag(x.long())\n"
         "def build(num_inputs, num_outputs):\n    return Bag(num_outputs)\n"
     )
-    assert refused(name) == f"model.factory: expected dense gradients in {name}, found sparse ones of bag; leave out sparse"
+    assert refused(name) == f"model.factory: expected dense gradients in {name}, found sparse ones of bag; leave out `sparse=True`"
 
 
 def test_a_model_of_a_signature_that_gives_another_width_is_told_where_the_width_is(write_factory):
