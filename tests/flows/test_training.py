@@ -649,7 +649,7 @@ def test_a_disk_that_loses_the_best_checkpoint_every_time_ends_the_run_and_a_men
     with monkeypatch.context() as patch:
         patch.setattr(refit.training.checkpoints, "save_state", save_and_lose)
         message = (
-            r"checkpoint \S+/(\S+): expected it whole after epoch 2, found it damaged or gone 3 times; look at the disk and at"
+            r"checkpoint \S+/(\S+): expected it to be whole after epoch 2, found it damaged or gone 3 times; check the disk, and"
         )
         with pytest.raises(StoreError, match=message) as raised:
             run(given)
@@ -687,7 +687,7 @@ def test_a_run_out_of_time_stops_and_the_next_runs_go_on_to_the_same_bits(tmp_pa
     given = by_time(write_table(tmp_path / "table.csv"), num_epochs=2, timeout_seconds=1e-6) | {"loader": {"batch_size": 12}}
     plain = train_plainly(given, 2)
     for epoch, batch in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]:
-        message = rf"epoch {epoch}, batch {batch}: training\.timeout_seconds have passed; all that was trained is kept"
+        message = rf"epoch {epoch}, batch {batch}: training\.timeout_seconds have passed; everything trained so far is kept"
         with pytest.raises(TrainingError, match=message):
             run(given)
         forget()
@@ -926,7 +926,7 @@ def test_of_a_last_fit_one_checkpoint_is_kept_besides_the_one_that_is_judged(tmp
 
 def test_a_last_fit_without_rows_that_were_held_back_is_refused(tmp_path):
     data = {"source": write_table(tmp_path / "table.csv"), "val": 0, "test": 0}
-    message = r"training\.refit_on_all: expected rows that training held back, found train rows alone; set data\.val or"
+    message = r"training\.refit_on_all: expected rows that training held back, found only train rows; set data\.val or"
     with pytest.raises(SettingsError, match=message):
         run({"data": data, "training": {"refit_on_all": True}})
 

@@ -572,7 +572,7 @@ def test_a_damaged_checkpoint_inside_the_epoch_is_left_aside_for_the_one_before_
 def test_past_its_deadline_an_epoch_stops_with_a_checkpoint_for_the_next_run(settings):
     key = new_key()
 
-    message = r"epoch 1, batch {}: training\.timeout_seconds have passed; all that was trained is kept"
+    message = r"epoch 1, batch {}: training\.timeout_seconds have passed; everything trained so far is kept"
     for batch in (1, 2):
         with pytest.raises(TrainingError, match=message.format(batch)):
             train_first_epoch(settings, key, time.monotonic() - 1)

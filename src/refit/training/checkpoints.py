@@ -29,7 +29,7 @@ def save_state(state: TrainingState, store: Store) -> Ref:
 
 
 def dump_state(state: TrainingState) -> bytes:
-    """What `save_state` keeps: a copy, which training no longer changes."""
+    """Return what `save_state` keeps, as a copy that training no longer changes."""
     return to_bytes(
         {
             "model": state.model.state_dict(),
@@ -58,9 +58,9 @@ def load_state(ref: Ref, state: TrainingState, store: Store) -> None:
 
 @contextlib.contextmanager
 def saving_partials(key: str, store: Store) -> Iterator[Callable[[TrainingState], None]]:
-    """Give what keeps states of an epoch that is not finished, while training goes on; all are kept when the block ends.
+    """Yield a function that keeps states of an unfinished epoch while training goes on; all are kept when the block ends.
 
-    Only the copy holds training up. Of 416 MB it took 1 second, and hashing and writing 2 (measured); sending takes longer.
+    Training waits for the copy alone. For 416 MB it took 1 second, and hashing and writing 2 (measured); uploading takes longer.
     """
     saves: list[Future[None]] = []
 
@@ -149,12 +149,12 @@ def _partial_path(key: str) -> str:
 
 
 def read_checkpoint(ref: Ref, store: Store) -> dict[str, Any]:
-    """A checkpoint's tensors and primitives, on the CPU; no code of it is run."""
+    """Read a checkpoint's tensors and primitives, to the CPU; no code in it is run."""
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(store.get(ref.digest)), map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # which advises to run it
+    except UnpicklingError as error:  # its message advises to run the code
         path = store.location(store.object_path(ref.digest))
-        raise StoreError(f"{path}: expected tensors and primitives, found more; remove it to make it anew") from error
+        raise StoreError(f"{path}: expected tensors and primitives, found other objects; remove it to make it again") from error
     return content
 
 
@@ -163,7 +163,7 @@ def _naming_misfits(ref: Ref) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise StoreError(f"checkpoint {ref.digest}: expected one of this model, found another's: {error}; start anew") from error
+        raise StoreError(f"checkpoint {ref.digest}: expected one of this model, found another's: {error}; start again") from error
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -174,7 +174,7 @@ def to_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def _share_strings(content: Any) -> Any:
-    """The same content with equal strings made one, as pickle writes a string that it has met before in another way."""
+    """Return the same content with equal strings made one object, as pickle writes an object that it has met before differently."""
     if isinstance(content, dict):
         return {_share_strings(name): _share_strings(value) for name, value in content.items()}
     if isinstance(content, list):

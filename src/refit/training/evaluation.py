@@ -18,7 +18,7 @@ def compute_outputs(model: nn.Module, loader: Batches, device: torch.device, pre
     """Return the outputs `(N, …)` in fp32 and the targets `(N,)` of all rows of `loader`, on the CPU; draws nothing."""
     was_training = model.training
     model.eval()
-    # One tensor from the start: small ones, kept between the large ones of each batch, would leave holes of their size in memory.
+    # One tensor from the start: small ones, kept between the large ones of each batch, would fragment memory.
     outputs, target = torch.empty(0), torch.empty(len(cast(Sized, loader.dataset)), dtype=torch.int64)
     end = 0
     for x, y in loader:
@@ -49,7 +49,7 @@ def evaluate(model: nn.Module, loader: Batches, objective: Objective, device: to
     """Compute the metrics of `model` on all rows of `loader`.
 
     Raises:
-        TrainingError: What the model gives for a row is not finite.
+        TrainingError: An output of the model is not finite.
     """
     outputs, target = compute_outputs(model, loader, device, precision)
     refuse_non_finite_outputs(outputs, "evaluation")

@@ -1,4 +1,4 @@
-"""The training loop: the state that moves, and one epoch of moving it."""
+"""The training loop: the state that training changes, and one epoch of it."""
 
 import math
 import time
@@ -34,7 +34,7 @@ class EpochLog(BaseModel):
     batch_losses: list[float]
     """Mean loss of each batch, before its step."""
     train_loss: float
-    """Mean over the epoch's rows, each at the weights its batch met."""
+    """Mean over the epoch's rows, each with the weights before its batch's step."""
     val_loss: float | None
     val_score: float | None
     """The objective's score of the validation rows, after the epoch: for classes, the accuracy."""
@@ -43,9 +43,9 @@ class EpochLog(BaseModel):
     grad_norm: float
     """2-norm of the last step's gradient, before clipping."""
     rows_per_second: float
-    """Training rows, validation left out."""
+    """Of training, without validation."""
     seconds: float
-    """Training and validation, compiling left out."""
+    """Of training and validation, without compiling."""
 
 
 @dataclass
@@ -72,11 +72,11 @@ class TrainingState:
     random_state: dict[str, Any] = field(default_factory=capture_random_state)
     """The generators, as the next batch finds them."""
     partial: PartialEpoch | None = None
-    """The epoch at work; None between epochs."""
+    """The epoch in progress; None between epochs."""
 
     @property
     def num_batches(self) -> int:
-        """Batches done of the epoch at work."""
+        """Batches done of the epoch in progress."""
         return 0 if self.partial is None else len(self.partial.batch_losses)
 
 
@@ -109,23 +109,23 @@ def train_epoch(
     should_pause: Callable[[], bool] = lambda: False,
     report: Callable[[str], object] = lambda _: None,
 ) -> EpochLog | None:
-    """Train `state` in place to the end of its epoch, from its own random state, then look at the validation rows.
+    """Train `state` in place to the end of its epoch, from its own random state, then evaluate the validation rows.
 
-    Other threads that train wait for its end; those that load a model have the generators between two steps.
+    Other threads that train wait until it ends; those that load a model get the generators between two steps.
 
     Args:
         state: What is trained; left half-trained if this raises.
         loader: Batches `(B, F)` and `(B,)` in training order.
-        learning_rate: The learning rate of a step, counted from 0 over the whole run.
+        learning_rate: The learning rate of a step; steps are counted from 0 over the whole run.
         device: Where the model is.
         precision: `fp32` or `bf16`.
-        engine: `eager`, `compiled`, or `auto`, which turns from the one to the other.
-        accumulate_batches: Batches a step; each weighs by its rows, so that the gradient is that of one large batch.
+        engine: `eager`, `compiled`, or `auto`, which changes from the first to the second.
+        accumulate_batches: Batches per step; each is weighted by its rows, so that the gradient is that of one large batch.
         max_grad_norm: 2-norm that gradients are scaled down to; None does not clip.
         val_loader: Validation rows; None where there are none.
-        should_pause: Asked after every step, or call of compiled steps, but the epoch's last; when it says so, training stops
+        should_pause: Asked after every step, or call of compiled steps, but the epoch's last; if it returns True, training stops
             there. The same call goes on later, from this state or from a checkpoint of it, and gives the same bits.
-        report: Told how long compiling took.
+        report: Receives a line about how long compiling took.
 
     Returns:
         The epoch's log, or None if it was paused.
@@ -195,7 +195,7 @@ def check_deadline(deadline: float, epoch: int, num_batches: int) -> None:
     if time.monotonic() >= deadline:
         raise TrainingError(
             f"epoch {epoch}, batch {num_batches}: training.timeout_seconds have passed; "
-            "all that was trained is kept, and the same command goes on from there"
+            "everything trained so far is kept, and the same command continues from there"
         )
 
 
@@ -280,6 +280,6 @@ def _refuse_non_finite_weights(model: nn.Module, epoch: int) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise TrainingError(
-                f"epoch {epoch}, last batch: expected finite weights, found others in {name}; "
+                f"epoch {epoch}, last batch: expected finite weights, found infinite ones or NaN in {name}; "
                 "lower optimizer.lr or set training.max_grad_norm"
             )

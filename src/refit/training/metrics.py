@@ -1,4 +1,4 @@
-"""What is measured of a model, as it is kept and shown."""
+"""The metrics of a model, as they are kept and shown."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,10 +38,10 @@ class Metrics(BaseModel):
     """Rows by true class (first index) and predicted class (second index)."""
 
     def list_figures(self) -> dict[str, float | None]:
-        """The figures that people are shown, by their titles."""
+        """Return the figures that people are shown, by their titles."""
         return {title: getattr(self, name) for name, title in FIGURES.items()}
 
     def list_scores(self) -> dict[str, float | None]:
-        """The same with the mean log likelihood in place of the loss."""
+        """Return the same with the mean log likelihood in place of the loss."""
         scores = self.list_figures().items()
         return dict(("log likelihood", -self.loss) if title == "loss" else (title, figure) for title, figure in scores)

@@ -19,7 +19,7 @@ from refit.training.metrics import ClassMetrics, Metrics
 
 CALIBRATION_BINS = 15
 MIN_PROBABILITY = 0.01
-"""What a true class counts as in a log likelihood at least. With less, a single row could outweigh hundreds."""
+"""The least probability of a true class in a log likelihood. With less, a single row could outweigh hundreds."""
 
 Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
 Scores = NDArray[np.float64]
@@ -129,7 +129,7 @@ class Classification:
             )
         ]
         supports = confusion.sum(dim=1).tolist()
-        # One class after the other, which takes a class's memory, not that of all.
+        # One class after the other, which takes the memory of one class, not of all.
         areas = [
             classification.binary_auroc(probabilities[:, place], (target == place).long())
             for place in range(num_classes if all(supports) else 0)
@@ -177,9 +177,9 @@ def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score
 
 
 def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Score) -> Scores:
-    """Score each row as a model would that knows nothing but how many train rows each class has.
+    """Score each row by a model that knows nothing but how many train rows each class has.
 
-    For accuracy it gives all rows the largest class; else it takes the classes' shares, with one row more of each.
+    For accuracy it predicts the largest class for all rows; else the classes' shares, with one more row of each.
 
     Shape:
         classes: (N,); returns (N,).

@@ -20,12 +20,12 @@ def build_optimizer(settings: OptimizerSettings, parameters: Iterable[Tensor | d
     """Build the class of `torch.optim` whose name, in lower case, is that of the settings.
 
     Args:
-        settings: What the class has no option for must be 0.
+        settings: Those that the class has no option for must be 0.
         parameters: Tensors, or groups as PyTorch takes them, such as `{"params": tensors, "lr": 0.1, "weight_decay": 0.0}`.
-            The options of a group go before the settings.
+            The options of a group take precedence over the settings.
 
     Raises:
-        SettingsError: The class has no weight decay, and the settings have.
+        SettingsError: The settings ask for weight decay or momentum, and the class has none.
     """
     _leave_compiler_out()
     kind: Any = next(
@@ -76,7 +76,7 @@ def build_learning_rate(settings: OptimizerSettings, num_steps: int) -> Learning
 def _leave_compiler_out() -> None:
     """Keep optimizers from loading PyTorch's compiler, 70 MB in 0.7 seconds, only to tell it to leave them alone.
 
-    Nothing of ours compiles a method of an optimizer. With a PyTorch that knows no such mark, unlike 2.13, this does nothing.
+    Nothing of ours compiles a method of an optimizer. With a PyTorch that does not know this mark, unlike 2.13, this does nothing.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = inspect.unwrap(getattr(torch.optim.Optimizer, name))

@@ -62,13 +62,13 @@ def compute_gradients(
 class Steps:
     """Takes the steps of one epoch, which change the parameters of `model` and the state of `optimizer` in place.
 
-    This is the reference engine: one step a call, by plain autograd. Another is a subclass with its own `take`, or part of it.
+    This is the reference engine: one step a call, by plain autograd. Another is a subclass that overrides `take`, or part of it.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
-    """Of a step, counted from 0 over the whole run."""
+    """The rate of a step; steps are counted from 0 over the whole run."""
     loader: ShuffledLoader
     order: Tensor
     """The loader's rows in the order of training, `(N,)`."""
@@ -79,11 +79,11 @@ class Steps:
     engine: str
     """`eager`, `compiled` or `auto`."""
     accumulate_batches: int
-    """Batches a step."""
+    """Batches per step."""
     report: Callable[[str], object]
-    """Told what takes long."""
+    """Receives lines about what takes long."""
     lr: float = 0.0
-    """Of the last step."""
+    """The rate of the last step."""
     norm: Tensor | None = None
     """2-norm of the last gradient before it was clipped, if it was."""
     compile_seconds: float = 0.0
@@ -111,14 +111,14 @@ class Steps:
             if len(batches[-1][1]) > 1:
                 raise
             raise TrainingError(
-                f"epoch {self.epoch}, batch {end}: expected a model that trains on one row, as this batch has no more, "
-                f"found {error}; leave a last, shorter batch out by loader.drop_last, or change loader.batch_size"
+                f"epoch {self.epoch}, batch {end}: expected a model that can train on a single row, as in this batch, "
+                f"found {error}; leave out a shorter last batch with loader.drop_last, or change loader.batch_size"
             ) from error
         self.update()
         return Taken(losses, end - num_done, 1)
 
     def compute_gradients(self, batches: Sequence[Batch]) -> tuple[list[Tensor], Tensor | None]:
-        """As the function does, for the model."""
+        """Compute the gradients of the model, as the function of this name does."""
         return compute_gradients(self.model, [*self.model.parameters()], batches, **self.arithmetic)
 
     def update(self) -> None:
@@ -128,25 +128,25 @@ class Steps:
 
 
 def find_engine(name: str) -> type[Steps]:
-    """Find what takes the steps: the fast engines, or the reference where they are not there or PyTorch is of another version.
+    """Find the class that takes the steps: the fast engine, or the reference if that is missing or not tested with this PyTorch.
 
     Args:
         name: `eager`, `compiled` or `auto`.
 
     Raises:
-        SettingsError: `compiled` is asked for and cannot be had.
+        SettingsError: `compiled` is asked for, and there is no fast engine.
     """
     found = _find_fast()
     if isinstance(found, str):
         if name == "compiled":
-            raise SettingsError(f"compute.engine: expected what compiles steps, found {found}; use `eager` or `auto`")
+            raise SettingsError(f"compute.engine: expected an engine that compiles steps, found {found}; use `eager` or `auto`")
         return Steps
     return found
 
 
 @cache
 def _find_fast() -> type[Steps] | str:
-    """The fast engines, or why there are none."""
+    """The class of the fast engine, or why there is none."""
     try:
         engine = importlib.import_module(ENGINE)
     except ModuleNotFoundError as error:
@@ -154,8 +154,8 @@ def _find_fast() -> type[Steps] | str:
             raise
         return f"no package {ENGINE}"
     if torch.__version__.partition("+")[0] not in engine.TESTED_VERSIONS:
-        problem = f"PyTorch {torch.__version__}, where it was tested with {', '.join(engine.TESTED_VERSIONS)}"
-        warnings.warn(f"training by the reference engine, which is slower: found {problem}", stacklevel=2)
+        problem = f"PyTorch {torch.__version__}, while the fast engine was tested with {', '.join(engine.TESTED_VERSIONS)}"
+        warnings.warn(f"training with the reference engine, which is slower: found {problem}", stacklevel=2)
         return problem
     fast: type[Steps] = importlib.import_module(f"{ENGINE}.fast_steps").FastSteps
     return fast

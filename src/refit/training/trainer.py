@@ -1,4 +1,4 @@
-"""Trains by refs: each epoch from the checkpoint before it, and what comes of all of them. Knows no Prefect."""
+"""Trains by refs: each epoch starts from the checkpoint before it. Also chooses and evaluates the best. Knows no Prefect."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from refit.training.objective import build_objective
 
 Report = Callable[[str], object]
 TRIES = 3
-"""Times that the best epoch is trained while its checkpoint is lost or damaged each time."""
+"""How often the best epoch is trained if its checkpoint is lost or damaged each time."""
 
 _live: dict[str, loop.TrainingState] = {}
 """The state that is trained, under the checkpoint that it equals."""
@@ -46,12 +46,12 @@ def training_alone(on_wait: Callable[[], object] = lambda: None) -> Iterator[Non
 
 
 def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
-    """Raise SettingsError for settings of the training that need rows which the data set has not."""
+    """Raise SettingsError for training settings that need rows which the data set does not have."""
     if settings.training.patience is not None and "val" not in snapshot.splits:
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
     if settings.training.refit_on_all and len(snapshot.splits) == 1:
         raise SettingsError(
-            "training.refit_on_all: expected rows that training held back, found train rows alone;"
+            "training.refit_on_all: expected rows that training held back, found only train rows;"
             " set data.val or data.test, or drop it"
         )
 
@@ -71,7 +71,7 @@ def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: boo
 def open_loaders(
     ref: LoadersRef, url: str, device: torch.device = loaders.CPU
 ) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
-    """Return the loaders of the rows to train on and, where others are left, of the validation rows; the last made are kept."""
+    """Return the loaders of the rows to train on and, if others are left, of the validation rows; the last ones made are kept."""
     return _open_loaders(ref.model_dump_json(), url, device)
 
 
@@ -98,7 +98,7 @@ def start(
     Args:
         snapshot: The data set.
         settings: Of the run.
-        warn: Told what the model changes that no checkpoint holds.
+        warn: Receives a line about state of the model that no checkpoint holds.
         prepare: Changes the fresh state, such as its weights, for inputs and classes of this signature.
 
     Raises:
@@ -112,7 +112,7 @@ def start(
     if unkept:
         warn(
             f"model.factory: {settings.model.factory} changes {', '.join(unkept)} in training, which no checkpoint and no saved"
-            " version holds; if results depend on it, they will be others when a run goes on and when the model is loaded:"
+            " version holds; if results depend on it, they will differ when a run is resumed and when the model is loaded:"
             " make it a buffer"
         )
     if prepare is not None:
@@ -137,14 +137,14 @@ def train_epoch(
         checkpoint: The state after the epoch before.
         loaders_ref: What the loaders are made of.
         settings: Of the run.
-        report: Told of what takes long.
+        report: Receives lines about what takes long.
         deadline: When to stop, on the clock of `time.monotonic`.
 
     Raises:
-        TrainingError: A loss or weight is not finite, or the time is over.
+        TrainingError: A loss or weight is not finite, or the time is up.
     """
     store = Store(settings.store.url)
-    # Taken out: what a failed try leaves half-trained is never found again.
+    # Taken out, so that a state that a failed try leaves half-trained is never found again.
     state = _live.pop(_live_key(checkpoint, settings), None)
     partial = checkpoints.find_partial(key, store)
     if state is None or partial is not None:
@@ -228,13 +228,13 @@ class Fit:
         """Make the error for a best epoch whose checkpoint was lost each time."""
         path = self._store.location(self._store.object_path(self.best.checkpoint.digest))
         return StoreError(
-            f"checkpoint {path}: expected it whole after epoch {self.best.epoch}, found it damaged or gone {TRIES} times; "
-            "look at the disk and at what else removes files there, then run again"
+            f"checkpoint {path}: expected it to be whole after epoch {self.best.epoch}, found it damaged or gone {TRIES} times; "
+            "check the disk, and whether something else removes files there, then run again"
         )
 
     @property
     def is_over(self) -> bool:
-        """Whether no other epoch is to come."""
+        """Whether no further epoch is to come."""
         return len(self.epochs) == self._num_epochs or loop.has_lost_patience(self._val_losses, self._patience)
 
     @property

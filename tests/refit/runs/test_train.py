@@ -280,7 +280,7 @@ def test_a_best_checkpoint_that_is_lost_each_time_is_an_error(given, monkeypatch
         Path("refit-store", "objects", result.checkpoint.digest[:2], result.checkpoint.digest[2:]).unlink(missing_ok=True)
 
     monkeypatch.setattr(trainer.Fit, "add", lose)
-    with pytest.raises(StoreError, match=r"expected it whole after epoch \d, found it damaged or gone 3 times; look at the disk"):
+    with pytest.raises(StoreError, match=r"expected it to be whole after epoch \d, found it damaged or gone 3 times; check"):
         train(given)
 
 

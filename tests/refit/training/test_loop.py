@@ -206,7 +206,7 @@ def test_a_last_batch_of_one_row_that_the_model_cannot_take_names_the_setting():
     state = build_state()
     state.model = nn.Sequential(*state.model).insert(1, nn.BatchNorm1d(8))
     message = (
-        r"^epoch 1, batch 3: expected a model that trains on one row, .+ found Expected more than 1 value .+ loader\.drop_last"
+        r"^epoch 1, batch 3: expected a model that can train on a single row, .+ found Expected more than 1 .+ loader\.drop_last"
     )
     with pytest.raises(TrainingError, match=message):
         train_epoch(state, build_train_loader(*make_rows(9), 4, False), constant(0.1), device=CPU)
@@ -239,7 +239,7 @@ def test_the_batch_is_named_right_beyond_the_first_check(accumulate_batches):
 def test_weights_that_the_last_step_made_infinite_are_refused_by_name():
     x, y = make_rows(4)
     x *= 1e3
-    message = r"epoch 1, last batch: expected finite weights, found others in 0\.weight; lower optimizer\.lr"
+    message = r"epoch 1, last batch: expected finite weights, found infinite ones or NaN in 0\.weight; lower optimizer\.lr"
     with pytest.raises(TrainingError, match=message):
         train_epoch(build_state(), build_train_loader(x, y, 4, False), constant(3e38), device=CPU)
 
@@ -538,7 +538,7 @@ def test_the_clock_is_due_at_the_deadline_and_then_stops_the_run(clock):
     train_epoch(state, build_train_loader(*make_rows(12), 4, False), constant(0.1), device=CPU, should_pause=lambda: True)
     message = (
         r"epoch 1, batch 1: training\.timeout_seconds have passed; "
-        "all that was trained is kept, and the same command goes on from there"
+        "everything trained so far is kept, and the same command continues from there"
     )
     with pytest.raises(TrainingError, match=message):
         pauses.restart(state)

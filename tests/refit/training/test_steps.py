@@ -39,7 +39,7 @@ def train(state: TrainingState, engine: str = "eager") -> TrainingState:
 def test_without_the_package_of_faster_engines_the_reference_takes_all_steps(monkeypatch):
     monkeypatch.setattr(steps, "ENGINE", "refit.nothing")
     assert [find_engine(name) for name in ("eager", "auto")] == [Steps, Steps]
-    message = r"compute\.engine: expected what compiles steps, found no package refit\.nothing; use `eager` or `auto`"
+    message = r"compute\.engine: expected an engine that compiles steps, found no package refit\.nothing; use `eager` or `auto`"
     with pytest.raises(SettingsError, match=message):
         find_engine("compiled")
 
@@ -60,11 +60,11 @@ def test_another_pytorch_goes_on_by_the_reference_after_one_warning_with_the_bit
         load_state(begun, state := build_state(), store)
         return save_state(train(state, engine), store)
 
-    message = rf"training by the reference engine, which is slower: found PyTorch {re.escape(version)}, where it was tested with "
+    message = rf"training with the reference engine, which is slower: found PyTorch {re.escape(version)}, while .* was tested with "
     with pytest.warns(UserWarning, match=message) as told:
         found = [go_on(engine) for engine in ("eager", "auto")]
     assert len(told) == 1
     assert find_engine("auto") is Steps
     assert found == [expected, expected]
-    with pytest.raises(SettingsError, match=r"compute\.engine: expected what compiles steps, found PyTorch"):
+    with pytest.raises(SettingsError, match=r"compute\.engine: expected an engine that compiles steps, found PyTorch"):
         find_engine("compiled")
