@@ -1,4 +1,4 @@
-"""All that exists for speed alone. Without this folder, everything works as well, more slowly."""
+"""All that exists for speed alone. Without this folder, everything still works, but more slowly."""
 
 TESTED_VERSIONS = ("2.13.0",)
-"""Of PyTorch. With any other the reference engine takes the steps, as these here rest on how PyTorch is made inside."""
+"""Versions of PyTorch. With any other, the reference engine takes the steps, as this one relies on PyTorch's internals."""

@@ -1,4 +1,4 @@
-"""Steps compiled whole: traced, then one call into machine code each time."""
+"""Compiles whole steps: they are traced once, and then each call runs machine code."""
 
 import copy
 import math
@@ -34,30 +34,30 @@ Program = Callable[[Batch, Sequence[float]], Sequence[Tensor]]
 """Trains on the rows of several steps, each at its learning rate, and returns one vector, the mean loss of each batch."""
 
 LONGEST_WAIT = 200_000
-"""Steps that `auto` takes as they stand, if each is next to nothing."""
+"""Steps that `auto` takes uncompiled, if they are tiny."""
 HALF_WAIT = 1_250_000
-"""Rows times parameters of a step on the CPU, of which `auto` takes half as many."""
+"""Rows times parameters of a step on the CPU; of such steps, `auto` takes half as many uncompiled."""
 SMALL_STEP = 2_000_000
-"""Rows times parameters. A step below takes less than 100 µs, and calling a program and gathering rows would be half of it."""
+"""Rows times parameters. A smaller step takes less than 100 µs, half of which would go to calling a program and gathering rows."""
 MEDIUM_STEP = 8_000_000
-"""From here on, calling a program is next to nothing of a step."""
+"""From here on, calling a program takes a negligible part of a step."""
 TRIAL_LR = 0.01
 """Learning rate of the steps by which machine code is compared with PyTorch's operations."""
 TRIES = 5
-"""Traces of a step until it counts as one that draws: another thread may draw meanwhile."""
+"""Traces of a step until it counts as one that draws random numbers: another thread may draw meanwhile."""
 
 _steps: WeakKeyDictionary[nn.Module, dict[str, Program]] = WeakKeyDictionary()
 _uncompilable: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def count_steps_before(engine: str, parameters: Sequence[Tensor], num_rows: int) -> float:
-    """How many steps on so many rows, counted over the whole run, are taken as they stand: none if `compiled`, all if `eager`.
+    """How many steps on so many rows, counted over the whole run, are taken uncompiled: none if `compiled`, all if `eager`.
 
-    `auto` compiles once that would have saved the ten seconds or so that it takes: a run that has come so far is likely to go on as
-    long. On the CPU a compiled step saves 50 µs, and 40 ps for each row times parameter (measured: 56 µs of 66 with 48 thousand of
-    them, 0.2 ms of 0.3 with 3 million, 3 ms of 6 with 86 million, 50 ms of 98 with 2 billion), so that `auto` turns after 200,000
-    steps or fewer, of the largest of these after 130; on a GPU after 50,000, not measured. The time that a step takes and
-    `training.num_epochs` have no say: bits would depend on a measurement, or a longer run could not go on where a shorter ended.
+    `auto` compiles once compiling would have saved the ten seconds or so that it takes: a run that has come so far is likely to go
+    on as long. On the CPU a compiled step saves 50 µs, and 40 ps for each row times parameter (measured: 56 µs of 66 with 48
+    thousand of them, 0.2 ms of 0.3 with 3 million, 3 ms of 6 with 86 million, 50 ms of 98 with 2 billion). So `auto` compiles after
+    200,000 steps or fewer, for the largest of these after 130; on a GPU after 50,000 (not measured). It ignores how long a step
+    takes, and `training.num_epochs`: bits would depend on a measurement, or a longer run could not go on where a shorter one ended.
     """
     if engine != "auto":
         return 0 if engine == "compiled" else math.inf
@@ -66,7 +66,7 @@ def count_steps_before(engine: str, parameters: Sequence[Tensor], num_rows: int)
 
 
 def can_compile(engine: str, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the next step can be compiled: none before the optimizer has the state of its first; `auto` tries each once."""
+    """Whether the next step can be compiled: not before the first step has made the optimizer's state; `auto` tries only once."""
     is_left_out = engine == "auto" and optimizer in _uncompilable
     return not is_left_out and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
 
@@ -74,7 +74,7 @@ def can_compile(engine: str, optimizer: torch.optim.Optimizer) -> bool:
 def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int) -> int:
     """How many steps of so many rows one call of a compiled program takes: on the CPU 4 small ones or 2 medium ones, else 1.
 
-    As an epoch's last steps that fill no call are eager, more a call may take longer.
+    With more steps a call, an epoch may take longer, as its last steps that do not fill a call are eager.
     """
     size = _measure(parameters, num_rows)
     if not parameters[0].is_cpu or size >= MEDIUM_STEP:
@@ -88,7 +88,7 @@ def _measure(parameters: Sequence[Tensor], num_rows: int) -> int:
 
 
 def _choose_context(parameters: Sequence[Tensor], num_rows: int) -> Callable[[], AbstractContextManager[None]]:
-    """What a step on so many rows runs in; threads of a small one would wait for one another longer than they compute."""
+    """Choose the context of a step on so many rows: one thread if it is small, as threads would wait longer than they compute."""
     is_small = parameters[0].is_cpu and _measure(parameters, num_rows) < SMALL_STEP
     return computing_on_one_thread if is_small else nullcontext
 
@@ -105,25 +105,25 @@ def compile_steps(
 ) -> Program | None:
     """Compile `num_steps` steps that train `model` on rows of these shapes, if they are not compiled yet.
 
-    What is compiled are the steps that run otherwise, traced: gradients and the update rule, dropout's draws from the global
-    generator included. A call costs about 2 µs, where one by `torch.compile` costs 40.
+    The steps that run otherwise are traced: gradients and the update rule, including dropout's draws from the global generator. A
+    call costs about 2 µs, while one by `torch.compile` costs 40.
 
     Args:
-        engine: `compiled`, or `auto`, which does without where the model cannot be compiled.
+        engine: `compiled`, or `auto`, which goes on without compiling if the model cannot be compiled.
         model: Its parameters and buffers are changed in place.
         optimizer: Its state is changed in place.
-        rows: Of all steps.
-        num_steps: Each on as many of the rows as the others.
+        rows: The rows of all steps.
+        num_steps: The number of steps; each takes the same number of rows.
         batch_size: Rows of a batch; a step on more of them accumulates gradients.
         compute: `compute_gradients` with its options.
-        report: Told how long compiling took, or why it failed.
+        report: Receives a line about how long compiling took, or why it failed.
 
     Returns:
-        The steps, or None if `auto` does without.
+        The steps, or None if `auto` goes on without compiling.
 
     Raises:
-        SettingsError: The optimizer is not known, the model cannot be traced or compiled, or its compiled steps compute something
-            else.
+        SettingsError: The optimizer is not supported, the model cannot be traced or compiled, or its compiled steps give other
+            results.
         OSError: The compiler's folder cannot be written.
     """
     try:
@@ -183,7 +183,7 @@ def _find_program(
 
 
 def _refuse_unknown(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise SettingsError for an optimizer whose steps would be others when they are compiled."""
+    """Raise SettingsError for an optimizer whose compiled steps would give other results."""
     unknown = find_unknown(optimizer)
     if unknown is None and {*map(id, optimizer.param_groups[0]["params"])} != {*map(id, model.parameters())}:
         unknown = f"{type(optimizer).__name__} of some of the model's parameters"
@@ -219,7 +219,7 @@ def _train(
 
 
 def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
-    """Arguments that do not depend on how training stands, and do not enlarge rounding, as those of Adam's first steps would."""
+    """Arguments that do not depend on the state of training, and do not amplify rounding as those of Adam's first steps would."""
     seed_everything(0)
     (parameters, buffers, states, rates), (x, y) = fixed, rows
     steady = {"step": 1e4, "exp_avg_sq": 1e-4}
@@ -229,10 +229,10 @@ def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
 
 
 def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:
-    """Write down the operations of steps, without running them.
+    """Trace the operations of steps, without running them.
 
     Raises:
-        SettingsError: They cannot be written down, or would be others the next time.
+        SettingsError: They cannot be traced, or would differ the next time.
     """
     for _ in range(TRIES):
         try:
@@ -248,11 +248,11 @@ def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments
             break
         if _read_generators() == generators:
             return graph
-    raise refusal("one that keeps what is no buffer from call to call, or draws from Python's or numpy's generator")
+    raise refusal("one that changes state other than buffers from call to call, or draws from Python's or NumPy's generator")
 
 
 def _read_attributes(model: nn.Module) -> object:
-    """What a forward pass may change besides buffers; what it decides by that, it would decide once, when it is traced."""
+    """Read what a forward pass may change besides buffers; a decision that depends on it would be made once, in the trace."""
     plain = (bool, int, float, str, tuple, type(None))
     return [
         (name, id(value) if isinstance(value, Tensor) else value)
@@ -263,7 +263,7 @@ def _read_attributes(model: nn.Module) -> object:
 
 
 def _read_generators() -> object:
-    """What draws change, in this thread or in another."""
+    """Read the state that draws of Python and NumPy change, in this thread or in another."""
     return random.getstate(), str(np.random.get_state())
 
 
@@ -284,7 +284,7 @@ def _changes_constants(graph: GraphModule) -> bool:
 
 
 def _move_state(state: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Bring the state of one parameter to its device, where Adam's count of steps as a rule is not; in place."""
+    """Move the state of one parameter to its device, in place; Adam's count of steps is usually elsewhere."""
     for name, tensor in state.items():
         state[name] = tensor.to(device)
     return dict(state)

@@ -1,4 +1,4 @@
-"""Faster steps: gradients and updates by fewer calls with the same bits, or several steps a call in compiled code."""
+"""Faster steps: gradients and updates in fewer calls with the same bits, or compiled code with several steps per call."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class FastSteps(Steps):
         self._program: Program | None = None
 
     def compute_gradients(self, batches: Sequence[Batch]) -> tuple[list[Tensor], Tensor | None]:
-        """Compute them by hand where that has the bits of autograd."""
+        """Compute gradients without autograd where that gives its bits."""
         if self._backpropagate is None:
             return compute_gradients(self.model, self._parameters, batches, **self.arithmetic)
         return backpropagate_all(self._backpropagate, self._parameters, batches, self.arithmetic["max_grad_norm"])
@@ -46,7 +46,7 @@ class FastSteps(Steps):
             self._update(self.lr)
 
     def take(self, num_done: int, step: int) -> Taken:
-        """Take the next step, or as many as a compiled call takes; the epoch's last is never compiled, for its gradient's sake.
+        """Take the next step, or as many as a compiled call takes; the epoch's last is never compiled, as its gradient is logged.
 
         Args:
             num_done: Batches of the epoch before it.
@@ -56,7 +56,7 @@ class FastSteps(Steps):
             TrainingError: The model cannot train on a last batch of one row.
             SettingsError: The model or the optimizer cannot be compiled.
         """
-        # Where calls begin must not depend on pauses. The last batch, which may be short, is in none.
+        # The step at which a call begins must not depend on pauses. The last batch, which may be short, is in no call.
         is_call = num_done % self._num_batches_a_call == 0 and num_done + self._num_batches_a_call < self.num_batches
         if is_call and step >= self._num_steps_before and can_compile(self.engine, self.optimizer):
             taken = self._take_compiled(num_done, step)
@@ -65,7 +65,7 @@ class FastSteps(Steps):
         return super().take(num_done, step)
 
     def _take_compiled(self, num_done: int, step: int) -> Taken | None:
-        """A call of compiled steps, or None if `auto` does without."""
+        """Take a call of compiled steps; return None if `auto` goes on without compiling."""
         lrs = [self.learning_rate(step + number) for number in range(self._num_steps_a_call)]
         if self._rows is None:
             group_size, num_groups = self._num_batches_a_call * self.batch_size, CALLS_A_GATHER if self._num_steps_a_call > 1 else 1

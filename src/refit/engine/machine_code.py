@@ -21,33 +21,33 @@ from refit.runtime.randomness import seed_everything
 Program = Callable[[list[Tensor]], Sequence[Tensor]]
 """Takes all tensors of its steps, changes parameters, buffers and optimizer state in place, and returns the losses."""
 
-# Without its patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13), and with PyTorch's own draws.
+# Without Inductor's patterns, one of which drops the `alpha` of a sum with a matrix product (PyTorch 2.13); with PyTorch's draws.
 OPTIONS: dict[str, Any] = {"pattern_matcher": False, "fallback_random": True}
 
 FP32_TOLERANCE = 1e-3
-"""By how much, relative to its length, an update may differ when it is compiled; losses by a tenth of it.
+"""How much an update may differ when it is compiled, relative to its length; losses may differ by a tenth of it.
 
-Sums in another order make it 1e-7 to 1e-5 (measured, from 2 inputs and 2 rows to 784 and 1,024, and six layers of 512 units), and
-3e-5 where the update is next to nothing.
+Sums in another order cause 1e-7 to 1e-5 (measured, from 2 inputs and 2 rows to 784 and 1,024, and six layers of 512 units), and
+3e-5 where the update is tiny.
 """
 BF16_TOLERANCE = 5e-2
-"""The same where numbers of 8 bits take part: rounded at other places, they make it up to 1e-2, and losses 7e-4."""
+"""The same where numbers of 8 binary digits take part: rounding at other places causes up to 1e-2, and 7e-4 in losses."""
 TRIALS = 3
-"""With other numbers, until one agrees."""
+"""Trials with other numbers each, until one agrees."""
 
 
 def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
-    """Load the program of a graph from PyTorch's cache folder; where it is not there, compile it first.
+    """Load the program of a graph from PyTorch's cache folder; if it is not there, compile it first.
 
     Args:
         graph: What it computes.
         arguments: Of the graph, the parameters first; left as they are.
 
     Raises:
-        SettingsError: The graph cannot be compiled, or computes something else when it is.
-        OSError: The folder cannot be written, which may pass.
+        SettingsError: The graph cannot be compiled, or gives other results when it is.
+        OSError: The folder cannot be written, which may be temporary.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # loads the compiler, for those who compile alone
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, as it loads the compiler, which few need
 
     options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": list_functions()}
     folder = Path(cache_dir()) / "refit"
@@ -60,7 +60,7 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
                 exported = torch.export.export(graph, arguments)
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
             unfinished.replace(path)
-        # The package itself would flatten its arguments anew in every call.
+        # The package itself would flatten its arguments again in every call.
         program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
         is_right = _is_right(program, graph, arguments)
     except Exception as error:
@@ -69,15 +69,15 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
             raise
         raise refusal(error) from error
     if not is_right:
-        raise refusal("one whose losses or weights become others when it is compiled, by a fault of PyTorch's compiler")
+        raise refusal("one whose losses or weights differ when it is compiled, through a fault of PyTorch's compiler")
     return program
 
 
 def _is_right(program: Program, graph: GraphModule, arguments: tuple[Any, ...]) -> bool:
-    """Whether the steps, on copies, do the same compiled as they stand, up to rounding.
+    """Whether compiled and uncompiled steps, on copies, do the same up to rounding.
 
-    One trial that agrees is enough: where rounding takes a number across the kink of a ReLU, an update differs by more than
-    rounding, but not for other numbers. What a compiler does wrong, it does wrong for all.
+    One trial that agrees is enough: if rounding takes a number across the kink of a ReLU, an update differs by more than rounding,
+    but not with other numbers. A fault of the compiler shows with all numbers.
     """
     has_few_digits = torch.get_float32_matmul_precision() != "highest" or any(
         isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
@@ -89,7 +89,7 @@ def _is_right(program: Program, graph: GraphModule, arguments: tuple[Any, ...]) 
 
 
 def _agrees(program: Program, graph: GraphModule, arguments: tuple[Any, ...], trial: int, tolerance: float) -> bool:
-    """Whether losses and the change of all parameters, each as a vector, differ by no more than these shares of their length."""
+    """Whether losses and the change of all parameters, each as a vector, differ by no more than the tolerance of their length."""
     results, num_parameters = [], len(tree_leaves(arguments[0]))
     for run in (program, lambda tensors: graph(*tree_unflatten(tensors, tree_structure(arguments)))):
         seed_everything(trial)
@@ -112,7 +112,7 @@ def _vary(tensor: Tensor) -> Tensor:
 
 
 def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
-    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which holds the places of all that it changes."""
+    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which keeps the addresses of all that it changes."""
     for tensor in tree_leaves(arguments[:-2]):
         torch._dynamo.mark_static_address(tensor)
     compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})

@@ -1,4 +1,4 @@
-"""What is compiled in place of some of PyTorch's operations, as it takes less time."""
+"""Faster replacements for some of PyTorch's operations in compiled steps."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,7 +12,7 @@ MEAN, NO_CLASS = 1, -100
 
 
 def write_out(x: Tensor) -> Tensor:
-    """Have Inductor keep `x` in memory, row by row; else it may lay columns out, or compute `x` anew wherever it is read."""
+    """Have Inductor keep `x` in memory, row by row; else it may store it by columns, or compute it again wherever it is read."""
     x = x.contiguous()
     return x.as_strided(x.shape, x.stride())
 
@@ -39,7 +39,7 @@ def _allocate_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """A linear layer whose bias goes into the loop of what follows; PyTorch's own copies it first, which costs small ones 1 µs."""
+    """A linear layer whose bias is added in the loop of what follows; PyTorch's own copies it first, 1 µs of a small layer."""
     is_plain = beta == alpha == 1 and x.is_cpu and x.dtype == torch.float32
     return x.mm(weight) + bias if is_plain else NotImplemented
 
@@ -51,7 +51,7 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _average_loss(log_shares: Tensor, y: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    """The loss of a batch and its rows, without the classes to ignore that PyTorch looks for: there are none."""
+    """The loss of a batch and its number of rows; PyTorch's own looks for ignored classes, of which there are none."""
     is_plain = _is_plain_mean(log_shares, *options)
     return (-log_shares.gather(1, y.unsqueeze(1)).mean(), log_shares.new_full((), len(y))) if is_plain else NotImplemented
 
@@ -70,8 +70,8 @@ def _is_plain_mean(log_shares: Tensor, weight: Tensor | None, reduction: int, ig
 
 
 def _draw_mask(x: Tensor, p: float = 0.5, **_: object) -> Tensor:
-    """The draws of dropout, by an operation that writes to no input; those that do, Inductor may move behind their readers."""
-    is_plain = x.is_cpu and p < 1  # others are not drawn
+    """Dropout's draws, by an operation that writes to no input; Inductor may move one that does behind its readers."""
+    is_plain = x.is_cpu and p < 1  # p = 1 draws nothing
     return x.copy_(torch.ops.aten.native_dropout.default(x, 1 - p, True)[1]) if is_plain else NotImplemented
 
 
@@ -82,7 +82,7 @@ LIGHTER: dict[OpOverload, Callable[..., object]] = {
     torch.ops.aten.nll_loss_backward.default: _spread_gradient,
     torch.ops.aten.bernoulli_.float: _draw_mask,
 }
-"""What is compiled in place of PyTorch's operations, where it is not `NotImplemented`."""
+"""Replacements for PyTorch's operations, used unless they return `NotImplemented`."""
 
 MULTIPLY = r"""
 "C++" {
@@ -127,8 +127,8 @@ extern "C" inline AOTITorchError aoti_torch_cpu_multiply_blocks(
   return AOTI_TORCH_SUCCESS;
 }
 """
-"""C++ of `multiply_blocks`, by oneDNN's kernels for blocks of matrices, as the function that Inductor has called.
+"""C++ of `multiply_blocks`, by oneDNN's kernels for blocks of matrices, as the function that Inductor calls.
 
-Its kernels take 0.1 µs to begin; PyTorch's `mm` by MKL takes 0.5, and by oneDNN as a whole 10. MKL, PyTorch's choice, also leaves
-AVX-512 to Intel's processors. Inductor puts the text between `extern` and `;` before a program: hence how it begins and ends.
+These kernels take 0.1 µs to begin. PyTorch's `mm` takes 0.5 by MKL, and 10 by oneDNN as a whole. MKL, PyTorch's choice, also uses
+AVX-512 on Intel's processors only. Inductor puts the text between `extern` and `;` before a program: hence its first and last line.
 """

@@ -1,9 +1,10 @@
-"""How parameters move by their gradients, with the bits of `step` of PyTorch's optimizers.
+"""Updates of parameters by their gradients, with the bits of `step` of PyTorch's optimizers.
 
-By their functional form, without what `step` adds in every call, such as hooks and the collection of state; plain SGD, and Adam on
-the CPU, by the same arithmetic in fewer calls. PyTorch's other implementations, measured with 2.13 on the CPU: `foreach=True` gives
-the same bits in no less time; `fused` gives the same in SGD without momentum, in no less time, and others in SGD with momentum,
-Adam and AdamW, where it takes the processor's square root, and the others MKL's, whose last bit is another on some processors.
+They use the optimizers' functional form, without what `step` adds in every call, such as hooks and the collection of state. Plain
+SGD, and Adam on the CPU, do the same arithmetic in fewer calls. PyTorch's other implementations were measured with 2.13 on the CPU:
+`foreach=True` gives the same bits in no less time. `fused` does so, too, in SGD without momentum; in SGD with momentum, Adam and
+AdamW it gives other bits, as it uses the processor's square root, and the others use MKL's, whose last bit differs on some
+processors.
 """
 
 import inspect
@@ -25,7 +26,7 @@ OptimizerState = dict[str, list[Tensor]]
 UpdateRule = Callable[[list[Tensor], list[Tensor], OptimizerState, float | Tensor], None]
 """Changes parameters and state in place, by gradients and the learning rate."""
 Change = Callable[[list[Tensor], float], None]
-"""The same of known parameters and state."""
+"""The same for parameters and state that are known already."""
 
 KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 KNOWN_OPTIONS = {
@@ -33,7 +34,7 @@ KNOWN_OPTIONS = {
     *("momentum", "dampening", "nesterov"),
     *("betas", "eps", "decoupled_weight_decay"),
 }
-"""Of a group; others must be false."""
+"""Options of a group; others must be false."""
 
 BLOCK = 98_304
 """Elements that Adam changes at a time, on each thread: with gradients and state they fit into two megabytes of a core's cache."""
@@ -42,7 +43,7 @@ LONGEST_COPY = 32_768
 
 
 def find_unknown(optimizer: torch.optim.Optimizer) -> str | None:
-    """Say what these updates do not know of an optimizer, or None if they have its bits."""
+    """Say what these updates do not support of an optimizer, or None if they give its bits."""
     name, groups = type(optimizer).__name__, optimizer.param_groups
     if type(optimizer) not in KNOWN:
         return name
@@ -53,10 +54,10 @@ def find_unknown(optimizer: torch.optim.Optimizer) -> str | None:
 
 
 def build_update(optimizer: torch.optim.Optimizer, may_rearrange: bool) -> Callable[[float], None] | None:
-    """Build what changes the optimizer's parameters by their gradients, as a function of the learning rate.
+    """Build the function that changes the optimizer's parameters by their gradients, given the learning rate.
 
     Args:
-        optimizer: For one that is not known, there is None.
+        optimizer: For one that is not supported, None is returned.
         may_rearrange: Whether Adam may change parameters on the CPU in blocks, and make its state views of vectors.
     """
     if find_unknown(optimizer) is not None:
@@ -99,7 +100,7 @@ def build_update_rule(optimizer: torch.optim.Optimizer) -> UpdateRule:
     options = optimizer.param_groups[0]
     names = ("weight_decay", "maximize", "dampening", "momentum", "nesterov", "amsgrad", "eps", "decoupled_weight_decay")
     chosen = {name: options[name] for name in names if name in options}
-    # What PyTorch would choose on the CPU too, but anew in every step.
+    # What PyTorch would choose on the CPU too, but again in every step.
     chosen["foreach"] = False if options["params"][0].is_cpu else None
     if isinstance(optimizer, torch.optim.SGD):
         return partial(_apply_sgd, **chosen)
@@ -108,7 +109,7 @@ def build_update_rule(optimizer: torch.optim.Optimizer) -> UpdateRule:
 
 
 def find_state(optimizer: torch.optim.Optimizer) -> OptimizerState | None:
-    """Return the live state of the optimizer's parameters, or None while one has none: it comes with its first gradient."""
+    """Return the live state of the optimizer's parameters, or None while a parameter has none: its first gradient makes it."""
     if isinstance(optimizer, torch.optim.SGD):
         names = ["momentum_buffer"] if optimizer.param_groups[0]["momentum"] else []
     else:
@@ -143,7 +144,7 @@ def _apply_adam(
 def _compute_adam(
     parameter: Tensor, gradient: Tensor, average: Tensor, square: Tensor, step: Tensor, lr: Tensor, **options: Any
 ) -> None:
-    """Adam and AdamW to be compiled: PyTorch's would compute its powers anew for every 16 elements, 4 % of a small step's time."""
+    """Adam and AdamW to be compiled: PyTorch's would compute its powers again for every 16 elements, 4 % of a small step's time."""
     step.add_(1)
     # 1 - beta**step, which in fp32 would have lost digits in the first steps.
     correction1, correction2 = -torch.expm1(step * math.log(options["beta1"])), -torch.expm1(step * math.log(options["beta2"]))
@@ -191,8 +192,8 @@ def _build_adam(optimizer: torch.optim.Optimizer, weights: list[Tensor], state: 
 def _change_in_blocks(weights: list[Tensor], averages: Tensor, squares: Tensor, steps: Tensor, group: dict[str, Any]) -> Change:
     """The arithmetic of Adam and AdamW in PyTorch's order, a block of all weights at a time, in fewer passes over memory.
 
-    All operations go by element, so that the bits are the same: in 100 µs instead of 280 on six parameters of 11,000 numbers, as
-    measured in a step.
+    All operations are elementwise, so that the bits are the same. On six parameters of 11,000 numbers, this takes 100 µs instead of
+    280 (measured in a step).
 
     Source: `torch.optim.adam._single_tensor_adam`, PyTorch 2.13.
     """

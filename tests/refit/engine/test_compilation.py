@@ -342,7 +342,7 @@ def test_dropout_is_drawn_before_it_is_used_and_a_program_that_computes_somethin
 
     (path,) = set(folder.glob("*")) - before
     monkeypatch.setattr(machine_code, "_digest", lambda *_: path.stem)
-    with pytest.raises(SettingsError, match="found one whose losses or weights become others when it is compiled"):
+    with pytest.raises(SettingsError, match="found one whose losses or weights differ when it is compiled"):
         train(build_state(Sharper, name="sgd", lr=0.1), accumulate_batches=1, max_grad_norm=None)
     options = runpy.run_path(machine_code.__file__)["OPTIONS"]
     assert options == machine_code.OPTIONS  # compiling has changed none, so that the next program is named by the same
