@@ -45,12 +45,24 @@ def digest_code(modules: Iterable[str]) -> dict[str, str]:
 
     The module of a definition does not count, so that moved code keeps its digests.
     """
-    folder, digests = Path(__file__).parent, dict[str, list[str]]()
+    digests = dict[str, list[str]]()
     for module in modules:  # they are read, not imported, which would import torch
-        path = folder.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        path = _find_own(module)
         for name, digest in _digest_definitions(path.read_bytes(), str(path)):
             digests.setdefault(f"code.{name}", []).append(digest)
     return {name: found[0] if len(found) == 1 else _hash(" ".join(sorted(found))) for name, found in sorted(digests.items())}
+
+
+def list_modules(module: str) -> list[str]:
+    """List a module of Refit and, at any depth, those of the same room that it imports; none if there is no file of it."""
+    room, found, pending = module.rpartition(".")[0], set[str](), [module]
+    while pending:
+        name = pending.pop()
+        path = _find_own(name)
+        if name not in found and name.startswith(f"{room}.") and path.is_file():
+            found.add(name)
+            pending += _list_imports(path.read_bytes(), name, is_package=False)
+    return sorted(found)
 
 
 def digest_user_code(factory: str | None) -> dict[str, str]:
@@ -89,6 +101,11 @@ def digest_user_code(factory: str | None) -> dict[str, str]:
             )
         pending.append(name.rpartition(".")[0] or name)
     return {**digests, **versions}
+
+
+def _find_own(module: str) -> Path:
+    """Where a module of Refit is."""
+    return Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 def _locate(module: str) -> Path | None:

@@ -11,15 +11,11 @@ from torch import Tensor, nn
 from refit.code import digest_user_code, importing_from_here
 from refit.data.signature import Signature
 from refit.errors import SettingsError
-from refit.models.mlp import build_mlp
+from refit.models.architectures import find_architecture
 from refit.runtime.devices import putting_defaults_back
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
 
-ARCHITECTURES: dict[str, Callable[[Signature, ModelSettings], nn.Module]] = {
-    "mlp": build_mlp,
-}
-"""What builds a network, by the names that `model.architecture` can have."""
 _imported: dict[str, str] = {}
 """The modules of users that this process has imported, with their digests at that time."""
 
@@ -48,16 +44,6 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
             ) from error
         _check_shape(model, settings.factory, signature, "signature." if len(given) == 1 else "")
     return model
-
-
-def find_architecture(name: str) -> Callable[[Signature, ModelSettings], nn.Module]:
-    """Find the function that builds the network of this name; raises SettingsError if there is none."""
-    if name not in ARCHITECTURES:
-        raise SettingsError(
-            f"model.architecture: expected one of {', '.join(ARCHITECTURES)}, found {name!r}; for a network of your own, set"
-            " model.factory"
-        )
-    return ARCHITECTURES[name]
 
 
 def build_for_weights(settings: ModelSettings, signature: Signature) -> nn.Module:

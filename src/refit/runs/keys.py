@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 import refit
-from refit.code import digest_code, digest_user_code
+from refit.code import digest_code, digest_user_code, list_modules
 from refit.settings import Settings, walk_settings
 
 TABLES = (
@@ -29,10 +29,9 @@ DATA_CODE = (
     *(f"refit.tables.{name}" for name in TABLES),
     *(f"refit.data.{name}" for name in ("examples", "identities", "signature", "splits")),
 )
-MODEL_CODE = tuple(f"refit.models.{path.stem}" for path in sorted(PACKAGE.glob("models/[!_]*.py")) if path.stem != "contract")
 EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("loaders", "signature")),
-    *MODEL_CODE,
+    "refit.models.building",
     *(f"refit.runtime.{name}" for name in ("devices", "randomness")),
     *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
 )
@@ -147,7 +146,8 @@ def write_recipe(
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     versions = {name: version(name) for name in ("polars", "numpy")}
     dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
-    more_code = [] if first_weights is None else ["refit.serving.warm_start"]
+    network = [] if settings.model.factory else list_modules(f"refit.models.{settings.model.architecture}")
+    more_code = network if first_weights is None else [*network, "refit.serving.warm_start"]
     start = {
         **digest_user_code(settings.model.factory),
         "data set": dataset.key,

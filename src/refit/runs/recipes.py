@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from refit.errors import StoreError
-from refit.models import building
+from refit.models import architectures, building
 from refit.refs import DatasetRef, EpochResult
 from refit.runs.keys import Recipe, Stage, write_recipe
 from refit.runs.results import find_last_epoch, load_usable_result, result_path
@@ -70,7 +70,7 @@ def build_recipe(
     processor = devices.describe_processor(devices.check_compute(settings.compute), devices.choose_num_threads(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
     if settings.model.factory is None:
-        building.find_architecture(settings.model.architecture)
+        architectures.find_architecture(settings.model.architecture)
     else:
         building.import_anew(settings.model.factory)
     return write_recipe(settings, *digests, processor, first_weights)

@@ -21,7 +21,7 @@ ADDED = {
     "from refit.models.mlp import build_mlp\n": "from refit.models.resnet import build_resnet\n",
     '    "mlp": build_mlp,\n': '    "resnet": build_resnet,\n',
 }
-"""To `refit/models/building.py`: a line of it, and what comes after."""
+"""To `refit/models/architectures.py`: a line of it, and what comes after."""
 SCRIPT = """
 import json, sys
 from test_worked_example import export, try_out
@@ -89,11 +89,11 @@ def test_a_file_and_an_entry_add_an_architecture(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     models = tmp_path / "code" / "refit" / "models"
     shutil.copy(RESNET, models)
-    text = (models / "building.py").read_text()
+    text = (models / "architectures.py").read_text()
     for line, added in ADDED.items():
         assert text.count(line) == 1
         text = text.replace(line, line + added)
-    (models / "building.py").write_text(text)
+    (models / "architectures.py").write_text(text)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'code'}:{Path(__file__).parent}"}
     done = [subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True, stdout=subprocess.PIPE) for _ in range(2)]
     check(*(json.loads(process.stdout) for process in done))

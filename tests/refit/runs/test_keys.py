@@ -1,12 +1,17 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import grimp
 import pytest
 from pydantic import ValidationError
 
+import refit
+from refit import code
+from refit.models.architectures import ARCHITECTURES
 from refit.runs import keys
 from refit.runs.keys import Recipe, digest_json, write_recipe
 from refit.settings import resolve_settings, walk_settings
@@ -19,7 +24,10 @@ WITHOUT_A_SAY = {
     for name in (
         "code",
         "errors",
+        "models.architectures",
+        "models.mlp",  # of that network alone
         "refs",
+        "runtime.forks",
         "runtime.interruption",
         "runtime.limits",
         "settings",
@@ -302,6 +310,23 @@ def test_the_code_that_computes_a_step_is_an_ingredient_of_it():
         (recipe.evaluation("val", 1), "evaluate"),
     ]:
         assert f"code.{definition}" in step.ingredients
+
+
+def test_of_the_architectures_only_the_one_that_is_trained_is_an_ingredient(tmp_path, monkeypatch):
+    """With what it imports of its room; another one beside it changes nothing."""
+    package = Path(shutil.copytree(Path(refit.__file__).parent, tmp_path / "refit", ignore=shutil.ignore_patterns("__pycache__")))
+    monkeypatch.setattr(code, "__file__", str(package / "code.py"))
+    models = package / "models"
+    (models / "layers.py").write_text("WIDTH = 8\n")
+    (models / "wide.py").write_text("from refit.models.layers import WIDTH\n\ndef build_wide(): ...\n")
+    mlp, wide = write(), write({"model.architecture": "wide"})
+    assert "code.build_mlp" in mlp.start.ingredients
+    assert {"code.build_wide", "code.WIDTH"} <= set(wide.start.ingredients)
+    (models / "layers.py").write_text("WIDTH = 16\n")
+    (models / "narrow.py").write_text("def build_narrow(): ...\n")
+    assert changed_keys(mlp, write()) == set()
+    assert changed_keys(wide, write({"model.architecture": "wide"})) == START
+    assert all(build.__module__ == f"refit.models.{name}" for name, build in ARCHITECTURES.items())
 
 
 def test_a_users_module_is_an_ingredient_of_training(tmp_path, monkeypatch):
