@@ -163,6 +163,23 @@ def test_a_run_whose_streams_are_closed_is_a_run_like_others(environment, closed
 
 
 @pytest.mark.usefixtures("served")
+def test_a_forked_process_leaves_no_server_behind(environment):
+    """Such a one, as those of `ProcessPoolExecutor` on Linux, skips the steps by which Prefect stops its server at the exit."""
+    script = (
+        "import multiprocessing\n"
+        "def train():\n"
+        "    from refit.flows.training import train\n"
+        "    train()\n"
+        "process = multiprocessing.get_context('fork').Process(target=train)\n"
+        "process.start(); process.join(); raise SystemExit(process.exitcode)\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "Stopping temporary server" in finished.stderr
+
+
 def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(refit):
     finished = refit("train", "--name", "piped")
     assert finished.returncode == 0, finished.stderr

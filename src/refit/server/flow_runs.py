@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
+from multiprocessing.util import Finalize
 from uuid import UUID
 
 import httpx
@@ -22,7 +24,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, ObjectNotFound, TerminationSignal
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed, Running
 
 from refit.errors import RefitError, SettingsError
@@ -65,7 +68,14 @@ def resolve_given(settings: SettingsTree) -> Settings:
         SettingsError: As `resolve_settings`, or the worker does not name the project's folder.
     """
     enter_project()
+    _stop_server_with_process()
     return resolve_settings(settings.model_dump(exclude_unset=True))[0]
+
+
+def _stop_server_with_process() -> None:
+    """Let a forked process of `multiprocessing`, which skips the exit steps of `atexit`, stop the server that Prefect started."""
+    if multiprocessing.parent_process() is not None and not PREFECT_API_URL.value():
+        Finalize(None, SubprocessASGIServer().stop, exitpriority=0)
 
 
 def show_settings(settings: SettingsTree) -> None:

@@ -14,6 +14,7 @@ from refit.errors import SettingsError, StoreError
 from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
 from refit.runtime import devices
+from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
 from refit.store.store import Store
@@ -34,7 +35,11 @@ def training_alone(on_wait: Callable[[], object] = lambda: None) -> Iterator[Non
     """Wait for runs in other threads of this process: generators, precision and threads are the process's.
 
     Precision and threads are put back at the end. `on_wait` is called if there is one to wait for.
+
+    Raises:
+        SettingsError: This process was forked from one that has trained.
     """
+    check_process()
     if not _is_training.acquire(blocking=False):
         on_wait()
         _is_training.acquire()
