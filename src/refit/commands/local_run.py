@@ -28,6 +28,7 @@ from refit.code import digest_code
 from refit.commands.terminal import FAILED
 from refit.errors import SettingsError, first_line
 from refit.runs.keys import DATA_CODE, TRAINING_CODE
+from refit.runtime.limits import check_address_space
 from refit.server.own_server import is_server_named, starting_server
 from refit.texts import show_line
 
@@ -61,6 +62,7 @@ def run_locally(
         check: Called while the server starts; raises what the flow would raise for bad input.
     """
     _check_clock()
+    check_address_space()
     logging.raiseExceptions = False  # or it would print a traceback for every batch of lines that a lost server does not take
     module, _, name = flow.partition(":")
     with _stopping_soon(when_stopped):

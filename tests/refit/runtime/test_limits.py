@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from refit.runtime.limits import count_processors, find_free_memory
+from refit.errors import SettingsError
+from refit.runtime.limits import check_address_space, count_processors, find_free_memory
 
 
 @pytest.fixture
@@ -54,3 +55,11 @@ def test_a_container_may_have_a_quota_of_processors(system, monkeypatch, quota, 
 def test_this_machine_tells():
     assert 1 <= count_processors() <= (os.cpu_count() or 1)
     assert 0 < find_free_memory() < sys.maxsize
+
+
+def test_too_little_address_space_is_refused_before_libraries_stand_still_over_it(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2_000_000 * 1024, resource.RLIM_INFINITY))
+    with pytest.raises(SettingsError, match=r"ulimit -v: expected at least 2500000 kB of address space, found 2000000; raise it"):
+        check_address_space()
+    monkeypatch.undo()
+    check_address_space()
