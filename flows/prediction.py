@@ -18,7 +18,13 @@ def _name_run() -> str:
 @flow(name="predict", flow_run_name=_name_run)
 @watching_own_state()
 def predict(
-    model: str, source: Url, output: Url, keep: tuple[str, ...] = (), settings: SettingsTree = DEFAULTS, strict: bool = False
+    model: str,
+    source: Url,
+    output: Url,
+    keep: tuple[str, ...] = (),
+    settings: SettingsTree = DEFAULTS,
+    strict: bool = False,
+    changes: SettingsTree = DEFAULTS,
 ) -> Prediction:
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file: class, probabilities, model version.
 
@@ -30,8 +36,9 @@ def predict(
         settings: Only `store` and `model.factory` count; what is not given comes from the environment, `.env` and `refit.toml` of
             the machine that runs the flow.
         strict: Fail where the rows deviate from those that the model learned from, and write nothing.
+        changes: What is different in this run alone; the rest stays as `settings` say.
     """
-    resolved = resolve_given(settings)
-    show_settings(settings)
+    resolved = resolve_given(settings, changes, learns=False)
+    show_settings(settings, changes)
     name, version = versions.resolve_reference(Store(resolved.store.url), model, versions.CHAMPION)
     return score_files(name, version, source, output, keep, resolved, strict)

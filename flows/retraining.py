@@ -26,14 +26,15 @@ from refit.tables.sources.opening import digest_sources
 
 @flow(name="retrain", flow_run_name=name_run)
 @watching_own_state()
-def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
+def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
 
     Args:
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
             the rest.
+        changes: What is different in this run alone; the rest stays as `settings` say.
     """
-    resolved = resolve_given(settings)
+    resolved = resolve_given(settings, changes)
     check_server(resolved.promotion)
     store, name = Store(resolved.store.url), resolved.name
     name_next_runs(name)
@@ -51,7 +52,7 @@ def retrain(settings: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     if decided is not None and is_reported(decided, store, name):
         return _skip(store, name, f"nothing new since the decision of {decided.at}")
 
-    show_settings(settings)
+    show_settings(settings, changes)
     from refit.flows.candidates import judge_candidate
 
     result = judge_candidate(resolved, source_digests, key, decided)

@@ -30,16 +30,17 @@ from refit.training.trainer import TRIES, Fit, check_splits, training_alone
 
 @flow(name="train", flow_run_name=name_run)
 @watching_own_state()
-def train(settings: SettingsTree = DEFAULTS, refresh: bool = False) -> TrainingResult:
+def train(settings: SettingsTree = DEFAULTS, refresh: bool = False, changes: SettingsTree = DEFAULTS) -> TrainingResult:
     """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.
 
     Args:
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
             the rest.
         refresh: Do every step anew.
+        changes: What is different in this run alone; the rest stays as `settings` say.
     """
-    resolved = resolve_given(settings)
-    show_settings(settings)
+    resolved = resolve_given(settings, changes)
+    show_settings(settings, changes)
     with training_alone(tell_of_wait):
         recipe = build_recipe(resolved)
         result = train_version(recipe, resolved, refresh=refresh)

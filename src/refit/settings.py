@@ -450,12 +450,17 @@ class Settings(SettingsTree, BaseSettings):
         return self
 
 
-def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path | None = None) -> tuple[Settings, dict[str, str]]:
-    """Merge all sources, strongest first: `given` (the command line), environment, `.env`, the settings file, defaults.
+def resolve_settings(
+    given: Mapping[str, Any] | None = None,
+    settings_file: Path | None = None,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Settings, dict[str, str]]:
+    """Merge all sources, strongest first: `parameters`, `given` (flags), environment, `.env`, the settings file, defaults.
 
     Args:
         given: A nested dictionary with only the values that were given, such as `{"optimizer": {"lr": 0.1}}`.
         settings_file: A TOML file; None takes `refit.toml` if it exists.
+        parameters: Such dictionaries that a run was given, by what to call them, strongest first.
 
     Returns:
         The settings, and for each dotted name the source that its value came from.
@@ -472,6 +477,7 @@ def resolve_settings(given: Mapping[str, Any] | None = None, settings_file: Path
     except ValueError as error:
         raise SettingsError(f"{toml_file}: expected a TOML file, found {error}; correct that line") from error
     sources = {
+        **(parameters or {}),
         "command line": given or {},
         "environment": _read_environment(EnvSettingsSource(Settings)),
         ".env": _read_environment(DotEnvSettingsSource(Settings, env_file=".env")),

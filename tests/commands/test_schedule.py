@@ -35,9 +35,9 @@ def lines_of(output: str) -> dict[str, str]:
     return {name: text.strip() for name, _, text in rows}
 
 
-@pytest.mark.parametrize("command", [("deploy",), ("deploy", "--cron", "0 5 * * *")])
+@pytest.mark.parametrize("command", [("--data.source", "rows.csv"), ("--data.source", "notebook", "--cron", "0 5 * * *")])
 def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(refit, command):
-    code, out, err = refit(*command)
+    code, out, err = refit("deploy", *command)
     assert (code, out) == (2, "")
     assert err == (
         "error: PREFECT_API_URL: expected the address of a Prefect server, found none;"
@@ -46,11 +46,11 @@ def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(ref
 
 
 @pytest.mark.usefixtures("nowhere")
-@pytest.mark.parametrize("command", ["deploy", "train"])
+@pytest.mark.parametrize("command", [("deploy", "--data.source", "rows.csv"), ("train",)])
 def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, command, monkeypatch):
     monkeypatch.setattr("refit.server.api.SECONDS_TO_ANSWER", 0.1)
     monkeypatch.setattr("refit.server.deployments.SECONDS_TO_DEPLOY", 0.1)
-    code, out, err = refit(command)
+    code, out, err = refit(*command)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: PREFECT_API_URL: expected a Prefect server at {NOWHERE}, found ")
     assert "start it, or set the address of another" in err
@@ -60,8 +60,15 @@ def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
-        (("--timezone", "Berlin"), "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'"),
+        (("--data.source", "rows.csv", "--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
+        (
+            ("--data.source", "rows.csv", "--timezone", "Berlin"),
+            "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'",
+        ),
+        (
+            ("--data.target", "species"),
+            r"data\.source: expected the rows .*, found none; add --data.source, .*`notebook`",
+        ),
         (("--optimizer.lr", "0"), "optimizer.lr: expected a number of more than 0"),
         (("--store.url", "s3://key:s3cret@bucket"), "store.url: expected a URL without a secret"),
     ],

@@ -28,7 +28,7 @@ class Site:
     """The processes and folders of one user.
 
     Attributes:
-        desk: Where `refit deploy` is given.
+        desk: Where `refit deploy` is given; of all settings, its `refit.toml` names the source alone.
         project: Where runs find `refit.toml`, the table and the store.
     """
 
@@ -42,6 +42,7 @@ class Site:
         for place in (self.project, self.desk):
             place.mkdir()
         write_work(self.project)
+        (self.desk / "refit.toml").write_text('[data]\nsource = "digits.parquet"\n')
         self.store = Store(str(self.project / "refit-store"))
         mine = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "REFIT_", "COV_"))}
         self.environment = {

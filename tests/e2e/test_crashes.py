@@ -46,8 +46,8 @@ def runs(site) -> dict[str, str]:
     os.kill(wait_for(lambda: find_training(scoring)), signal.SIGKILL)
     await_state(site, scoring, "CRASHED")
     num_before = len(site.store.names("results"))
-    doomed = site.start_run("train/digits", {"settings": {"model": {"factory": "suicidal:build"}}}).json()["id"]
-    training = site.start_run("train/digits", {"settings": {}}).json()["id"]
+    doomed = site.start_run("train/digits", {"changes": {"model": {"factory": "suicidal:build"}}}).json()["id"]
+    training = site.start_run("train/digits", {}).json()["id"]
     await_state(site, doomed, "CRASHED")
     wait_for(lambda: len(site.store.names("results")) >= num_before + 4)
     assert find_training(training)

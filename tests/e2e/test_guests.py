@@ -172,7 +172,7 @@ def test_under_a_server_and_a_worker_each_gets_its_own(site: Site, commands, pro
     worker = subprocess.Popen(start, cwd=project, env={**environment, "PROJECT_FOLDER": str(project)}, start_new_session=True)
     site.processes.append(worker)
     try:
-        site.start_run(f"train/{name}", {"settings": {"name": name}})
+        site.start_run(f"train/{name}", {})
         (run,) = wait_for(lambda: site.list_runs(f"train/{name}"))
     finally:
         site.kill(worker)

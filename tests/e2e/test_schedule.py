@@ -96,7 +96,7 @@ def test_run_and_version_tell_the_settings_that_deployment_and_worker_gave(site,
     run = site.list_runs("retrain/digits")[0]
     shown = site.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["digits-settings"]}})
     rows = {row["setting"]: (row["value"], row["from"]) for row in json.loads(shown.json()[0]["data"])}
-    assert rows["training.num_epochs"] == ("2", "parameter")
+    assert rows["training.num_epochs"] == ("2", "deployment")
     assert rows["optimizer.momentum"] == ("0.9", "refit.toml")
     assert rows["optimizer.weight_decay"] == ("0.0", "default")
 
@@ -115,15 +115,15 @@ def test_status_tells_the_champion_and_the_last_and_next_run(site, first_champio
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": {"lr": -1}}, r"settings.optimizer.lr"),
+        ({"optimizer": {"lr": -1}}, r"changes.optimizer.lr"),
         ({"optimizer": {"learning_rate": 1}}, r"learning_rate"),
         ({"model": {"activation": "softsign"}}, r"relu"),
-        ({"store": {"url": "s3://key:secret@bucket"}}, r"settings.store.url"),
+        ({"store": {"url": "s3://key:secret@bucket"}}, r"changes.store.url"),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion, settings, message):  # noqa: ARG001
     num_runs = site.ask("/flow_runs/count").json()
-    answer = site.start_run("train/digits", {"settings": settings})
+    answer = site.start_run("train/digits", {"changes": settings})
     assert answer.is_client_error
     assert message in answer.json()["detail"]
     assert site.ask("/flow_runs/count").json() == num_runs
@@ -136,7 +136,7 @@ def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, firs
     assert refused.returncode == 2
     assert "--notify: expected TYPE/NAME of a Prefect block, found no block custom-webhook/nobody" in refused.stderr
     assert site.refit("deploy", "--name", "digits", "--notify", "custom-webhook/team").returncode == 0
-    site.start_run("retrain/digits", {"settings": {"data": {"source": "nowhere.parquet"}}})
+    site.start_run("retrain/digits", {"changes": {"data": {"source": "nowhere.parquet"}}})
     message = messages.get(timeout=TIMEOUT_SECONDS)
     assert re.fullmatch(r"retrain digits, .*: Failed", message["subject"])
     assert "nowhere.parquet: expected a file, folder or glob, found nothing there" in message["body"]
@@ -157,8 +157,8 @@ def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champ
 def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
     site.start_worker()
     wait_for(lambda: len(site.ask(f"/work_pools/{name_pool(site.desk)}/workers/filter").json()) == 2)
-    settings = [{"name": "away", "seed": seed, "training": {"num_epochs": 20, "patience": None}} for seed in (1, 2)]
-    runs = [site.start_run("train/digits", {"settings": given}).json()["id"] for given in settings]
+    changes = [{"name": "away", "seed": seed, "training": {"num_epochs": 20, "patience": None}} for seed in (1, 2)]
+    runs = [site.start_run("train/digits", {"changes": given}).json()["id"] for given in changes]
     wait_for(lambda: all(site.ask("/task_runs/count", flow_runs={"id": {"any_": [run]}}).json() for run in runs))
     site.kill(site.server)
     assert list_versions(site.store, "away") == []

@@ -67,7 +67,7 @@ def test_the_form_asks_for_model_source_and_output_and_says_what_each_is():
 
     schema = parameter_schema(predict)
     assert schema.required == ["model", "source", "output"]
-    assert list(schema.properties) == ["model", "source", "output", "keep", "settings", "strict"]
+    assert list(schema.properties) == ["model", "source", "output", "keep", "settings", "strict", "changes"]
     assert schema.properties["keep"]["items"] == {"type": "string"}
     assert all(schema.properties[name]["description"] for name in schema.properties)
 

@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 import torch
 from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
 
 import refit.data.loaders
 import refit.flows.training
@@ -404,6 +406,31 @@ def test_what_is_given_to_the_flow_beats_the_environment_and_the_rest_comes_from
     assert (saved["training"]["num_epochs"], saved["training"]["max_grad_norm"]) == (2, 0.5)
     assert (saved["name"], saved["seed"]) == ("toml", 0)
     assert len(read(result, "log")) == 2
+
+
+def test_changes_are_merged_over_the_settings_leaf_by_leaf_and_name_the_run():
+    state = train(
+        SettingsTree(name="deployed", optimizer={"lr": 0.5, "momentum": 0.1}, training={"patience": 2, "num_epochs": 2}),
+        changes=SettingsTree(name="changed", optimizer={"lr": 0.2}, training={"patience": None}),
+        return_state=True,
+    )
+    saved = read(state.result(), "settings")
+    assert (saved["optimizer"]["lr"], saved["optimizer"]["momentum"]) == (0.2, 0.1)
+    assert (saved["training"]["patience"], saved["training"]["num_epochs"]) == (None, 2)
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(state.state_details.flow_run_id).name.startswith("train changed, ")
+
+
+@pytest.mark.parametrize("given", [{}, {"optimizer": {"lr": 0.02}}])
+def test_a_run_of_a_deployment_does_not_learn_the_toy_table_unless_told_to(given):
+    with get_client(sync_client=True) as client:
+        planned = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(train), "toy"))
+        parameters = {"settings": SettingsTree.model_validate(given)}
+        with pytest.raises(SettingsError, match=r"data\.source: expected the rows .*, found none; .* as `changes`, .*`notebook`"):
+            run_flow(train, flow_run=planned, parameters=parameters)
+        again = client.create_flow_run_from_deployment(planned.deployment_id)
+        parameters |= {"changes": SettingsTree(data={"source": "notebook"}, training={"num_epochs": 1})}
+        assert run_flow(train, flow_run=again, parameters=parameters).model.reference == "model@v1"
 
 
 def test_a_default_given_to_the_flow_beats_the_environment_too(monkeypatch):

@@ -110,6 +110,16 @@ def test_resolved_settings_resolve_to_themselves():
         assert resolve_settings(settings.model_dump())[0] == settings
 
 
+def test_parameters_of_a_run_beat_all_else_and_errors_call_them_by_their_names():
+    parameters = {"changes": {"optimizer": {"lr": 0.2}}, "deployment": {"seed": 2, "optimizer": {"lr": 0.1, "momentum": 0.1}}}
+    settings, origins = resolve_settings({"seed": 3}, parameters=parameters)
+    assert (settings.optimizer.lr, origins["optimizer.lr"]) == (0.2, "changes")
+    assert (settings.optimizer.momentum, origins["optimizer.momentum"]) == (0.1, "deployment")
+    assert (settings.seed, origins["seed"]) == (2, "deployment")
+    with pytest.raises(SettingsError, match=r"optimizer\.lr \(from changes\): expected a number of more than 0"):
+        resolve_settings(parameters={"changes": {"optimizer": {"lr": 0}}})
+
+
 def test_flags_beat_environment_beats_env_file_beats_toml_beats_defaults(monkeypatch):
     """Five settings, each given by one source less than the one before it."""
     write("refit.toml", 'seed = 1\nname = "toml"\n[optimizer]\nlr = 0.1\nmomentum = 0.1\n')

@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch, refit) -> Iterator[Path]:
     folder = tmp_path / "Ours, 1"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    Path("refit.toml").write_text("name = 'fish'\n")
+    Path("refit.toml").write_text("name = 'fish'\n[data]\nsource = 'fish.csv'\n")
     yield folder
     monkeypatch.chdir(folder)
     assert refit("deploy", "--remove")[0] == 0
@@ -90,13 +90,13 @@ def test_another_project_with_that_name_is_refused_by_the_folder_that_has_it(ref
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
-    code, out, err = refit("deploy", "--name", "fish")
+    code, out, err = refit("deploy", "--name", "fish", "--data.source", "fish.csv")
     assert (code, out) == (2, "")
     pool = name_pool(project)
     assert f"name: expected one that no other project has on this server, found train/fish of {project} on " in err
     assert f"in work pool {pool}; set another name, or" in err
     assert f"take over its pool by --pool {pool}" in err
-    told = json.loads(refit("deploy", "--name", "fish", "--pool", pool, "--json")[1])
+    told = json.loads(refit("deploy", "--name", "fish", "--data.source", "fish.csv", "--pool", pool, "--json")[1])
     assert told["pool"] == pool
 
 

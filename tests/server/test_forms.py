@@ -10,7 +10,7 @@ from refit.server.forms import show_effective_values
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_form_tells_the_values_that_hold_where_it_is_left_open_and_nothing_else_of_the_deployment_changes():
+def test_a_form_asks_for_changes_and_tells_the_values_that_hold_without_and_nothing_else_of_the_deployment_changes():
     Path("refit.toml").write_text('name = "toy"\n[data]\ntarget = "label"\n')
     with get_client(sync_client=True) as client:
         identity = client.create_deployment(
@@ -22,6 +22,7 @@ def test_a_form_tells_the_values_that_hold_where_it_is_left_open_and_nothing_els
         before = client.read_deployment(identity)
         show_effective_values(client, before, {"optimizer": {"lr": 0.5}})
         after = client.read_deployment(identity)
+    assert [*after.parameter_openapi_schema["properties"]] == ["changes"]
     forms = after.parameter_openapi_schema["definitions"]
     assert forms["SettingsTree"]["properties"]["name"]["description"].endswith(' Here: "toy", from refit.toml.')
     assert forms["DataSettings"]["properties"]["target"]["description"].endswith(' Here: "label", from refit.toml.')

@@ -104,11 +104,17 @@ def deploy(
         block: `TYPE/NAME` of the Prefect block that is told of failed retraining.
 
     Raises:
-        SettingsError: No server is set, the schedule is none, there is no such block, or another project has deployments of that
-            name.
+        SettingsError: No server is set, nothing names the rows to learn from, the schedule is none, there is no such block, or
+            another project has deployments of that name.
         ServerError: The server does not answer, refuses, or makes no run of a schedule.
     """
-    name = resolve_settings(settings)[0].name
+    resolved, origins = resolve_settings(settings)
+    name = resolved.name
+    if origins["data.source"] == "default":
+        raise SettingsError(
+            "data.source: expected the rows to learn from, found none; add --data.source, or set it in refit.toml"
+            " (`notebook` deploys the toy table)"
+        )
     document = _read_prefect_file({**settings, "name": name}, pool, cron, timezone)
     with connected(SECONDS_TO_DEPLOY) as client:
         _refuse_name_of_others(client, name, pool)

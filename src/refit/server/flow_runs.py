@@ -54,22 +54,35 @@ for _runs in ("prefect.flow_runs", "prefect.task_runs"):
 
 def name_run() -> str:
     """Say what runs and when it was due."""
-    settings = flow_run.parameters["settings"]
+    settings, changes = flow_run.parameters["settings"], flow_run.parameters["changes"]
+    name = (changes if "name" in changes.model_fields_set else settings).name
     with contextlib.suppress(SettingsError):  # the flow will raise it
         enter_project()
-        settings, _ = resolve_settings(settings.model_dump(exclude_unset=True))
-    return describe_run(flow_run.flow_name, settings.name, flow_run.scheduled_start_time)
+        name = _resolve(settings, changes)[0].name
+    return describe_run(flow_run.flow_name, name, flow_run.scheduled_start_time)
 
 
-def resolve_given(settings: SettingsTree) -> Settings:
-    """Fill in what a run was not given, from the environment of this machine.
+def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = True) -> Settings:
+    """Merge the changes over the settings, leaf by leaf, and fill in what is left from the environment of this machine.
+
+    Args:
+        settings: What the run's deployment fixes.
+        changes: What is different in this run alone.
+        learns: Whether the run needs rows to learn from. The toy table stands in for them only where there is no deployment.
 
     Raises:
-        SettingsError: As `resolve_settings`, or the worker does not name the project's folder.
+        SettingsError: As `resolve_settings`, the worker does not name the project's folder, or a run of a deployment is to learn
+            from rows that nobody named.
     """
     enter_project()
     _stop_server_with_process()
-    return resolve_settings(settings.model_dump(exclude_unset=True))[0]
+    resolved, origins = _resolve(settings, changes)
+    if learns and origins["data.source"] == "default" and _find_deployment():
+        raise SettingsError(
+            "data.source: expected the rows that a deployment learns from, found none; give what is different in a run as"
+            " `changes`, as `settings` of its own replace all that was deployed, or set data.source (`notebook` is the toy table)"
+        )
+    return resolved
 
 
 def _stop_server_with_process() -> None:
@@ -78,18 +91,22 @@ def _stop_server_with_process() -> None:
         Finalize(None, SubprocessASGIServer().stop, exitpriority=0)
 
 
-def show_settings(settings: SettingsTree) -> None:
+def show_settings(settings: SettingsTree, changes: SettingsTree) -> None:
     """Show on the page of a deployment's run where its settings come from; `refit settings` does it at a terminal."""
     if not _find_deployment():
         return
-    resolved, origins = resolve_settings(settings.model_dump(exclude_unset=True))
-    origins = {name: "parameter" if origin == "command line" else origin for name, origin in origins.items()}
+    resolved, origins = _resolve(settings, changes)
     rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # no run waits long for its server to be shown this
             create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins")
     except httpx.HTTPError as error:
         get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
+
+
+def _resolve(settings: SettingsTree, changes: SettingsTree) -> tuple[Settings, dict[str, str]]:
+    parameters = {"changes": changes, "deployment": settings}
+    return resolve_settings(parameters={origin: tree.model_dump(exclude_unset=True) for origin, tree in parameters.items()})
 
 
 def name_next_runs(model: str) -> None:

@@ -1,4 +1,4 @@
-"""The form of a deployment: each field says which value holds if it is left open."""
+"""The form of a deployment asks for `changes`; each field says which value holds if it is left open."""
 
 import json
 import re
@@ -26,14 +26,18 @@ def show_effective_values(client: SyncPrefectClient, deployment: DeploymentRespo
 
 
 def fill_in_values(schema: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a form with the value and its origin in the description of each setting that is no default."""
+    """Return the schema of a form with the value and its origin in the description of each setting that is no default.
+
+    It does not ask for `settings`: the server gives runs those of the deployment, whatever the form says.
+    """
     schema = json.loads(json.dumps(schema))
-    resolved, origins = resolve_settings(given)
+    schema.get("properties", {}).pop("settings", None)
+    resolved, origins = resolve_settings(parameters={"deployment": given})
     for name, value in walk_settings(resolved):
         section, _, field = name.rpartition(".")
         model = SettingsTree.model_fields[section].annotation if section else SettingsTree
         shown = schema.get("definitions", {}).get(getattr(model, "__name__", ""), {}).get("properties", {}).get(field)
         if shown is not None and origins[name] != "default":
-            origin = "as deployed" if origins[name] == "command line" else f"from {origins[name]}"
+            origin = "as deployed" if origins[name] == "deployment" else f"from {origins[name]}"
             shown["description"] = DEFAULT.sub(f" Here: {json.dumps(value)}, {origin}.", shown["description"])
     return schema
