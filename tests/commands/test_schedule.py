@@ -15,6 +15,8 @@ from refit.server import project
 from refit.server.api import Deployed, Ran
 
 NOWHERE = "http://127.0.0.1:9/api"
+ROWS = ("--data.source", "rows.csv")
+SCORING = ("--predict-source", "new.csv", "--predict-output", "scores.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,7 @@ def lines_of(output: str) -> dict[str, str]:
     return {name: text.strip() for name, _, text in rows}
 
 
-@pytest.mark.parametrize("command", [("--data.source", "rows.csv"), ("--data.source", "notebook", "--cron", "0 5 * * *")])
+@pytest.mark.parametrize("command", [ROWS, ("--data.source", "notebook", "--cron", "0 5 * * *")])
 def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(refit, command):
     code, out, err = refit("deploy", *command)
     assert (code, out) == (2, "")
@@ -46,7 +48,7 @@ def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(ref
 
 
 @pytest.mark.usefixtures("nowhere")
-@pytest.mark.parametrize("command", [("deploy", "--data.source", "rows.csv"), ("train",)])
+@pytest.mark.parametrize("command", [("deploy", *ROWS), ("train",)])
 def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, command, monkeypatch):
     monkeypatch.setattr("refit.server.api.SECONDS_TO_ANSWER", 0.1)
     monkeypatch.setattr("refit.server.deployments.SECONDS_TO_DEPLOY", 0.1)
@@ -60,15 +62,18 @@ def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data.source", "rows.csv", "--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
+        ((*ROWS, "--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
+        ((*ROWS, "--timezone", "Berlin"), "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'"),
+        (("--data.target", "species"), r"data\.source: expected the rows .*, found none; add --data.source, .*`notebook`"),
         (
-            ("--data.source", "rows.csv", "--timezone", "Berlin"),
-            "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'",
+            (*ROWS, "--predict-cron", "0 5 * * *"),
+            "--predict-source: expected a path or URL, as --predict-cron is given, found none",
         ),
-        (
-            ("--data.target", "species"),
-            r"data\.source: expected the rows .*, found none; add --data.source, .*`notebook`",
-        ),
+        ((*ROWS, *SCORING, "--predict-cron", "daily"), "--predict-cron: expected a cron line such as .*, found 'daily'"),
+        ((*ROWS, "--predict-output", "s3://key:s3cret@bucket"), "--predict-output: expected a URL without a secret"),
+        ((*ROWS, "--job-variables", "image=refit"), "--job-variables: expected a JSON object such as .*, found 'image=refit'"),
+        ((*ROWS, "--job-variables", '{"env": ["A=1"]}'), "--job-variables: expected a JSON object such as"),
+        ((*ROWS, "--concurrency-limit", "0"), "--concurrency-limit: expected at least 1, found 0"),
         (("--optimizer.lr", "0"), "optimizer.lr: expected a number of more than 0"),
         (("--store.url", "s3://key:s3cret@bucket"), "store.url: expected a URL without a secret"),
     ],

@@ -145,8 +145,9 @@ def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, firs
 
 
 def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champion):  # noqa: ARG001
-    assert site.refit("deploy", "--name", "digits", "--model.factory", "network:build").returncode == 0
-    run = site.start_run("predict/digits", {"source": "digits.parquet", "output": "scored.parquet"}).json()["id"]
+    scoring = ("--predict-source", "digits.parquet", "--predict-output", "scored.parquet")
+    assert site.refit("deploy", "--name", "digits", "--model.factory", "network:build", *scoring).returncode == 0
+    run = site.start_run("predict/digits", {}).json()["id"]
     wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in FINAL)
     assert site.read(f"/flow_runs/{run}")["state_name"] == "Completed"
     scored = pl.read_parquet(site.project / "scored.parquet")

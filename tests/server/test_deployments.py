@@ -7,14 +7,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import prefect
 import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Crashed, Running, Scheduled
 
 from refit.server import deployments
 from refit.server.api import AWAITING_RESTART, in_states, read_deployed
+from refit.server.automations import remove_automations
+from refit.server.plans import describe_version
 from refit.server.project import name_pool
+from refit.settings import resolve_settings
+
+METADATA = "api/collections_data/views/aggregate-worker-metadata.json"
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -23,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def project(tmp_path, monkeypatch, refit) -> Iterator[Path]:
     """A folder whose `refit.toml` names the model; what is deployed from it is removed."""
 
-    def read_at_once(client, entry):  # this server has no scheduler
-        return read_deployed(client, entry["entrypoint"].partition(":")[2], entry["name"])[0]
+    def read_at_once(client, flow, name, _):  # this server has no scheduler
+        return read_deployed(client, flow, name)[0]
 
     monkeypatch.setattr(deployments, "_await_schedule", read_at_once)
     folder = tmp_path / "Ours, 1"
@@ -34,20 +43,6 @@ def project(tmp_path, monkeypatch, refit) -> Iterator[Path]:
     yield folder
     monkeypatch.chdir(folder)
     assert refit("deploy", "--remove")[0] == 0
-
-
-@pytest.fixture
-def quickly(monkeypatch) -> None:
-    """Register what `prefect deploy` would, without its process of seconds."""
-
-    def register(document):
-        with get_client(sync_client=True) as client:
-            for entry in document["deployments"]:
-                flow = client.create_flow_from_name(entry["entrypoint"].partition(":")[2])
-                pool, tags = entry["work_pool"]["name"], entry["tags"]
-                client.create_deployment(flow, entry["name"], work_pool_name=pool, tags=tags)
-
-    monkeypatch.setattr(deployments, "_run_prefect_deploy", register)
 
 
 def plan_run(model: str) -> UUID:
@@ -75,7 +70,7 @@ def test_deployments_are_named_for_the_model_of_refit_toml_in_a_pool_of_the_fold
     told = json.loads(out)
     assert [entry["name"] for entry in told["deployments"]] == ["train/fish", "retrain/fish", "predict/fish"]
     assert told["pool"] == name_pool(project)
-    assert told["worker"] == f"PROJECT_FOLDER=$PWD prefect worker start --pool {told['pool']} --type process"
+    assert told["worker"] == f"PROJECT_FOLDER=$PWD prefect worker start --pool {told['pool']}"
     with get_client(sync_client=True) as client:
         found = {flow: client.read_deployment_by_name(f"{flow}/fish") for flow in ("train", "retrain", "predict")}
     assert {deployment.work_pool_name for deployment in found.values()} == {told["pool"]}
@@ -84,7 +79,98 @@ def test_deployments_are_named_for_the_model_of_refit_toml_in_a_pool_of_the_fold
     assert found["predict"].parameters == {"settings": {"name": "fish"}, "model": "fish"}
 
 
-@pytest.mark.usefixtures("quickly")
+def test_flags_say_what_the_deployments_have_and_no_folder_of_this_machine_is_in_them(refit, project, monkeypatch):
+    monkeypatch.setenv("PROJECT_FOLDER", str(project))
+    scoring = ("--predict-source", "new.csv", "--predict-output", "scores.parquet", "--predict-cron", "0 5 * * *")
+    where = ("--queue", "night", "--job-variables", '{"working_dir": "/data", "env": {"CUDA_VISIBLE_DEVICES": "0"}}')
+    more = ("--tag", "eu", "--tag", "refit", "--concurrency-limit", "2", "--timezone", "Europe/Berlin")
+    assert refit("deploy", *scoring, *where, *more)[0] == 0
+    with get_client(sync_client=True) as client:
+        found = {flow: client.read_deployment_by_name(f"{flow}/fish") for flow in ("train", "retrain", "predict")}
+    plans = {flow: [(line.schedule.cron, line.schedule.timezone) for line in entry.schedules] for flow, entry in found.items()}
+    assert plans == {"train": [], "retrain": [("0 3 * * *", "Europe/Berlin")], "predict": [("0 5 * * *", "Europe/Berlin")]}
+    assert found["predict"].parameters["source"] == "new.csv"
+    assert found["predict"].parameters["output"] == "scores.parquet"
+    for entry in found.values():
+        assert (entry.tags, entry.work_queue_name, entry.global_concurrency_limit.limit) == (["refit", "eu"], "night", 2)
+        assert entry.job_variables["working_dir"] == "/data"
+        env = {"CUDA_VISIBLE_DEVICES": "0", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+        assert entry.job_variables["env"].items() >= env.items()
+        assert [*entry.pull_steps[0]] == ["refit.server.project.start_apart"]
+        assert str(project) not in entry.model_dump_json()
+
+    version = found["train"].version
+    assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{8}\.[0-9a-f]{8}", version)
+    assert {entry.version for entry in found.values()} == {version}
+    assert refit("deploy", "--optimizer.lr", "0.5")[0] == 0
+    with get_client(sync_client=True) as client:
+        again = client.read_deployment_by_name("predict/fish")
+    assert again.version[:-9] == version[:-9]
+    assert again.version != version
+    assert (again.id, again.schedules, again.tags, again.global_concurrency_limit) == (found["predict"].id, [], ["refit"], None)
+
+
+def test_a_version_changes_with_settings_and_code_of_the_model_and_with_nothing_else():
+    Path("network.py").write_text("def build(i, o):\n    return i\n")
+    settings, _ = resolve_settings({"model": {"factory": "network:build"}})
+    version = describe_version(settings)
+    Path("network.py").write_text("def build(i, o):\n    return i  # more\n")
+    assert describe_version(settings) == version
+    Path("network.py").write_text("def build(i, o):\n    return o\n")
+    assert describe_version(settings)[-8:] == version[-8:]
+    assert describe_version(settings) != version
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_a_pool_of_another_type_is_taken_as_it_is_with_the_variables_that_it_knows(refit, kind):
+    metadata = json.loads(Path(prefect.__file__).with_name("server").joinpath(METADATA).read_text())
+    template = metadata[f"prefect-{kind}"][kind]["default_base_job_configuration"]
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=kind, type=kind, base_job_template=template))
+        given = ("--pool", kind, "--job-variables")
+        code, _, err = refit("deploy", *given, '{"imagine": "refit:1"}')
+        assert code == 2
+        assert f"--job-variables: expected those of work pool {kind}, which is of type {kind}, found imagine; it knows " in err
+        assert refit("deploy", *given, '{"image": 1}')[2].count("expected what the server takes, found") == 1
+        assert refit("deploy", *given, '{"image": "refit:1", "env": {"PROJECT_FOLDER": "/project"}}')[0] == 0
+        deployment = client.read_deployment_by_name("retrain/fish")
+        assert (deployment.work_pool_name, deployment.job_variables["image"]) == (kind, "refit:1")
+        assert deployment.job_variables["env"]["PROJECT_FOLDER"] == "/project"
+        removed = json.loads(refit("deploy", "--pool", kind, "--remove", "--json")[1])["removed"]
+        assert f"work pool {kind}" not in removed
+        client.delete_work_pool(kind)
+
+
+def test_deployments_of_others_are_looked_after_where_they_have_the_tag(refit):
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name("retrain")
+        schedules = [DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(hours=2)))]
+        ours, theirs = (
+            client.create_deployment(flow, name, tags=tags, schedules=schedules)
+            for name, tags in (("crab", ["refit"]), ("eel", []))
+        )
+        CustomWebhookNotificationBlock(name="team", url="http://127.0.0.1:9").save("team")
+        told = json.loads(refit("automations", "--json")[1])
+        assert told["deployments"] == ["retrain/crab"]
+        assert "refit: start a crashed run again" in told["automations"]
+        assert "refit: tell of trouble with crab" not in told["automations"]
+
+        assert refit("automations", "crab", "--notify", "custom-webhook/team")[0] == 0
+        (notice,) = client.read_automations_by_name("refit: tell of lost nights of crab")
+        assert notice.trigger.within == timedelta(hours=3)
+        assert refit("automations", "crab")[0] == 0
+        assert client.read_automations_by_name(notice.name) == []
+
+        code, _, err = refit("automations", "eel", "--notify", "custom-webhook/team")
+        assert code == 2
+        assert "expected a deployment retrain/eel with the tag `refit`, found retrain/crab; tag it in" in err
+        for deployment in (ours, theirs):
+            client.delete_deployment(deployment)
+        assert "no deployment yet" in refit("automations")[1]
+        remove_automations(client)
+
+
 def test_another_project_with_that_name_is_refused_by_the_folder_that_has_it(refit, project, tmp_path, monkeypatch):
     assert refit("deploy")[0] == 0
     other = tmp_path / "other"
@@ -100,7 +186,6 @@ def test_another_project_with_that_name_is_refused_by_the_folder_that_has_it(ref
     assert told["pool"] == pool
 
 
-@pytest.mark.usefixtures("quickly")
 def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_planned_runs(refit, project, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "config"))
     told = json.loads(refit("deploy", "--systemd", "--json")[1])
@@ -125,7 +210,7 @@ def test_an_earlier_model_of_the_folder_is_named_and_can_be_removed_with_its_pla
     assert "nothing: nothing was deployed from here" in refit("deploy", "--remove")[1]
 
 
-@pytest.mark.usefixtures("quickly", "project")
+@pytest.mark.usefixtures("project")
 def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(refit):
     assert refit("deploy")[0] == 0
     plan_run("fish")
@@ -141,7 +226,7 @@ def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(r
         assert client.read_flow_run(crashed.id).state_name == "Cancelled"
 
 
-@pytest.mark.usefixtures("quickly", "project")
+@pytest.mark.usefixtures("project")
 def test_status_says_of_a_crashed_run_that_it_is_started_again_whether_it_had_begun_or_not(refit, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert refit("deploy")[0] == 0

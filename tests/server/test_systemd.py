@@ -38,7 +38,7 @@ def test_a_server_elsewhere_gets_no_unit(place, tmp_path):
     text = worker.read_text()
     assert '"PREFECT_API_URL=https://prefect.example/api"' in text
     assert f'"PROJECT_FOLDER={tmp_path}"' in text
-    assert "worker start --pool refit-fish-1234abcd --type process" in text
+    assert "worker start --pool refit-fish-1234abcd" in text
 
 
 def test_a_path_that_no_unit_can_hold_is_refused(place, tmp_path):

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from refit.commands.terminal import (
@@ -66,6 +67,13 @@ def deploy(
     timezone: str | None = None,
     notify: str | None = None,
     pool: str | None = None,
+    queue: str | None = None,
+    job_variables: Annotated[str | None, Parameter(name="--job-variables")] = None,
+    tag: tuple[str, ...] = (),
+    concurrency_limit: Annotated[int | None, Parameter(name="--concurrency-limit")] = None,
+    predict_source: Annotated[str | None, Parameter(name="--predict-source")] = None,
+    predict_output: Annotated[str | None, Parameter(name="--predict-output")] = None,
+    predict_cron: Annotated[str | None, Parameter(name="--predict-cron")] = None,
     systemd: Switch = False,
     remove: Switch = False,
     json: AsJson = False,
@@ -76,21 +84,41 @@ def deploy(
         given: The settings of all runs. Settings that are not given are left to the machine that runs them, except for the model's
             name, which is also the name of the deployments.
         cron: When to retrain; `0 3 * * *`, if not given.
-        timezone: The time zone of `--cron`, such as `Europe/Berlin`; UTC, if not given.
+        timezone: The time zone of all schedules, such as `Europe/Berlin`; UTC, if not given.
         notify: `TYPE/NAME` of the Prefect block that reports failed retraining, such as `slack-webhook/team`.
-        pool: The work pool whose workers take the runs; one for this folder on this machine, if not given.
+        pool: The work pool, of any type, whose workers take the runs; one of processes for this folder on this machine, if not given.
+        queue: The queue of the work pool; its default queue, if not given.
+        job_variables: A JSON object of job variables, such as `{"image": "registry/refit:1"}`; its `env` is added to Refit's own.
+        tag: A tag of the deployments and their runs, besides `refit`; it may be given several times.
+        concurrency_limit: How many runs of one deployment may run at a time; the others wait.
+        predict_source: The rows to score, if a run of `predict` names none.
+        predict_output: The Parquet file to write the scores to, if a run of `predict` names none.
+        predict_cron: When to score; only on demand, if not given.
         systemd: Also write systemd units that start the worker with the machine, and the server too if it runs on this machine.
         remove: Remove the deployments of the model given by `--name`, or of all models of this folder.
         json: Print one JSON object instead of text.
     """
     find_prefect_home()  # Prefect needs it on import
-    from refit.server import deployments, project
+    from refit.server import deployments, plans, project
     from refit.server.systemd import write_units
 
     pool = pool or project.name_pool(Path.cwd())
     if remove:
         return _print_removed(deployments.remove(pool, as_given(given).get("name")), json)
-    registered = deployments.deploy(as_given(given), pool, cron, timezone, notify)
+    scoring = {"source": predict_source, "output": predict_output}
+    plan = plans.Plan(
+        pool=pool,
+        cron=cron,
+        timezone=timezone,
+        predict_cron=predict_cron,
+        predict_parameters={name: value for name, value in scoring.items() if value is not None},
+        queue=queue,
+        job_variables=_read_variables(job_variables),
+        tags=tag,
+        concurrency_limit=concurrency_limit,
+        block=notify,
+    )
+    registered = deployments.deploy(as_given(given), plan)
     deployed, worker = registered.deployments, project.START_WORKER.format(pool=pool)
     written = write_units(Path.cwd(), pool) if systemd else []
     if json:
@@ -114,6 +142,19 @@ def deploy(
     return COMPLETED
 
 
+def _read_variables(text: str | None) -> dict[str, Any]:
+    """Job variables, as `--job-variables` gives them."""
+    try:
+        variables = jsonlib.loads(text or "{}")
+    except ValueError:
+        variables = None
+    if not isinstance(variables, dict) or not isinstance(variables.get("env", {}), dict):
+        raise SettingsError(
+            f'--job-variables: expected a JSON object such as {{"image": "registry/refit:1"}}, found {text!r}; mend it'
+        )
+    return variables
+
+
 def _print_missing_worker(pool: str) -> None:
     from refit.server import project
 
@@ -129,6 +170,29 @@ def _print_removed(found: "Removed", json: bool) -> int:
     if found.going_on or found.num_dropped:
         going_on = ", ".join(found.going_on) or "none"
         _print_block("runs", {"continue to their end": going_on, "dropped": f"{found.num_dropped} that were planned or waited"})
+    return COMPLETED
+
+
+@app.command(name="automations")
+def look_after(model: str | None = None, /, *, notify: str | None = None, json: AsJson = False) -> int:
+    """Have the Prefect server look after the runs of deployments that `refit deploy` has not made, by their tag `refit`.
+
+    Args:
+        model: The deployment of `retrain` whose trouble is to be told.
+        notify: `TYPE/NAME` of the Prefect block that is told of it; nobody is any more, if it is not given.
+        json: Print one JSON object instead of text.
+    """
+    find_prefect_home()  # which Prefect looks for on import
+    from refit.server.deployments import look_after_others
+
+    if notify is not None and model is None:
+        raise SettingsError("--notify: expected a model whose trouble is to be told, found none; name it: refit automations MODEL")
+    automations, deployed = look_after_others(model, notify)
+    if json:
+        print(jsonlib.dumps({"automations": automations, "deployments": deployed}))
+        return COMPLETED
+    _print_block("the server will", {name.removeprefix("refit: "): "" for name in automations})
+    _print_block("for the runs of", dict.fromkeys(deployed or ["no deployment yet: none has the tag `refit`"], ""))
     return COMPLETED
 
 

@@ -58,12 +58,12 @@ PERIODS = 1.5
 """Of a schedule, without a run that ended: a night is lost."""
 
 
-def update_automations(client: SyncPrefectClient, model: str, period: timedelta, block: str | None) -> list[str]:
+def update_automations(client: SyncPrefectClient, model: str | None, period: timedelta, block: str | None) -> list[str]:
     """Have the server look after runs as this call says, whatever earlier calls said; return the automations' names.
 
     Args:
         client: Of the server.
-        model: Whose deployments it is about; runs of others have the same done for them.
+        model: Whose deployments it is about; runs of others have the same done for them. None is about no model in particular.
         period: The longest time between two runs of its schedule.
         block: `TYPE/NAME` of the Prefect block that is told of failed retraining and lost nights; None tells nobody.
 
@@ -71,9 +71,9 @@ def update_automations(client: SyncPrefectClient, model: str, period: timedelta,
         SettingsError: There is no such block.
     """
     wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _reschedule_crashed_scoring(), _give_up(), _end_cancelled_runs()]
-    if block is None:
+    if model is not None and block is None:
         remove_automations_of(client, model)
-    else:
+    elif model is not None and block is not None:
         number = _find_block(client, block)
         wanted += [_tell_of_failed_retraining(model, number), _tell_of_lost_nights(model, period, number)]
     for automation in wanted:

@@ -1,21 +1,14 @@
-"""Deployments of the flows, as `prefect.yaml` beside this file says: for each model one of each flow, in its project's pool."""
+"""Deployments of the flows: for each model one of each, in its project's pool."""
 
-import asyncio
-import json
-import os
+import importlib
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -28,15 +21,13 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
-from prefect.server.schemas.schedules import CronSchedule as ServerCronSchedule
-from prefect.settings import get_current_settings
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
-from pydantic import ValidationError
+from prefect.utilities.callables import parameter_schema
+from prefect.workers.process import ProcessWorker
 
 from refit.errors import SettingsError
 from refit.server.api import (
@@ -52,13 +43,12 @@ from refit.server.api import (
     read_deployed,
 )
 from refit.server.automations import FLOWS, TAG, announce, remove_automations, remove_automations_of, update_automations
-from refit.server.forms import show_effective_values
+from refit.server.forms import fill_in_values
+from refit.server.plans import A_DAY, Plan, check_variables, describe_version, find_period, read_plan
 from refit.settings import resolve_settings
 
-PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 SECONDS_TO_SCHEDULE = 120
 """The server's scheduler looks for new deployments every few seconds; on a busy machine, 30 were not enough."""
-NUM_DATES = 60
 UNFINISHED = StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING
 OF_PROJECT = "Runs of the Refit project in "
 """Begins the description of a pool that `deploy` has made."""
@@ -88,9 +78,7 @@ class Removed:
     """Runs that were planned, or waited for a worker."""
 
 
-def deploy(
-    settings: Mapping[str, Any], pool: str, cron: str | None = None, timezone: str | None = None, block: str | None = None
-) -> Registered:
+def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
     """Make the work pool if it is missing, register the deployments, and have the server look after their runs.
 
     What an earlier call said of the same model is replaced; nothing is made twice.
@@ -98,14 +86,11 @@ def deploy(
     Args:
         settings: What runs are given, besides the model's name, which is also that of the deployments; the rest is left to the
             machine that runs them.
-        pool: Of the project.
-        cron: When to retrain, if not when the file says.
-        timezone: Of the schedule, as in `Europe/Berlin`, if not the file's.
-        block: `TYPE/NAME` of the Prefect block that is told of failed retraining.
+        plan: Of their runs.
 
     Raises:
-        SettingsError: No server is set, nothing names the rows to learn from, the schedule is none, there is no such block, or
-            another project has deployments of that name.
+        SettingsError: No server is set, nothing names the rows to learn from, a schedule is none, the pool does not take a job
+            variable, there is no such block, or another project has deployments of that name.
         ServerError: The server does not answer, refuses, or makes no run of a schedule.
     """
     resolved, origins = resolve_settings(settings)
@@ -115,21 +100,50 @@ def deploy(
             "data.source: expected the rows to learn from, found none; add --data.source, or set it in refit.toml"
             " (`notebook` deploys the toy table)"
         )
-    document = _read_prefect_file({**settings, "name": name}, pool, cron, timezone)
+    fields = read_plan({**settings, "name": name}, plan)
     with connected(SECONDS_TO_DEPLOY) as client:
-        _refuse_name_of_others(client, name, pool)
-        _make_pool(client, pool)
-        automations = update_automations(client, name, _find_period(document), block)
-        _run_prefect_deploy(document)
-        found = {flow: client.read_deployment_by_name(f"{flow}/{name}") for flow in FLOWS}
-        for deployment in found.values():  # first, as the server plans the runs of a deployment that is changed anew
-            show_effective_values(client, deployment, settings)
-        announce(name, found["retrain"].id)
-        deployed = [_await_schedule(client, entry) for entry in document["deployments"]]
-        for flow, deployment in found.items():
-            name_planned_runs(client, deployment.id, flow, name)
-        others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=pool) if other.name != name]
+        _refuse_name_of_others(client, name, plan.pool)
+        check_variables(plan.job_variables, _make_pool(client, plan.pool))
+        period = find_period(line.schedule for line in fields["retrain"]["schedules"])
+        automations = update_automations(client, name, period, plan.block)
+        version = describe_version(resolved)
+        registered = {flow: _register(client, flow, {**of_flow, "version": version}, settings) for flow, of_flow in fields.items()}
+        announce(name, registered["retrain"])
+        deployed = [_await_schedule(client, flow, name, bool(of_flow["schedules"])) for flow, of_flow in fields.items()]
+        for flow, deployment in registered.items():
+            name_planned_runs(client, deployment, flow, name)
+        others = [f"retrain/{other.name}" for other in _find(client, "retrain", pool=plan.pool) if other.name != name]
         return Registered(deployed, automations, others, forgets_soon(client))
+
+
+def look_after_others(model: str | None = None, block: str | None = None) -> tuple[list[str], list[str]]:
+    """Have the server look after the runs of deployments that `deploy` has not made, by their tag.
+
+    Args:
+        model: The name of a deployment that retrains, whose trouble is to be told; None tells of none.
+        block: `TYPE/NAME` of the Prefect block that is told; None tells nobody any more.
+
+    Returns:
+        The automations, and the deployments that have the tag.
+
+    Raises:
+        SettingsError: No server is set, there is no such block, or no such deployment with the tag.
+        ServerError: The server does not answer, or refuses.
+    """
+    with connected() as client:
+        found = {f"{flow}/{entry.name}": entry for flow in FLOWS for entry in _find(client, flow) if TAG in entry.tags}
+        deployment = found.get(f"retrain/{model}")
+        if model is not None and deployment is None:
+            there = ", ".join(sorted(found)) or "none that has it"
+            raise SettingsError(
+                f"expected a deployment retrain/{model} with the tag `{TAG}`, found {there}; tag it in"
+                " `prefect.yaml` or `.serve(tags=…)`"
+            )
+        period = find_period(line.schedule for line in deployment.schedules if line.active) if deployment else A_DAY
+        automations = update_automations(client, model, period, block)
+        if deployment and block:
+            announce(deployment.name, deployment.id)
+        return automations, sorted(found)
 
 
 def remove(pool: str, name: str | None = None) -> Removed:
@@ -174,36 +188,6 @@ def remove(pool: str, name: str | None = None) -> Removed:
         return Removed(removed, going_on, num_dropped)
 
 
-def _read_prefect_file(settings: Mapping[str, Any], pool: str, cron: str | None, timezone: str | None) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(PREFECT_FILE.read_text())
-    changed = {"cron": cron, "timezone": timezone}
-    for entry in document["deployments"]:
-        entry["parameters"] = {"settings": settings}
-        if entry["name"] == "predict":
-            entry["parameters"]["model"] = settings["name"]
-        entry["name"] = settings["name"]
-        entry["work_pool"]["name"] = pool
-        for schedule in entry.get("schedules", []):
-            schedule.update({name: value for name, value in changed.items() if value is not None})
-            try:
-                CronSchedule(**schedule)
-            except ValidationError as error:
-                mistake = error.errors()[0]
-                raise SettingsError(
-                    f"--{mistake['loc'][0]}: expected a cron line such as '0 3 * * *' and a time zone such as Europe/Berlin,"
-                    f" found {mistake['input']!r}"
-                ) from error
-    return document
-
-
-def _find_period(document: Mapping[str, Any]) -> timedelta:
-    """The longest time between two planned runs, as far as the next sixty tell."""
-    (plan,) = [schedule for entry in document["deployments"] for schedule in entry.get("schedules", [])]
-    dates = asyncio.run(ServerCronSchedule(**plan).get_dates(NUM_DATES))
-    seconds = [(following - date).total_seconds() for date, following in pairwise(dates)]
-    return timedelta(seconds=max(seconds, default=86400))
-
-
 def _find(client: SyncPrefectClient, flow: str, name: str | None = None, pool: str | None = None) -> list[DeploymentResponse]:
     return client.read_deployments(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
@@ -229,12 +213,15 @@ def _refuse_name_of_others(client: SyncPrefectClient, name: str, pool: str) -> N
                 )
 
 
-def _make_pool(client: SyncPrefectClient, name: str) -> None:
+def _make_pool(client: SyncPrefectClient, name: str) -> WorkPool:
+    """The pool of that name, whatever its type, or a new one for processes."""
     try:
-        client.read_work_pool(name)
+        return client.read_work_pool(name)
     except ObjectNotFound:
         description = f"{OF_PROJECT}{Path.cwd()} on {socket.gethostname()}"
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", description=description))
+        template = ProcessWorker.get_default_base_job_template()  # which the first worker would bring
+        pool = WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
+        return client.create_work_pool(pool)
 
 
 def _describe_pool(client: SyncPrefectClient, name: str) -> str:
@@ -249,24 +236,26 @@ def _has_been_made(client: SyncPrefectClient, pool: str) -> bool:
     return _describe_pool(client, pool).startswith(OF_PROJECT)
 
 
-def _run_prefect_deploy(document: Mapping[str, Any]) -> None:
-    """In a folder of its own, as Prefect imports the flows with the folder that it works in ahead of all packages."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "prefect.yaml").write_text(json.dumps(document))  # JSON is YAML
-        command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"]
-        environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
-        finished = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if finished.returncode:
-        lines = finished.stdout.splitlines()
-        raise ServerError(f"prefect deploy: expected to succeed, found exit code {finished.returncode}:", *lines)
+def _register(client: SyncPrefectClient, flow: str, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> UUID:
+    """Make a deployment, or replace the one of its name; its planned runs go, and the server plans others."""
+    module, _, name = fields["entrypoint"].partition(":")
+    form = parameter_schema(getattr(importlib.import_module(module), name)).model_dump(exclude_unset=True)
+    try:
+        identity = client.create_flow_from_name(flow)
+        return client.create_deployment(identity, **fields, parameter_openapi_schema=fill_in_values(form, settings))
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 422:
+            raise
+        found = error.response.json().get("detail")
+        raise SettingsError(f"{flow}/{fields['name']}: expected what the server takes, found: {found}; mend it") from error
 
 
-def _await_schedule(client: SyncPrefectClient, entry: Mapping[str, Any]) -> Deployed:
+def _await_schedule(client: SyncPrefectClient, flow: str, name: str, is_planned: bool) -> Deployed:
     """The deployment once its next run is planned; one without a schedule at once."""
     give_up_at = time.monotonic() + SECONDS_TO_SCHEDULE
     while True:
-        (deployed,) = read_deployed(client, entry["entrypoint"].partition(":")[2], entry["name"])
-        if deployed.next_run_at or not entry.get("schedules") or deployed.schedule == PAUSED:
+        (deployed,) = read_deployed(client, flow, name)
+        if deployed.next_run_at or not is_planned or deployed.schedule == PAUSED:
             return deployed
         if time.monotonic() > give_up_at:
             raise ServerError(

@@ -11,7 +11,7 @@ from prefect.deployments.steps.pull import set_working_directory
 
 from refit.errors import SettingsError
 
-START_WORKER = "PROJECT_FOLDER=$PWD prefect worker start --pool {pool} --type process"
+START_WORKER = "PROJECT_FOLDER=$PWD prefect worker start --pool {pool}"
 APART = "refit-run"
 
 

@@ -35,7 +35,7 @@ WorkingDirectory={folder}
 Environment={home} {url} {project}
 # What is secret, such as the keys of a store: NAME=VALUE, a line each.
 EnvironmentFile=-{secrets}
-ExecStart={prefect} worker start --pool {pool} --type process
+ExecStart={prefect} worker start --pool {pool}
 Restart=always
 RestartSec=10
 
