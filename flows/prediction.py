@@ -36,7 +36,7 @@ def predict(
         settings: Only `store` and `model.factory` count; what is not given comes from the environment, `.env` and `refit.toml` of
             the machine that runs the flow.
         strict: Fail where the rows deviate from those that the model learned from, and write nothing.
-        changes: What is different in this run alone; the rest stays as `settings` say.
+        changes: What is different in this run alone; all else stays as it is.
     """
     resolved = resolve_given(settings, changes, learns=False)
     show_settings(settings, changes)

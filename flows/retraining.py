@@ -32,7 +32,7 @@ def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS)
     Args:
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
             the rest.
-        changes: What is different in this run alone; the rest stays as `settings` say.
+        changes: What is different in this run alone; all else stays as it is.
     """
     resolved = resolve_given(settings, changes)
     check_server(resolved.promotion)

@@ -37,7 +37,7 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False, changes: Set
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
             the rest.
         refresh: Do every step anew.
-        changes: What is different in this run alone; the rest stays as `settings` say.
+        changes: What is different in this run alone; all else stays as it is.
     """
     resolved = resolve_given(settings, changes)
     show_settings(settings, changes)

@@ -107,7 +107,8 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
         period = find_period(line.schedule for line in fields["retrain"]["schedules"])
         automations = update_automations(client, name, period, plan.block)
         version = describe_version(resolved)
-        registered = {flow: _register(client, flow, {**of_flow, "version": version}, settings) for flow, of_flow in fields.items()}
+        planned_first = sorted(fields, key=lambda flow: not fields[flow]["schedules"])  # the server plans while others are imported
+        registered = {flow: _register(client, flow, {**fields[flow], "version": version}, settings) for flow in planned_first}
         announce(name, registered["retrain"])
         deployed = [_await_schedule(client, flow, name, bool(of_flow["schedules"])) for flow, of_flow in fields.items()]
         for flow, deployment in registered.items():
