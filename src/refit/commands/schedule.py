@@ -3,7 +3,7 @@
 import json as jsonlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ from refit.texts import escape_controls
 
 if TYPE_CHECKING:
     from refit.server.api import Deployed
-    from refit.server.deployments import Removed
+    from refit.server.deployments import Registered, Removed
 
 SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 LATE = timedelta(minutes=5)
@@ -119,12 +119,18 @@ def deploy(
         block=notify,
     )
     registered = deployments.deploy(as_given(given), plan)
-    deployed, worker = registered.deployments, project.START_WORKER.format(pool=pool)
     written = write_units(Path.cwd(), pool) if systemd else []
     if json:
+        worker = project.START_WORKER.format(pool=pool)
         shown = {**asdict(registered), "pool": pool, "worker": worker, "units": list(map(str, written))}
         print(jsonlib.dumps(shown, default=datetime.isoformat))
         return COMPLETED
+    _print_registered(registered, pool, written)
+    return COMPLETED
+
+
+def _print_registered(registered: "Registered", pool: str, written: Sequence[Path]) -> None:
+    deployed = registered.deployments
     _print_block("deployed", {entry.name: _describe_plan(entry) for entry in deployed})
     _print_block("the server will", {name.removeprefix("refit: "): "" for name in registered.automations})
     if registered.others:
@@ -139,7 +145,6 @@ def deploy(
         _print_missing_worker(pool)
     if registered.forgets_soon:
         _print_block("the server forgets runs that a power cut ends", {"start it with": "refit server"})
-    return COMPLETED
 
 
 def _read_variables(text: str | None) -> dict[str, Any]:
