@@ -9,7 +9,6 @@ import torch
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.filesystems import WritableFileSystem
 from prefect.results import get_result_store
 from prefect.serializers import JSONSerializer
 from prefect.tasks import exponential_backoff
@@ -18,6 +17,7 @@ from pydantic import PrivateAttr
 from refit.errors import StoreError
 from refit.runs.results import load_usable_result, result_path
 from refit.store.store import Store
+from refit.undocumented import PlainKeys
 
 RECIPE_KEY = re.compile("[0-9a-f]{64}")
 
@@ -61,7 +61,7 @@ RETRIED: dict[str, Any] = {
 """Options of a task that is tried again after what can pass: waits of about 1, 2 and 4 seconds."""
 
 
-class _StoredResults(WritableFileSystem):
+class _StoredResults(PlainKeys):
     """Prefect's results, in the store: without Prefect's record around them, so that runs without Prefect find them too."""
 
     url: str
@@ -84,9 +84,6 @@ class _StoredResults(WritableFileSystem):
             record = type(get_result_store().create_result_record(None, path)).deserialize(content)
             Store(self.url).write(result_path(path), record.serialize_result())
             self._checked.add(path)
-
-    def _resolve_path(self, _: str) -> None:
-        """Prefect asks for this where a file system is no saved block; keys are paths already."""
 
 
 def find_result(key: str) -> Any:

@@ -1,8 +1,7 @@
 """What a person sees of a run on its page in the Prefect UI: the report, and a curve while it trains."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from uuid import UUID
 
 import httpx
@@ -11,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
-from prefect.context import SettingsContext, get_settings_context
 from prefect.runtime import flow_run
 
 from refit.promotion import retraining_report
@@ -22,6 +20,7 @@ from refit.reports.curves import draw_curve
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tasks.caching import RETRIED
+from refit.undocumented import asking_once
 
 SECONDS_BETWEEN_UPDATES = 10.0
 """One takes a tenth of a second, and the training waits for it."""
@@ -61,21 +60,12 @@ class TrainingCurve:
         pause = self.seconds_between_updates
         curve = draw_curve([epoch.train_loss for epoch in epochs], [epoch.val_loss for epoch in epochs])
         try:
-            with _without_retries():
+            with asking_once():
                 _show(f"{description}\n\n{curve}\n", self.key, description)
         except httpx.HTTPError as error:
             pause = SECONDS_WITHOUT_SERVER
             get_run_logger().warning("the curve of the training cannot be shown: %s", error)
         self.rests_until = time.monotonic() + pause
-
-
-@contextmanager
-def _without_retries() -> Iterator[None]:
-    """As `temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})`, which takes a twentieth of a second to read all settings again."""
-    context = get_settings_context()
-    client = context.settings.client.model_copy(update={"max_retries": 0})
-    with SettingsContext(profile=context.profile, settings=context.settings.model_copy(update={"client": client})):
-        yield
 
 
 def _show_report(markdown: str, name: str, description: str) -> None:

@@ -8,30 +8,51 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PRIVATE = re.compile(r"(?<![a-zA-Z0-9])_+(?!\w*__\b)[a-z]\w*")
+INSIDE = re.compile(r"prefect\.(?:server|cli|utilities|_\w+)\b[\w.]*")
+"""Modules of Prefect that its users have no business in."""
 
 
 def test_the_table_of_private_names_is_what_the_code_uses():
     assert sorted(read_table()) == sorted(find_names())
 
 
-def read_table() -> set[tuple[str, str]]:
+def test_prefects_insides_are_used_where_the_table_says():
+    expected = sorted(read_table(INSIDE))
+    found = sorted(
+        (f"{node.module}.{alias.name}", path)
+        for path, tree in read_trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and INSIDE.fullmatch(node.module or "")
+        for alias in node.names
+    )
+    assert found == expected
+    assert {path for _, path in found} == {"server/sqlite_server.py", "undocumented.py"}
+
+
+def read_table(names: re.Pattern[str] = PRIVATE) -> set[tuple[str, str]]:
     """Private names and the files that they are used in."""
     section = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Private names\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| `")]
     assert all(len(row) == 4 and all(row) for row in rows)
-    return {(name, path) for names, paths, *_ in rows for name in PRIVATE.findall(names) for path in re.findall("`(.+?)`", paths)}
+    return {(name, path) for words, paths, *_ in rows for name in names.findall(words) for path in re.findall("`(.+?)`", paths)}
 
 
 def find_names() -> set[tuple[str, str]]:
     """The same in the code: of all private names, those that are not defined there."""
-    trees = {}
-    for floor in ("src/refit", "flows", "tasks"):
-        for path in sorted((ROOT / floor).rglob("*.py")):
-            trees[str(path.relative_to(ROOT)).removeprefix("src/refit/")] = ast.parse(path.read_text())
+    trees = read_trees()
     nodes = list(chain.from_iterable(map(ast.walk, trees.values())))
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     own = {name for node in nodes for name in list_defined(node, used)}
     return {(name, path) for path, tree in trees.items() for node in ast.walk(tree) for name in list_used(node) if name not in own}
+
+
+def read_trees() -> dict[str, ast.Module]:
+    """The code, by its files."""
+    trees = {}
+    for floor in ("src/refit", "flows", "tasks"):
+        for path in sorted((ROOT / floor).rglob("*.py")):
+            trees[str(path.relative_to(ROOT)).removeprefix("src/refit/")] = ast.parse(path.read_text())
+    return trees
 
 
 def list_defined(node: ast.AST, used: set[str]) -> Iterator[str]:

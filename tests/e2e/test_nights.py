@@ -15,13 +15,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, State
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, State, Suspended
 from servers import TIMEOUT_SECONDS, Site, wait_for
 from test_schedule import MAKE_BLOCK
 
 from refit.server import automations
 from refit.server.api import HEARTBEAT
-from refit.server.automations import announce, update_automations
+from refit.server.automations import MAX_STARTS, announce, update_automations
 
 pytestmark = pytest.mark.slow
 
@@ -69,16 +69,21 @@ def names(client: SyncPrefectClient, run: FlowRun) -> list[str]:
 def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_elses_do(site, client):
     update_automations(client, "fish", timedelta(days=1), block=None)
     ours, others = register(client, "train", "fish", ["refit"]), register(client, "train", "theirs", ["other"])
+    tagged = register(client, "their own", "theirs", ["other", "refit"])
     time.sleep(3)  # the server reads its automations
     unbegun = start(client, ours, Pending(), Crashed())
+    worn = start(client, ours, *[Pending(), Running(), Crashed()] * MAX_STARTS)
     cancelled = start(client, ours, Running(), Crashed(), Cancelled())
     killed = start(client, ours, Running(), Cancelling(), Crashed())
     foreign = start(client, others, Running(), Crashed())
-    done, silent, half_cancelled, elsewhere = (start(client, number, Running()) for number in (ours, ours, ours, others))
-    for run in (done, silent, half_cancelled, elsewhere):
+    done, suspended, silent, half_cancelled = (start(client, ours, Running()) for _ in range(4))
+    elsewhere, by_choice = start(client, others, Running()), start(client, tagged, Running())
+    for run in (done, suspended, silent, half_cancelled, elsewhere):
         beat(run)
+    beat(by_choice, "their own")
     time.sleep(5)  # as long as a heartbeat takes to the server
     client.set_flow_run_state(done.id, Completed())
+    client.set_flow_run_state(suspended.id, Suspended(timeout_seconds=3600))
     client.set_flow_run_state(half_cancelled.id, Cancelling())
     assert names(client, half_cancelled)[-1] == "Cancelling"
 
@@ -87,17 +92,20 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
         client.set_flow_run_state(unbegun.id, Crashed(), force=True)
     wait_for(lambda: names(client, unbegun)[-1] == "Failed")
     assert client.read_flow_run(unbegun.id).state.message.startswith("Died 3 times before it began: see the worker's log")
-    wait_for(lambda: names(client, silent)[-2:] == ["Crashed", "AwaitingRetry"])
+    for run in (silent, by_choice):
+        wait_for(lambda run=run: names(client, run)[-2:] == ["Crashed", "AwaitingRetry"])
     wait_for(lambda: names(client, half_cancelled)[-1] == "Cancelled")
     wait_for(lambda: names(client, killed)[-1] == "Cancelled")
     time.sleep(2 * AFTER_CRASH.seconds)
-    last = {"unbegun": unbegun, "cancelled": cancelled, "foreign": foreign, "done": done, "elsewhere": elsewhere}
-    assert {name: names(client, run)[-1] for name, run in last.items()} == {
+    last = {"unbegun": unbegun, "worn": worn, "cancelled": cancelled, "foreign": foreign, "done": done, "elsewhere": elsewhere}
+    assert {name: names(client, run)[-1] for name, run in {**last, "suspended": suspended}.items()} == {
         "unbegun": "Failed",
+        "worn": "Crashed",
         "cancelled": "Cancelled",
         "foreign": "Crashed",
         "done": "Completed",
         "elsewhere": "Running",
+        "suspended": "Suspended",
     }
     for run in (half_cancelled, killed):
         assert names(client, run)[-1] == "Cancelled"

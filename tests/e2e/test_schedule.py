@@ -76,7 +76,6 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
         "refit: give up on runs that die before they begin",
         "refit: note that a silent run has crashed",
         "refit: start a crashed run again",
-        "refit: start crashed scoring again",
     ]
     (plan,) = site.read("/deployments/name/retrain/digits")["schedules"]
     assert (plan["schedule"]["cron"], plan["schedule"]["timezone"]) == ("0 3 * * *", "UTC")

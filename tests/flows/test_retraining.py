@@ -1,7 +1,10 @@
 """Nights of retraining, on the CPU, in seconds."""
 
 import json
+import os
 import pydoc
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +39,7 @@ from refit.refs import RetrainingResult
 from refit.registry.ledger import Entry, load_ledger
 from refit.registry.versions import list_versions, load_part, move_alias, read_alias, rollback
 from refit.runs.recipes import load_runs
+from refit.runtime.interruption import holding_signals
 from refit.server.api import HEARTBEAT, describe_run, is_alive
 from refit.settings import SettingsTree
 from refit.store.store import Store
@@ -479,6 +483,23 @@ def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled
         with pytest.raises(Abort):
             run_flow(retrain, flow_run=run, parameters={"settings": give()})
         assert client.read_flow_run(run.id).state_name == "Cancelled"
+
+
+@pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: sys.exit(1)])
+def test_a_run_that_ends_while_it_is_being_cancelled_is_not_called_crashed(monkeypatch, end):
+    """By its worker's signal, or as it cannot print to a worker that is gone."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(retrain), "cancelled"))
+
+        def cancel_and_end(*_: object) -> None:
+            client.set_flow_run_state(run.id, Cancelling(), force=True)
+            with holding_signals():
+                end()
+
+        monkeypatch.setattr(refit.flows.candidates, "judge_candidate", cancel_and_end)
+        with pytest.raises(Abort):
+            run_flow(retrain, flow_run=run, parameters={"settings": give()})
+        assert client.read_flow_run(run.id).state_name == "Cancelling"
 
 
 def test_a_run_that_is_taken_for_dead_says_that_it_is_alive(monkeypatch):

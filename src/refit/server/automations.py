@@ -14,15 +14,15 @@ from prefect.exceptions import ObjectNotFound
 
 from refit.errors import SettingsError
 from refit.server.api import AWAITING_RESTART, HEARTBEAT
+from refit.undocumented import RUN_COUNT
 
 Labels = Mapping[str, str | list[str]]
 """What events must say of themselves: a text, or one of several."""
 TAG = "refit"
-"""Of our deployments, and so of their runs."""
+"""Of our deployments, and so of their runs. Whoever gives it to a deployment of their own has its runs looked after too."""
 FLOWS = ("train", "retrain", "predict")
 CRASH = "refit: note that a silent run has crashed"
 RESCHEDULE = "refit: start a crashed run again"
-SCORE_AGAIN = "refit: start crashed scoring again"
 GIVE_UP = "refit: give up on runs that die before they begin"
 CANCEL = "refit: end cancelled runs whose worker does not"
 NOTIFY = "refit: tell of trouble with "
@@ -31,7 +31,7 @@ NOTICE = "refit: tell of lost nights of "
 """Followed by the model's name."""
 DEPLOYED = "refit.deployed"
 """The event from which on runs of a deployment are expected."""
-CRASHED, CANCELLING = "prefect.flow-run.Crashed", "prefect.flow-run.Cancelling"
+CRASHED, CANCELLING, SUSPENDED = (f"prefect.flow-run.{state}" for state in ("Crashed", "Cancelling", "Suspended"))
 TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged")
 """States of a retraining that somebody should know of."""
 ENDED = {
@@ -41,19 +41,22 @@ ENDED = {
         *("Promoted", "Kept", "Skipped", "Collapsed", "Incomparable", "Damaged"),
     )
 }
-"""A run that is there should not be started again, or be called silent."""
+"""A run that is there should not be started again, or be called silent. One that is suspended has no process, and is not over."""
 BEGUN = {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 BETWEEN_REPORTS = timedelta(seconds=60)
 """More than between two reports of one crash, 6 to 13 seconds (measured): meanwhile another process imports the flow, to look for
 its hooks. A second report after the rescheduling would undo it."""
-SILENCE = timedelta(seconds=180)
-"""Six heartbeats; `prefect.yaml` sets how often they come. More than from the last one before a reported crash to the first of the
-run started again, up to 140 seconds: a run found silent meanwhile would be called crashed while it starts."""
+SILENCE = timedelta(seconds=300)
+"""Ten heartbeats of our deployments, as `prefect.yaml` has them; well over the 180 seconds between two where a deployment does not
+say how often. More than from the last one before a reported crash to the first of the run started again, up to 140 seconds: a run
+found silent meanwhile would be called crashed while it starts."""
 TO_CANCEL = timedelta(seconds=45)
 """More than the half minute that a worker gives a run; less than until a crash is rescheduled, as the run's end can be called one
 before its worker says that it was cancelled (seen: 15 seconds)."""
 MAX_ATTEMPTS = 3
 """That die before they begin."""
+MAX_STARTS = 5
+"""Of one run. What it trained is kept, and a new run goes on from there; training gives up earlier if it comes no further."""
 PERIODS = 1.5
 """Of a schedule, without a run that ended: a night is lost."""
 
@@ -70,7 +73,7 @@ def update_automations(client: SyncPrefectClient, model: str | None, period: tim
     Raises:
         SettingsError: There is no such block.
     """
-    wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _reschedule_crashed_scoring(), _give_up(), _end_cancelled_runs()]
+    wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _give_up(), _end_cancelled_runs()]
     if model is not None and block is None:
         remove_automations_of(client, model)
     elif model is not None and block is not None:
@@ -92,7 +95,7 @@ def remove_automations_of(client: SyncPrefectClient, model: str) -> list[str]:
 
 def remove_automations(client: SyncPrefectClient) -> list[str]:
     """Remove those that are about all models; return their names."""
-    return _remove(client, [CRASH, RESCHEDULE, SCORE_AGAIN, GIVE_UP, CANCEL])
+    return _remove(client, [CRASH, RESCHEDULE, GIVE_UP, CANCEL])
 
 
 def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
@@ -119,43 +122,33 @@ def announce(model: str, deployment: UUID) -> None:
 def _crash_silent_runs() -> AutomationCore:
     return AutomationCore(
         name=CRASH,
-        description="A run that has sent no sign of life for three minutes died with its worker, which could not say so.",
-        trigger=_watch_last(HEARTBEAT, FLOWS, SILENCE, unless=ENDED | {CRASHED}),
+        description="A run that has sent no sign of life for five minutes died with its worker, which could not say so.",
+        trigger=_watch_last(HEARTBEAT, SILENCE, unless=ENDED | {CRASHED, SUSPENDED}),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
     )
 
 
 def _reschedule_crashed_runs() -> AutomationCore:
-    """Training gives up by itself after a few attempts that came no further."""
-    return _reschedule(RESCHEDULE, "A run whose process died goes on from its last checkpoint.", ["train", "retrain"])
-
-
-def _reschedule_crashed_scoring() -> AutomationCore:
-    """Scoring keeps no count of its attempts, so the server does."""
-    match: Labels = {"prefect.run-count": ["0", "1", "2"]}
-    return _reschedule(SCORE_AGAIN, "Scoring whose process died begins anew, twice.", ["predict"], match)
-
-
-def _reschedule(name: str, description: str, flows: Sequence[str], match: Labels | None = None) -> AutomationCore:
-    """Have crashed runs start again, under their own id."""
+    """Under their own id."""
+    match: Labels = {RUN_COUNT: [str(count) for count in range(MAX_STARTS)]}
     return AutomationCore(
-        name=name,
-        description=description,
+        name=RESCHEDULE,
+        description=f"A run whose process died goes on from its last checkpoint; it is started {MAX_STARTS} times at most.",
         # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
         # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
-        trigger=_watch_last(CRASHED, flows, BETWEEN_REPORTS, match, unless=ENDED | BEGUN),
+        trigger=_watch_last(CRASHED, BETWEEN_REPORTS, match, unless=ENDED | BEGUN),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name=AWAITING_RESTART)],
     )
 
 
 def _give_up() -> AutomationCore:
     """A run that begins raises its count, and can give up by itself; on a worker without Refit none begins."""
-    of_attempts = {"prefect.resource.id", "prefect.run-count"}
+    of_attempts = {"prefect.resource.id", RUN_COUNT}
     message = f"Died {MAX_ATTEMPTS} times before it began: see the worker's log, then start a new run."
     return AutomationCore(
         name=GIVE_UP,
         description="A run that is not begun, again and again, has failed.",
-        trigger=_watch(FLOWS, for_each=of_attempts, threshold=MAX_ATTEMPTS, expect={CRASHED}, within=timedelta(hours=1)),
+        trigger=_watch(for_each=of_attempts, threshold=MAX_ATTEMPTS, expect={CRASHED}, within=timedelta(hours=1)),
         actions=[ChangeFlowRunState(state=StateType.FAILED, message=message)],
     )
 
@@ -165,7 +158,7 @@ def _end_cancelled_runs() -> AutomationCore:
     return AutomationCore(
         name=CANCEL,
         description="A run that somebody cancelled while its worker was away is over, and does not start again.",
-        trigger=_watch_last(CANCELLING, FLOWS, TO_CANCEL, unless=ENDED),
+        trigger=_watch_last(CANCELLING, TO_CANCEL, unless=ENDED),
         actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="Its worker did not say that it ended.")],
     )
 
@@ -185,7 +178,7 @@ def _tell_of_failed_retraining(model: str, block: UUID) -> AutomationCore:
     return AutomationCore(
         name=f"{NOTIFY}{model}",
         description="A retraining failed or crashed, or a person should look at the champion.",
-        trigger=_watch(["retrain"], deployment=model, expect={f"prefect.flow-run.{state}" for state in TOLD}),
+        trigger=_watch(retrains=model, expect={f"prefect.flow-run.{state}" for state in TOLD}),
         actions=[
             SendNotification(
                 block_document_id=block,
@@ -202,9 +195,7 @@ def _tell_of_lost_nights(model: str, period: timedelta, block: UUID) -> Automati
     return AutomationCore(
         name=f"{NOTICE}{model}",
         description="No retraining has ended for one and a half periods of its schedule.",
-        trigger=_watch(
-            ["retrain"], Posture.Proactive, for_each=set(), deployment=model, after=events, expect=events, within=within
-        ),
+        trigger=_watch(Posture.Proactive, for_each=set(), retrains=model, after=events, expect=events, within=within),
         actions=[
             SendNotification(
                 block_document_id=block,
@@ -215,46 +206,43 @@ def _tell_of_lost_nights(model: str, period: timedelta, block: UUID) -> Automati
     )
 
 
-def _watch_last(
-    event: str, flows: Sequence[str], within: timedelta, match: Labels | None = None, unless: Set[str] = frozenset()
-) -> EventTrigger:
+def _watch_last(event: str, within: timedelta, match: Labels | None = None, unless: Set[str] = frozenset()) -> EventTrigger:
     """Watch for an event of a run that neither one of its kind follows in time nor one of those in `unless`.
 
     For those, the server reads before it writes. SQLite refuses that if somebody writes between the two, and the server handles the
     event again, unless it is one that `refit server` starts.
     """
-    return _watch(flows, Posture.Proactive, match, after={event}, expect={event, *unless}, within=within)
+    return _watch(Posture.Proactive, match, after={event}, expect={event, *unless}, within=within)
 
 
 def _watch(
-    flows: Sequence[str],
     posture: Posture = Posture.Reactive,
     match: Labels | None = None,
-    deployment: str | None = None,
+    retrains: str | None = None,
     for_each: Set[str] = frozenset({"prefect.resource.id"}),
     threshold: int = 1,
     **fields: Any,
 ) -> EventTrigger:
-    """Watch each run that one of our deployments of these flows has started; runs from a terminal are their users' own.
+    """Watch each run of a deployment that has our tag, whatever its flow is called; runs from a terminal are their users' own.
 
     Args:
-        flows: Their names.
         posture: Whether to act on events, or on their absence.
         match: Labels of the event, besides that it is one of a run.
-        deployment: Its name, if not any; heartbeats do not tell it.
+        retrains: The model whose retraining alone is watched; heartbeats do not tell it.
         for_each: Labels whose values have a count of their own.
         threshold: The count from which on to act.
         **fields: Of the trigger.
     """
-    of_deployment = {"prefect.resource.role": "deployment", **({"prefect.resource.name": deployment} if deployment else {})}
+    of_run = {"prefect.resource.id": ["prefect.flow-run.*", "prefect.deployment.*"]}
+    of_deployment: dict[str, str] = {"prefect.resource.role": "deployment"}
+    related: list[dict[str, str]] = [{"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}, of_deployment]
+    if retrains is not None:
+        of_deployment["prefect.resource.name"] = retrains
+        related.append({"prefect.resource.role": "flow", "prefect.resource.name": "retrain"})
     return EventTrigger(
         for_each=set(for_each),
-        match={"prefect.resource.id": ["prefect.flow-run.*", "prefect.deployment.*"], **(match or {})},
-        match_related=[
-            {"prefect.resource.role": "flow", "prefect.resource.name": [*flows]},
-            {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
-            of_deployment,
-        ],
+        match={**of_run, **(match or {})},
+        match_related=[*related],
         posture=posture,
         threshold=threshold,
         **fields,

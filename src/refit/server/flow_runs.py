@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedS
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
-from prefect.exceptions import Abort, ObjectNotFound, TerminationSignal
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -32,6 +32,7 @@ from refit.errors import RefitError, SettingsError
 from refit.server.api import describe_run, find_runs, in_states, is_alive, name_planned_runs
 from refit.server.project import enter_project
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
+from refit.undocumented import RunKeepsState, asking_once
 
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
@@ -174,18 +175,28 @@ def watching_own_state() -> Iterator[None]:
     threading.Thread(target=copy_context().run, args=(watch, UUID(flow_run.id)), daemon=True).start()
     try:
         yield
-    except TerminationSignal as error:
-        if is_cancelled.is_set():
-            raise Abort("cancelled") from error  # keeps the run's state, where another exception would make it Crashed
+    except BaseException as error:
+        # Prefect would call the run crashed, as it takes a signal for a cancellation only where its own handler is in place, and
+        # not that of `holding_signals`; and a crashed run is started again, unless its worker calls it cancelled in time.
+        if is_cancelled.is_set() or (not isinstance(error, Exception) and _is_cancelled(UUID(flow_run.id))):
+            raise RunKeepsState("cancelled") from error
         raise
     finally:
         is_over.set()
 
 
+def _is_cancelled(run: UUID) -> bool:
+    """Whether it is, or is about to be."""
+    with contextlib.suppress(httpx.HTTPError, ObjectNotFound), asking_once(), get_client(sync_client=True) as client:
+        state = client.read_flow_run(run).state or Running()
+        return state.is_cancelling() or state.is_cancelled()
+    return False
+
+
 def _await_cancellation(run: UUID, is_over: threading.Event) -> bool:
     """Whether the run is set to Cancelled, if need be here, before it is over; from Crashed it is set to Running again."""
     is_asked = False
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+    with asking_once():
         while not is_over.wait(SECONDS_BETWEEN_LOOKS):
             with contextlib.suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
                 state = client.read_flow_run(run).state or Running()

@@ -85,7 +85,7 @@ def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
         port = str(probe.getsockname()[1])
     server = subprocess.Popen(
         [sys.executable, "-P", SQLITE_SERVER, "own", port],
-        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        env={**os.environ, "PREFECT_UI_ENABLED": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

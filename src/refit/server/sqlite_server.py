@@ -5,6 +5,7 @@
 
 import gc
 import logging
+import runpy
 import sys
 import threading
 import time
@@ -25,12 +26,10 @@ def main(arguments: list[str]) -> None:
             write_first()
             serve(int(arguments[1]))
     else:
-        from prefect.cli import app
-
         write_first()
         collect_aside()
         sys.argv = ["prefect", "server", *arguments]
-        app()
+        runpy.run_module("prefect", run_name="__main__")
 
 
 def serve(port: int) -> None:
@@ -38,7 +37,7 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    server = uvicorn.Server(uvicorn.Config(create_app(), port=port, lifespan="on", log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), port=port, lifespan="on", log_level="error"))
     # Prefect cannot be stopped while it starts without a traceback, which would hide why it was stopped.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
     collect_aside()
