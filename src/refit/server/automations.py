@@ -10,10 +10,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.events import EventTrigger, Posture, emit_event
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from refit.errors import SettingsError
-from refit.server.api import AWAITING_RESTART, HEARTBEAT
+from refit.errors import SettingsError, first_line
+from refit.server.api import AWAITING_RESTART, HEARTBEAT, ServerError
 from refit.undocumented import RUN_COUNT
 
 Labels = Mapping[str, str | list[str]]
@@ -72,19 +72,30 @@ def update_automations(client: SyncPrefectClient, model: str | None, period: tim
 
     Raises:
         SettingsError: There is no such block.
+        ServerError: The server refuses one, as Prefect Cloud may where its plan allows no more; then it has none of those that it
+            did not have before.
     """
     wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _give_up(), _end_cancelled_runs()]
-    if model is not None and block is None:
-        remove_automations_of(client, model)
-    elif model is not None and block is not None:
+    if model is not None and block is not None:
         number = _find_block(client, block)
         wanted += [_tell_of_failed_retraining(model, number), _tell_of_lost_nights(model, period, number)]
+    made: list[UUID] = []
     for automation in wanted:
-        found = client.read_automations_by_name(automation.name)
-        if found:
-            client.update_automation(found[0].id, automation)
-        else:
-            client.create_automation(automation)
+        try:
+            found = client.read_automations_by_name(automation.name)
+            if found:
+                client.update_automation(found[0].id, automation)
+            else:
+                made.append(client.create_automation(automation))
+        except PrefectHTTPStatusError as error:
+            for identity in made:
+                client.delete_automation(identity)
+            raise ServerError(
+                f"automations: expected the server to take {len(wanted)}, found that it refuses {automation.name!r}:"
+                f" {first_line(error)}; free room for {len(wanted)} there, if it is Prefect Cloud by another plan"
+            ) from error
+    if model is not None and block is None:
+        remove_automations_of(client, model)
     return [automation.name for automation in wanted]
 
 
