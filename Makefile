@@ -8,6 +8,7 @@
 #   make docs
 #   make bench [ARGS="--quick"]
 #   make mutants [ARGS="data.splits promotion.decision"]
+#   make versions
 #   make clean
 #
 # Needs Python 3.11 or newer; another one than `python3` is named by `make train PYTHON=python3.12`.
@@ -17,7 +18,7 @@ BIN := .venv/bin
 WITH_PEERS := .[dev,bench]
 WITH_SITE := .[dev,docs]
 
-.PHONY: train test reference e2e lint docs bench mutants clean
+.PHONY: train test reference e2e lint docs bench mutants versions clean
 .NOTPARALLEL:
 
 train: .venv/train.stamp
@@ -54,6 +55,10 @@ bench: .venv/bench.stamp
 # Not part of what every change must pass: it takes long, and needs a judgement.
 mutants: .venv/test.stamp
 	@$(BIN)/python tests/mutants.py $(ARGS)
+
+# Not part of it either: what touches Prefect, with the oldest and the newest that pyproject.toml allows, each beside .venv.
+versions: .venv/test.stamp
+	@tests/versions.sh $(ARGS)
 
 clean:
 	rm -rf .venv site

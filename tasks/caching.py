@@ -17,7 +17,7 @@ from pydantic import PrivateAttr
 from refit.errors import StoreError
 from refit.runs.results import load_usable_result, result_path
 from refit.store.store import Store
-from refit.undocumented import PlainKeys
+from refit.undocumented import PlainKeys, pack_result, unpack_result
 
 RECIPE_KEY = re.compile("[0-9a-f]{64}")
 
@@ -76,13 +76,12 @@ class _StoredResults(PlainKeys):
                 raise StoreError(f"no result of {path}")
             self._checked.add(path)
         result = JSONSerializer().loads(store.read(result_path(path)))
-        return get_result_store().create_result_record(result, path).serialize()
+        return pack_result(result, path)
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
         """Keep a result; exceptions, which come without a recipe's key, are left to Prefect's states."""
         if RECIPE_KEY.fullmatch(path):
-            record = type(get_result_store().create_result_record(None, path)).deserialize(content)
-            Store(self.url).write(result_path(path), record.serialize_result())
+            Store(self.url).write(result_path(path), unpack_result(content, path))
             self._checked.add(path)
 
 

@@ -1,5 +1,6 @@
 """What Refit uses of Prefect beyond its documentation, a test each: a release that changes it fails here."""
 
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,15 +9,17 @@ from zoneinfo import ZoneInfo
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.filesystems import WritableFileSystem
 from prefect.flow_engine import run_flow
-from prefect.results import ResultStore
+from prefect.results import ResultStore, get_result_store
+from prefect.serializers import JSONSerializer
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from prefect.states import Cancelling, Running
 from pydantic import PrivateAttr
 
-from refit.undocumented import RUN_COUNT, PlainKeys, RunKeepsState, asking_once, plan_runs
+from refit.undocumented import RUN_COUNT, PlainKeys, RunKeepsState, asking_once, pack_result, plan_runs, unpack_result
 
 
 class OurShelf(PlainKeys):
@@ -50,6 +53,16 @@ def test_prefect_does_not_do_so_by_itself():
     """Should it one day, ours is not needed any more."""
     with pytest.raises(ValueError, match="'a-key' is not in the subpath"):
         ResultStore(result_storage=PrefectsShelf()).write({"answer": 42}, "a-key")
+
+
+def test_a_result_is_taken_out_of_prefects_record_and_put_into_one_that_prefect_reads():
+    shelf = OurShelf()
+    with FlowRunContext.model_construct(result_store=ResultStore(result_storage=shelf, serializer=JSONSerializer())):
+        get_result_store().write({"answer": 42}, "a-key")
+        bare = unpack_result(shelf._files["a-key"], "a-key")
+        assert json.loads(bare) == {"answer": 42}
+        shelf._files["another"] = pack_result(json.loads(bare), "another")
+        assert get_result_store().read("another").result == {"answer": 42}
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -7,10 +7,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 from prefect.context import get_settings_context
 from prefect.exceptions import Abort
 from prefect.filesystems import WritableFileSystem
+from prefect.results import get_result_store
 from prefect.server.schemas.schedules import CronSchedule
 
 RUN_COUNT = "prefect.run-count"
@@ -22,6 +24,16 @@ class PlainKeys(WritableFileSystem):
 
     def _resolve_path(self, _: str) -> None:
         """Prefect asks for this where a file system is no saved block."""
+
+
+def pack_result(result: Any, key: str) -> bytes:
+    """A result with Prefect's record around it, as Prefect reads it where the flow at work keeps results."""
+    return get_result_store().create_result_record(result, key).serialize()
+
+
+def unpack_result(content: bytes, key: str) -> bytes:
+    """What the flow's serializer made of the result in such a record."""
+    return type(get_result_store().create_result_record(None, key)).deserialize(content).serialize_result()
 
 
 class RunKeepsState(Abort):

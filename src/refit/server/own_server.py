@@ -41,7 +41,11 @@ HOME = find_prefect_home()
 
 
 def is_server_named() -> bool:
-    """Whether Prefect's settings may name a server: environment, profiles, `prefect.toml`, `.env`, `pyproject.toml`."""
+    """Whether Prefect's settings may name a server: environment, profiles, `prefect.toml`, `.env`, `pyproject.toml`.
+
+    Prefect itself is asked only then. With its settings, all of it is imported, which takes 1.3 seconds of a processor; a run that
+    needs a server of its own does that while the server starts.
+    """
     variables = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
     words = {
         HOME / "profiles.toml": "",

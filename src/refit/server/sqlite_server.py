@@ -1,4 +1,4 @@
-"""Prefect's server, as it holds on SQLite; a script of a process of its own, which imports nothing of ours.
+"""Prefect's server, as it holds on SQLite; a script of a process of its own, which imports nothing of ours, to start sooner.
 
 `sqlite_server.py own PORT` serves a local run; `sqlite_server.py start …` does as `prefect server start …`.
 """
