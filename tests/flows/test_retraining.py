@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
@@ -469,11 +470,46 @@ def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatc
         assert client.read_flow_run(first.id).state_name == "Crashed"
 
 
+@flow
+def nightly(name: str) -> RetrainingResult:
+    """Somebody's own flow, which retrains among other things."""
+    return retrain(give(name=name))
+
+
+def test_a_subflow_gives_way_to_the_same_one_of_a_run_of_its_deployment(trained):
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(nightly), "one model at a time")
+        first, second, third = (
+            client.create_flow_run_from_deployment(deployment, parameters={"name": name}) for name in ("cod", "cod", "eel")
+        )
+        client.set_flow_run_state(first.id, Running())
+        skipped = run_flow(nightly, flow_run=second, parameters={"name": "cod"})
+        assert (skipped.outcome, skipped.reason, trained) == ("skipped", f"gives way to {first.name}, which is at work", [])
+        assert run_flow(nightly, flow_run=third, parameters={"name": "eel"}).outcome == "promoted"
+
+
+def test_a_subflow_of_a_late_run_gives_way_to_a_newer_one_that_is_due(trained):
+    now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(nightly), "late")
+        late, newer = (
+            client.create_flow_run_from_deployment(
+                deployment, parameters={"name": "cod"}, state=Scheduled(scheduled_time=now - timedelta(hours=hours))
+            )
+            for hours in (26, 2)
+        )
+        planned = client.read_flow_run(newer.id).name
+        skipped = run_flow(nightly, flow_run=client.read_flow_run(late.id), parameters={"name": "cod"})
+        assert (skipped.outcome, skipped.reason, trained) == ("skipped", f"gives way to {planned}, as it starts late", [])
+        assert client.read_flow_run(newer.id).name == planned, "runs of others keep their names"
+
+
+@pytest.mark.parametrize("of", [retrain, nightly])
 @pytest.mark.parametrize("cancelled", [Cancelled(), Cancelling()])
-def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled):
+def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled, of):
     monkeypatch.setattr(refit.server.flow_runs, "SECONDS_BETWEEN_LOOKS", 0.2)
     with get_client(sync_client=True) as client:
-        run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(retrain), "cancelled"))
+        run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(of), "cancelled"))
 
         def cancel_and_go_on(*_: object) -> None:
             client.set_flow_run_state(run.id, cancelled, force=True)
@@ -481,7 +517,7 @@ def test_a_cancelled_run_ends_itself_where_no_worker_does(monkeypatch, cancelled
 
         monkeypatch.setattr(refit.flows.candidates, "judge_candidate", cancel_and_go_on)
         with pytest.raises(Abort):
-            run_flow(retrain, flow_run=run, parameters={"settings": give()})
+            run_flow(of, flow_run=run, parameters={"settings": give()} if of is retrain else {"name": "model"})
         assert client.read_flow_run(run.id).state_name == "Cancelled"
 
 

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import takewhile
 from multiprocessing.util import Finalize
+from typing import cast
 from uuid import UUID
 
 import httpx
@@ -78,7 +80,7 @@ def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = 
     enter_project()
     _stop_server_with_process()
     resolved, origins = _resolve(settings, changes)
-    if learns and origins["data.source"] == "default" and _find_deployment():
+    if learns and origins["data.source"] == "default" and find_deployed_run() is not None:
         raise SettingsError(
             "data.source: expected the rows that a deployment learns from, found none; give what is different in a run as"
             " `changes`, as `settings` of its own replace all that was deployed, or set data.source (`notebook` is the toy table)"
@@ -94,7 +96,7 @@ def _stop_server_with_process() -> None:
 
 def show_settings(settings: SettingsTree, changes: SettingsTree) -> None:
     """Show on the page of a deployment's run where its settings come from; `refit settings` does it at a terminal."""
-    if not _find_deployment():
+    if find_deployed_run() is None:
         return
     resolved, origins = _resolve(settings, changes)
     rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
@@ -112,26 +114,30 @@ def _resolve(settings: SettingsTree, changes: SettingsTree) -> tuple[Settings, d
 
 def name_next_runs(model: str) -> None:
     """Name the runs of the same deployment that are planned, as one that dies before it begins cannot name itself."""
-    deployment = _find_deployment()
-    if deployment is None:
+    run = find_deployed_run()
+    if run is None or not _is_self(run):  # the runs of a flow that calls ours have names of their own
         return
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-        name_planned_runs(client, deployment, flow_run.flow_name, model)
+        name_planned_runs(client, _deployment_of(run), flow_run.flow_name, model)
 
 
 def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
     """Find the newest run of the same deployment that is due, if this one started later than `max_delay_seconds` after its time."""
-    scheduled, now = flow_run.scheduled_start_time, datetime.now(UTC)
-    deployment = _find_deployment()
-    if deployment is None or (now - scheduled).total_seconds() <= max_delay_seconds:
+    own, now = find_deployed_run(), datetime.now(UTC)
+    scheduled = own.expected_start_time if own else None
+    if own is None or scheduled is None:
+        return None
+    began_at = now if _is_self(own) else own.start_time or now  # a flow may do for hours what comes before retraining
+    if (began_at - scheduled).total_seconds() <= max_delay_seconds:
         return None
     due = FlowRunFilter(
         expected_start_time=FlowRunFilterExpectedStartTime(after_=scheduled, before_=now),
         state=in_states(StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING),
     )
     with get_client(sync_client=True) as client:
-        found = find_runs(client, deployment, due, FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
-    return next((run for run in found if run.expected_start_time and run.expected_start_time > scheduled), None)
+        found = find_runs(client, _deployment_of(own), due, FlowRunSort.EXPECTED_START_TIME_DESC)
+    newer = (run for run in found if run.expected_start_time and run.expected_start_time > scheduled)
+    return next((run for run in newer if _does_the_same(run, own)), None)
 
 
 def find_run_at_work() -> FlowRun | None:
@@ -139,18 +145,20 @@ def find_run_at_work() -> FlowRun | None:
 
     A concurrency limit of Prefect's would stay with a run that died so, and cancel all that come after it.
     """
-    deployment = _find_deployment()
-    if deployment is None:
+    own = find_deployed_run()
+    if own is None:
         return None
     running = FlowRunFilter(state=in_states(StateType.RUNNING))
     with get_client(sync_client=True) as client:
-        found = find_runs(client, deployment, running, FlowRunSort.START_TIME_ASC)
+        found = find_runs(client, _deployment_of(own), running, FlowRunSort.START_TIME_ASC)
         began_at = {run.id: run.state.timestamp for run in found if run.state}
         found.sort(key=lambda run: (began_at[run.id], run.id))
-        for run in takewhile(lambda run: str(run.id) != flow_run.id, found):
+        for run in takewhile(lambda run: run.id != own.id, found):
             if is_alive(client, run, datetime.now(UTC) - LONGEST_SILENCE):
-                return run
-            client.set_flow_run_state(run.id, Crashed(message=f"No heartbeat for {LONGEST_SILENCE.seconds} seconds."))
+                if _does_the_same(run, own):
+                    return run
+            elif _is_self(own):
+                client.set_flow_run_state(run.id, Crashed(message=f"No heartbeat for {LONGEST_SILENCE.seconds} seconds."))
     return None
 
 
@@ -158,27 +166,30 @@ def find_run_at_work() -> FlowRun | None:
 def watching_own_state() -> Iterator[None]:
     """See to this run of a deployment where the server calls it cancelled, and no worker ends it, or dead, though it is alive.
 
+    A subflow ends itself when the deployment's run that it belongs to is cancelled.
+
     A worker listens for cancellation no more until the run ends, once its server was away for half a minute: its websocket gives up
     after ten tries, and what polls instead after three. A machine that sleeps for minutes has its runs silent for too long when it
     wakes.
     """
-    if _find_deployment() is None:
+    own = find_deployed_run()
+    if own is None:
         yield
         return
     is_over, is_cancelled = threading.Event(), threading.Event()
 
-    def watch(run: UUID) -> None:
-        if _await_cancellation(run, is_over):
+    def watch() -> None:
+        if _await_cancellation(own, is_over):
             is_cancelled.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=copy_context().run, args=(watch, UUID(flow_run.id)), daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(watch,), daemon=True).start()
     try:
         yield
     except BaseException as error:
         # Prefect would call the run crashed, as it takes a signal for a cancellation only where its own handler is in place, and
         # not that of `holding_signals`; and a crashed run is started again, unless its worker calls it cancelled in time.
-        if is_cancelled.is_set() or (not isinstance(error, Exception) and _is_cancelled(UUID(flow_run.id))):
+        if is_cancelled.is_set() or (not isinstance(error, Exception) and _is_cancelled(own.id)):
             raise RunKeepsState("cancelled") from error
         raise
     finally:
@@ -193,25 +204,55 @@ def _is_cancelled(run: UUID) -> bool:
     return False
 
 
-def _await_cancellation(run: UUID, is_over: threading.Event) -> bool:
+def _await_cancellation(run: FlowRun, is_over: threading.Event) -> bool:
     """Whether the run is set to Cancelled, if need be here, before it is over; from Crashed it is set to Running again."""
-    is_asked = False
+    is_asked, is_own = False, _is_self(run)
     with asking_once():
         while not is_over.wait(SECONDS_BETWEEN_LOOKS):
             with contextlib.suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
-                state = client.read_flow_run(run).state or Running()
-                if state.is_crashed():
-                    client.set_flow_run_state(run, Running(message="It was taken for dead, and is alive."), force=True)
+                state = client.read_flow_run(run.id).state or Running()
+                if state.is_crashed() and is_own:  # a flow that calls ours may have died in a process of its own
+                    client.set_flow_run_state(run.id, Running(message="It was taken for dead, and is alive."), force=True)
                 if state.is_cancelling() and is_asked:
                     state = Cancelled(message="Its worker did not end it; it ended itself.")
-                    client.set_flow_run_state(run, state, force=True)
+                    client.set_flow_run_state(run.id, state, force=True)
                 if state.is_cancelled():
                     return True
                 is_asked = state.is_cancelling()
     return False
 
 
-def _find_deployment() -> UUID | None:
-    """The deployment that the run at work is of; `prefect.runtime` asks the server for it where there is none."""
+def find_deployed_run() -> FlowRun | None:
+    """The run of a deployment that the run at work is or, as a subflow, belongs to; None where there is none."""
     context = FlowRunContext.get()
-    return context.flow_run.deployment_id if context and context.flow_run else None
+    run = context.flow_run if context else None
+    if run is not None and run.deployment_id is None and run.parent_task_run_id is not None:
+        run = _read_deployed_parent(run.id)
+    return run if run is not None and run.deployment_id else None
+
+
+@lru_cache(maxsize=16)
+def _read_deployed_parent(subflow: UUID) -> FlowRun:
+    """The nearest of the runs that a subflow belongs to that a deployment has, else the outermost."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(subflow)
+        while run.deployment_id is None and run.parent_task_run_id is not None:
+            parent = client.read_task_run(run.parent_task_run_id).flow_run_id
+            if parent is None:
+                break
+            run = client.read_flow_run(parent)
+    return run
+
+
+def _is_self(run: FlowRun) -> bool:
+    """Whether it is the run at work itself, and not one that this belongs to."""
+    return str(run.id) == str(flow_run.id)
+
+
+def _does_the_same(run: FlowRun, own: FlowRun) -> bool:
+    """Whether two runs of a deployment retrain one model; that of somebody's own flow may have several, by its parameters."""
+    return _is_self(own) or run.parameters == own.parameters
+
+
+def _deployment_of(run: FlowRun) -> UUID:
+    return cast(UUID, run.deployment_id)
