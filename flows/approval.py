@@ -7,16 +7,21 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
-from prefect.input import RunInput
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
+from prefect.input import RunInput, keyset_from_base_key, read_flow_run_input
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Running
 
 from refit.errors import SettingsError
+from refit.promotion.questions import Question, write_question
+from refit.server.flow_runs import can_suspend
 from refit.settings import PromotionSettings
+from refit.store.store import Store
 
 SECONDS_BETWEEN_LOOKS = 5
+SECONDS_TO_SAY_NO = 86400
+"""For the server's automation to start a run whose question is too old, which then writes so; afterwards Prefect fails it."""
 
 
 class Answer(RunInput):
@@ -36,18 +41,34 @@ def check_server(promotion: PromotionSettings) -> None:
             )
 
 
-def ask_person(question: str, key: str, timeout_seconds: float) -> Answer | None:
-    """Pause the run at work until a person answers on its page; None if nobody does in time.
+def find_answer(question: Question) -> Answer | None:
+    """What a person has answered to the question of the run at work."""
+    found = read_flow_run_input(keyset_from_base_key(f"suspended-{question.form}")["response"])
+    return None if found is None else Answer.model_validate(found)
+
+
+def ask_person(text: str, question: Question, name: str, store: Store) -> Answer | None:
+    """Have the run at work wait until a person answers on its page; None if nobody does in time.
+
+    A run of a deployment is suspended: it ends here, and begins anew once it is answered or its time is up. Any other is paused.
 
     Args:
-        question: Markdown, shown above the form.
-        key: Of the question within the run: lower-case letters, digits, dashes.
-        timeout_seconds: How long to wait.
+        text: Markdown, shown above the form.
+        question: What is asked.
+        name: Of the model.
+        store: Where a suspended run finds its question again.
     """
     get_run_logger().info("waiting for a person to resume this run: %s", flow_run.ui_url)
-    form = Answer.with_initial_data(description=question)
+    form, seconds = Answer.with_initial_data(description=text), math.ceil(question.timeout_seconds)
+    if not can_suspend():
+        return _pause(form, question.form, seconds)
+    write_question(store, name, question)  # first: a run without it trains again
+    return suspend_flow_run(form, timeout=seconds + SECONDS_TO_SAY_NO, key=question.form)
+
+
+def _pause(form: type[Answer], key: str, seconds: int) -> Answer | None:
     try:
-        return pause_flow_run(form, math.ceil(timeout_seconds), SECONDS_BETWEEN_LOOKS, f"{key}-{flow_run.run_count}")
+        return pause_flow_run(form, seconds, SECONDS_BETWEEN_LOOKS, key)
     except FlowPauseTimeout:
         # Rules would have the server fail a run that goes on after its time.
         with get_client(sync_client=True) as client:

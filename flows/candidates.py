@@ -2,20 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from uuid import uuid4
 
 from prefect import get_run_logger
+from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 
 from refit.errors import DataError, RefitError, SettingsError
-from refit.flows.approval import ask_person
+from refit.flows.approval import Answer, ask_person, find_answer
 from refit.flows.training import build_snapshot, tell_of_wait, train_version
 from refit.promotion.comparison import Verdict, check_slices
 from refit.promotion.news import KEY, find_champion, find_decision
+from refit.promotion.questions import Question, find_question, remove_question
 from refit.promotion.retraining_report import describe_outcome
 from refit.refs import RetrainingResult, SavedModel
 from refit.registry import versions
 from refit.registry.ledger import Entry, find_newest
 from refit.runs.crash_loops import forget_attempts
+from refit.runs.keys import Recipe
 from refit.runs.recipes import build_recipe
 from refit.settings import PromotionSettings, Settings
 from refit.store.store import Store
@@ -29,19 +34,20 @@ RUN = "run"
 
 
 def judge_candidate(
-    settings: Settings, source_digests: tuple[str, str | None], key: str, decided: Entry | None
+    settings: Settings, source_digests: tuple[str, str | None] | None, key: str, asked: Question | None, decided: Entry | None
 ) -> RetrainingResult:
     """Train a candidate, compare it with the champion, promote it or not, and report.
 
     Args:
         settings: Of the run.
-        source_digests: Of the sources that the recipe is written for.
+        source_digests: Of the sources that the recipe is written for, if a candidate is to be trained.
         key: Of the retraining.
+        asked: What this run has asked a person before it was suspended.
         decided: What a run decided that died before its report; then only that is made up for.
     """
     store, recipe, seconds = Store(settings.store.url), None, dict[str, float]()
     newest = find_newest(store, settings.name)
-    if decided is None:
+    if decided is None and asked is None:
         check_slices(settings.promotion, settings.data)
         champion = _find_start(settings, store)
         with training_alone(tell_of_wait):
@@ -54,8 +60,9 @@ def judge_candidate(
             trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
     else:
-        candidate = versions.read_version(store, settings.name, decided.after or 0)
-    with _judging(candidate):
+        known = decided.after if decided is not None else asked.candidate if asked is not None else None
+        candidate = versions.read_version(store, settings.name, known or 0)
+    with _judging(candidate), _forgetting_attempts(recipe, store):
         verdict, entry = _judge(candidate, decided, newest, key, settings)
     if verdict is None:
         reason = f"gives way to another run, which decided the same at {entry.at}: {entry.why}"
@@ -65,6 +72,7 @@ def judge_candidate(
         )
     get_run_logger().info("%s", describe_outcome(candidate.name, entry))  # why is in the run's state and result
     place = report(candidate, verdict, entry, settings)
+    remove_question(store, settings.name, candidate.version)
     if recipe is not None:
         forget_attempts(recipe, store)
     return RetrainingResult(
@@ -86,6 +94,17 @@ def _judging(candidate: SavedModel) -> Iterator[None]:
         yield
     except (DataError, SettingsError) as error:
         raise RefitError(f"{candidate.reference} was trained and saved, but cannot be judged: {error}") from error
+
+
+@contextmanager
+def _forgetting_attempts(recipe: Recipe | None, store: Store) -> Iterator[None]:
+    """Forget those of a run that is suspended: it did not die, and does not come this way again."""
+    try:
+        yield
+    except Pause:
+        if recipe is not None:
+            forget_attempts(recipe, store)
+        raise
 
 
 def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, settings: Settings) -> tuple[Verdict | None, Entry]:
@@ -125,6 +144,30 @@ def _should_ask(verdict: Verdict, promotion: PromotionSettings) -> bool:
     )
 
 
+def _ask(
+    verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, asked: Question | None, settings: Settings
+) -> Answer | None:
+    """Ask a person, unless this run has asked and there is an answer, or it is too late for one."""
+    is_same = asked is not None and (asked.candidate, asked.champion) == (candidate.version, champion)
+    if asked is not None and is_same:
+        answer = find_answer(asked)
+        if answer is not None or asked.is_over:
+            return answer
+    title = f"Shall {candidate.reference} be the champion?"
+    show_report(candidate, verdict, title, settings)
+    question = Question(
+        key=key,
+        candidate=candidate.version,
+        champion=champion,
+        run=str(flow_run.id),
+        form=uuid4().hex,
+        asked_at=asked.asked_at if asked is not None and is_same else datetime.now(UTC),
+        timeout_seconds=settings.promotion.timeout_seconds,
+    )
+    text = f"**{title}** Its {verdict.figures}. The report is the first of the run's artifacts."
+    return ask_person(text, question, candidate.name, Store(settings.store.url))
+
+
 def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
     """Promote the candidate or write down why not; None if the champion is another by now."""
     details = {
@@ -133,15 +176,13 @@ def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: 
         **verdict.model_dump(mode="json", include={"alarm", "decision", "num_left_out", "scores"}),
     }
     why, objection = verdict.reason, None
+    asked = find_question(Store(settings.store.url), settings.name, str(flow_run.id))
     if candidate.version == champion:  # of another retraining, whose recipe was the same
         return keep(candidate, champion, f"{candidate.reference} is the champion already", details, settings)
     if verdict.decision.is_better and settings.promotion.mode == "never":
         objection = "promotion.mode is `never`"
-    elif verdict.decision.is_better and _should_ask(verdict, settings.promotion):
-        question = f"Shall {candidate.reference} be the champion?"
-        show_report(candidate, verdict, question, settings)
-        text = f"**{question}** Its {verdict.figures}. The report is the first of the run's artifacts."
-        answer = ask_person(text, f"v{candidate.version}-v{champion or 0}", settings.promotion.timeout_seconds)
+    elif verdict.decision.is_better and (asked or _should_ask(verdict, settings.promotion)):
+        answer = _ask(verdict, candidate, champion, key, asked, settings)
         comment = f" ({answer.comment})" if answer and answer.comment else ""
         if answer is None:
             objection = f"nobody approved within {settings.promotion.timeout_seconds:g} seconds"

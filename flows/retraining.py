@@ -2,24 +2,28 @@
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from refit.flows.approval import check_server
 from refit.promotion.news import find_champion, find_decision, is_reported
+from refit.promotion.questions import find_question, list_questions
 from refit.refs import RetrainingResult
 from refit.registry.versions import read_alias
 from refit.runs.keys import retraining_key
 from refit.server.flow_runs import (
     DEFAULTS,
+    describe_precedence,
     find_newer_run,
     find_run_at_work,
+    find_waiting_run,
     name_next_runs,
     name_run,
     resolve_given,
     show_settings,
     watching_own_state,
 )
-from refit.settings import SettingsTree
+from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tables.sources.opening import digest_sources
 
@@ -37,15 +41,19 @@ def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS)
     resolved = resolve_given(settings, changes)
     check_server(resolved.promotion)
     store, name = Store(resolved.store.url), resolved.name
-    name_next_runs(name)
-    newer = find_newer_run(resolved.schedule.max_delay_seconds)
-    if newer is not None:
-        return _skip(store, name, f"gives way to {newer.name}, as it starts late")
-    before = find_run_at_work()
-    if before is not None:
-        return _skip(store, name, f"gives way to {before.name}, which is at work")
-    source_digests = digest_sources(resolved.data.source, resolved.data.test_source)
-    key = retraining_key(resolved, *source_digests)
+    asked = find_question(store, name, str(flow_run.id))
+    source_digests = None
+    if asked is not None:  # whatever the table is by now
+        key = asked.key
+    else:
+        name_next_runs(name)
+        if (reason := _find_precedence(resolved)) is not None:
+            return _skip(store, name, reason)
+        source_digests = digest_sources(resolved.data.source, resolved.data.test_source)
+        key = retraining_key(resolved, *source_digests)
+        asking = [question.run for question in list_questions(store, name) if question.key == key]
+        if (other := find_waiting_run(asking)) is not None:
+            return _skip(store, name, describe_precedence(other))
     decided = find_decision(store, name, key)
     if decided is not None and find_champion(store, name) != read_alias(store, name):
         decided = None  # the champion is damaged: another is needed
@@ -55,8 +63,17 @@ def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS)
     show_settings(settings, changes)
     from refit.flows.candidates import judge_candidate
 
-    result = judge_candidate(resolved, source_digests, key, decided)
+    result = judge_candidate(resolved, source_digests, key, asked, decided)
     return Completed(name=(result.alarm or result.outcome).capitalize(), message=result.reason, data=result)
+
+
+def _find_precedence(settings: Settings) -> str | None:
+    """Why another run of the same deployment goes first, if one does."""
+    newer = find_newer_run(settings.schedule.max_delay_seconds)
+    if newer is not None:
+        return f"gives way to {newer.name}, as it starts late"
+    other = find_run_at_work()
+    return describe_precedence(other) if other else None
 
 
 def _skip(store: Store, name: str, reason: str) -> State[RetrainingResult]:

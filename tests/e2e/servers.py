@@ -53,6 +53,7 @@ class Site:
         }
         self.of_worker = {"PROJECT_FOLDER": str(self.project), "PYTHONPATH": str(clone)}
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.server = self.start_server()
 
     def start_server(self) -> subprocess.Popen[bytes]:
@@ -62,7 +63,8 @@ class Site:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         command = [PREFECT, "worker", "start", "--pool", name_pool(self.desk), "--type", "process"]
-        return self.start("worker", command, self.desk, self.of_worker)
+        self.workers.append(self.start("worker", command, self.desk, self.of_worker))
+        return self.workers[-1]
 
     def start(
         self, log: str, command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str] | None = None

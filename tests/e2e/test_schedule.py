@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from kill_campaign import REFIT
-from servers import FINAL, ROOT, TIMEOUT_SECONDS, wait_for
+from servers import FINAL, ROOT, TIMEOUT_SECONDS, find_processes, wait_for
 
 from refit.registry.versions import list_versions, read_alias
 from refit.server.project import name_pool
@@ -154,7 +154,18 @@ def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champ
     assert scored.height == pl.read_parquet(site.project / "digits.parquet").height
 
 
-def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, first_champion):  # noqa: ARG001
+@pytest.fixture(scope="module")
+def asking(site, first_champion) -> str:  # noqa: ARG001
+    """The id of a run that asks a person."""
+    settings = {"name": "asked", "training": {"num_epochs": 1}, "promotion": {"mode": "ask"}}
+    run = site.start_run("retrain/digits", {"settings": settings}).json()["id"]
+    wait_for(lambda: find_processes("PREFECT__FLOW_RUN_ID", run))
+    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_name"] == "Suspended")
+    wait_for(lambda: not find_processes("PREFECT__FLOW_RUN_ID", run))
+    return run
+
+
+def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_to_the_next(site, asking):  # noqa: ARG001
     site.start_worker()
     wait_for(lambda: len(site.ask(f"/work_pools/{name_pool(site.desk)}/workers/filter").json()) == 2)
     changes = [{"name": "away", "seed": seed, "training": {"num_epochs": 20, "patience": None}} for seed in (1, 2)]
@@ -168,6 +179,20 @@ def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_t
     found = [site.read(f"/flow_runs/{run}") for run in runs]
     assert [(run["state_name"], run["run_count"]) for run in found] == [("Completed", 1)] * 2
     assert list_versions(site.store, "away") == [1, 2]
+
+
+def test_a_run_that_asks_has_no_process_and_goes_on_when_it_is_answered_on_another_server_and_worker(site, asking):
+    for worker in site.workers:
+        site.kill(worker)
+    (site.project / "digits.parquet").rename(site.project / "gone.parquet")
+    assert site.read(f"/flow_runs/{asking}")["state_name"] == "Suspended"
+    answer = site.ask(f"/flow_runs/{asking}/resume", run_input={"answer": "approve", "comment": "as you like"})
+    assert answer.json()["status"] == "ACCEPT"
+    site.start_worker()
+    wait_for(lambda: site.read(f"/flow_runs/{asking}")["state_type"] in FINAL)
+    assert site.read(f"/flow_runs/{asking}")["state_name"] == "Promoted"
+    assert read_alias(site.store, "asked") == 1
+    (site.project / "gone.parquet").rename(site.project / "digits.parquet")
 
 
 def fill_disk(site) -> None:

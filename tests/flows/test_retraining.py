@@ -16,12 +16,12 @@ import polars as pl
 import pytest
 import torch
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
-from prefect.client.schemas.objects import Artifact, State, StateType
+from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
 from prefect.events import emit_event
-from prefect.exceptions import Abort, PrefectHTTPStatusError
+from prefect.exceptions import Abort, Pause, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Cancelling, Crashed, Running, Scheduled
 
@@ -36,6 +36,7 @@ import refit.training.loop
 from refit.commands.terminal import complain
 from refit.errors import DataError
 from refit.flows.retraining import retrain
+from refit.promotion.questions import Question, list_questions
 from refit.refs import RetrainingResult
 from refit.registry.ledger import Entry, load_ledger
 from refit.registry.versions import list_versions, load_part, move_alias, read_alias, rollback
@@ -83,6 +84,12 @@ def find_artifacts(state: State) -> list[Artifact]:
     with get_client(sync_client=True) as client:
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
         return client.read_artifacts(artifact_filter=of_run)
+
+
+@flow
+def nightly(name: str, promotion: dict | None = None) -> RetrainingResult:
+    """Somebody's own flow, which retrains among other things."""
+    return retrain(give(name=name, promotion=promotion or {}))
 
 
 def champion() -> int | None:
@@ -353,6 +360,110 @@ def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
         assert client.read_flow_run(state.state_details.flow_run_id).state.name == "Kept"
 
 
+ASKING = {"mode": "ask", "timeout_seconds": 60}
+
+
+class Deployed:
+    """Runs of a deployment, which take turns in this process."""
+
+    def __init__(self, client: SyncPrefectClient, name: str) -> None:
+        self.client, self.deployment = client, client.create_deployment(client.create_flow(retrain), name)
+
+    def start(self, **sections) -> FlowRun:
+        """Begin a run, which asks and is suspended."""
+        run = self.client.create_flow_run_from_deployment(self.deployment)
+        self.suspend(run, **sections)
+        return self.client.read_flow_run(run.id)
+
+    def suspend(self, run: FlowRun, **sections) -> None:
+        with pytest.raises(Pause):
+            self.begin(run, **sections)
+        assert self.client.read_flow_run(run.id).state_name == "Suspended"
+
+    def begin(self, run: FlowRun | None = None, **sections) -> State[RetrainingResult]:
+        run = run or self.client.create_flow_run_from_deployment(self.deployment)
+        parameters = {"settings": give(promotion=ASKING | sections)}
+        return run_flow(retrain, flow_run=self.client.read_flow_run(run.id), parameters=parameters, return_type="state")
+
+
+@pytest.fixture
+def deployed(request) -> Iterator[Deployed]:
+    with get_client(sync_client=True) as client:
+        yield Deployed(client, request.node.name)
+
+
+def test_a_run_of_a_deployment_is_suspended_and_goes_on_with_its_candidate_whatever_the_table_is_by_now(deployed, trained):
+    asking = deployed.start()
+    waits = f"model has no champion; gives way to {asking.name}, which waits for an answer"
+    assert run(promotion=ASKING).message == waits, "one question a candidate, also from a terminal"
+    Path("rows.csv").unlink()
+    trained.clear()
+    assert deployed.begin().message == waits
+    deployed.client.resume_flow_run(asking.id, {"answer": "approve", "comment": "go"})
+    assert deployed.begin().message == waits
+    state = deployed.begin(asking)
+    assert (state.name, state.result().candidate, champion(), trained) == ("Promoted", "model@v1", 1, [])
+    assert read_ledger()[-1].why.startswith("approved in the Prefect UI (go); promoted: accuracy")
+    assert list_questions(Store("refit-store"), "model") == []
+    assert not list(Path("refit-store/attempts").glob("*"))
+
+
+def test_an_answer_counts_in_a_run_that_crashed_after_it_and_whatever_the_mode_is_by_now(deployed):
+    asking = deployed.start()
+    deployed.client.resume_flow_run(asking.id, {"answer": "reject", "comment": ""})
+    for state in (Running(), Crashed(), Scheduled()):
+        deployed.client.set_flow_run_state(asking.id, state, force=True)
+    state = deployed.begin(asking, mode="auto")
+    assert (state.name, champion()) == ("Kept", None)
+    assert state.message.startswith("rejected in the Prefect UI, else promoted: accuracy")
+
+
+def test_a_suspended_run_that_begins_without_an_answer_asks_on_until_its_time_is_up(deployed, monkeypatch):
+    asking = deployed.start()
+    (question,) = list_questions(Store("refit-store"), "model")
+    deployed.client.set_flow_run_state(asking.id, Scheduled())
+    deployed.suspend(asking)
+    (again,) = list_questions(Store("refit-store"), "model")
+    assert (again.asked_at, again.form == question.form) == (question.asked_at, False)
+    deployed.client.set_flow_run_state(asking.id, Scheduled())
+    monkeypatch.setattr(Question, "is_over", True)
+    state = deployed.begin(asking)
+    assert (state.name, champion()) == ("Kept", None)
+    assert state.message.startswith("nobody approved within 60 seconds, else promoted: accuracy")
+
+
+def test_a_suspended_run_asks_again_if_the_champion_is_another_by_then(deployed):
+    run(BAD, promotion={"mode": "never"})
+    asking = deployed.start()
+    move_alias(Store("refit-store"), "model", 1, expected=None, why="by hand")
+    deployed.client.resume_flow_run(asking.id, {"answer": "approve", "comment": ""})
+    deployed.suspend(asking)
+    deployed.client.resume_flow_run(asking.id, {"answer": "approve", "comment": ""})
+    assert (deployed.begin(asking).name, champion()) == ("Promoted", 2)
+
+
+def test_a_run_that_died_before_its_report_makes_up_for_it_after_an_answer_too(deployed, monkeypatch):
+    asking = deployed.start()
+    deployed.client.resume_flow_run(asking.id, {"answer": "approve", "comment": ""})
+    with monkeypatch.context() as patched:
+        patched.setattr(refit.flows.candidates, "report", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            deployed.begin(asking)
+    deployed.client.set_flow_run_state(asking.id, Scheduled())
+    state = deployed.begin(asking)
+    assert (state.name, champion()) == ("Promoted", 1)
+    assert [entry.action for entry in read_ledger()] == ["promote"]
+    assert Path(state.result().report).exists()
+
+
+def test_a_subflow_is_paused_as_no_server_suspends_it(answering):
+    answering(answer="approve", comment="")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(nightly), "asks"))
+        given = {"name": "model", "promotion": ASKING}
+        assert run_flow(nightly, flow_run=run, parameters=given).outcome == "promoted"
+
+
 def test_a_candidate_is_compared_again_with_a_champion_that_came_meanwhile(monkeypatch):
     run(BAD, promotion={"mode": "never"})
     store, against, move = Store("refit-store"), [], refit.registry.versions.move_alias
@@ -468,12 +579,6 @@ def test_a_run_gives_way_to_one_at_work_unless_that_has_died(trained, monkeypatc
         third = client.create_flow_run_from_deployment(deployment)
         assert run_flow(retrain, flow_run=third, parameters=parameters, return_type="state").name == "Promoted"
         assert client.read_flow_run(first.id).state_name == "Crashed"
-
-
-@flow
-def nightly(name: str) -> RetrainingResult:
-    """Somebody's own flow, which retrains among other things."""
-    return retrain(give(name=name))
 
 
 def test_a_subflow_gives_way_to_the_same_one_of_a_run_of_its_deployment(trained):

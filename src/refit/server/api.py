@@ -41,6 +41,8 @@ from refit.texts import show_line
 HEARTBEAT = "prefect.flow-run.heartbeat"
 AWAITING_RESTART = "AwaitingRetry"
 """Prefect's name for the state of a crashed run that is to start again."""
+SUSPENDED, RESUMING = "Suspended", "Resuming"
+"""Prefect's names for the states of a run that waits for an answer, and of one that has it and waits for a worker."""
 PAUSED = "paused"
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20

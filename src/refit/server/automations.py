@@ -13,7 +13,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from refit.errors import SettingsError, first_line
-from refit.server.api import AWAITING_RESTART, HEARTBEAT, ServerError
+from refit.server.api import AWAITING_RESTART, HEARTBEAT, RESUMING, SUSPENDED, ServerError
 from refit.undocumented import RUN_COUNT
 
 Labels = Mapping[str, str | list[str]]
@@ -29,10 +29,14 @@ NOTIFY = "refit: tell of trouble with "
 """Followed by the model's name."""
 NOTICE = "refit: tell of lost nights of "
 """Followed by the model's name."""
+END_QUESTION = "refit: go on without an answer about "
+"""Followed by the model's name."""
 DEPLOYED = "refit.deployed"
 """The event from which on runs of a deployment are expected."""
-CRASHED, CANCELLING, SUSPENDED = (f"prefect.flow-run.{state}" for state in ("Crashed", "Cancelling", "Suspended"))
-TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged")
+CRASHED, CANCELLING = "prefect.flow-run.Crashed", "prefect.flow-run.Cancelling"
+WAITS, GOES_ON = f"prefect.flow-run.{SUSPENDED}", f"prefect.flow-run.{RESUMING}"
+"""A run waits for an answer, and has no process; it is to begin anew."""
+TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged", SUSPENDED, "Paused")
 """States of a retraining that somebody should know of."""
 ENDED = {
     f"prefect.flow-run.{state}"
@@ -61,13 +65,16 @@ PERIODS = 1.5
 """Of a schedule, without a run that ended: a night is lost."""
 
 
-def update_automations(client: SyncPrefectClient, model: str | None, period: timedelta, block: str | None) -> list[str]:
+def update_automations(
+    client: SyncPrefectClient, model: str | None, period: timedelta, to_answer: timedelta, block: str | None
+) -> list[str]:
     """Have the server look after runs as this call says, whatever earlier calls said; return the automations' names.
 
     Args:
         client: Of the server.
         model: Whose deployments it is about; runs of others have the same done for them. None is about no model in particular.
         period: The longest time between two runs of its schedule.
+        to_answer: How long a person has to answer what a run asks.
         block: `TYPE/NAME` of the Prefect block that is told of failed retraining and lost nights; None tells nobody.
 
     Raises:
@@ -76,6 +83,8 @@ def update_automations(client: SyncPrefectClient, model: str | None, period: tim
             did not have before.
     """
     wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _give_up(), _end_cancelled_runs()]
+    if model is not None:
+        wanted.append(_end_question(model, to_answer))
     if model is not None and block is not None:
         number = _find_block(client, block)
         wanted += [_tell_of_failed_retraining(model, number), _tell_of_lost_nights(model, period, number)]
@@ -95,18 +104,22 @@ def update_automations(client: SyncPrefectClient, model: str | None, period: tim
                 f" {first_line(error)}; free room for {len(wanted)} there, if it is Prefect Cloud by another plan"
             ) from error
     if model is not None and block is None:
-        remove_automations_of(client, model)
+        _remove(client, _of_block(model))
     return [automation.name for automation in wanted]
 
 
 def remove_automations_of(client: SyncPrefectClient, model: str) -> list[str]:
     """Remove those that are about one model alone; return their names."""
-    return _remove(client, [f"{NOTIFY}{model}", f"{NOTICE}{model}"])
+    return _remove(client, [*_of_block(model), f"{END_QUESTION}{model}"])
 
 
 def remove_automations(client: SyncPrefectClient) -> list[str]:
     """Remove those that are about all models; return their names."""
     return _remove(client, [CRASH, RESCHEDULE, GIVE_UP, CANCEL])
+
+
+def _of_block(model: str) -> list[str]:
+    return [f"{NOTIFY}{model}", f"{NOTICE}{model}"]
 
 
 def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
@@ -134,7 +147,7 @@ def _crash_silent_runs() -> AutomationCore:
     return AutomationCore(
         name=CRASH,
         description="A run that has sent no sign of life for five minutes died with its worker, which could not say so.",
-        trigger=_watch_last(HEARTBEAT, SILENCE, unless=ENDED | {CRASHED, SUSPENDED}),
+        trigger=_watch_last(HEARTBEAT, SILENCE, unless=ENDED | {CRASHED, WAITS}),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
     )
 
@@ -174,6 +187,17 @@ def _end_cancelled_runs() -> AutomationCore:
     )
 
 
+def _end_question(model: str, to_answer: timedelta) -> AutomationCore:
+    within = max(to_answer, timedelta(seconds=10))  # the least that the server takes
+    events = ENDED | BEGUN | {WAITS, GOES_ON}
+    return AutomationCore(
+        name=f"{END_QUESTION}{model}",
+        description="A retraining that nobody has answered in time goes on, and rejects its candidate.",
+        trigger=_watch(Posture.Proactive, retrains=model, after={WAITS}, expect=events, within=within),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name=RESUMING, message=f"Nobody answered within {to_answer}.")],
+    )
+
+
 def _find_block(client: SyncPrefectClient, block: str) -> UUID:
     kind, _, name = block.partition("/")
     try:
@@ -188,13 +212,13 @@ def _find_block(client: SyncPrefectClient, block: str) -> UUID:
 def _tell_of_failed_retraining(model: str, block: UUID) -> AutomationCore:
     return AutomationCore(
         name=f"{NOTIFY}{model}",
-        description="A retraining failed or crashed, or a person should look at the champion.",
+        description="A retraining failed or crashed, or a person should look at the champion, or answer a question.",
         trigger=_watch(retrains=model, expect={f"prefect.flow-run.{state}" for state in TOLD}),
         actions=[
             SendNotification(
                 block_document_id=block,
                 subject="{{ flow_run.name }}: {{ flow_run.state.name }}",
-                body="{{ flow_run.state.message }}\n\n{{ (flow_run|ui_url) or '' }}",
+                body="{{ flow_run.state.message or 'It waits on its page for an answer.' }}\n\n{{ (flow_run|ui_url) or '' }}",
             )
         ],
     )

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,6 +34,7 @@ from refit.errors import SettingsError
 from refit.server.api import (
     PAUSED,
     SECONDS_TO_DEPLOY,
+    SUSPENDED,
     Deployed,
     ServerError,
     connected,
@@ -75,7 +77,7 @@ class Removed:
     going_on: list[str]
     """Runs at work, which go on to their end, and are not started again if they crash."""
     num_dropped: int
-    """Runs that were planned, or waited for a worker."""
+    """Runs that were planned, or waited for a worker or an answer."""
 
 
 def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
@@ -105,7 +107,8 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
         _refuse_name_of_others(client, name, plan.pool)
         check_variables(plan.job_variables, _make_pool(client, plan.pool))
         period = find_period(line.schedule for line in fields["retrain"]["schedules"])
-        automations = update_automations(client, name, period, plan.block)
+        to_answer = timedelta(seconds=resolved.promotion.timeout_seconds)
+        automations = update_automations(client, name, period, to_answer, plan.block)
         version = describe_version(resolved)
         planned_first = sorted(fields, key=lambda flow: not fields[flow]["schedules"])  # the server plans while others are imported
         registered = {flow: _register(client, flow, {**fields[flow], "version": version}, settings) for flow in planned_first}
@@ -141,7 +144,9 @@ def look_after_others(model: str | None = None, block: str | None = None) -> tup
                 " `prefect.yaml` or `.serve(tags=…)`"
             )
         period = find_period(line.schedule for line in deployment.schedules if line.active) if deployment else A_DAY
-        automations = update_automations(client, model, period, block)
+        given = deployment.parameters.get("settings") if deployment else None
+        to_answer = timedelta(seconds=resolve_settings(given)[0].promotion.timeout_seconds)
+        automations = update_automations(client, model, period, to_answer, block)
         if deployment and block:
             announce(deployment.name, deployment.id)
         return automations, sorted(found)
@@ -171,7 +176,7 @@ def remove(pool: str, name: str | None = None) -> Removed:
             for run in find_runs(
                 client, entry.id, FlowRunFilter(state=in_states(*UNFINISHED)), FlowRunSort.EXPECTED_START_TIME_ASC
             ):
-                if run.state_type != StateType.SCHEDULED:
+                if run.state_type != StateType.SCHEDULED and run.state_name != SUSPENDED:
                     going_on.append(run.name)
                     continue
                 num_dropped += 1

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -20,7 +20,13 @@ import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedStartTime
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
@@ -31,7 +37,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.states import Cancelled, Crashed, Running
 
 from refit.errors import RefitError, SettingsError
-from refit.server.api import describe_run, find_runs, in_states, is_alive, name_planned_runs
+from refit.server.api import RESUMING, SUSPENDED, describe_run, find_runs, in_states, is_alive, name_planned_runs
 from refit.server.project import enter_project
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 from refit.undocumented import RunKeepsState, asking_once
@@ -39,6 +45,7 @@ from refit.undocumented import RunKeepsState, asking_once
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
 """Of a run that lives: for 15 minutes it goes on while its server is away."""
+WAITING = FlowRunFilterState(name=FlowRunFilterStateName(any_=[SUSPENDED, RESUMING]))
 SECONDS_BETWEEN_LOOKS = 30
 """At its own state. A worker that listens ends a cancelled run within that time."""
 
@@ -141,9 +148,10 @@ def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
 
 
 def find_run_at_work() -> FlowRun | None:
-    """Find a run of the same deployment that began before this one and is at work; one that died with its server is set to Crashed.
+    """Find a run of the same deployment that began before this one and is at work, or waits for an answer.
 
-    A concurrency limit of Prefect's would stay with a run that died so, and cancel all that come after it.
+    One that died with its server is set to Crashed. A concurrency limit of Prefect's would stay with it, and cancel all that come
+    after it.
     """
     own = find_deployed_run()
     if own is None:
@@ -159,7 +167,29 @@ def find_run_at_work() -> FlowRun | None:
                     return run
             elif _is_self(own):
                 client.set_flow_run_state(run.id, Crashed(message=f"No heartbeat for {LONGEST_SILENCE.seconds} seconds."))
-    return None
+        waiting = FlowRunFilter(state=WAITING)
+        found = find_runs(client, _deployment_of(own), waiting, FlowRunSort.START_TIME_ASC, limit=1) if _is_self(own) else []
+    return next(iter(found), None)
+
+
+def find_waiting_run(ids: Sequence[str]) -> FlowRun | None:
+    """Find one of these runs that waits for an answer."""
+    if not ids:
+        return None
+    waiting = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run) for run in ids]), state=WAITING)
+    with get_client(sync_client=True) as client:
+        return next(iter(client.read_flow_runs(flow_run_filter=waiting, limit=1)), None)
+
+
+def describe_precedence(other: FlowRun) -> str:
+    """Say to which run another gives way, and why."""
+    return f"gives way to {other.name}, which {'is at work' if other.state_type == StateType.RUNNING else 'waits for an answer'}"
+
+
+def can_suspend() -> bool:
+    """Whether the run at work can end now and begin anew later: the server does so with runs of deployments that no flow calls."""
+    own = find_deployed_run()
+    return own is not None and _is_self(own) and own.parent_task_run_id is None
 
 
 @contextlib.contextmanager
