@@ -6,7 +6,7 @@ from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
-from prefect.exceptions import FlowPauseTimeout
+from prefect.exceptions import FlowPauseTimeout, Pause
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput, keyset_from_base_key, read_flow_run_input
 from prefect.runtime import flow_run
@@ -15,7 +15,8 @@ from prefect.states import Running
 
 from refit.errors import SettingsError
 from refit.promotion.questions import Question, write_question
-from refit.server.flow_runs import can_suspend
+from refit.server.automations import announce_silence
+from refit.server.flow_runs import find_own_deployment
 from refit.settings import PromotionSettings
 from refit.store.store import Store
 
@@ -60,10 +61,15 @@ def ask_person(text: str, question: Question, name: str, store: Store) -> Answer
     """
     get_run_logger().info("waiting for a person to resume this run: %s", flow_run.ui_url)
     form, seconds = Answer.with_initial_data(description=text), math.ceil(question.timeout_seconds)
-    if not can_suspend():
+    deployment = find_own_deployment()
+    if deployment is None:
         return _pause(form, question.form, seconds)
     write_question(store, name, question)  # first: a run without it trains again
-    return suspend_flow_run(form, timeout=seconds + SECONDS_TO_SAY_NO, key=question.form)
+    try:
+        return suspend_flow_run(form, timeout=seconds + SECONDS_TO_SAY_NO, key=question.form)
+    except Pause:
+        announce_silence(name, UUID(question.run), deployment)
+        raise
 
 
 def _pause(form: type[Answer], key: str, seconds: int) -> Answer | None:

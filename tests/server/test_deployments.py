@@ -50,6 +50,19 @@ def plan_run(model: str) -> UUID:
         return client.create_flow_run_from_deployment(client.read_deployment_by_name(f"retrain/{model}").id).id
 
 
+def test_deploying_again_does_not_forget_since_when_the_server_has_been_watching(project, quickly, refit):  # noqa: ARG001
+    def read_triggers(*flags: str) -> dict[str, str]:
+        assert refit("deploy", *flags)[0] == 0
+        with get_client(sync_client=True) as client:
+            found = client.request("POST", "/automations/filter").json()
+        return {automation["name"]: automation["trigger"]["id"] for automation in found}
+
+    before = read_triggers()
+    assert read_triggers() == before
+    after = read_triggers("--promotion.timeout_seconds", "3600")
+    assert {name for name in before if before[name] != after[name]} == {"refit: go on without an answer about fish"}
+
+
 def is_planned(run: UUID) -> bool:
     with get_client(sync_client=True) as client:
         return run in {found.id for found in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=in_states("SCHEDULED")))}

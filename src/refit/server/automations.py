@@ -13,7 +13,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from refit.errors import SettingsError, first_line
-from refit.server.api import AWAITING_RESTART, HEARTBEAT, RESUMING, SUSPENDED, ServerError
+from refit.server.api import AWAITING_RESTART, HEARTBEAT, RESUMING, ServerError
 from refit.undocumented import RUN_COUNT
 
 Labels = Mapping[str, str | list[str]]
@@ -33,10 +33,11 @@ END_QUESTION = "refit: go on without an answer about "
 """Followed by the model's name."""
 DEPLOYED = "refit.deployed"
 """The event from which on runs of a deployment are expected."""
-CRASHED, CANCELLING = "prefect.flow-run.Crashed", "prefect.flow-run.Cancelling"
-WAITS, GOES_ON = f"prefect.flow-run.{SUSPENDED}", f"prefect.flow-run.{RESUMING}"
-"""A run waits for an answer, and has no process; it is to begin anew."""
-TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged", SUSPENDED, "Paused")
+ASKED = "refit.question.asked"
+"""The event from which on a run is silent, as it is suspended. It takes the way of heartbeats, and so comes after the last of them;
+Prefect's own can come 15 minutes late, as the server holds back events of a run that it planned less than five minutes before."""
+CRASHED, CANCELLING, SUSPENDED = (f"prefect.flow-run.{state}" for state in ("Crashed", "Cancelling", "Suspended"))
+TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged", "Suspended", "Paused")
 """States of a retraining that somebody should know of."""
 ENDED = {
     f"prefect.flow-run.{state}"
@@ -92,6 +93,8 @@ def update_automations(
     for automation in wanted:
         try:
             found = client.read_automations_by_name(automation.name)
+            if found and found[0].model_dump(exclude={"id"}) == automation.model_dump():
+                continue  # an update would have the server forget since when it has been watching a run
             if found:
                 client.update_automation(found[0].id, automation)
             else:
@@ -131,7 +134,16 @@ def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
 
 def announce(model: str, deployment: UUID) -> None:
     """Have the server expect the first run of a deployment that retrains, as if one had ended now."""
-    related = [
+    emit_event(DEPLOYED, {"prefect.resource.id": f"prefect.deployment.{deployment}"}, related=_relate(model, deployment))
+
+
+def announce_silence(model: str, run: UUID, deployment: UUID) -> None:
+    """Have the server expect no heartbeat of a run of such a deployment, as it is suspended."""
+    emit_event(ASKED, {"prefect.resource.id": f"prefect.flow-run.{run}"}, related=_relate(model, deployment))
+
+
+def _relate(model: str, deployment: UUID) -> list[dict[str, str]]:
+    return [
         {"prefect.resource.role": "flow", "prefect.resource.id": "prefect.flow.retrain", "prefect.resource.name": "retrain"},
         {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
         {
@@ -140,14 +152,13 @@ def announce(model: str, deployment: UUID) -> None:
             "prefect.resource.name": model,
         },
     ]
-    emit_event(DEPLOYED, {"prefect.resource.id": f"prefect.deployment.{deployment}"}, related=related)
 
 
 def _crash_silent_runs() -> AutomationCore:
     return AutomationCore(
         name=CRASH,
         description="A run that has sent no sign of life for five minutes died with its worker, which could not say so.",
-        trigger=_watch_last(HEARTBEAT, SILENCE, unless=ENDED | {CRASHED, WAITS}),
+        trigger=_watch_last(HEARTBEAT, SILENCE, unless=ENDED | {CRASHED, SUSPENDED, ASKED}),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
     )
 
@@ -189,11 +200,11 @@ def _end_cancelled_runs() -> AutomationCore:
 
 def _end_question(model: str, to_answer: timedelta) -> AutomationCore:
     within = max(to_answer, timedelta(seconds=10))  # the least that the server takes
-    events = ENDED | BEGUN | {WAITS, GOES_ON}
+    events = ENDED | BEGUN | {SUSPENDED, f"prefect.flow-run.{RESUMING}"}
     return AutomationCore(
         name=f"{END_QUESTION}{model}",
         description="A retraining that nobody has answered in time goes on, and rejects its candidate.",
-        trigger=_watch(Posture.Proactive, retrains=model, after={WAITS}, expect=events, within=within),
+        trigger=_watch(Posture.Proactive, retrains=model, after={SUSPENDED}, expect=events, within=within),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name=RESUMING, message=f"Nobody answered within {to_answer}.")],
     )
 

@@ -186,10 +186,10 @@ def describe_precedence(other: FlowRun) -> str:
     return f"gives way to {other.name}, which {'is at work' if other.state_type == StateType.RUNNING else 'waits for an answer'}"
 
 
-def can_suspend() -> bool:
-    """Whether the run at work can end now and begin anew later: the server does so with runs of deployments that no flow calls."""
+def find_own_deployment() -> UUID | None:
+    """The deployment of the run at work, by which it can end now and begin anew later; None where a flow has called it."""
     own = find_deployed_run()
-    return own is not None and _is_self(own) and own.parent_task_run_id is None
+    return own.deployment_id if own is not None and _is_self(own) and own.parent_task_run_id is None else None
 
 
 @contextlib.contextmanager
