@@ -86,7 +86,7 @@ def deploy(
         cron: When to retrain; `0 3 * * *`, if not given.
         timezone: The time zone of all schedules, such as `Europe/Berlin`; UTC, if not given.
         notify: `TYPE/NAME` of the Prefect block that reports failed retraining, such as `slack-webhook/team`.
-        pool: The work pool, of any type, whose workers take the runs; one of processes for this folder on this machine, if not given.
+        pool: The work pool, of any type, whose workers take the runs; one for this folder on this machine, if not given.
         queue: The queue of the work pool; its default queue, if not given.
         job_variables: A JSON object of job variables, such as `{"image": "registry/refit:1"}`; its `env` is added to Refit's own.
         tag: A tag of the deployments and their runs, besides `refit`; it may be given several times.
