@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.context import FlowRunContext
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.filesystems import WritableFileSystem
@@ -90,7 +91,7 @@ def test_asking_once_changes_one_setting_and_puts_it_back():
 
 
 def test_the_next_runs_of_a_schedule_are_those_of_its_clock():
-    found = plan_runs("30 3 * * *", "Europe/Berlin", 400)
+    found = plan_runs(CronSchedule(cron="30 3 * * *", timezone="Europe/Berlin"), 400)
     assert len(found) == 400
     assert datetime.now(UTC) < found[0] < datetime.now(UTC) + timedelta(days=1, hours=1)
     local = [date.astimezone(ZoneInfo("Europe/Berlin")) for date in found]

@@ -4,16 +4,22 @@ Each has a row in CONTRIBUTING and a test that says when a release changes it.
 """
 
 import asyncio
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from multiprocessing.util import Finalize
 from typing import Any
 
+from prefect.client.schemas import schedules
 from prefect.context import get_settings_context
 from prefect.exceptions import Abort
 from prefect.filesystems import WritableFileSystem
 from prefect.results import get_result_store
-from prefect.server.schemas.schedules import CronSchedule
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.server.schemas.schedules import SCHEDULE_TYPES
+from prefect.settings import PREFECT_API_URL
+from pydantic import TypeAdapter
 
 RUN_COUNT = "prefect.run-count"
 """The label of a run's events that says how often it has begun."""
@@ -49,6 +55,13 @@ def asking_once() -> Iterator[None]:
         yield
 
 
-def plan_runs(cron: str, timezone: str, count: int) -> list[datetime]:
+def plan_runs(schedule: schedules.SCHEDULE_TYPES, count: int) -> list[datetime]:
     """When the next runs of a schedule are due, as the server plans them."""
-    return list(asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(count)))
+    planned = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule.model_dump())
+    return list(asyncio.run(planned.get_dates(count)))
+
+
+def stop_server_with_process() -> None:
+    """Let a forked process of `multiprocessing`, which skips the exit steps of `atexit`, stop the server that Prefect started."""
+    if multiprocessing.parent_process() is not None and not PREFECT_API_URL.value():
+        Finalize(None, SubprocessASGIServer().stop, exitpriority=0)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +11,6 @@ from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import takewhile
-from multiprocessing.util import Finalize
 from typing import cast
 from uuid import UUID
 
@@ -32,15 +30,14 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed, Running
 
 from refit.errors import RefitError, SettingsError
 from refit.server.api import RESUMING, SUSPENDED, describe_run, find_runs, in_states, is_alive, name_planned_runs
 from refit.server.project import enter_project
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
-from refit.undocumented import RunKeepsState, asking_once
+from refit.undocumented import RunKeepsState, asking_once, stop_server_with_process
 
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
@@ -85,7 +82,7 @@ def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = 
             from rows that nobody named.
     """
     enter_project()
-    _stop_server_with_process()
+    stop_server_with_process()
     resolved, origins = _resolve(settings, changes)
     if learns and origins["data.source"] == "default" and find_deployed_run() is not None:
         raise SettingsError(
@@ -93,12 +90,6 @@ def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = 
             " `changes`, as `settings` of its own replace all that was deployed, or set data.source (`notebook` is the toy table)"
         )
     return resolved
-
-
-def _stop_server_with_process() -> None:
-    """Let a forked process of `multiprocessing`, which skips the exit steps of `atexit`, stop the server that Prefect started."""
-    if multiprocessing.parent_process() is not None and not PREFECT_API_URL.value():
-        Finalize(None, SubprocessASGIServer().stop, exitpriority=0)
 
 
 def show_settings(settings: SettingsTree, changes: SettingsTree) -> None:

@@ -1,6 +1,5 @@
 """What is registered of a model: `prefect.yaml` beside this file, as the flags of `refit deploy` change it."""
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -17,13 +16,13 @@ import yaml
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, CronSchedule
-from prefect.server.schemas import schedules as of_server
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 import refit
 from refit.code import digest_code, digest_user_code
 from refit.errors import SettingsError
 from refit.settings import Settings, check_url
+from refit.undocumented import plan_runs
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 NUM_DATES = 60
@@ -121,8 +120,8 @@ def _merge_variables(ours: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 def find_period(schedules: Iterable[SCHEDULE_TYPES]) -> timedelta:
     """Return the longest time between two planned runs, as far as the next sixty of each schedule tell; a day without schedule."""
     longest = []
-    for schedule in TypeAdapter(list[of_server.SCHEDULE_TYPES]).validate_python([schedule.model_dump() for schedule in schedules]):
-        dates = asyncio.run(schedule.get_dates(NUM_DATES))
+    for schedule in schedules:
+        dates = plan_runs(schedule, NUM_DATES)
         longest.append(max((following - date for date, following in pairwise(dates)), default=A_DAY))
     return min(longest, default=A_DAY)
 
