@@ -27,7 +27,6 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
-from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
 from refit.errors import SettingsError
@@ -245,7 +244,7 @@ def _has_been_made(client: SyncPrefectClient, pool: str) -> bool:
 def _register(client: SyncPrefectClient, flow: str, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> UUID:
     """Make a deployment, or replace the one of its name; its planned runs go, and the server plans others."""
     module, _, name = fields["entrypoint"].partition(":")
-    form = parameter_schema(getattr(importlib.import_module(module), name)).model_dump(exclude_unset=True)
+    form = getattr(importlib.import_module(module), name).parameters.model_dump(exclude_unset=True)
     try:
         identity = client.create_flow_from_name(flow)
         return client.create_deployment(identity, **fields, parameter_openapi_schema=fill_in_values(form, settings))
