@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=.venv/bin/python
+tests=(tests/server tests/tasks tests/flows tests/test_undocumented.py tests/test_prefect_yaml.py)
 read -ra bounds <<< "$($python - <<'PYTHON'
 import re
 import tomllib
@@ -22,8 +23,10 @@ for wanted in "prefect==$oldest" "${bounds[0]}"; do
   rm -rf "$folder"
   $python -m venv --without-pip "$folder"
   packages=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  { $python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; echo "$PWD/src"; } > "$packages/others.pth"
-  $python -m pip --python "$folder/bin/python" install --quiet --disable-pip-version-check --upgrade "$wanted" "${bounds[@]:1}"
+  $python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$packages/others.pth"  # whose own `.pth` files are not read
+  pip=($python -m pip --python "$folder/bin/python" install --quiet --disable-pip-version-check)
+  "${pip[@]}" --upgrade "$wanted" "${bounds[@]:1}"
+  "${pip[@]}" --no-deps --no-build-isolation --ignore-installed --editable .
   "$folder/bin/python" -c 'import prefect; print("Prefect", prefect.__version__)'
-  OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 -m "not slow" tests/server tests/tasks tests/flows tests/test_undocumented.py tests/test_prefect_yaml.py "$@"
+  OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 -m "not slow" "${tests[@]}" "$@"
 done
