@@ -1,6 +1,7 @@
 """What a real server does by itself for runs that crash, fall silent, are cancelled, or do not come at all; without a worker."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from refit.server.automations import MAX_STARTS, announce, update_automations
 
 pytestmark = pytest.mark.slow
 
-AFTER_CRASH, SILENCE, TO_CANCEL = (timedelta(seconds=seconds) for seconds in (24, 45, 12))
+AFTER_CRASH, SILENCE, TO_CANCEL, TO_ANSWER = (timedelta(seconds=seconds) for seconds in (24, 45, 12, 60))
 
 
 @pytest.fixture
@@ -67,9 +68,11 @@ def names(client: SyncPrefectClient, run: FlowRun) -> list[str]:
 
 
 def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_elses_do(site, client):
-    update_automations(client, "fish", timedelta(days=1), block=None)
+    update_automations(client, "fish", timedelta(days=1), TO_ANSWER, block=None)
     ours, others = register(client, "train", "fish", ["refit"]), register(client, "train", "theirs", ["other"])
     tagged = register(client, "their own", "theirs", ["other", "refit"])
+    asking = start(client, register(client, "retrain", "fish", ["refit"]), Running())
+    beat(asking, "retrain")
     time.sleep(3)  # the server reads its automations
     unbegun = start(client, ours, Pending(), Crashed())
     worn = start(client, ours, *[Pending(), Running(), Crashed()] * MAX_STARTS)
@@ -85,6 +88,7 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
     client.set_flow_run_state(done.id, Completed())
     client.set_flow_run_state(suspended.id, Suspended(timeout_seconds=3600))
     client.set_flow_run_state(half_cancelled.id, Cancelling())
+    client.set_flow_run_state(asking.id, Suspended())
     assert names(client, half_cancelled)[-1] == "Cancelling"
 
     for attempts in (1, 2):
@@ -107,6 +111,7 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
         "elsewhere": "Running",
         "suspended": "Suspended",
     }
+    assert names(client, asking)[-3:] == ["Running", "Suspended", "Resuming"], "its heart may rest until its time is up"
     for run in (half_cancelled, killed):
         assert names(client, run)[-1] == "Cancelled"
         assert "AwaitingRetry" not in names(client, run)
@@ -119,20 +124,25 @@ def test_crashes_and_lost_nights_are_told_to_the_block_of_the_model(site, client
     url, messages = mailbox
     subprocess.run([sys.executable, "-c", MAKE_BLOCK, url], env=site.environment, check=True)
     deployment = register(client, "retrain", "crab", ["refit"])
-    update_automations(client, "crab", timedelta(seconds=20), "custom-webhook/team")
+    update_automations(client, "crab", timedelta(seconds=20), TO_ANSWER, "custom-webhook/team")
     time.sleep(3)
     announce("crab", deployment)
     assert find_subject(messages) == "retrain/crab: no run has ended for 0:00:30"
     run = start(client, deployment, Running(), Crashed())
     assert find_subject(messages) == f"{run.name}: Crashed"
+    asking = start(client, deployment, Running(), Suspended())
+    message = messages.get(timeout=TIMEOUT_SECONDS)
+    assert message["subject"] == f"{asking.name}: Suspended"
+    assert re.fullmatch(rf"It waits on its page for an answer\.\n\nhttp://.*{asking.id}", message["body"])
     start(client, deployment, Running(), Completed(name="Kept"))
     assert find_subject(messages) == "retrain/crab: no run has ended for 0:00:30"
     assert [entry["name"] for entry in site.ask("/automations/filter").json() if "crab" in entry["name"]] == [
+        "refit: go on without an answer about crab",
         "refit: tell of lost nights of crab",
         "refit: tell of trouble with crab",
     ]
-    update_automations(client, "crab", timedelta(seconds=20), None)
-    assert "crab" not in json.dumps(site.ask("/automations/filter").json())
+    update_automations(client, "crab", timedelta(seconds=20), TO_ANSWER, None)
+    assert "refit: tell of" not in json.dumps(site.ask("/automations/filter").json())
 
 
 def find_subject(messages: Queue) -> str:

@@ -74,6 +74,7 @@ def test_deploying_again_replaces_and_makes_nothing_twice(site, first_champion):
     assert [automation["name"] for automation in automations] == [
         "refit: end cancelled runs whose worker does not",
         "refit: give up on runs that die before they begin",
+        "refit: go on without an answer about digits",
         "refit: note that a silent run has crashed",
         "refit: start a crashed run again",
     ]
