@@ -6,6 +6,7 @@ from prefect.runtime import flow_run
 from refit.refs import Prediction
 from refit.registry import versions
 from refit.server.flow_runs import DEFAULTS, resolve_given, show_settings, watching_own_state
+from refit.server.results import KEPT
 from refit.settings import SettingsTree, Url
 from refit.store.store import Store
 from refit.tasks.prediction import score_files
@@ -15,7 +16,7 @@ def _name_run() -> str:
     return f"predict {flow_run.parameters['model']} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
 
 
-@flow(name="predict", flow_run_name=_name_run)
+@flow(name="predict", flow_run_name=_name_run, **KEPT)
 @watching_own_state()
 def predict(
     model: str,

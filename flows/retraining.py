@@ -23,12 +23,13 @@ from refit.server.flow_runs import (
     show_settings,
     watching_own_state,
 )
+from refit.server.results import KEPT
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tables.sources.opening import digest_sources
 
 
-@flow(name="retrain", flow_run_name=name_run)
+@flow(name="retrain", flow_run_name=name_run, **KEPT)
 @watching_own_state()
 def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.

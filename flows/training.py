@@ -15,6 +15,7 @@ from refit.runs.results import find_last_epoch, load_result
 from refit.runs.train import prepare_run, timed
 from refit.runtime.interruption import holding_signals
 from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings, watching_own_state
+from refit.server.results import KEPT
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tasks.caching import results_in
@@ -28,7 +29,7 @@ from refit.training.loop import check_deadline
 from refit.training.trainer import TRIES, Fit, check_splits, training_alone
 
 
-@flow(name="train", flow_run_name=name_run)
+@flow(name="train", flow_run_name=name_run, **KEPT)
 @watching_own_state()
 def train(settings: SettingsTree = DEFAULTS, refresh: bool = False, changes: SettingsTree = DEFAULTS) -> TrainingResult:
     """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.

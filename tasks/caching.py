@@ -41,7 +41,7 @@ CACHED: dict[str, Any] = {
     "result_serializer": "json",
     "cache_result_in_memory": False,
 }
-"""Options of a task whose result is kept."""
+"""Options of a task whose result is kept; another says `persist_result=False`, as flows have Prefect keep what says nothing."""
 
 
 def _can_pass(_task: object, task_run: TaskRun, state: State[Any]) -> bool:

@@ -14,7 +14,7 @@ from refit.tasks.caching import RETRIED
 SECONDS_BETWEEN_LINES = 2.0
 
 
-@task(task_run_name="score {source}", **RETRIED)
+@task(task_run_name="score {source}", persist_result=False, **RETRIED)
 def score_files(
     name: str, version: int, source: str, output: str, keep: tuple[str, ...], settings: SettingsTree, strict: bool
 ) -> Prediction:

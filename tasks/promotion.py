@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from refit.errors import ConflictError
 from refit.promotion import comparison, fair_rows
@@ -18,20 +17,20 @@ from refit.tables.manifest import load_manifest
 from refit.tasks.caching import RETRIED
 
 
-@task(task_run_name="compare with the champion", cache_policy=NO_CACHE, **RETRIED)
+@task(task_run_name="compare with the champion", persist_result=False, **RETRIED)
 def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree) -> Verdict:
     """Score candidate and champion on the same test rows, and decide."""
     return comparison.compare(candidate, champion, settings.promotion, Store(settings.store.url), settings)
 
 
-@task(task_run_name="look for test rows that may judge", cache_policy=NO_CACHE, **RETRIED)
+@task(task_run_name="look for test rows that may judge", persist_result=False, **RETRIED)
 def explain_missing_rows(snapshot: DatasetRef, champion: int | None, settings: SettingsTree) -> str | None:
     """Say what is needed if no test row could judge a candidate; None if there are some."""
     store = Store(settings.store.url)
     return fair_rows.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store, settings)
 
 
-@task(task_run_name="promote", cache_policy=NO_CACHE, **RETRIED)
+@task(task_run_name="promote", persist_result=False, **RETRIED)
 def promote(
     candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
 ) -> Entry | None:
@@ -44,7 +43,7 @@ def promote(
         return None
 
 
-@task(task_run_name="keep the champion", cache_policy=NO_CACHE, **RETRIED)
+@task(task_run_name="keep the champion", persist_result=False, **RETRIED)
 def keep(
     candidate: SavedModel | None, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
 ) -> Entry | None:

@@ -6,7 +6,6 @@ from uuid import UUID
 
 import httpx
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
@@ -27,7 +26,7 @@ SECONDS_BETWEEN_UPDATES = 10.0
 SECONDS_WITHOUT_SERVER = 30.0
 
 
-@task(task_run_name="write report", cache_policy=NO_CACHE, **RETRIED)
+@task(task_run_name="write report", persist_result=False, **RETRIED)
 def report(candidate: SavedModel, verdict: Verdict, entry: Entry, settings: SettingsTree) -> str:
     """Write the report next to the candidate, show it on the run's page, and return where the file is."""
     markdown, place = retraining_report.write_report(candidate, verdict, entry, Store(settings.store.url), flow_run.name)
@@ -38,7 +37,7 @@ def report(candidate: SavedModel, verdict: Verdict, entry: Entry, settings: Sett
     return place
 
 
-@task(task_run_name="show report", cache_policy=NO_CACHE, **RETRIED)
+@task(task_run_name="show report", persist_result=False, **RETRIED)
 def show_report(candidate: SavedModel, verdict: Verdict, question: str, settings: SettingsTree) -> None:
     """Show on the run's page what a person needs to know who is asked this question."""
     markdown = retraining_report.render_report(candidate, verdict, question, verdict.figures, Store(settings.store.url))

@@ -22,7 +22,9 @@ from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
 from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
 from prefect.events import emit_event
 from prefect.exceptions import Abort, Pause, PrefectHTTPStatusError
+from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, temporary_settings
 from prefect.states import Cancelled, Cancelling, Crashed, Running, Scheduled
 
 import refit.flows.approval
@@ -81,9 +83,10 @@ def read_ledger() -> list[Entry]:
 
 
 def find_artifacts(state: State) -> list[Artifact]:
+    """Those that the page shows; where the result is, Prefect keeps as one without a key."""
     with get_client(sync_client=True) as client:
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
-        return client.read_artifacts(artifact_filter=of_run)
+        return [artifact for artifact in client.read_artifacts(artifact_filter=of_run) if artifact.key]
 
 
 @flow
@@ -168,6 +171,37 @@ def test_a_better_candidate_is_promoted_a_worse_one_kept_with_its_reason_and_wha
     rollback(Store("refit-store"), "model", why="it was a mistake")
     assert run({**GOOD, "momentum": 0.1}).name == "Skipped"
     assert champion() == 2
+
+
+def read_back(state: State) -> State:
+    """As another process finds it."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id).state
+
+
+def test_results_are_read_back_typed_from_the_server_whatever_the_state_is_called():
+    states = [run(), run(), run(BAD)]
+    assert [(state.name, type(state.data).__name__) for state in map(read_back, states)] == [
+        ("Promoted", "ResultRecordMetadata"),
+        ("Skipped", "ResultRecordMetadata"),
+        ("Kept", "ResultRecordMetadata"),
+    ]
+    results = [read_back(state).result() for state in states]
+    assert results == [state.result() for state in states]
+    assert {type(result) for result in results} == {RetrainingResult}
+    with pytest.raises(DataError, match=r"nowhere\.csv: expected a file, folder or glob, found nothing there"):
+        read_back(run(data={"source": "nowhere.csv"})).result()
+
+
+def test_a_flows_result_alone_is_kept_and_where_flow_or_settings_say(tmp_path):
+    first = retrain.with_options(result_storage=tmp_path / "told")(give(), return_state=True)
+    LocalFileSystem(basepath=str(tmp_path / "default")).save("results")
+    with temporary_settings({PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "local-file-system/results"}):
+        second = run()
+    for state, folder in ((first, "told"), (second, "default")):
+        (path,) = (tmp_path / folder).iterdir()
+        assert json.loads(path.read_text())["fields"]["outcome"] == state.result().outcome
+    assert read_back(first).result() == first.result()
 
 
 def test_the_runs_page_has_the_report_first_the_curve_of_the_training_and_says_what_ran_when():
