@@ -22,6 +22,7 @@ from refit.registry.ledger import Entry, find_newest
 from refit.runs.crash_loops import forget_attempts
 from refit.runs.keys import Recipe
 from refit.runs.recipes import build_recipe
+from refit.server.events import emit_decision
 from refit.settings import PromotionSettings, Settings
 from refit.store.store import Store
 from refit.tasks.promotion import compare, explain_missing_rows, keep, promote
@@ -55,8 +56,10 @@ def judge_candidate(
             recipe = build_recipe(settings, source_digests, first_weights)
             number = versions.read_alias(store, settings.name)
             needed = explain_missing_rows(build_snapshot(recipe, settings), number, settings)
-            if needed is not None and keep(None, number, needed, {KEY: key, RUN: flow_run.id}, settings) is not None:
-                return RetrainingResult(outcome="kept", reason=needed, champion=_refer(settings.name, number))
+            entry = None if needed is None else keep(None, number, needed, {KEY: key, RUN: flow_run.id}, settings)
+            if entry is not None:
+                emit_decision(settings.name, entry)
+                return RetrainingResult(outcome="kept", reason=entry.why, champion=_refer(settings.name, number))
             trained = train_version(recipe, settings, champion)
         candidate, seconds = trained.model, trained.seconds
     else:
@@ -72,6 +75,7 @@ def judge_candidate(
         )
     get_run_logger().info("%s", describe_outcome(candidate.name, entry))  # why is in the run's state and result
     place = report(candidate, verdict, entry, settings)
+    emit_decision(settings.name, entry, place)
     remove_question(store, settings.name, candidate.version)
     if recipe is not None:
         forget_attempts(recipe, store)

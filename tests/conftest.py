@@ -5,10 +5,12 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -79,6 +81,26 @@ def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFact
     changes = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: storage}
     with temporary_settings(changes):
         yield
+
+
+@pytest.fixture
+def await_events(prefect_server: None) -> Callable[..., list[Any]]:  # noqa: ARG001
+    """Read the events of a resource from the server, the earliest first, once there are so many."""
+    from prefect.client.orchestration import get_client
+    from prefect.events.filters import EventFilter, EventOrder, EventResourceFilter
+
+    def read(resource: str, count: int) -> list[Any]:
+        of_resource = EventFilter(resource=EventResourceFilter(id=[resource]), order=EventOrder.ASC)
+        give_up_at = time.monotonic() + 60
+        while True:
+            with get_client(sync_client=True) as client:
+                events = client.read_events(of_resource, limit=50).events
+            if len(events) >= count:
+                return events
+            assert time.monotonic() < give_up_at, events
+            time.sleep(0.1)
+
+    return read
 
 
 @pytest.fixture(autouse=True)

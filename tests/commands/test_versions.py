@@ -6,11 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from refit.registry.ledger import load_ledger
 from refit.registry.versions import add_version, load_part, move_alias, read_alias
@@ -156,6 +158,44 @@ def test_promote_and_rollback_move_the_champion_and_the_ledger_keeps_why(refit):
     code, out, err = refit("rollback", "a")
     assert (code, out) == (1, "")
     assert err == "error: a@champion: expected a version before the present one, found only v1; promote another version\n"
+
+
+def test_the_server_is_told_of_another_champion_and_of_no_other_alias(refit, await_events):
+    for _ in range(2):
+        add_model("told-by-hand", 0.75)
+    refit("promote", "told-by-hand@v1", "--alias", "staging")
+    assert refit("promote", "told-by-hand@v1")[2] == ""
+    refit("promote", "told-by-hand@v1")
+    refit("promote", "told-by-hand@v2", "--why", "a month of rows")
+    assert refit("rollback", "told-by-hand")[2] == ""
+    events = await_events("refit.model.told-by-hand", 3)
+    assert [(event.event, event.payload["before"], event.payload["after"], event.payload["reason"]) for event in events] == [
+        ("refit.champion.promoted", None, "told-by-hand@v1", "promoted by hand"),
+        ("refit.champion.promoted", "told-by-hand@v1", "told-by-hand@v2", "a month of rows"),
+        ("refit.champion.rolled-back", "told-by-hand@v2", "told-by-hand@v1", "rolled back by hand"),
+    ]
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "nobody answers"])
+def test_a_champion_is_promoted_though_the_server_is_away_and_nobody_waits_long(refit, monkeypatch, listens):
+    monkeypatch.setattr("refit.server.events.SECONDS_TO_TELL", 0.5)
+    add_model("a", 0.75)
+    with socket.socket() as away:
+        away.bind(("127.0.0.1", 0))
+        if listens:
+            away.listen()
+        url = f"http://127.0.0.1:{away.getsockname()[1]}/api"
+        started = time.monotonic()
+        with temporary_settings({PREFECT_API_URL: url}):
+            code, out, err = refit("promote", "a@v1")
+    assert (code, out) == (0, "a@champion: none -> v1\n")
+    assert re.fullmatch(
+        rf"PREFECT_API_URL: expected a Prefect server at {url} that takes an event, found .+;"
+        " the version is moved, and the server does not know\n",
+        err,
+    )
+    assert time.monotonic() - started < 5
+    assert read_alias(Store("refit-store"), "a") == 1
 
 
 @pytest.mark.usefixtures("toy")

@@ -78,8 +78,8 @@ def run(optimizer: dict = GOOD, **sections) -> State[RetrainingResult]:
     return retrain(give(optimizer, **sections), return_state=True)
 
 
-def read_ledger() -> list[Entry]:
-    return [entry for entry in load_ledger(Store("refit-store"), "model") if entry.action != "open"]
+def read_ledger(name: str = "model") -> list[Entry]:
+    return [entry for entry in load_ledger(Store("refit-store"), name) if entry.action != "open"]
 
 
 def find_artifacts(state: State) -> list[Artifact]:
@@ -204,6 +204,26 @@ def test_a_flows_result_alone_is_kept_and_where_flow_or_settings_say(tmp_path):
     assert read_back(first).result() == first.result()
 
 
+def test_each_decision_is_an_event_of_the_model_that_names_version_champion_reason_and_run(await_events):
+    states = [run(GOOD, name="told"), run(GOOD, name="told"), run(BAD, name="told")]
+    damage("told")
+    states.append(run(BAD, name="told", seed=1))
+    results = [state.result() for state in states]
+    events = await_events("refit.model.told", 4)
+    assert [event.event for event in events] == [
+        "refit.champion.promoted",
+        "refit.champion.kept",
+        *(f"refit.champion.{results[3].outcome}", "refit.champion.damaged"),
+    ], "nothing is decided where there is nothing new"
+    promoted, kept = (event.payload for event in events[:2])
+    assert (promoted["version"], promoted["before"], promoted["after"]) == ("told@v1", None, "told@v1")
+    assert (kept["version"], kept["before"], kept["after"]) == ("told@v2", "told@v1", "told@v1")
+    assert (kept["reason"], kept["scores"], kept["report"]) == (results[2].reason, results[2].scores, results[2].report)
+    assert [kept["who"], kept["at"]] == [read_ledger("told")[1].who, read_ledger("told")[1].at]
+    related = {resource.role: resource.id for resource in events[1].related}
+    assert related["flow-run"] == f"prefect.flow-run.{states[2].state_details.flow_run_id}"
+
+
 def test_the_runs_page_has_the_report_first_the_curve_of_the_training_and_says_what_ran_when():
     state = run(name="my_model")
     with get_client(sync_client=True) as client:
@@ -222,8 +242,8 @@ def test_the_runs_page_has_the_report_first_the_curve_of_the_training_and_says_w
     assert curve.description.startswith("epoch 3/3: train loss")
 
 
-def damage() -> None:
-    Path("refit-store/models/model/v1/model.pt").write_bytes(b"")
+def damage(name: str = "model") -> None:
+    Path(f"refit-store/models/{name}/v1/model.pt").write_bytes(b"")
 
 
 @pytest.mark.parametrize(

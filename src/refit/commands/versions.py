@@ -26,7 +26,9 @@ from refit.commands.terminal import (
 from refit.errors import SettingsError, StoreError
 from refit.registry import versions
 from refit.registry.differences import find_differences
+from refit.registry.ledger import Entry
 from refit.registry.versions import CHAMPION
+from refit.server.own_server import is_server_named
 from refit.settings import resolve_settings
 from refit.store.store import Store
 from refit.texts import escape_controls
@@ -155,8 +157,9 @@ def promote(
         versions.check_version(store, name, number)
         print(f"{name}@{alias} is v{number} already")
     else:
-        versions.move_alias(store, name, number, expected=before, why=why, alias=alias)
+        entry = versions.move_alias(store, name, number, expected=before, why=why, alias=alias)
         _print_move(name, alias, before, number)
+        _tell_server(name, entry)
     return COMPLETED
 
 
@@ -185,6 +188,7 @@ def rollback(
     versions.resolve_reference(store, name)
     entry = versions.rollback(store, name, why, alias)
     _print_move(name, alias, entry.before, entry.after)
+    _tell_server(name, entry)
     return COMPLETED
 
 
@@ -283,6 +287,15 @@ def _render(value: Any) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tell_server(name: str, entry: Entry) -> None:
+    """Have automations of the server that is set, if any, know of another champion; it is that already."""
+    sys.stdout.flush()
+    if entry.alias == CHAMPION and is_server_named():
+        from refit.server.events import send_decision
+
+        send_decision(name, entry)
 
 
 def _print_move(name: str, alias: str, before: int | None, after: int | None) -> None:
