@@ -23,7 +23,7 @@ from refit.tasks.dataset import build_dataset
 from refit.tasks.evaluation import evaluate
 from refit.tasks.loaders import build_loaders
 from refit.tasks.reporting import TrainingCurve
-from refit.tasks.saving import save_version
+from refit.tasks.saving import name_asset, save_version
 from refit.tasks.training import start_training, train_epoch
 from refit.training.loop import check_deadline
 from refit.training.trainer import TRIES, Fit, check_splits, training_alone
@@ -98,7 +98,8 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
                 last_fit = recipe.on_all_rows(best.epoch)
                 refitted = _fit(last_fit, snapshot, settings, champion, started, refresh).best
         with timed("save_version", seconds):
-            saved = save_version(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
+            save = save_version.with_options(assets=[name_asset(settings.name)])
+            saved = save(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
     model = versions.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 

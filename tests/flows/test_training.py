@@ -39,6 +39,7 @@ from refit.store.store import Store
 from refit.tables.manifest import load_manifest
 from refit.training import trainer
 from refit.training.checkpoints import digest_weights
+from refit.training.metrics import FIGURES
 from refit.training.optimizers import build_learning_rate
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -197,6 +198,20 @@ def assert_same(one: TrainingResult, other: TrainingResult) -> None:
     logs = [[{name: entry[name] for name in entry.keys() - times} for entry in read(each, "log")] for each in (one, other)]
     assert logs[0] == logs[1]
     assert read(one, "metrics") == read(other, "metrics")
+
+
+def test_a_new_version_is_materialized_as_an_asset_with_its_scores_and_one_that_stands_is_not(await_events):
+    given = SettingsTree(name="asset")
+    result = train(given)
+    assert not train(given).is_new
+    train(given.model_copy(update={"seed": 1}))
+    first, second = await_events("refit://asset", 2)
+    assert {first.event, second.event} == {"prefect.asset.materialization.succeeded"}
+    assert [event.payload["version"] for event in (first, second)] == ["asset@v1", "asset@v2"]
+    assert (first.payload["path"], first.payload["weights_digest"]) == (result.model.path, result.model.weights_digest)
+    assert first.payload["epoch"] == result.best_epoch
+    scores = read(result, "metrics")["test"]
+    assert first.payload["scores"]["test"] == {name: scores[name] for name in ("num_rows", *FIGURES)}
 
 
 def test_the_defaults_train_the_notebook():
