@@ -129,6 +129,24 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion
     assert site.ask("/flow_runs/count").json() == num_runs
 
 
+def test_a_flow_of_ones_own_reads_results_and_an_automation_scores_again_when_promoted(site, first_champion):  # noqa: ARG001
+    """The example and the automation of the documentation."""
+    page = (ROOT / "docs" / "how-to" / "react.md").read_text()
+    code = re.search(r"## Score again.*?```python\n(.*?)```", page, flags=re.DOTALL)[1]
+    for name, ours in {"penguins": "digits", "new.csv": "digits.parquet", "scores.parquet": "again.parquet"}.items():
+        code = code.replace(name, ours)
+    subprocess.run([sys.executable, "-c", code], env=site.environment, check=True)
+    settings, num_rows = site.project / "refit.toml", pl.read_parquet(site.project / "digits.parquet").height
+    settings.write_text(settings.read_text().replace("seed = 3", "seed = 4") + '[promotion]\nrule = "not_worse"\nmargin = 1.0\n')
+    example = [sys.executable, ROOT / "examples" / "retrain_then_score.py", "digits", "digits.parquet", "scored.parquet"]
+    done = subprocess.run(example, env=site.environment, cwd=site.desk, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{num_rows} rows scored by digits@v2: scored.parquet"
+    wait_for(lambda: len(site.list_runs("predict/digits")) == 2)
+    for output in ("scored.parquet", "again.parquet"):
+        scored = pl.read_parquet(site.project / output)
+        assert (scored["model"].unique().to_list(), scored.height) == (["digits@v2"], num_rows)
+
+
 def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, first_champion, mailbox):  # noqa: ARG001
     url, messages = mailbox
     subprocess.run([sys.executable, "-c", MAKE_BLOCK, url], env=site.environment, check=True)
@@ -142,17 +160,6 @@ def test_failed_retraining_is_told_to_the_block_that_deploy_was_given(site, firs
     assert "nowhere.parquet: expected a file, folder or glob, found nothing there" in message["body"]
     assert site.refit("deploy", "--name", "digits").returncode == 0
     assert "refit: tell of trouble with digits" not in [found["name"] for found in site.ask("/automations/filter").json()]
-
-
-def test_what_is_deployed_for_a_model_scores_with_its_champion(site, first_champion):  # noqa: ARG001
-    scoring = ("--predict-source", "digits.parquet", "--predict-output", "scored.parquet")
-    assert site.refit("deploy", "--name", "digits", "--model.factory", "network:build", *scoring).returncode == 0
-    run = site.start_run("predict/digits", {}).json()["id"]
-    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in FINAL)
-    assert site.read(f"/flow_runs/{run}")["state_name"] == "Completed"
-    scored = pl.read_parquet(site.project / "scored.parquet")
-    assert scored["model"].unique().to_list() == ["digits@v1"]
-    assert scored.height == pl.read_parquet(site.project / "digits.parquet").height
 
 
 @pytest.fixture(scope="module")
