@@ -143,8 +143,8 @@ def look_after_others(model: str | None = None, block: str | None = None) -> tup
                 " `prefect.yaml` or `.serve(tags=…)`"
             )
         period = find_period(line.schedule for line in deployment.schedules if line.active) if deployment else A_DAY
-        given = deployment.parameters.get("settings") if deployment else None
-        to_answer = timedelta(seconds=resolve_settings(given)[0].promotion.timeout_seconds)
+        given = deployment.parameters.get("settings", {}) if deployment else {}
+        to_answer = timedelta(seconds=resolve_settings(parameters={"deployment": given})[0].promotion.timeout_seconds)
         automations = update_automations(client, model, period, to_answer, block)
         if deployment and block:
             announce(deployment.name, deployment.id)
