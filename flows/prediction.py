@@ -5,7 +5,7 @@ from prefect.runtime import flow_run
 
 from refit.refs import Prediction
 from refit.registry import versions
-from refit.server.flow_runs import DEFAULTS, resolve_given, show_settings, watching_own_state
+from refit.server.flow_runs import DEFAULTS, resolve_given, show_settings, watched
 from refit.server.results import KEPT
 from refit.settings import SettingsTree, Url
 from refit.store.store import Store
@@ -17,7 +17,7 @@ def _name_run() -> str:
 
 
 @flow(name="predict", flow_run_name=_name_run, **KEPT)
-@watching_own_state()
+@watched
 def predict(
     model: str,
     source: Url,

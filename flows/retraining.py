@@ -21,7 +21,7 @@ from refit.server.flow_runs import (
     name_run,
     resolve_given,
     show_settings,
-    watching_own_state,
+    watched,
 )
 from refit.server.results import KEPT
 from refit.settings import Settings, SettingsTree
@@ -30,7 +30,7 @@ from refit.tables.sources.opening import digest_sources
 
 
 @flow(name="retrain", flow_run_name=name_run, **KEPT)
-@watching_own_state()
+@watched
 def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
     """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
 

@@ -14,7 +14,7 @@ from refit.runs.recipes import Run, build_recipe, record_run
 from refit.runs.results import find_last_epoch, load_result
 from refit.runs.train import prepare_run, timed
 from refit.runtime.interruption import holding_signals
-from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings, watching_own_state
+from refit.server.flow_runs import DEFAULTS, name_run, resolve_given, show_settings, watched
 from refit.server.results import KEPT
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
@@ -30,7 +30,7 @@ from refit.training.trainer import TRIES, Fit, check_splits, training_alone
 
 
 @flow(name="train", flow_run_name=name_run, **KEPT)
-@watching_own_state()
+@watched
 def train(settings: SettingsTree = DEFAULTS, refresh: bool = False, changes: SettingsTree = DEFAULTS) -> TrainingResult:
     """Train a model and save it as the next version of its name; steps whose recipe is unchanged are not done again.
 

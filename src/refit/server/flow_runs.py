@@ -6,12 +6,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import takewhile
-from typing import cast
+from typing import ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -39,6 +39,8 @@ from refit.server.project import enter_project
 from refit.settings import NothingGiven, Settings, SettingsTree, resolve_settings, walk_settings
 from refit.undocumented import RunKeepsState, asking_once, stop_server_with_process
 
+P = ParamSpec("P")
+R = TypeVar("R")
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
 """Of a run that lives: for 15 minutes it goes on while its server is away."""
@@ -216,6 +218,17 @@ def watching_own_state() -> Iterator[None]:
         raise
     finally:
         is_over.set()
+
+
+def watched(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function run with `watching_own_state`, which is itself no decorator of a flow: `.serve` could not pickle that."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with watching_own_state():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _is_cancelled(run: UUID) -> bool:
