@@ -6,7 +6,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
 from refit.server.api import ServerError
-from refit.server.automations import remove_automations, update_automations
+from refit.server.automations import remove_automations, remove_automations_of, update_automations
 
 DAY = timedelta(days=1)
 
@@ -34,5 +34,7 @@ def test_a_server_that_refuses_one_automation_is_left_with_those_that_it_had(mon
         again = update_automations(client, "crab", DAY, DAY, block=None)
         assert again[:-1] == names[:-1]  # the last is about questions of the model
         assert len(client.read_automations()) == len(names) + 1 == 6
+        for model in ("fish", "crab"):
+            remove_automations_of(client, model)
         remove_automations(client)
         assert client.read_automations() == []

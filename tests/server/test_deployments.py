@@ -236,11 +236,7 @@ def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(r
         client.set_flow_run_state(at_work.id, Running(), force=True)
         code, out, _ = refit("deploy", "--remove")
         assert code == 0
-<<<<<<< HEAD
-        assert re.search(rf"runs\n +continue to their end +{at_work.name} *\n +dropped +2 that were planned or waited", out)
-=======
-        assert re.search(rf"runs\n +go on to their end +{at_work.name} *\n +dropped +3 that were planned or waited", out)
->>>>>>> 2d86342 (Drop a run that waits for an answer with its deployment)
+        assert re.search(rf"runs\n +continue to their end +{at_work.name} *\n +dropped +3 that were planned or waited", out)
         assert client.read_flow_run(at_work.id).state_name == "Running"
         assert [client.read_flow_run(run.id).state_name for run in (crashed, asking)] == ["Cancelled"] * 2
 
