@@ -1,6 +1,6 @@
-"""What Refit uses of Prefect beyond its documentation; `server/sqlite_server.py`, which imports nothing of ours, has the rest.
+"""Parts of Prefect that Refit uses and Prefect does not document; those of `server/sqlite_server.py` are there.
 
-Each has a row in CONTRIBUTING and a test that says when a release changes it.
+Each has a row in CONTRIBUTING and a test that fails if a release changes it.
 """
 
 import asyncio
@@ -24,31 +24,31 @@ RUN_COUNT = "prefect.run-count"
 
 
 class PlainKeys(WritableFileSystem):
-    """A place for results whose paths are their keys."""
+    """A place that keeps results under their keys as paths."""
 
     def _resolve_path(self, _: str) -> None:
-        """Prefect asks for this where a file system is no saved block."""
+        """Prefect calls this if a file system is not a saved block."""
 
 
 def pack_result(result: Any, key: str) -> bytes:
-    """A result with Prefect's record around it, as Prefect reads it where the flow at work keeps results."""
+    """Return a result with Prefect's record around it, in the form that the flow at work reads."""
     return get_result_store().create_result_record(result, key).serialize()
 
 
 def unpack_result(content: bytes, key: str) -> bytes:
-    """What the flow's serializer made of the result in such a record."""
+    """Return the result in such a record, as the flow's serializer wrote it."""
     return type(get_result_store().create_result_record(None, key)).deserialize(content).serialize_result()
 
 
 class RunKeepsState(Abort):
-    """Raised in a flow, it ends the run in the state that the server has it in."""
+    """Raised in a flow, it ends the run in the state that the run already has on the server."""
 
 
 @contextmanager
 def asking_once() -> Iterator[None]:
-    """Have Prefect's client ask a server that does not answer no second time.
+    """Have Prefect's client not ask again if a server does not answer.
 
-    As `temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})` does, which takes a twentieth of a second to read all settings again.
+    `temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})` does the same, but reads all settings again, which takes 50 ms.
     """
     context = get_settings_context()
     client = context.settings.client.model_copy(update={"max_retries": 0})
@@ -57,8 +57,8 @@ def asking_once() -> Iterator[None]:
 
 
 def plan_runs(schedule: schedules.SCHEDULE_TYPES, count: int) -> list[datetime]:
-    """When the next runs of a schedule are due, as the server plans them."""
-    from prefect.server.schemas.schedules import SCHEDULE_TYPES  # for 14 ms, which no run needs
+    """Return when the next runs of a schedule are due, as the server plans them."""
+    from prefect.server.schemas.schedules import SCHEDULE_TYPES  # takes 14 ms, and runs do not need it
 
     planned = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule.model_dump())
     return list(asyncio.run(planned.get_dates(count)))
@@ -67,6 +67,6 @@ def plan_runs(schedule: schedules.SCHEDULE_TYPES, count: int) -> list[datetime]:
 def stop_server_with_process() -> None:
     """Let a forked process of `multiprocessing`, which skips the exit steps of `atexit`, stop the server that Prefect started."""
     if multiprocessing.parent_process() is not None and not PREFECT_API_URL.value():
-        from prefect.server.api.server import SubprocessASGIServer  # which is there by now, and takes long elsewhere
+        from prefect.server.api.server import SubprocessASGIServer  # loaded by now; elsewhere, the import would be slow
 
         Finalize(None, SubprocessASGIServer().stop, exitpriority=0)

@@ -43,7 +43,7 @@ def test_without_a_server_deploying_exits_with_two_and_says_how_to_start_one(ref
     assert (code, out) == (2, "")
     assert err == (
         "error: PREFECT_API_URL: expected the address of a Prefect server, found none;"
-        " start one by `refit server` and set it to http://127.0.0.1:4200/api\n"
+        " start one with `refit server` and set it to http://127.0.0.1:4200/api\n"
     )
 
 

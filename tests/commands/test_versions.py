@@ -191,7 +191,7 @@ def test_a_champion_is_promoted_though_the_server_is_away_and_nobody_waits_long(
     assert (code, out) == (0, "a@champion: none -> v1\n")
     assert re.fullmatch(
         rf"PREFECT_API_URL: expected a Prefect server at {url} that takes an event, found .+;"
-        " the version is moved, and the server does not know\n",
+        " the alias was moved, but the server was not told\n",
         err,
     )
     assert time.monotonic() - started < 5

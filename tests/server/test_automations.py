@@ -23,7 +23,7 @@ def test_a_server_that_refuses_one_automation_is_left_with_those_that_it_had(mon
 
     with get_client(sync_client=True) as client:
         monkeypatch.setattr(SyncPrefectClient, "create_automation", create_some)
-        message = "expected the server to take 5, found that it refuses 'refit: give up .*': only 2 automations; free room for 5"
+        message = "expected the server to take 5, found that it refuses 'refit: give up .*': only 2 automations; make room for 5"
         with pytest.raises(ServerError, match=message):
             update_automations(client, "fish", DAY, DAY, block=None)
         assert client.read_automations() == []

@@ -145,7 +145,7 @@ def test_a_pool_of_another_type_is_taken_as_it_is_with_the_variables_that_it_kno
         code, _, err = refit("deploy", *given, '{"imagine": "refit:1"}')
         assert code == 2
         assert f"--job-variables: expected those of work pool {kind}, which is of type {kind}, found imagine; it knows " in err
-        assert refit("deploy", *given, '{"image": 1}')[2].count("expected what the server takes, found") == 1
+        assert refit("deploy", *given, '{"image": 1}')[2].count("expected fields that the server accepts, found") == 1
         assert refit("deploy", *given, '{"image": "refit:1", "env": {"PROJECT_FOLDER": "/project"}}')[0] == 0
         deployment = client.read_deployment_by_name("retrain/fish")
         assert (deployment.work_pool_name, deployment.job_variables["image"]) == (kind, "refit:1")
@@ -194,7 +194,7 @@ def test_another_project_with_that_name_is_refused_by_the_folder_that_has_it(ref
     pool = name_pool(project)
     assert f"name: expected one that no other project has on this server, found train/fish of {project} on " in err
     assert f"in work pool {pool}; set another name, or" in err
-    assert f"take over its pool by --pool {pool}" in err
+    assert f"take over its pool with --pool {pool}" in err
     told = json.loads(refit("deploy", "--name", "fish", "--data.source", "fish.csv", "--pool", pool, "--json")[1])
     assert told["pool"] == pool
 

@@ -1,4 +1,4 @@
-"""The Prefect server that PREFECT_API_URL names: does it answer, and what does it know of a deployment and its runs."""
+"""The Prefect server that PREFECT_API_URL names: whether it answers, and what it knows about a deployment and its runs."""
 
 import subprocess
 import sys
@@ -46,13 +46,13 @@ SUSPENDED, RESUMING = "Suspended", "Resuming"
 PAUSED = "paused"
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_ANSWER = 20
-"""A server that was just started takes a few."""
+"""A server that was just started takes a few seconds."""
 SECONDS_TO_DEPLOY = 120
-"""On a machine under load it takes a minute; whoever deploys has just started it."""
+"""A server that was started just before takes a minute on a busy machine."""
 SECONDS_TO_SAY_SO = 3
-"""Of waiting, until people are told."""
+"""After so long a wait, a line says that it is waiting."""
 SECONDS_TO_START = 60
-"""Of a server that a local run starts for itself."""
+"""For the server that a local run starts for itself."""
 
 
 class ServerError(RefitError):
@@ -76,7 +76,7 @@ class Ran:
     has_failed: bool
     message: str
     at: datetime
-    """When it got into that state."""
+    """When it entered that state."""
     starts_again: bool = False
     """It crashed, and waits to be started again."""
 
@@ -87,31 +87,31 @@ class Deployed:
 
     name: str
     schedule: str
-    """Cron line and time zone, or `paused`; empty where it runs only when it is told to."""
+    """Cron line and time zone, or `paused`; empty if it runs only when somebody starts it."""
     last_run: Ran | None
     next_run_at: datetime | None
     pool: str | None
     """The work pool whose workers take its runs."""
     num_workers: int
-    """Those that are online."""
+    """Workers that are online."""
 
 
 def await_server(seconds: float, seconds_to_say_so: float = SECONDS_TO_SAY_SO) -> None:
-    """Return once the server that is set answers Prefect's client, which has its certificates, credentials and headers.
+    """Wait until the server that is set answers Prefect's client, which has the certificates, credentials and headers for it.
 
     Raises:
-        ServerError: It does not, for so long, or refuses.
+        ServerError: It does not answer within `seconds`, or refuses.
     """
     began_at, is_told = time.monotonic(), False
     impatient = get_client(httpx_settings={"timeout": SECONDS_TO_CONNECT}, sync_client=True)
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), impatient as client:
         while True:
             try:
-                client.read_flow_runs(limit=1)  # its health it tells everybody
+                client.read_flow_runs(limit=1)  # its health check would need no credentials
                 return
             except (httpx.HTTPError, ValueError) as error:
                 if isinstance(error, httpx.HTTPStatusError | httpx.ReadTimeout) and not _is_refusal(error):
-                    return  # it is busy, which Prefect's client waits out
+                    return  # it is busy, and Prefect's client will wait
                 waited = time.monotonic() - began_at
                 if _is_refusal(error) or waited > seconds:
                     raise ServerError.of(PREFECT_API_URL.value(), error) from error
@@ -123,15 +123,15 @@ def await_server(seconds: float, seconds_to_say_so: float = SECONDS_TO_SAY_SO) -
 
 
 def await_own_server(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Return once the server of this process answers.
+    """Wait until the server of this process answers.
 
     Raises:
-        ServerError: It does not in time, or its `process` has ended.
+        ServerError: It does not answer in time, or its `process` has ended.
     """
     give_up_at = time.monotonic() + SECONDS_TO_START
     while True:
         try:
-            httpx.get(f"{url}/health", trust_env=False).raise_for_status()  # through no proxy
+            httpx.get(f"{url}/health", trust_env=False).raise_for_status()  # without a proxy
             return
         except httpx.HTTPError as error:
             if process.poll() is not None:
@@ -146,7 +146,7 @@ def await_own_server(url: str, process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
-    """A client of the server, which may take so long to answer.
+    """Yield a client of the server, which has `seconds` to answer.
 
     Raises:
         SettingsError: No server is set.
@@ -156,7 +156,7 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
     if not url:
         raise SettingsError(
             "PREFECT_API_URL: expected the address of a Prefect server, found none;"
-            " start one by `refit server` and set it to http://127.0.0.1:4200/api"
+            " start one with `refit server` and set it to http://127.0.0.1:4200/api"
         )
     try:
         await_server(seconds)
@@ -167,16 +167,16 @@ def connected(seconds: float = 0) -> Iterator[SyncPrefectClient]:
 
 
 def forgets_soon(client: SyncPrefectClient) -> bool:
-    """Whether it soon forgets what it was watching when it went away; Prefect Cloud does not tell, and does not go away."""
+    """Whether a server that is away forgets within an hour what it was watching; Prefect Cloud does not say, and is never away."""
     try:
         remembers_for = client.request("GET", "/admin/settings").json()["server"]["events"]["expired_bucket_buffer"]
-    except (PrefectHTTPStatusError, KeyError):  # or it is of a version that calls it something else
+    except (PrefectHTTPStatusError, KeyError):  # or its version has another name for it
         return False
     return TypeAdapter(timedelta).validate_python(remembers_for) < timedelta(hours=1)
 
 
 def read_deployed(client: SyncPrefectClient, flow: str, name: str | None = None) -> list[Deployed]:
-    """What the server knows of the deployments of a flow; `name` picks one of them."""
+    """Return what the server knows about the deployments of a flow, or about the one called `name`."""
     found = client.read_deployments(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])) if name else None,
@@ -185,7 +185,7 @@ def read_deployed(client: SyncPrefectClient, flow: str, name: str | None = None)
 
 
 def is_alive(client: SyncPrefectClient, run: FlowRun, since: datetime) -> bool:
-    """Whether a run that is at work began, or gave a sign of life, since then."""
+    """Whether a run that is at work has begun or sent a heartbeat since then."""
     heartbeats = EventFilter(
         event=EventNameFilter(name=[HEARTBEAT]),
         resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
@@ -203,12 +203,12 @@ def find_runs(
 
 
 def describe_run(flow: str, model: str, at: datetime) -> str:
-    """The name of a run, such as `retrain penguins, 2 Oct 2026 03:00`, in the time of this machine."""
+    """The name of a run, such as `retrain penguins, 2 Oct 2026 03:00`, in this machine's time zone."""
     return f"{flow} {model}, {at.astimezone():%-d %b %Y %H:%M}"
 
 
 def name_planned_runs(client: SyncPrefectClient, deployment: UUID, flow: str, model: str) -> None:
-    """Name the planned runs of a deployment as they call themselves once they begin; the server calls them by two odd words."""
+    """Give planned runs of a deployment the names that they take once they begin, in place of the server's random ones."""
     planned = FlowRunFilter(state=in_states(StateType.SCHEDULED))
     for run in find_runs(client, deployment, planned, FlowRunSort.EXPECTED_START_TIME_ASC):
         if run.expected_start_time is not None:

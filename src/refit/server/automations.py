@@ -17,9 +17,9 @@ from refit.server.api import AWAITING_RESTART, HEARTBEAT, RESUMING, ServerError
 from refit.undocumented import RUN_COUNT
 
 Labels = Mapping[str, str | list[str]]
-"""What events must say of themselves: a text, or one of several."""
+"""Labels that an event must have; a list allows each of its values."""
 TAG = "refit"
-"""Of our deployments, and so of their runs. Whoever gives it to a deployment of their own has its runs looked after too."""
+"""Tag of our deployments, and so of their runs. The server also looks after the runs of any other deployment that has it."""
 FLOWS = ("train", "retrain", "predict")
 CRASH = "refit: note that a silent run has crashed"
 RESCHEDULE = "refit: start a crashed run again"
@@ -32,13 +32,13 @@ NOTICE = "refit: tell of lost nights of "
 END_QUESTION = "refit: go on without an answer about "
 """Followed by the model's name."""
 DEPLOYED = "refit.deployed"
-"""The event from which on runs of a deployment are expected."""
+"""The event after which runs of a deployment are expected."""
 ASKED = "refit.question.asked"
-"""The event from which on a run is silent, as it is suspended. It takes the way of heartbeats, and so comes after the last of them;
-Prefect's own can come 15 minutes late, as the server holds back events of a run that it planned less than five minutes before."""
+"""The event after which a run is silent, because it is suspended. It is sent like heartbeats, and so arrives after the last one.
+Prefect's own can be 15 minutes late: the server holds back events of a run that it planned less than five minutes before."""
 CRASHED, CANCELLING, SUSPENDED = (f"prefect.flow-run.{state}" for state in ("Crashed", "Cancelling", "Suspended"))
 TOLD = ("Failed", "TimedOut", "Crashed", "Collapsed", "Incomparable", "Damaged", "Suspended", "Paused")
-"""States of a retraining that somebody should know of."""
+"""States of a retraining that somebody should know about."""
 ENDED = {
     f"prefect.flow-run.{state}"
     for state in (
@@ -46,42 +46,42 @@ ENDED = {
         *("Promoted", "Kept", "Skipped", "Collapsed", "Incomparable", "Damaged"),
     )
 }
-"""A run that is there should not be started again, or be called silent. One that is suspended has no process, and is not over."""
+"""A run in one of these states is over: it is not started again, nor set to Crashed. A suspended run is not over."""
 BEGUN = {"prefect.flow-run.Pending", "prefect.flow-run.Running"}
 BETWEEN_REPORTS = timedelta(seconds=60)
-"""More than between two reports of one crash, 6 to 13 seconds (measured): meanwhile another process imports the flow, to look for
-its hooks. A second report after the rescheduling would undo it."""
+"""More than the time between two reports of one crash, 6 to 13 seconds (measured), in which another process imports the flow to
+look for its hooks. A second report after the rescheduling would undo it."""
 SILENCE = timedelta(seconds=300)
-"""Ten heartbeats of our deployments, as `prefect.yaml` has them; well over the 180 seconds between two where a deployment does not
-say how often. More than from the last one before a reported crash to the first of the run started again, up to 140 seconds: a run
-found silent meanwhile would be called crashed while it starts."""
+"""Ten heartbeats at the interval in `prefect.yaml`, and well over the 180 seconds between two if a deployment sets no interval.
+More than from the last heartbeat before a reported crash to the first after the restart, up to 140 seconds: otherwise, the run
+would be set to Crashed while it starts."""
 TO_CANCEL = timedelta(seconds=45)
-"""More than the half minute that a worker gives a run; less than until a crash is rescheduled, as a run's end can be called one
-before its worker says that it was cancelled (seen: 44 seconds, on a busy machine). Our flows see to it that theirs is not."""
+"""More than the 30 seconds that a worker gives a run to end. Less than the time until a crash is rescheduled, because the end of a
+run can be called a crash before its worker reports the cancellation (seen: 44 seconds, on a busy machine). Our flows prevent it."""
 MAX_ATTEMPTS = 3
-"""That die before they begin."""
+"""Attempts that die before they begin."""
 MAX_STARTS = 5
-"""Of one run. What it trained is kept, and a new run goes on from there; training gives up earlier if it comes no further."""
+"""Starts of one run. A new run continues from what it kept. Training gives up earlier if it makes no progress."""
 PERIODS = 1.5
-"""Of a schedule, without a run that ended: a night is lost."""
+"""A night is lost if no run has ended for so many periods of the schedule."""
 
 
 def update_automations(
     client: SyncPrefectClient, model: str | None, period: timedelta, to_answer: timedelta, block: str | None
 ) -> list[str]:
-    """Have the server look after runs as this call says, whatever earlier calls said; return the automations' names.
+    """Have the server look after runs, in place of what earlier calls have set up; return the automations' names.
 
     Args:
         client: Of the server.
-        model: Whose deployments it is about; runs of others have the same done for them. None is about no model in particular.
+        model: The model whose questions end in time and, with `block`, whose trouble is told; None is for what all share.
         period: The longest time between two runs of its schedule.
-        to_answer: How long a person has to answer what a run asks.
+        to_answer: How long a person has to answer a run's question.
         block: `TYPE/NAME` of the Prefect block that is told of failed retraining and lost nights; None tells nobody.
 
     Raises:
         SettingsError: There is no such block.
-        ServerError: The server refuses one, as Prefect Cloud may where its plan allows no more; then it has none of those that it
-            did not have before.
+        ServerError: The server refuses one, as Prefect Cloud may if the plan allows no more. Those that this call has added are
+            then removed.
     """
     wanted = [_crash_silent_runs(), _reschedule_crashed_runs(), _give_up(), _end_cancelled_runs()]
     if model is not None:
@@ -94,7 +94,7 @@ def update_automations(
         try:
             found = client.read_automations_by_name(automation.name)
             if found and found[0].model_dump(exclude={"id"}) == automation.model_dump():
-                continue  # an update would have the server forget since when it has been watching a run
+                continue  # an update would make the server forget how long it has watched a run
             if found:
                 client.update_automation(found[0].id, automation)
             else:
@@ -104,7 +104,7 @@ def update_automations(
                 client.delete_automation(identity)
             raise ServerError(
                 f"automations: expected the server to take {len(wanted)}, found that it refuses {automation.name!r}:"
-                f" {first_line(error)}; free room for {len(wanted)} there, if it is Prefect Cloud by another plan"
+                f" {first_line(error)}; make room for {len(wanted)} there, or on Prefect Cloud choose another plan"
             ) from error
     if model is not None and block is None:
         _remove(client, _of_block(model))
@@ -133,12 +133,12 @@ def _remove(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
 
 
 def announce(model: str, deployment: UUID) -> None:
-    """Have the server expect the first run of a deployment that retrains, as if one had ended now."""
+    """Have the server expect the first run of a deployment that retrains, as if a run had just ended."""
     emit_event(DEPLOYED, {"prefect.resource.id": f"prefect.deployment.{deployment}"}, related=_relate(model, deployment))
 
 
 def announce_silence(model: str, run: UUID, deployment: UUID) -> None:
-    """Have the server expect no heartbeat of a run of such a deployment, as it is suspended."""
+    """Have the server expect no heartbeats of a run of such a deployment, because it is suspended."""
     emit_event(ASKED, {"prefect.resource.id": f"prefect.flow-run.{run}"}, related=_relate(model, deployment))
 
 
@@ -157,53 +157,53 @@ def _relate(model: str, deployment: UUID) -> list[dict[str, str]]:
 def _crash_silent_runs() -> AutomationCore:
     return AutomationCore(
         name=CRASH,
-        description="A run that has sent no sign of life for five minutes died with its worker, which could not say so.",
+        description="A run without a heartbeat for five minutes died with its worker, which could not report it.",
         trigger=_watch_last(HEARTBEAT, SILENCE, unless=ENDED | {CRASHED, SUSPENDED, ASKED}),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE.seconds} seconds.")],
     )
 
 
 def _reschedule_crashed_runs() -> AutomationCore:
-    """Under their own id."""
+    """A run that starts again keeps its id."""
     match: Labels = {RUN_COUNT: [str(count) for count in range(MAX_STARTS)]}
     return AutomationCore(
         name=RESCHEDULE,
-        description=f"A run whose process died goes on from its last checkpoint; it is started {MAX_STARTS} times at most.",
-        # After the last report: the run's runner and, seconds later, its worker both tell of a crash, and two reschedulings would
-        # start two attempts. Should one hit a run that is at work again, the store's lock keeps the attempts apart.
+        description=f"A run whose process died continues from its last checkpoint; it is started {MAX_STARTS} times at most.",
+        # Wait for the last report: the run's runner and, seconds later, its worker both report a crash, and two reschedulings would
+        # start two attempts. If one hits a run that is at work again, the store's lock keeps the attempts apart.
         trigger=_watch_last(CRASHED, BETWEEN_REPORTS, match, unless=ENDED | BEGUN),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name=AWAITING_RESTART)],
     )
 
 
 def _give_up() -> AutomationCore:
-    """A run that begins raises its count, and can give up by itself; on a worker without Refit none begins."""
+    """A run that begins counts its starts and can give up by itself. On a worker without Refit, no run begins."""
     of_attempts = {"prefect.resource.id", RUN_COUNT}
     message = f"Died {MAX_ATTEMPTS} times before it began: see the worker's log, then start a new run."
     return AutomationCore(
         name=GIVE_UP,
-        description="A run that is not begun, again and again, has failed.",
+        description=f"A run that dies {MAX_ATTEMPTS} times before it begins has failed.",
         trigger=_watch(for_each=of_attempts, threshold=MAX_ATTEMPTS, expect={CRASHED}, within=timedelta(hours=1)),
         actions=[ChangeFlowRunState(state=StateType.FAILED, message=message)],
     )
 
 
 def _end_cancelled_runs() -> AutomationCore:
-    """Else a run whose worker died while it was being cancelled would be found crashed or silent, and start again."""
+    """Otherwise, a run whose worker died while cancelling it would count as crashed or silent, and start again."""
     return AutomationCore(
         name=CANCEL,
         description="A run that somebody cancelled while its worker was away is over, and does not start again.",
         trigger=_watch_last(CANCELLING, TO_CANCEL, unless=ENDED),
-        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="Its worker did not say that it ended.")],
+        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="Its worker did not report that it ended.")],
     )
 
 
 def _end_question(model: str, to_answer: timedelta) -> AutomationCore:
-    within = max(to_answer, timedelta(seconds=10))  # the least that the server takes
+    within = max(to_answer, timedelta(seconds=10))  # the least that the server accepts
     events = ENDED | BEGUN | {SUSPENDED, f"prefect.flow-run.{RESUMING}"}
     return AutomationCore(
         name=f"{END_QUESTION}{model}",
-        description="A retraining that nobody has answered in time goes on, and rejects its candidate.",
+        description="A retraining that nobody has answered in time continues, and rejects its candidate.",
         trigger=_watch(Posture.Proactive, retrains=model, after={SUSPENDED}, expect=events, within=within),
         actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name=RESUMING, message=f"Nobody answered within {to_answer}.")],
     )
@@ -216,7 +216,7 @@ def _find_block(client: SyncPrefectClient, block: str) -> UUID:
     except ObjectNotFound as error:
         raise SettingsError(
             f"--notify: expected TYPE/NAME of a Prefect block, found no block {block};"
-            " `prefect block ls` lists them, the Prefect UI makes them"
+            " `prefect block ls` lists blocks, and the Prefect UI can create one"
         ) from error
 
 
@@ -236,7 +236,7 @@ def _tell_of_failed_retraining(model: str, block: UUID) -> AutomationCore:
 
 
 def _tell_of_lost_nights(model: str, period: timedelta, block: UUID) -> AutomationCore:
-    within = max(PERIODS * period, timedelta(seconds=10))  # the least that the server takes
+    within = max(PERIODS * period, timedelta(seconds=10))  # the least that the server accepts
     events = ENDED | {DEPLOYED}
     return AutomationCore(
         name=f"{NOTICE}{model}",
@@ -253,10 +253,10 @@ def _tell_of_lost_nights(model: str, period: timedelta, block: UUID) -> Automati
 
 
 def _watch_last(event: str, within: timedelta, match: Labels | None = None, unless: Set[str] = frozenset()) -> EventTrigger:
-    """Watch for an event of a run that neither one of its kind follows in time nor one of those in `unless`.
+    """Watch for an event of a run that is not followed in time by another of its kind or by one of `unless`.
 
-    For those, the server reads before it writes. SQLite refuses that if somebody writes between the two, and the server handles the
-    event again, unless it is one that `refit server` starts.
+    The server reads before it writes down such an event. If something else writes in between, SQLite refuses, and the server
+    handles the event again, unless `refit server` started it.
     """
     return _watch(Posture.Proactive, match, after={event}, expect={event, *unless}, within=within)
 
@@ -269,15 +269,15 @@ def _watch(
     threshold: int = 1,
     **fields: Any,
 ) -> EventTrigger:
-    """Watch each run of a deployment that has our tag, whatever its flow is called; runs from a terminal are their users' own.
+    """Watch each run of a deployment that has our tag, whatever its flow is called; runs from a terminal are left to their users.
 
     Args:
         posture: Whether to act on events, or on their absence.
-        match: Labels of the event, besides that it is one of a run.
-        retrains: The model whose retraining alone is watched; heartbeats do not tell it.
-        for_each: Labels whose values have a count of their own.
-        threshold: The count from which on to act.
-        **fields: Of the trigger.
+        match: Labels of the event, besides those of a run.
+        retrains: Watch only the retraining of this model. Heartbeats do not name the model.
+        for_each: Labels whose values are counted separately.
+        threshold: The count at which to act.
+        **fields: Other fields of the trigger.
     """
     of_run = {"prefect.resource.id": ["prefect.flow-run.*", "prefect.deployment.*"]}
     of_deployment: dict[str, str] = {"prefect.resource.role": "deployment"}

@@ -1,4 +1,4 @@
-"""Deployments of the flows: for each model one of each, in its project's pool."""
+"""Deployments of the flows: one of each flow for each model, in the work pool of its project."""
 
 import importlib
 import socket
@@ -52,12 +52,12 @@ SECONDS_TO_SCHEDULE = 120
 """The server's scheduler looks for new deployments every few seconds; on a busy machine, 30 were not enough."""
 UNFINISHED = StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING
 OF_PROJECT = "Runs of the Refit project in "
-"""Begins the description of a pool that `deploy` has made."""
+"""How the description of a pool that `deploy` has made begins."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What the server has of a project."""
+    """The deployments and automations that the server has for a project."""
 
     deployments: list[Deployed]
     automations: list[str]
@@ -69,30 +69,30 @@ class Registered:
 
 @dataclass(frozen=True)
 class Removed:
-    """What a project no longer has on the server."""
+    """What `remove` has removed, and what became of the runs."""
 
     removed: list[str]
     """Deployments, automations and the work pool."""
     going_on: list[str]
-    """Runs at work, which go on to their end, and are not started again if they crash."""
+    """Runs at work, which continue to their end and are not started again if they crash."""
     num_dropped: int
     """Runs that were planned, or waited for a worker or an answer."""
 
 
 def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
-    """Make the work pool if it is missing, register the deployments, and have the server look after their runs.
+    """Create the work pool if it is missing, register the deployments, and have the server look after their runs.
 
-    What an earlier call said of the same model is replaced; nothing is made twice.
+    Another call for the same model replaces its deployments.
 
     Args:
-        settings: What runs are given, besides the model's name, which is also that of the deployments; the rest is left to the
-            machine that runs them.
-        plan: Of their runs.
+        settings: The settings that are fixed for the runs. The model's name is always fixed, and the deployments have it too. Other
+            settings come from the machine that runs them.
+        plan: When and where they run.
 
     Raises:
-        SettingsError: No server is set, nothing names the rows to learn from, a schedule is none, the pool does not take a job
+        SettingsError: No server is set, nothing names the rows to learn from, a schedule is invalid, the pool does not know a job
             variable, there is no such block, or another project has deployments of that name.
-        ServerError: The server does not answer, refuses, or makes no run of a schedule.
+        ServerError: The server does not answer, refuses, or plans no run of a schedule.
     """
     resolved, origins = resolve_settings(settings)
     name = resolved.name
@@ -109,7 +109,7 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
         to_answer = timedelta(seconds=resolved.promotion.timeout_seconds)
         automations = update_automations(client, name, period, to_answer, plan.block)
         version = describe_version(resolved)
-        planned_first = sorted(fields, key=lambda flow: not fields[flow]["schedules"])  # the server plans while others are imported
+        planned_first = sorted(fields, key=lambda flow: not fields[flow]["schedules"])  # the server plans them while others load
         registered = {flow: _register(client, flow, {**fields[flow], "version": version}, settings) for flow in planned_first}
         announce(name, registered["retrain"])
         deployed = [_await_schedule(client, flow, name, bool(of_flow["schedules"])) for flow, of_flow in fields.items()]
@@ -120,14 +120,14 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
 
 
 def look_after_others(model: str | None = None, block: str | None = None) -> tuple[list[str], list[str]]:
-    """Have the server look after the runs of deployments that `deploy` has not made, by their tag.
+    """Have the server look after the runs of deployments that have our tag but were not made by `deploy`.
 
     Args:
-        model: The name of a deployment that retrains, whose trouble is to be told; None tells of none.
+        model: The name of a deployment that retrains and whose trouble is told; None tells of none.
         block: `TYPE/NAME` of the Prefect block that is told; None tells nobody any more.
 
     Returns:
-        The automations, and the deployments that have the tag.
+        The names of the automations, and of the deployments that have the tag.
 
     Raises:
         SettingsError: No server is set, there is no such block, or no such deployment with the tag.
@@ -152,11 +152,11 @@ def look_after_others(model: str | None = None, block: str | None = None) -> tup
 
 
 def remove(pool: str, name: str | None = None) -> Removed:
-    """Remove a project's deployments, with their schedules and planned runs, and what the server did for them alone.
+    """Remove a project's deployments, with their schedules and planned runs, and the automations that are for them alone.
 
     Args:
-        pool: Of the project.
-        name: Of the model; None removes those of all its models.
+        pool: The work pool of the project.
+        name: The name of the model; None removes the deployments of all models.
 
     Raises:
         SettingsError: No server is set, or the project has no deployment of that name.
@@ -214,7 +214,7 @@ def _refuse_name_of_others(client: SyncPrefectClient, name: str, pool: str) -> N
                 raise SettingsError(
                     f"name: expected one that no other project has on this server, found {flow}/{name}"
                     f" of {place or 'somebody'} in work pool {other or 'none'};"
-                    f" set another name, or, if it is this project under another path, take over its pool by --pool {other}"
+                    f" set another name, or, if it is this project under another path, take over its pool with --pool {other}"
                 )
 
 
@@ -224,13 +224,13 @@ def _make_pool(client: SyncPrefectClient, name: str) -> WorkPool:
         return client.read_work_pool(name)
     except ObjectNotFound:
         description = f"{OF_PROJECT}{Path.cwd()} on {socket.gethostname()}"
-        template = ProcessWorker.get_default_base_job_template()  # which the first worker would bring
+        template = ProcessWorker.get_default_base_job_template()  # otherwise the first worker would bring it
         pool = WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
         return client.create_work_pool(pool)
 
 
 def _describe_pool(client: SyncPrefectClient, name: str) -> str:
-    """As whoever made it did; nothing, if it is gone."""
+    """The pool's own description; empty if the pool is gone."""
     try:
         return client.read_work_pool(name).description or ""
     except ObjectNotFound:
@@ -242,7 +242,7 @@ def _has_been_made(client: SyncPrefectClient, pool: str) -> bool:
 
 
 def _register(client: SyncPrefectClient, flow: str, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> UUID:
-    """Make a deployment, or replace the one of its name; its planned runs go, and the server plans others."""
+    """Create a deployment, or replace the one of its name, whose planned runs are dropped and planned anew."""
     module, _, name = fields["entrypoint"].partition(":")
     form = getattr(importlib.import_module(module), name).parameters.model_dump(exclude_unset=True)
     try:
@@ -252,11 +252,13 @@ def _register(client: SyncPrefectClient, flow: str, fields: Mapping[str, Any], s
         if error.response.status_code != 422:
             raise
         found = error.response.json().get("detail")
-        raise SettingsError(f"{flow}/{fields['name']}: expected what the server takes, found: {found}; mend it") from error
+        raise SettingsError(
+            f"{flow}/{fields['name']}: expected fields that the server accepts, found: {found}; correct them"
+        ) from error
 
 
 def _await_schedule(client: SyncPrefectClient, flow: str, name: str, is_planned: bool) -> Deployed:
-    """The deployment once its next run is planned; one without a schedule at once."""
+    """Return the deployment once its next run is planned, or at once if it has no schedule."""
     give_up_at = time.monotonic() + SECONDS_TO_SCHEDULE
     while True:
         (deployed,) = read_deployed(client, flow, name)
@@ -265,6 +267,6 @@ def _await_schedule(client: SyncPrefectClient, flow: str, name: str, is_planned:
         if time.monotonic() > give_up_at:
             raise ServerError(
                 f"{deployed.name}: expected the server to plan a run within {SECONDS_TO_SCHEDULE} seconds, found none;"
-                " see in its log whether its scheduler works"
+                " look in its log whether its scheduler works"
             )
         time.sleep(0.2)

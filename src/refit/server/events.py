@@ -1,4 +1,4 @@
-"""What became of a model's champion, as events that automations of a Prefect server can wait for."""
+"""Events that tell a Prefect server, and so its automations, what became of a model's champion."""
 
 import asyncio
 import logging
@@ -15,13 +15,13 @@ from refit.registry.ledger import Entry
 from refit.texts import show_line
 
 KINDS = {"promote": "promoted", "keep": "kept", "rollback": "rolled-back"}
-"""Of events, by the action of the ledger's entry."""
+"""Kinds of events, by the action of the ledger's entry."""
 SECONDS_TO_TELL = 5
 """A server that has not taken an event by then is not told."""
 
 
 def emit_decision(name: str, entry: Entry, report: str | None = None) -> None:
-    """Tell the server of the run at work, which Prefect adds to the event, what an entry of the ledger decided; nobody waits.
+    """Tell the server what an entry of the ledger decided, without waiting; Prefect adds the run at work to the event.
 
     Args:
         name: Of the model.
@@ -33,22 +33,22 @@ def emit_decision(name: str, entry: Entry, report: str | None = None) -> None:
 
 
 def send_decision(name: str, entry: Entry) -> None:
-    """Tell the server that Prefect's settings name, if any, from outside a run; say on stderr if it cannot be told in time."""
+    """Tell the server that Prefect's settings name, if any, from outside a run; say on stderr if that fails or takes too long."""
     url = PREFECT_API_URL.value()
     if not url:
         return
-    logging.disable(logging.WARNING)  # what Prefect would print of a server that is away
+    logging.disable(logging.WARNING)  # Prefect would print much about a server that is away
     try:
         asyncio.run(asyncio.wait_for(_send(describe_decision(name, entry)), SECONDS_TO_TELL))
-    except Exception as error:  # whatever it is, the decision stands
+    except Exception as error:  # the decision stands in any case
         told = f"PREFECT_API_URL: expected a Prefect server at {url} that takes an event, found {first_line(error)}"
-        print(show_line(f"{told}; the version is moved, and the server does not know"), file=sys.stderr)
+        print(show_line(f"{told}; the alias was moved, but the server was not told"), file=sys.stderr)
     finally:
         logging.disable(logging.NOTSET)
 
 
 def describe_decision(name: str, entry: Entry, report: str | None = None) -> list[dict[str, Any]]:
-    """The event of an entry, and where a person should look at the champion that was, one more that says so."""
+    """Return the event of an entry, and a second one if a person should look at the champion that the run found."""
 
     def refer(version: int | None) -> str | None:
         return None if version is None else f"{name}@v{version}"

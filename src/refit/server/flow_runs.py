@@ -1,4 +1,4 @@
-"""What runs of flows have in common: their names, their settings, and that one gives way to another of the same deployment."""
+"""What flow runs have in common: their names, their settings, and when one gives way to another of the same deployment."""
 
 import contextlib
 import json
@@ -43,14 +43,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 DEFAULTS = NothingGiven()
 LONGEST_SILENCE = timedelta(minutes=20)
-"""Of a run that lives: for 15 minutes it goes on while its server is away."""
+"""Of a run that is alive: it continues for 15 minutes while its server is away."""
 WAITING = FlowRunFilterState(name=FlowRunFilterStateName(any_=[SUSPENDED, RESUMING]))
 SECONDS_BETWEEN_LOOKS = 30
-"""At its own state. A worker that listens ends a cancelled run within that time."""
+"""How often a run looks at its own state. A worker that listens ends a cancelled run within this time."""
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Take the traceback off what Prefect logs of an error that a user can mend, and what it logs of the same error later."""
+    """Drop the traceback that Prefect logs with an error that a user can correct, and its later record of the same error."""
     if record.exc_info and isinstance(record.exc_info[1], RefitError):
         record.exc_info = record.exc_text = None
         return not record.getMessage().startswith("Engine execution exited")
@@ -62,7 +62,7 @@ for _runs in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def name_run() -> str:
-    """Say what runs and when it was due."""
+    """Name a run by its flow, its model and the time when it was due."""
     settings, changes = flow_run.parameters["settings"], flow_run.parameters["changes"]
     name = (changes if "name" in changes.model_fields_set else settings).name
     with contextlib.suppress(SettingsError):  # the flow will raise it
@@ -72,24 +72,24 @@ def name_run() -> str:
 
 
 def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = True) -> Settings:
-    """Merge the changes over the settings, leaf by leaf, and fill in what is left from the environment of this machine.
+    """Merge the changes into the settings, leaf by leaf, and fill in the rest from the environment of this machine.
 
     Args:
         settings: What the run's deployment fixes.
         changes: What is different in this run alone.
-        learns: Whether the run needs rows to learn from. The toy table stands in for them only where there is no deployment.
+        learns: Whether the run needs rows to learn from. Only a run without a deployment falls back on the toy table.
 
     Raises:
-        SettingsError: As `resolve_settings`, the worker does not name the project's folder, or a run of a deployment is to learn
-            from rows that nobody named.
+        SettingsError: As in `resolve_settings`, or the worker does not name the project's folder, or a run of a deployment is to
+            learn and nothing names the rows.
     """
     enter_project()
     stop_server_with_process()
     resolved, origins = _resolve(settings, changes)
     if learns and origins["data.source"] == "default" and find_deployed_run() is not None:
         raise SettingsError(
-            "data.source: expected the rows that a deployment learns from, found none; give what is different in a run as"
-            " `changes`, as `settings` of its own replace all that was deployed, or set data.source (`notebook` is the toy table)"
+            "data.source: expected the rows that a deployment learns from, found none; set it (`notebook` is the toy table), or"
+            " give the settings of a single run as `changes`, because `settings` replace all that was deployed"
         )
     return resolved
 
@@ -101,7 +101,7 @@ def show_settings(settings: SettingsTree, changes: SettingsTree) -> None:
     resolved, origins = _resolve(settings, changes)
     rows = [{"setting": name, "value": json.dumps(value), "from": origins[name]} for name, value in walk_settings(resolved)]
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # no run waits long for its server to be shown this
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}):  # not worth a long wait for the server
             create_table_artifact(rows, f"{resolved.name.replace('_', '-')}-settings", "Settings of this run, and their origins")
     except httpx.HTTPError as error:
         get_run_logger().warning("the settings cannot be shown on the run's page: %s", error)
@@ -113,7 +113,7 @@ def _resolve(settings: SettingsTree, changes: SettingsTree) -> tuple[Settings, d
 
 
 def name_next_runs(model: str) -> None:
-    """Name the runs of the same deployment that are planned, as one that dies before it begins cannot name itself."""
+    """Name the planned runs of the same deployment, because a run that dies before it begins cannot name itself."""
     run = find_deployed_run()
     if run is None or not _is_self(run):  # the runs of a flow that calls ours have names of their own
         return
@@ -122,12 +122,12 @@ def name_next_runs(model: str) -> None:
 
 
 def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
-    """Find the newest run of the same deployment that is due, if this one started later than `max_delay_seconds` after its time."""
+    """Find the newest run of the same deployment that is due, if this one started more than `max_delay_seconds` late."""
     own, now = find_deployed_run(), datetime.now(UTC)
     scheduled = own.expected_start_time if own else None
     if own is None or scheduled is None:
         return None
-    began_at = now if _is_self(own) else own.start_time or now  # a flow may do for hours what comes before retraining
+    began_at = now if _is_self(own) else own.start_time or now  # a flow may work for hours before it retrains
     if (began_at - scheduled).total_seconds() <= max_delay_seconds:
         return None
     due = FlowRunFilter(
@@ -143,8 +143,8 @@ def find_newer_run(max_delay_seconds: float) -> FlowRun | None:
 def find_run_at_work() -> FlowRun | None:
     """Find a run of the same deployment that began before this one and is at work, or waits for an answer.
 
-    One that died with its server is set to Crashed. A concurrency limit of Prefect's would stay with it, and cancel all that come
-    after it.
+    A run that died with its server is set to Crashed. With a concurrency limit of Prefect, it would keep its slot, and all later
+    runs would be cancelled.
     """
     own = find_deployed_run()
     if own is None:
@@ -180,20 +180,20 @@ def describe_precedence(other: FlowRun) -> str:
 
 
 def find_own_deployment() -> UUID | None:
-    """The deployment of the run at work, by which it can end now and begin anew later; None where a flow has called it."""
+    """Return the deployment that lets the run at work end now and begin anew later; None if another flow has called it."""
     own = find_deployed_run()
     return own.deployment_id if own is not None and _is_self(own) and own.parent_task_run_id is None else None
 
 
 @contextlib.contextmanager
 def watching_own_state() -> Iterator[None]:
-    """See to this run of a deployment where the server calls it cancelled, and no worker ends it, or dead, though it is alive.
+    """End this run of a deployment if it is cancelled and no worker ends it; correct its state if it is called dead but is alive.
 
     A subflow ends itself when the deployment's run that it belongs to is cancelled.
 
-    A worker listens for cancellation no more until the run ends, once its server was away for half a minute: its websocket gives up
-    after ten tries, and what polls instead after three. A machine that sleeps for minutes has its runs silent for too long when it
-    wakes.
+    Once its server has been away for half a minute, a worker no longer listens for the run's cancellation: its websocket gives up
+    after ten tries, and the polling that replaces it after three. When a machine wakes after minutes of sleep, its runs have been
+    silent for too long.
     """
     own = find_deployed_run()
     if own is None:
@@ -210,9 +210,9 @@ def watching_own_state() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # Prefect would call the run crashed, as it takes a signal for a cancellation only where its own handler is in place, and
-        # not that of `holding_signals`. A crashed run is started again where the server misses that its worker then called it
-        # cancelled, as a busy one that `prefect server start` started does (19 of 20).
+        # Prefect would call the run crashed, because it takes a signal for a cancellation only if its own handler is in place, not
+        # that of `holding_signals`. The worker then calls it cancelled, but a busy server that `prefect server start` started
+        # misses that (19 times of 20) and starts the run again.
         if is_cancelled.is_set() or (not isinstance(error, Exception) and _is_cancelled(own.id)):
             raise RunKeepsState("cancelled") from error
         raise
@@ -221,7 +221,7 @@ def watching_own_state() -> Iterator[None]:
 
 
 def watched(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function run with `watching_own_state`, which is itself no decorator of a flow: `.serve` could not pickle that."""
+    """Have a function run in `watching_own_state`, which cannot decorate a flow itself, because `.serve` could not pickle that."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -232,7 +232,7 @@ def watched(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_cancelled(run: UUID) -> bool:
-    """Whether it is, or is about to be."""
+    """Whether a run is cancelled, or about to be."""
     with contextlib.suppress(httpx.HTTPError, ObjectNotFound), asking_once(), get_client(sync_client=True) as client:
         state = client.read_flow_run(run).state or Running()
         return state.is_cancelling() or state.is_cancelled()
@@ -240,14 +240,14 @@ def _is_cancelled(run: UUID) -> bool:
 
 
 def _await_cancellation(run: FlowRun, is_over: threading.Event) -> bool:
-    """Whether the run is set to Cancelled, if need be here, before it is over; from Crashed it is set to Running again."""
+    """Wait until the run is cancelled (True) or over; set it to Cancelled if no worker does, and from Crashed back to Running."""
     is_asked, is_own = False, _is_self(run)
     with asking_once():
         while not is_over.wait(SECONDS_BETWEEN_LOOKS):
             with contextlib.suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
                 state = client.read_flow_run(run.id).state or Running()
                 if state.is_crashed() and is_own:  # a flow that calls ours may have died in a process of its own
-                    client.set_flow_run_state(run.id, Running(message="It was taken for dead, and is alive."), force=True)
+                    client.set_flow_run_state(run.id, Running(message="It was taken for dead, but is alive."), force=True)
                 if state.is_cancelling() and is_asked:
                     state = Cancelled(message="Its worker did not end it; it ended itself.")
                     client.set_flow_run_state(run.id, state, force=True)
@@ -258,7 +258,7 @@ def _await_cancellation(run: FlowRun, is_over: threading.Event) -> bool:
 
 
 def find_deployed_run() -> FlowRun | None:
-    """The run of a deployment that the run at work is or, as a subflow, belongs to; None where there is none."""
+    """Return the run of a deployment that the run at work is or, as a subflow, belongs to; None if there is none."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is not None and run.deployment_id is None and run.parent_task_run_id is not None:
@@ -268,7 +268,7 @@ def find_deployed_run() -> FlowRun | None:
 
 @lru_cache(maxsize=16)
 def _read_deployed_parent(subflow: UUID) -> FlowRun:
-    """The nearest of the runs that a subflow belongs to that a deployment has, else the outermost."""
+    """Return the nearest run of a deployment that a subflow belongs to, or the outermost run if there is none."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(subflow)
         while run.deployment_id is None and run.parent_task_run_id is not None:
@@ -280,12 +280,12 @@ def _read_deployed_parent(subflow: UUID) -> FlowRun:
 
 
 def _is_self(run: FlowRun) -> bool:
-    """Whether it is the run at work itself, and not one that this belongs to."""
+    """Whether this is the run at work itself, not one that it belongs to."""
     return str(run.id) == str(flow_run.id)
 
 
 def _does_the_same(run: FlowRun, own: FlowRun) -> bool:
-    """Whether two runs of a deployment retrain one model; that of somebody's own flow may have several, by its parameters."""
+    """Whether two runs of a deployment retrain the same model; a user's own flow may retrain several, by its parameters."""
     return _is_self(own) or run.parameters == own.parameters
 
 

@@ -1,4 +1,4 @@
-"""The form of a deployment asks for `changes`; each field says which value holds if it is left open."""
+"""The form of a deployment asks for `changes`; each field says which value applies if it is left open."""
 
 import json
 import re
@@ -11,13 +11,13 @@ DEFAULT = re.compile(r" Default: .*\.$")
 
 
 def fill_in_values(schema: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a form with the value and its origin in the description of each setting that is no default.
+    """Return the schema of a form in which each setting that is not a default says its value and origin.
 
-    It does not ask for `settings`: the server gives runs those of the deployment, whatever the form says.
+    The form does not ask for `settings`, because the server gives all runs those of the deployment.
 
     Args:
         schema: As Prefect makes it from the flow.
-        given: The settings that all runs are given.
+        given: The settings that the deployment fixes.
     """
     schema = json.loads(json.dumps(schema))
     schema.get("properties", {}).pop("settings", None)

@@ -1,4 +1,4 @@
-"""A Prefect server for the time of this process, whose start takes as long as the import of Prefect, and so comes before it."""
+"""A Prefect server for the lifetime of this process. It starts while this process imports Prefect, as both take equally long."""
 
 import atexit
 import ctypes
@@ -20,10 +20,10 @@ HOST = "127.0.0.1"
 
 
 def find_prefect_home() -> Path:
-    """Return Prefect's folder; a user who has no home gets one there, as Prefect and PyTorch ask for it.
+    """Return Prefect's folder; if the user has no home folder, set HOME to it, because Prefect and PyTorch need one.
 
     Raises:
-        SettingsError: Neither is set.
+        SettingsError: PREFECT_HOME is not set, and the user has no home folder.
     """
     folder = os.environ.get("PREFECT_HOME", "~/.prefect")
     try:
@@ -31,7 +31,8 @@ def find_prefect_home() -> Path:
     except RuntimeError as error:
         if folder.startswith("~"):
             raise SettingsError(
-                f"PREFECT_HOME: expected a folder for Prefect's database, found neither it nor HOME nor user {os.getuid()}; set it"
+                "PREFECT_HOME: expected a folder for Prefect's database, found neither it nor HOME nor a home folder of user"
+                f" {os.getuid()}; set it"
             ) from error
         os.environ["HOME"] = folder
     return Path(folder).expanduser()
@@ -43,7 +44,7 @@ HOME = find_prefect_home()
 def is_server_named() -> bool:
     """Whether Prefect's settings may name a server: environment, profiles, `prefect.toml`, `.env`, `pyproject.toml`.
 
-    Prefect itself is asked only then. With its settings, all of it is imported, which takes 1.3 seconds of a processor; a run that
+    Prefect itself is asked only then, because its settings import all of it, which takes 1.3 seconds of a processor. A run that
     needs a server of its own does that while the server starts.
     """
     variables = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
@@ -63,12 +64,12 @@ def is_server_named() -> bool:
 
 @contextmanager
 def starting_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Start a server; give its API and its process, and let other processes start theirs only after the block.
+    """Start a server and yield its address and its process; other processes start theirs only after the block.
 
-    Two that make Prefect's database at once break one another.
+    Two servers that create Prefect's database at once break each other.
 
     Raises:
-        StoreError: There is no place for the database.
+        StoreError: The folder for the database cannot be used.
     """
     with ExitStack() as stack:
         try:
@@ -83,7 +84,7 @@ def starting_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 def _start_server() -> tuple[str, subprocess.Popen[bytes]]:
-    """Start it as Prefect starts a temporary one, which comes only once it is asked for, dies of our signals, and outlives us."""
+    """Start a server like Prefect's temporary one, which would start later, die from signals to us, and outlive us."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = str(probe.getsockname()[1])
@@ -107,7 +108,7 @@ def _pass_proxies_by() -> None:
 
 
 def _stop_server(server: subprocess.Popen[bytes]) -> None:
-    """After the exit steps that Prefect registers later, which still send logs."""
+    """Stop it after the exit steps that Prefect registers later, which still send logs."""
     server.terminate()
     try:
         server.wait(timeout=SECONDS_TO_STOP)

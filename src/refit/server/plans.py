@@ -1,4 +1,4 @@
-"""What is registered of a model: `prefect.yaml` beside this file, as the flags of `refit deploy` change it."""
+"""What is registered for a model: `prefect.yaml` beside this file, changed by the flags of `refit deploy`."""
 
 import contextlib
 import hashlib
@@ -31,42 +31,42 @@ A_DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Plan:
-    """When and where the runs of a model are to be, and who is told of them; what is None is as the file says."""
+    """When and where the runs of a model take place, and who is told of them; None leaves it to the file."""
 
     pool: str
     """The work pool of the project."""
     cron: str | None = None
     """When to retrain."""
     timezone: str | None = None
-    """Of the schedules, as in `Europe/Berlin`."""
+    """Of the schedules, such as `Europe/Berlin`."""
     predict_cron: str | None = None
-    """When to score; None does not plan it."""
+    """When to score; None plans no scoring."""
     predict_parameters: Mapping[str, str] = field(default_factory=dict)
-    """`source` and `output` of scoring, where a run does not name others."""
+    """`source` and `output` of scoring, if a run does not name others."""
     queue: str | None = None
-    """Of the pool."""
+    """The queue of the pool."""
     job_variables: Mapping[str, Any] = field(default_factory=dict)
-    """Of the pool, such as an image; `env` is added to ours."""
+    """Variables of the pool, such as an image; `env` is added to ours."""
     tags: Sequence[str] = ()
-    """Besides `refit`."""
+    """Tags besides `refit`."""
     concurrency_limit: int | None = None
-    """Of the runs of each deployment at a time; others wait."""
+    """How many runs of a deployment may be at work at a time; others wait."""
     block: str | None = None
     """`TYPE/NAME` of the Prefect block that is told of failed retraining."""
 
 
 def read_plan(settings: Mapping[str, Any], plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return the deployments of `prefect.yaml` by their flows, changed as planned: what Prefect's client is to make them of.
+    """Return the deployments of `prefect.yaml` by flow, changed as planned, as fields for Prefect's client.
 
     Args:
-        settings: What runs are given, the model's name among them.
-        plan: Of the runs.
+        settings: The settings that are fixed for the runs, including the model's name.
+        plan: When and where they run.
 
     Raises:
-        SettingsError: A schedule is none, scoring is planned without source or output, or the limit is less than 1.
+        SettingsError: A schedule is invalid, scoring is planned without source or output, or the limit is less than 1.
     """
     if plan.concurrency_limit is not None and plan.concurrency_limit < 1:
-        raise SettingsError(f"--concurrency-limit: expected at least 1, found {plan.concurrency_limit}; without it there is none")
+        raise SettingsError(f"--concurrency-limit: expected at least 1, found {plan.concurrency_limit}; leave it out for no limit")
     _check_scoring(plan)
     document = yaml.safe_load(PREFECT_FILE.read_text())
     of_flows: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in document["deployments"]}
@@ -93,7 +93,7 @@ def read_plan(settings: Mapping[str, Any], plan: Plan) -> dict[str, dict[str, An
 
 
 def _check_scoring(plan: Plan) -> None:
-    """Refuse a plan to score what is not said, or URLs with secrets."""
+    """Refuse to plan scoring without source or output, and URLs with secrets."""
     for name in ("source", "output"):
         if name in plan.predict_parameters:
             check_url(plan.predict_parameters[name], f"--predict-{name}")
@@ -118,7 +118,7 @@ def _merge_variables(ours: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 
 
 def find_period(schedules: Iterable[SCHEDULE_TYPES]) -> timedelta:
-    """Return the longest time between two planned runs, as far as the next sixty of each schedule tell; a day without schedule."""
+    """Return the longest time between two of the next sixty runs, the least of several schedules; a day without a schedule."""
     longest = []
     for schedule in schedules:
         dates = plan_runs(schedule, NUM_DATES)
@@ -127,7 +127,7 @@ def find_period(schedules: Iterable[SCHEDULE_TYPES]) -> timedelta:
 
 
 def check_variables(given: Mapping[str, Any], pool: WorkPool) -> None:
-    """Raise SettingsError for job variables that the pool does not know: the server takes them, and no run ever reads them."""
+    """Raise SettingsError for job variables that the pool does not know: the server accepts them, but no run reads them."""
     known = pool.base_job_template.get("variables", {}).get("properties", {})
     unknown = [name for name in given if name not in known]
     if known and unknown:
@@ -138,13 +138,13 @@ def check_variables(given: Mapping[str, Any], pool: WorkPool) -> None:
 
 
 def describe_version(settings: Settings) -> str:
-    """Return Refit's version with a digest of all code, the model's own among it, and one of the settings as they are here."""
+    """Return Refit's version with a digest of all code, including the model's own, and one of the settings on this machine."""
     package = Path(refit.__file__).parent
     modules = [Path(folder, file) for folder, _, files in os.walk(package, followlinks=True) for file in files]
     code = digest_code(
         ".".join(["refit", *path.relative_to(package).with_suffix("").parts]) for path in modules if path.suffix == ".py"
     )
-    with contextlib.suppress(SettingsError):  # it need not be on this machine
+    with contextlib.suppress(SettingsError):  # the factory need not be on this machine
         code |= digest_user_code(settings.model.factory)
     digests = (
         hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for part in (code, settings.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""A project's folder: the work pool of its runs, and PROJECT_FOLDER, in the environment of their worker, where they work."""
+"""A project's folder: the work pool of its runs, and PROJECT_FOLDER in the worker's environment, which says where they work."""
 
 import hashlib
 import os
@@ -23,17 +23,17 @@ def name_pool(folder: Path) -> str:
 
 
 def start_apart() -> dict[str, Any]:
-    """Start a run in an empty folder: the pull step of the deployments; the flow enters the project's.
+    """Start a run in an empty folder, as the pull step of the deployments; the flow then enters the project's folder.
 
-    Prefect puts the folder that a run starts in ahead of all packages on the import path: a `torchvision.py` of the project would
-    be what an installed package imports. And what a pull step raises would crash the run, with no word of the reason on its page.
+    Prefect puts the folder that a run starts in ahead of all packages on the import path, so an installed package would import
+    a `torchvision.py` of the project. An error in a pull step would crash the run, and its page would not say why.
     """
     Path(APART).mkdir(exist_ok=True)
     return set_working_directory(str(Path(APART).resolve()))
 
 
 def enter_project() -> None:
-    """Go from there to the folder of the project; a run that did not start there stays where it is.
+    """Change from there to the folder of the project; a run that did not start there stays where it is.
 
     Raises:
         SettingsError: PROJECT_FOLDER is not set on the worker, or names no folder.
@@ -45,6 +45,6 @@ def enter_project() -> None:
         raise SettingsError(
             "PROJECT_FOLDER: expected the folder of `refit.toml` in the worker's environment,"
             f" found {f'no folder {directory}' if directory else 'none'};"
-            f" start the worker by `{START_WORKER.format(pool='POOL')}`, with the pool that `refit deploy` prints"
+            f" start the worker with `{START_WORKER.format(pool='POOL')}` and the pool that `refit deploy` prints"
         )
     os.chdir(directory)

@@ -1,4 +1,4 @@
-"""What flows return, as JSON that another process reads as what it was."""
+"""Results of flows as JSON, which another process reads back as the same types."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ CLASS, FIELDS = "refit", "fields"
 def encode(value: Any) -> Any:
     """Write a result by its class and fields, and anything else, such as an error, as Prefect does.
 
-    Prefect would write `data` for the fields, take a file with that key for a record of an early version, and read a dictionary.
+    Prefect would write the fields as `data`, later take a file with that key for a record of an early version, and read a
+    dictionary.
     """
     if isinstance(value, refs.Handle):
         return {CLASS: type(value).__name__, FIELDS: value.model_dump(mode="json")}

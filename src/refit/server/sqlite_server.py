@@ -1,6 +1,6 @@
-"""Prefect's server, as it holds on SQLite; a script of a process of its own, which imports nothing of ours, to start sooner.
+"""Prefect's server, made to hold on SQLite: a script for a process of its own, which starts sooner by importing nothing of ours.
 
-`sqlite_server.py own PORT` serves a local run; `sqlite_server.py start …` does as `prefect server start …`.
+`sqlite_server.py own PORT` serves a local run; `sqlite_server.py start …` does what `prefect server start …` does.
 """
 
 import gc
@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-gc.disable()  # before Prefect is imported, whose objects stay
+gc.disable()  # before Prefect is imported, as its objects stay
 
 SECONDS_BETWEEN_COLLECTIONS = 5
 
@@ -38,7 +38,7 @@ def serve(port: int) -> None:
     from prefect.server.api.server import create_app
 
     server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), port=port, lifespan="on", log_level="error"))
-    # Prefect cannot be stopped while it starts without a traceback, which would hide why it was stopped.
+    # If Prefect is stopped while it starts, it prints a traceback, which would hide why it was stopped.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
     collect_aside()
     server.run()
@@ -46,10 +46,10 @@ def serve(port: int) -> None:
 
 
 def collect_aside() -> None:
-    """Have garbage collected by a thread of its own.
+    """Collect garbage in a thread of its own.
 
-    A cursor among it may have to wait for SQLite, and SQLite for a transaction of the thread that serves: where that one collects,
-    Prefect stands still until SQLite gives up, after 60 seconds.
+    To free a cursor, the thread may have to wait for SQLite, and SQLite for a transaction of the thread that serves. If that
+    thread did it, Prefect would stand still until SQLite gave up, after 60 seconds.
     """
 
     def collect() -> None:
@@ -64,8 +64,8 @@ def collect_aside() -> None:
 def write_first() -> None:
     """Have every transaction of SQLite take its turn to write when it begins.
 
-    Prefect's begin by reading. If another has written by the time that such a one writes, SQLite refuses it at once, whatever time
-    it has to wait, and Prefect answers 503.
+    Prefect's transactions begin by reading. If another one writes before such a transaction does, SQLite refuses it at once,
+    whatever its timeout, and Prefect answers 503.
     """
     from prefect.server.database.configurations import AioSqliteConfiguration
     from prefect.server.database.dependencies import set_database_config

@@ -1,4 +1,4 @@
-"""Units of systemd that start a project's worker with the machine, and the server where that is on it."""
+"""Systemd units that start a project's worker with the machine, and the server if it is on this machine."""
 
 import os
 import re
@@ -33,7 +33,7 @@ After=refit-server.service
 [Service]
 WorkingDirectory={folder}
 Environment={home} {url} {project}
-# What is secret, such as the keys of a store: NAME=VALUE, a line each.
+# For secrets, such as the keys of a store: one NAME=VALUE a line.
 EnvironmentFile=-{secrets}
 ExecStart={prefect} worker start --pool {pool}
 Restart=always
@@ -45,7 +45,7 @@ WantedBy=default.target
 
 
 def write_units(folder: Path, pool: str) -> list[Path]:
-    """Write the units of the user who calls this: of the worker, and of the server if PREFECT_API_URL is on this machine.
+    """Write user units for the worker, and for the server if PREFECT_API_URL is on this machine.
 
     Args:
         folder: Of the project.
@@ -85,12 +85,12 @@ def _write(place: Path, units: Mapping[str, str]) -> list[Path]:
 
 
 def _quote(word: str) -> str:
-    """A word of a unit's line, whatever is in it."""
+    """Quote a word in a line of a unit."""
     return '"{}"'.format(_escape(word).replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def _escape(text: str) -> str:
-    """A value that is the rest of a line."""
+    """Escape a value that is the rest of a line."""
     if re.search(r"[\r\n]", text):
         raise SettingsError(f"--systemd: expected paths of one line, found {text!r}; rename that folder")
     return text.replace("%", "%%")
