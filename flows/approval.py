@@ -1,4 +1,4 @@
-"""A person's word in the Prefect UI, which a run waits for."""
+"""Ask a person in the Prefect UI, and wait for the answer."""
 
 import math
 from typing import Literal
@@ -22,11 +22,11 @@ from refit.store.store import Store
 
 SECONDS_BETWEEN_LOOKS = 5
 SECONDS_TO_SAY_NO = 86400
-"""For the server's automation to start a run whose question is too old, which then writes so; afterwards Prefect fails it."""
+"""How long the server's automation has to start a run whose time to answer is up. Afterwards, Prefect fails the run."""
 
 
 class Answer(RunInput):
-    """What the form asks for. The server refuses to resume the run without an answer, as that has no default."""
+    """The fields of the form. `answer` has no default, so the server refuses to resume the run without it."""
 
     answer: Literal["approve", "reject"]
     comment: str = ""
@@ -37,13 +37,13 @@ def check_server(promotion: PromotionSettings) -> None:
     for name, other in {"mode": "`auto` or `never`", "when_incomparable": "`keep` or `promote`"}.items():
         if getattr(promotion, name) == "ask" and not PREFECT_API_URL.value():
             raise SettingsError(
-                f"promotion.{name}: expected a Prefect server whose pages can ask, as it is `ask`, found none;"
-                f" start one and set PREFECT_API_URL, or take {other}"
+                f"promotion.{name}: expected a Prefect server, because `ask` asks on its pages, found none;"
+                f" start one and set PREFECT_API_URL, or set {other}"
             )
 
 
 def find_answer(question: Question) -> Answer | None:
-    """What a person has answered to the question of the run at work."""
+    """Return a person's answer to the question of the run at work, or None."""
     found = read_flow_run_input(keyset_from_base_key(f"suspended-{question.form}")["response"])
     return None if found is None else Answer.model_validate(found)
 
@@ -64,7 +64,7 @@ def ask_person(text: str, question: Question, name: str, store: Store) -> Answer
     deployment = find_own_deployment()
     if deployment is None:
         return _pause(form, question.form, seconds)
-    write_question(store, name, question)  # first: a run without it trains again
+    write_question(store, name, question)  # before suspending: without it, the run would train again
     try:
         return suspend_flow_run(form, timeout=seconds + SECONDS_TO_SAY_NO, key=question.form)
     except Pause:
@@ -76,7 +76,7 @@ def _pause(form: type[Answer], key: str, seconds: int) -> Answer | None:
     try:
         return pause_flow_run(form, seconds, SECONDS_BETWEEN_LOOKS, key)
     except FlowPauseTimeout:
-        # Rules would have the server fail a run that goes on after its time.
+        # Without `force`, the server would fail a run that continues after its time.
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(UUID(flow_run.id), Running(), force=True)
         return None

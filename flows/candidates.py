@@ -1,4 +1,4 @@
-"""The part of a retraining that trains, compares and acts. It brings torch along; `retraining` imports it when there is news."""
+"""The part of a retraining that trains, compares and acts. It imports torch, so `retraining` imports it only when there is news."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from refit.texts import show_line
 from refit.training.trainer import training_alone
 
 RUN = "run"
-"""Of an entry's details, the one that holds the id of the flow run that decided."""
+"""The key, in an entry's details, of the id of the flow run that decided."""
 
 
 def judge_candidate(
@@ -41,10 +41,10 @@ def judge_candidate(
 
     Args:
         settings: Of the run.
-        source_digests: Of the sources that the recipe is written for, if a candidate is to be trained.
+        source_digests: Of the sources, for the recipe; None if no candidate is to be trained.
         key: Of the retraining.
-        asked: What this run has asked a person before it was suspended.
-        decided: What a run decided that died before its report; then only that is made up for.
+        asked: The question that this run asked before it was suspended.
+        decided: The decision of a run that died before its report; then only the report is written.
     """
     store, recipe, seconds = Store(settings.store.url), None, dict[str, float]()
     newest = find_newest(store, settings.name)
@@ -68,12 +68,12 @@ def judge_candidate(
     with _judging(candidate), _forgetting_attempts(recipe, store):
         verdict, entry = _judge(candidate, decided, newest, key, settings)
     if verdict is None:
-        reason = f"gives way to another run, which decided the same at {entry.at}: {entry.why}"
+        reason = f"gives way to another run, which decided on the same recipe at {entry.at}: {entry.why}"
         get_run_logger().info("skipped: %s", show_line(reason))
         return RetrainingResult(
             outcome="skipped", reason=reason, champion=_refer(settings.name, versions.read_alias(store, settings.name))
         )
-    get_run_logger().info("%s", describe_outcome(candidate.name, entry))  # why is in the run's state and result
+    get_run_logger().info("%s", describe_outcome(candidate.name, entry))  # the reason is in the run's state and result
     place = report(candidate, verdict, entry, settings)
     emit_decision(settings.name, entry, place)
     remove_question(store, settings.name, candidate.version)
@@ -93,7 +93,7 @@ def judge_candidate(
 
 @contextmanager
 def _judging(candidate: SavedModel) -> Iterator[None]:
-    """Say of an error that something was trained before."""
+    """Add to an error that the candidate was trained and saved."""
     try:
         yield
     except (DataError, SettingsError) as error:
@@ -102,7 +102,7 @@ def _judging(candidate: SavedModel) -> Iterator[None]:
 
 @contextmanager
 def _forgetting_attempts(recipe: Recipe | None, store: Store) -> Iterator[None]:
-    """Forget those of a run that is suspended: it did not die, and does not come this way again."""
+    """Forget the attempts of a run that is suspended: it did not die, and will not train again."""
     try:
         yield
     except Pause:
@@ -112,7 +112,7 @@ def _forgetting_attempts(recipe: Recipe | None, store: Store) -> Iterator[None]:
 
 
 def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, settings: Settings) -> tuple[Verdict | None, Entry]:
-    """Compare and act, again after another run has moved the champion; no verdict if that has decided on this very recipe."""
+    """Compare and act, again if another run has moved the champion; return no verdict if that run decided on the same recipe."""
     store = Store(settings.store.url)
     while True:
         entry = decided or find_decision(store, settings.name, key, since=newest)
@@ -120,7 +120,7 @@ def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, 
             return None, entry
         number = versions.read_alias(store, settings.name) if entry is None else entry.before
         judged = candidate if entry is None else versions.read_version(store, settings.name, entry.after or 0)
-        with training_alone(tell_of_wait):  # else the time that it takes to score a row would be longer
+        with training_alone(tell_of_wait):  # training beside it would lengthen the measured time to score a row
             verdict = compare(judged, number, settings)
         entry = entry or _act_on(verdict, candidate, number, key, settings)
         if entry is not None:
@@ -132,12 +132,12 @@ def _refer(name: str, number: int | None) -> str | None:
 
 
 def _find_start(settings: Settings, store: Store) -> SavedModel | None:
-    """The version whose weights a warm start takes; None starts from new ones."""
+    """Return the version whose weights a warm start takes; None starts from new ones."""
     if not settings.training.warm_start:
         return None
     number = find_champion(store, settings.name)
     if number is None:
-        get_run_logger().info("starting from new weights, as there is no champion that is whole")
+        get_run_logger().info("starting from new weights, as there is no undamaged champion")
         return None
     return versions.read_version(store, settings.name, number)
 
@@ -151,7 +151,7 @@ def _should_ask(verdict: Verdict, promotion: PromotionSettings) -> bool:
 def _ask(
     verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, asked: Question | None, settings: Settings
 ) -> Answer | None:
-    """Ask a person, unless this run has asked and there is an answer, or it is too late for one."""
+    """Ask a person, unless this run has asked already and has an answer, or its time is up."""
     is_same = asked is not None and (asked.candidate, asked.champion) == (candidate.version, champion)
     if asked is not None and is_same:
         answer = find_answer(asked)
@@ -173,7 +173,7 @@ def _ask(
 
 
 def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
-    """Promote the candidate or write down why not; None if the champion is another by now."""
+    """Promote the candidate or record why not; return None if the champion has changed since the comparison."""
     details = {
         KEY: key,
         RUN: flow_run.id,
@@ -181,7 +181,7 @@ def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: 
     }
     why, objection = verdict.reason, None
     asked = find_question(Store(settings.store.url), settings.name, str(flow_run.id))
-    if candidate.version == champion:  # of another retraining, whose recipe was the same
+    if candidate.version == champion:  # promoted by another retraining with the same recipe
         return keep(candidate, champion, f"{candidate.reference} is the champion already", details, settings)
     if verdict.decision.is_better and settings.promotion.mode == "never":
         objection = "promotion.mode is `never`"
@@ -196,4 +196,4 @@ def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: 
             why = f"approved in the Prefect UI{comment}; {why}"
     if verdict.decision.is_better and objection is None:
         return promote(candidate, champion, why, details, settings)
-    return keep(candidate, champion, f"{objection}, else {why}" if objection else why, details, settings)
+    return keep(candidate, champion, f"{objection}, otherwise {why}" if objection else why, details, settings)

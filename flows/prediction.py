@@ -32,11 +32,11 @@ def predict(
     Args:
         model: `NAME` or `NAME@champion` for the champion, `NAME@v3` for a version, or another alias.
         source: A path or fsspec URL of the rows to score.
-        output: A path or fsspec URL that ends in `.parquet`; what is there is replaced once all rows are scored.
+        output: A path or fsspec URL that ends in `.parquet`; an existing file is replaced once all rows are scored.
         keep: Columns of the source to copy.
-        settings: Only `store` and `model.factory` count; what is not given comes from the environment, `.env` and `refit.toml` of
+        settings: Only `store` and `model.factory` count; if not given, they come from the environment, `.env` and `refit.toml` of
             the machine that runs the flow.
-        strict: Fail where the rows deviate from those that the model learned from, and write nothing.
+        strict: Fail if the rows deviate from those that the model learned from, and write nothing.
         changes: What is different in this run alone; all else stays as it is.
     """
     resolved = resolve_given(settings, changes, learns=False)

@@ -1,4 +1,4 @@
-"""The retraining flow: nothing without news, else a candidate that must beat the champion."""
+"""The retraining flow: if there is news, train a candidate, which must beat the champion."""
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -32,7 +32,7 @@ from refit.tables.sources.opening import digest_sources
 @flow(name="retrain", flow_run_name=name_run, **KEPT)
 @watched
 def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS) -> State[RetrainingResult]:
-    """Train a candidate on the data of today, and let it be the champion if it is better; without news, do nothing.
+    """Train a candidate on today's data, and make it the champion if it is better; without news, do nothing.
 
     Args:
         settings: What is given here is kept; the environment, `.env` and `refit.toml` of the machine that runs the flow fill in
@@ -44,7 +44,7 @@ def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS)
     store, name = Store(resolved.store.url), resolved.name
     asked = find_question(store, name, str(flow_run.id))
     source_digests = None
-    if asked is not None:  # whatever the table is by now
+    if asked is not None:  # even if the table has changed
         key = asked.key
     else:
         name_next_runs(name)
@@ -69,7 +69,7 @@ def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS)
 
 
 def _find_precedence(settings: Settings) -> str | None:
-    """Why another run of the same deployment goes first, if one does."""
+    """Say why another run of the same deployment goes first, if one does."""
     newer = find_newer_run(settings.schedule.max_delay_seconds)
     if newer is not None:
         return f"gives way to {newer.name}, as it starts late"

@@ -51,7 +51,7 @@ def train(settings: SettingsTree = DEFAULTS, refresh: bool = False, changes: Set
 
 def tell_of_wait() -> None:
     """Say that a run in another thread comes first."""
-    get_run_logger().info("another run of this process trains, by the same random generators; waiting for it to end")
+    get_run_logger().info("another run of this process trains with the same random generators; waiting for it to end")
 
 
 def build_snapshot(recipe: Recipe, settings: Settings) -> DatasetRef:
@@ -61,9 +61,9 @@ def build_snapshot(recipe: Recipe, settings: Settings) -> DatasetRef:
 
 
 def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | None = None, refresh: bool = False) -> TrainingResult:
-    """Train by the recipe and save a version, in the flow run at work, alone; what was done before is not done again.
+    """Train by the recipe and save a version, in the flow run at work; what was done before is not done again.
 
-    The attempt is counted; the flow forgets it when it has done all it has to do.
+    Call it within `training_alone`. It counts the attempt, which the flow forgets once it has finished.
 
     Args:
         recipe: Of the run.
@@ -107,13 +107,13 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
 def _fit(
     recipe: Recipe, snapshot: DatasetRef, settings: Settings, champion: SavedModel | None, started: float, refresh: bool
 ) -> Fit:
-    """All epochs of the recipe; raises StoreError if the checkpoint of the best is lost time and again."""
+    """Train all epochs of the recipe; raise StoreError if the best one's checkpoint is lost time and again."""
     check_splits(settings, snapshot)
     for _ in range(TRIES):
         fit = _train_epochs(recipe, snapshot, settings, champion, started, refresh)
         if fit.is_whole:
             return fit
-        # Forgets it.
+        # Forgets the lost epoch.
         find_last_epoch(recipe.epoch_keys[: fit.best.epoch], Store(settings.store.url), get_run_logger().warning)
     raise fit.lose()
 
@@ -149,9 +149,9 @@ def _train_epochs(
 def _run_epochs(
     recipe: Recipe, last: int, checkpoint: Ref, loaders: LoadersRef, settings: Settings, deadline: float | None
 ) -> Iterator[tuple[EpochResult, bool]]:
-    """The result of each epoch, and whether it is new, after the task run that it belongs to; epochs up to `last` are done."""
+    """Yield the result of each epoch, and whether it is new, after the task run that trains it; epochs up to `last` are done."""
     size, store, epoch = settings.training.epochs_per_task, Store(settings.store.url), 0
-    # A result beyond `last` is not worth much: one before it is missing.
+    # Results beyond `last` are of little use, because one before them is missing.
     fresh = train_epoch if size == 1 else train_epoch.with_options(refresh_cache=True)
     for task, part in ((train_epoch, recipe.epoch_keys[:last]), (fresh, recipe.epoch_keys[last:])):
         for keys in (part[start : start + size] for start in range(0, len(part), size)):

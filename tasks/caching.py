@@ -1,4 +1,4 @@
-"""The one cache policy: results are kept in the store under the key that the flow gives, and hit only if their bytes are whole."""
+"""The one cache policy: results are kept in the store under the key that the flow gives, and used only if their bytes are whole."""
 
 import re
 from collections.abc import Iterator
@@ -41,11 +41,11 @@ CACHED: dict[str, Any] = {
     "result_serializer": "json",
     "cache_result_in_memory": False,
 }
-"""Options of a task whose result is kept; another says `persist_result=False`, as flows have Prefect keep what says nothing."""
+"""Options of a task whose result is kept. Other tasks set `persist_result=False`, because our flows keep results by default."""
 
 
 def _can_pass(_task: object, task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: after an I/O error, not where a file is damaged; after running out of memory, once."""
+    """Whether trying again can help: after an I/O error, but not if a file is damaged; after running out of memory, once."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return task_run.run_count <= 1
@@ -58,11 +58,11 @@ RETRIED: dict[str, Any] = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": _can_pass,
 }
-"""Options of a task that is tried again after what can pass: waits of about 1, 2 and 4 seconds."""
+"""Options of a task that is retried after errors that can pass, with waits of about 1, 2 and 4 seconds."""
 
 
 class _StoredResults(PlainKeys):
-    """Prefect's results, in the store: without Prefect's record around them, so that runs without Prefect find them too."""
+    """Prefect's results in the store, without Prefect's record around them, so that runs without Prefect find them too."""
 
     url: str
     is_refreshing: bool
@@ -92,7 +92,7 @@ def find_result(key: str) -> Any:
 
 
 def keep_result(key: str, result: Any) -> None:
-    """Keep a result as that of a task run with this key is kept."""
+    """Keep a result as if a task run with this key had returned it."""
     get_result_store().write(result, key)
 
 

@@ -1,4 +1,4 @@
-"""Seeded loader creation as a task; the loaders stay in the process, others get a handle."""
+"""Seeded loader creation as a task; the loaders stay in the process, and the flow gets a handle."""
 
 from prefect import task
 
@@ -15,5 +15,5 @@ def build_loaders(
     settings: SettingsTree,
     on_all_rows: bool = False,
 ) -> LoadersRef:
-    """Make the loaders of the train and validation rows, or of all rows to train on, and say what they are made of."""
+    """Make the loaders of the train and validation rows, or of all rows to train on, and return a handle of them."""
     return trainer.build_loaders(snapshot, settings, on_all_rows)

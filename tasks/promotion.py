@@ -34,7 +34,7 @@ def explain_missing_rows(snapshot: DatasetRef, champion: int | None, settings: S
 def promote(
     candidate: SavedModel, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
 ) -> Entry | None:
-    """Make the candidate the champion; None if another has become it since the comparison."""
+    """Make the candidate the champion; None if the champion has changed since the comparison."""
     store = Store(settings.store.url)
     try:
         return versions.move_alias(store, candidate.name, candidate.version, expected=champion, why=why, details=details)
@@ -47,11 +47,11 @@ def promote(
 def keep(
     candidate: SavedModel | None, champion: int | None, why: str, details: Mapping[str, Any], settings: SettingsTree
 ) -> Entry | None:
-    """Write into the ledger why no candidate replaces the champion; None if another run has written there since, or moved it."""
+    """Record in the ledger why no candidate replaces the champion; None if another run has written there or moved it since."""
     store, name, alias = Store(settings.store.url), settings.name, versions.CHAMPION
     newest = ledger.find_newest(store, name)
     if versions.read_alias(store, name) != champion:
-        get_run_logger().warning("%s@%s is another version since the comparison", name, alias)
+        get_run_logger().warning("%s@%s has changed since the comparison", name, alias)
         return None
     version = None if candidate is None else candidate.version
     try:

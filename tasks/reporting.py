@@ -1,4 +1,4 @@
-"""What a person sees of a run on its page in the Prefect UI: the report, and a curve while it trains."""
+"""What the page of a run in the Prefect UI shows: the report, and a curve while it trains."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from refit.tasks.caching import RETRIED
 from refit.undocumented import asking_once
 
 SECONDS_BETWEEN_UPDATES = 10.0
-"""One takes a tenth of a second, and the training waits for it."""
+"""An update takes a tenth of a second, and the training waits for it."""
 SECONDS_WITHOUT_SERVER = 30.0
 
 
@@ -39,13 +39,13 @@ def report(candidate: SavedModel, verdict: Verdict, entry: Entry, settings: Sett
 
 @task(task_run_name="show report", persist_result=False, **RETRIED)
 def show_report(candidate: SavedModel, verdict: Verdict, question: str, settings: SettingsTree) -> None:
-    """Show on the run's page what a person needs to know who is asked this question."""
+    """Show on the run's page what a person needs to know to answer the question."""
     markdown = retraining_report.render_report(candidate, verdict, question, verdict.figures, Store(settings.store.url))
     _show_report(markdown, candidate.name, question)
 
 
 class TrainingCurve:
-    """The losses so far on the run's page, there from the first epoch that is trained and drawn anew now and then."""
+    """The losses so far on the run's page, from the first epoch that is trained, redrawn now and then."""
 
     def __init__(self, name: str, seconds_between_updates: float = SECONDS_BETWEEN_UPDATES) -> None:
         self.key = f"{_as_key(name)}-training"
@@ -53,7 +53,7 @@ class TrainingCurve:
         self.rests_until = 0.0
 
     def grow(self, epochs: Sequence[EpochResult], description: str, is_last: bool) -> None:
-        """Show the epochs that are done; not each at once, but the last. Training does not wait for a server that is away."""
+        """Show the epochs that are done, the last one without delay. Training does not wait for a server that is away."""
         if not is_last and time.monotonic() < self.rests_until:
             return
         pause = self.seconds_between_updates
@@ -75,10 +75,10 @@ def _show_report(markdown: str, name: str, description: str) -> None:
 
 
 def _show(markdown: str, key: str, description: str) -> None:
-    """Have a text on the page of the run at work, in the place of an earlier one.
+    """Show a text on the page of the run at work, in place of an earlier one.
 
-    It belongs to the run, not to the task run that writes it: the page shows those of task runs last. Of the others, it shows first
-    the one whose key is last in the alphabet.
+    The artifact belongs to the run, not to the task run that writes it, because the page shows those of task runs last. Of the
+    others, it shows first the one whose key is last in the alphabet.
     """
     run = UUID(flow_run.id)
     of_run = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))

@@ -15,7 +15,7 @@ from refit.training.metrics import FIGURES
 
 
 def name_asset(model: str) -> str:
-    """The key of the asset that a model is to Prefect; each of its versions materializes it anew."""
+    """Return the key of a model's Prefect asset, which each of its versions materializes anew."""
     return f"refit://{model}"
 
 

@@ -36,7 +36,7 @@ def start_training(
     settings: SettingsTree,
     champion: SavedModel | None = None,
 ) -> Ref:
-    """Seed, build model and optimizer, and keep them as the checkpoint that epoch 1 starts from; `champion` lends its weights."""
+    """Seed, build model and optimizer, and keep them as the checkpoint of epoch 1's start; weights may come from `champion`."""
     set_threads_aside()
     logger = get_run_logger()
 
@@ -63,12 +63,12 @@ def train_epoch(
     deadline: float | None = None,
     keys_before: Sequence[str] = (),
 ) -> EpochResult:
-    """Train one epoch, and those right before it whose keys are given, from where an earlier try was cut short.
+    """Train one epoch, and those right before it whose keys are given; continue where an earlier try was cut short.
 
     Args:
         epoch: Counted from 1.
         key: Of the epoch's recipe.
-        checkpoint: The state after the epoch before the first.
+        checkpoint: The state before the first of these epochs.
         loaders: What the loaders are made of.
         settings: Of the run.
         deadline: When to stop, on the clock of `time.monotonic`.

@@ -37,8 +37,8 @@ def test_retraining_that_would_ask_is_refused_where_no_server_can(refit, monkeyp
     code, out, err = refit("retrain", "--promotion.mode", "ask")
     assert (code, out) == (2, "")
     assert err == (
-        "error: promotion.mode: expected a Prefect server whose pages can ask, as it is `ask`, found none;"
-        " start one and set PREFECT_API_URL, or take `auto` or `never`\n"
+        "error: promotion.mode: expected a Prefect server, because `ask` asks on its pages, found none;"
+        " start one and set PREFECT_API_URL, or set `auto` or `never`\n"
     )
 
 

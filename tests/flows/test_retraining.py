@@ -349,7 +349,7 @@ def test_a_slice_that_is_no_column_fails_the_run_before_anything_is_trained():
 def test_with_mode_never_a_better_candidate_is_only_reported():
     state = run(promotion={"mode": "never"})
     assert (state.name, champion()) == ("Kept", None)
-    assert state.message.startswith("promotion.mode is `never`, else promoted: accuracy")
+    assert state.message.startswith("promotion.mode is `never`, otherwise promoted: accuracy")
     assert "model has no champion yet" in Path(state.result().report).read_text()
     assert run(promotion={"mode": "never"}).name == "Skipped"
     assert (run().name, champion()) == ("Promoted", 1)
@@ -391,7 +391,7 @@ def test_with_mode_ask_a_persons_word_counts(answering):
     answering(answer="reject", comment="not on a Friday")
     rejected = run(promotion={"mode": "ask", "timeout_seconds": 60})
     assert (rejected.name, champion()) == ("Kept", None)
-    assert rejected.message.startswith("rejected in the Prefect UI (not on a Friday), else promoted: accuracy")
+    assert rejected.message.startswith("rejected in the Prefect UI (not on a Friday), otherwise promoted: accuracy")
     assert run(promotion={"mode": "ask"}).name == "Skipped", "nobody is asked twice"
     answering(answer="approve", comment="")
     approved = run(promotion={"mode": "ask", "min_effect": 0.001, "timeout_seconds": 60})
@@ -409,7 +409,7 @@ def test_with_mode_ask_nobodys_word_is_a_no_and_the_run_completes(monkeypatch):
     monkeypatch.setattr(refit.flows.approval, "SECONDS_BETWEEN_LOOKS", 0.1)
     state = run(promotion={"mode": "ask", "timeout_seconds": 1})
     assert (state.name, state.type, champion()) == ("Kept", StateType.COMPLETED, None)
-    assert state.message.startswith("nobody approved within 1 seconds, else promoted: accuracy")
+    assert state.message.startswith("nobody approved within 1 seconds, otherwise promoted: accuracy")
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(state.state_details.flow_run_id).state.name == "Kept"
 
@@ -469,7 +469,7 @@ def test_an_answer_counts_in_a_run_that_crashed_after_it_and_whatever_the_mode_i
         deployed.client.set_flow_run_state(asking.id, state, force=True)
     state = deployed.begin(asking, mode="auto")
     assert (state.name, champion()) == ("Kept", None)
-    assert state.message.startswith("rejected in the Prefect UI, else promoted: accuracy")
+    assert state.message.startswith("rejected in the Prefect UI, otherwise promoted: accuracy")
 
 
 def test_a_suspended_run_that_begins_without_an_answer_asks_on_until_its_time_is_up(deployed, monkeypatch):
@@ -483,7 +483,7 @@ def test_a_suspended_run_that_begins_without_an_answer_asks_on_until_its_time_is
     monkeypatch.setattr(Question, "is_over", True)
     state = deployed.begin(asking)
     assert (state.name, champion()) == ("Kept", None)
-    assert state.message.startswith("nobody approved within 60 seconds, else promoted: accuracy")
+    assert state.message.startswith("nobody approved within 60 seconds, otherwise promoted: accuracy")
 
 
 def test_a_suspended_run_asks_again_if_the_champion_is_another_by_then(deployed):
@@ -568,7 +568,7 @@ def test_of_two_runs_of_one_recipe_one_decides_and_the_other_gives_way(monkeypat
     monkeypatch.setattr(function, call_after_the_other_run)
     state = run(optimizer)
     assert [state.name, *outer] == ["Skipped", name]
-    assert state.message.startswith("gives way to another run, which decided the same at 20")
+    assert state.message.startswith("gives way to another run, which decided on the same recipe at 20")
     assert [(entry.action, entry.after) for entry in read_ledger()] == [(action, 1)]
 
 
