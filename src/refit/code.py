@@ -183,7 +183,7 @@ def _digest_source(source: bytes, path: str) -> str:
     try:
         tree = _parse(source, path)
     except SyntaxError as error:
-        raise SettingsError(f"model.factory: expected a module that can be imported, found {path}: {error}; mend it") from error
+        raise SettingsError(f"model.factory: expected a module that can be imported, found {path}: {error}; correct it") from error
     return _hash(ast.dump(_without_docstrings(tree)))
 
 

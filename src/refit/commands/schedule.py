@@ -155,7 +155,7 @@ def _read_variables(text: str | None) -> dict[str, Any]:
         variables = None
     if not isinstance(variables, dict) or not isinstance(variables.get("env", {}), dict):
         raise SettingsError(
-            f'--job-variables: expected a JSON object such as {{"image": "registry/refit:1"}}, found {text!r}; mend it'
+            f'--job-variables: expected a JSON object such as {{"image": "registry/refit:1"}}, found {text!r}; correct it'
         )
     return variables
 

@@ -17,7 +17,7 @@ def check_process() -> None:
     global _trained_in
     if _trained_in not in (None, os.getpid()):
         raise SettingsError(
-            f"process: expected one that was started anew, found {os.getpid()}, forked from {_trained_in}, which had trained;"
+            f"process: expected a newly started one, found {os.getpid()}, forked from {_trained_in}, which had trained;"
             ' start it by `multiprocessing.get_context("spawn")`, or train in it first'
         )
     _trained_in = os.getpid()

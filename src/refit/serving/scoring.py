@@ -115,5 +115,5 @@ def _refuse_non_finite(outputs: torch.Tensor, batch: LocatedRows) -> None:
         row = int(broken[0])
         raise DataError(
             f"{batch.locate(row)}: expected values that give finite outputs, found {outputs[row].tolist()};"
-            " mend extreme values of the row, or leave them empty"
+            " correct extreme values of the row, or leave them empty"
         )

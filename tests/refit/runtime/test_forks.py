@@ -29,5 +29,5 @@ def test_a_process_that_was_forked_trains_unless_the_one_before_it_had(monkeypat
     process = fork.Process(target=train_in_a_fork, args=[results])
     process.start()
     process.join()
-    expected = rf"process: expected one that was started anew, found {process.pid}, forked from {os.getpid()}, which had trained"
+    expected = rf"process: expected a newly started one, found {process.pid}, forked from {os.getpid()}, which had trained"
     assert re.match(expected if has_trained else "trained", results.get())
