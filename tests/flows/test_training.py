@@ -441,11 +441,23 @@ def test_a_run_of_a_deployment_does_not_learn_the_toy_table_unless_told_to(given
     with get_client(sync_client=True) as client:
         planned = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(train), "toy"))
         parameters = {"settings": SettingsTree.model_validate(given)}
-        with pytest.raises(SettingsError, match=r"data\.source: expected the rows .*, found none; .* as `changes`, .*`notebook`"):
+        with pytest.raises(SettingsError, match=r"data\.source: expected the rows .*, found none; .*`notebook`.*, .*`changes`"):
             run_flow(train, flow_run=planned, parameters=parameters)
         again = client.create_flow_run_from_deployment(planned.deployment_id)
         parameters |= {"changes": SettingsTree(data={"source": "notebook"}, training={"num_epochs": 1})}
         assert run_flow(train, flow_run=again, parameters=parameters).model.reference == "model@v1"
+
+
+def test_settings_of_a_single_run_do_not_take_those_of_its_deployment_away():
+    fixed = {"name": "fish", "data": {"source": "notebook"}, "optimizer": {"lr": 0.5}, "training": {"num_epochs": 1}}
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(train), "fish", parameters={"settings": fixed})
+        planned = client.create_flow_run_from_deployment(deployment)
+        given = SettingsTree(optimizer={"momentum": 0.1})
+        result = run_flow(train, flow_run=planned, parameters={"settings": given})
+        assert client.read_flow_run(planned.id).name.startswith("train fish, ")
+    saved = read(result, "settings")
+    assert (result.model.reference, saved["optimizer"]["lr"], saved["optimizer"]["momentum"]) == ("fish@v1", 0.5, 0.1)
 
 
 def test_a_default_given_to_the_flow_beats_the_environment_too(monkeypatch):

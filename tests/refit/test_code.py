@@ -162,7 +162,7 @@ def test_a_module_without_python_source_is_refused(module):
 def test_code_that_does_not_parse_is_refused_by_its_path(package, name):
     (package / name).write_text("def build(num_inputs, num_outputs:\n")
     with pytest.raises(
-        SettingsError, match=rf"model\.factory: expected a module that can be imported, found .*{name}: .*; mend it"
+        SettingsError, match=rf"model\.factory: expected a module that can be imported, found .*{name}: .*; correct it"
     ):
         digest_user_code("networks.wide")
 

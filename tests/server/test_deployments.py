@@ -233,6 +233,8 @@ def test_removing_a_deployment_says_which_runs_go_on_and_drops_those_that_wait(r
             client.set_flow_run_state(crashed.id, state, force=True)
         for state in (Running(), Suspended()):
             client.set_flow_run_state(asking.id, state, force=True)
+        (deployed,) = read_deployed(client, "retrain", "fish")
+        assert (deployed.last_run.name, deployed.last_run.message) == (asking.name, "it waits on its page for an answer")
         client.set_flow_run_state(at_work.id, Running(), force=True)
         code, out, _ = refit("deploy", "--remove")
         assert code == 0

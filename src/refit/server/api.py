@@ -254,7 +254,8 @@ def _describe_run(client: SyncPrefectClient, run: FlowRun) -> Ran | None:
         states = client.read_flow_run_states(run.id)
         state = max((found for found in states if found.is_crashed()), key=lambda found: found.timestamp, default=state)
     has_failed = state.type in (StateType.FAILED, StateType.CRASHED)
-    return Ran(run.name, state.name or "", has_failed, state.message or "", state.timestamp, starts_again)
+    message = "it waits on its page for an answer" if state.is_paused() else state.message or ""
+    return Ran(run.name, state.name or "", has_failed, message, state.timestamp, starts_again)
 
 
 def _describe_schedules(deployment: DeploymentResponse) -> str:

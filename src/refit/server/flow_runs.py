@@ -11,7 +11,7 @@ from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, wraps
 from itertools import takewhile
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -75,7 +75,7 @@ def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = 
     """Merge the changes into the settings, leaf by leaf, and fill in the rest from the environment of this machine.
 
     Args:
-        settings: What the run's deployment fixes.
+        settings: Of the run; merged over what its deployment fixes, where they are others.
         changes: What is different in this run alone.
         learns: Whether the run needs rows to learn from. Only a run without a deployment falls back on the toy table.
 
@@ -88,8 +88,8 @@ def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = 
     resolved, origins = _resolve(settings, changes)
     if learns and origins["data.source"] == "default" and find_deployed_run() is not None:
         raise SettingsError(
-            "data.source: expected the rows that a deployment learns from, found none; set it (`notebook` is the toy table), or"
-            " give the settings of a single run as `changes`, because `settings` replace all that was deployed"
+            "data.source: expected the rows that a deployment learns from, found none; set it (`notebook` is the toy table), for"
+            " a single run among its `changes`"
         )
     return resolved
 
@@ -108,8 +108,24 @@ def show_settings(settings: SettingsTree, changes: SettingsTree) -> None:
 
 
 def _resolve(settings: SettingsTree, changes: SettingsTree) -> tuple[Settings, dict[str, str]]:
-    parameters = {"changes": changes, "deployment": settings}
-    return resolve_settings(parameters={origin: tree.model_dump(exclude_unset=True) for origin, tree in parameters.items()})
+    """Merge what the run was given over what its deployment fixes, and tell one from the other."""
+    own, given = find_deployed_run(), settings.model_dump(exclude_unset=True)
+    fixed = _read_fixed(own.id, _deployment_of(own)) if own is not None and _is_self(own) else {}
+    parameters = {
+        "changes": changes.model_dump(exclude_unset=True),
+        "settings": {} if given == fixed else given,
+        "deployment": fixed,
+    }
+    return resolve_settings(parameters=parameters)
+
+
+@lru_cache(maxsize=16)
+def _read_fixed(_run: UUID, deployment: UUID) -> dict[str, Any]:
+    """Return the settings of a deployment, as they were when the run began; a run may be given others in their place."""
+    with contextlib.suppress(ObjectNotFound), get_client(sync_client=True) as client:
+        fixed = client.read_deployment(deployment).parameters.get("settings", {})
+        return SettingsTree.model_validate(fixed).model_dump(exclude_unset=True)
+    return {}
 
 
 def name_next_runs(model: str) -> None:

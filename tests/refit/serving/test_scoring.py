@@ -291,7 +291,9 @@ def test_a_row_whose_logits_are_not_finite_is_refused_by_name(model, tmp_path):
         for parameter in model.module.parameters():
             parameter.mul_(100)
     write(make_rows().with_columns(size=pl.when(pl.col("number") == 600).then(1e37).otherwise("size")), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"row 601 of .*rows\.parquet: expected values that give finite outputs, found \[.*; mend"):
+    with pytest.raises(
+        DataError, match=r"row 601 of .*rows\.parquet: expected values that give finite outputs, found \[.*; correct"
+    ):
         score_files(model, "rows.parquet", "scored.parquet", "penguins@v3")
     assert not Path("scored.parquet").exists()
 
