@@ -260,3 +260,22 @@ def test_status_says_of_a_crashed_run_that_it_is_started_again_whether_it_had_be
             assert re.search(r"next run .*, in 5 hours", out)
         client.set_flow_run_state(run, Running(), force=True)
     assert re.search(rf"last run +{name}, Running ", refit("status")[1])
+
+
+def test_a_deploying_that_the_server_refuses_changes_nothing(project, refit):  # noqa: ARG001
+    def read_all() -> list[set[str]]:
+        with get_client(sync_client=True) as client:
+            return [
+                {found.name for found in read()}
+                for read in (client.read_automations, client.read_deployments, client.read_work_pools)
+            ]
+
+    before, refused = read_all(), ("deploy", "--job-variables", '{"env": {"A": 1}}')
+    assert refit(*refused)[0] != 0
+    assert read_all() == before
+    with get_client(sync_client=True):
+        CustomWebhookNotificationBlock(name="told", url="http://127.0.0.1:9").save("told", overwrite=True)
+    assert refit("deploy", "--notify", "custom-webhook/told")[0] == 0
+    deployed = read_all()
+    assert refit(*refused)[0] != 0
+    assert read_all() == deployed

@@ -73,7 +73,7 @@ def run_locally(
 
             from refit.server.api import ServerError
 
-            found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+            found: Any = getattr(importlib.import_module(module), name)
         changes = {
             settings.PREFECT_API_URL: url,
             settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
@@ -81,7 +81,8 @@ def run_locally(
         }
         try:
             with settings.temporary_settings(changes), _report_progress():
-                return found(*arguments, return_state=True).result(raise_on_failure=False)
+                unkept = found.with_options(persist_result=False)  # the caller has it
+                return unkept(*arguments, return_state=True).result(raise_on_failure=False)
         except httpx.HTTPError as error:
             _leave_soon()
             return ServerError(

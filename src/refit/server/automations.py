@@ -76,7 +76,7 @@ def update_automations(
         model: The model whose questions end in time and, with `block`, whose trouble is told; None is for what all share.
         period: The longest time between two runs of its schedule.
         to_answer: How long a person has to answer a run's question.
-        block: `TYPE/NAME` of the Prefect block that is told of failed retraining and lost nights; None tells nobody.
+        block: `TYPE/NAME` of the Prefect block that is told of failed retraining and lost nights; None adds nothing of the kind.
 
     Raises:
         SettingsError: There is no such block.
@@ -106,9 +106,12 @@ def update_automations(
                 f"automations: expected the server to take {len(wanted)}, found that it refuses {automation.name!r}:"
                 f" {first_line(error)}; make room for {len(wanted)} there, or on Prefect Cloud choose another plan"
             ) from error
-    if model is not None and block is None:
-        _remove(client, _of_block(model))
     return [automation.name for automation in wanted]
+
+
+def remove_notifications(client: SyncPrefectClient, model: str) -> None:
+    """Tell nobody of the model's trouble any more."""
+    _remove(client, _of_block(model))
 
 
 def remove_automations_of(client: SyncPrefectClient, model: str) -> list[str]:

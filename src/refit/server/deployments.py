@@ -3,7 +3,8 @@
 import importlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -43,7 +44,15 @@ from refit.server.api import (
     name_planned_runs,
     read_deployed,
 )
-from refit.server.automations import FLOWS, TAG, announce, remove_automations, remove_automations_of, update_automations
+from refit.server.automations import (
+    FLOWS,
+    TAG,
+    announce,
+    remove_automations,
+    remove_automations_of,
+    remove_notifications,
+    update_automations,
+)
 from refit.server.forms import fill_in_values
 from refit.server.plans import A_DAY, Plan, check_variables, describe_version, find_period, read_plan
 from refit.settings import resolve_settings
@@ -104,13 +113,16 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
     fields = read_plan({**settings, "name": name}, plan)
     with connected(SECONDS_TO_DEPLOY) as client:
         _refuse_name_of_others(client, name, plan.pool)
-        check_variables(plan.job_variables, _make_pool(client, plan.pool))
         period = find_period(line.schedule for line in fields["retrain"]["schedules"])
         to_answer = timedelta(seconds=resolved.promotion.timeout_seconds)
-        automations = update_automations(client, name, period, to_answer, plan.block)
         version = describe_version(resolved)
         planned_first = sorted(fields, key=lambda flow: not fields[flow]["schedules"])  # the server plans them while others load
-        registered = {flow: _register(client, flow, {**fields[flow], "version": version}, settings) for flow in planned_first}
+        with _all_or_nothing(client, plan.pool, name):
+            check_variables(plan.job_variables, _make_pool(client, plan.pool))
+            automations = update_automations(client, name, period, to_answer, plan.block)
+            registered = {flow: _register(client, flow, {**fields[flow], "version": version}, settings) for flow in planned_first}
+        if plan.block is None:
+            remove_notifications(client, name)
         announce(name, registered["retrain"])
         deployed = [_await_schedule(client, flow, name, bool(of_flow["schedules"])) for flow, of_flow in fields.items()]
         for flow, deployment in registered.items():
@@ -146,6 +158,8 @@ def look_after_others(model: str | None = None, block: str | None = None) -> tup
         given = deployment.parameters.get("settings", {}) if deployment else {}
         to_answer = timedelta(seconds=resolve_settings(parameters={"deployment": given})[0].promotion.timeout_seconds)
         automations = update_automations(client, model, period, to_answer, block)
+        if model is not None and block is None:
+            remove_notifications(client, model)
         if deployment and block:
             announce(deployment.name, deployment.id)
         return automations, sorted(found)
@@ -183,14 +197,33 @@ def remove(pool: str, name: str | None = None) -> Removed:
                     client.set_flow_run_state(run.id, Cancelled(message="Its deployment was removed."), force=True)
             client.delete_deployment(entry.id)
             removed.append(f"{flow}/{entry.name}")
-        for model in {entry.name for _, entry in found}:
-            removed += remove_automations_of(client, model)
-        if not client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), limit=1):
-            removed += remove_automations(client)
-        if not client.read_deployments(work_pool_filter=_in_pool(pool), limit=1) and _has_been_made(client, pool):
-            client.delete_work_pool(pool)
-            removed.append(f"work pool {pool}")
+        removed += _remove_unneeded(client, pool, {entry.name for _, entry in found})
         return Removed(removed, going_on, num_dropped)
+
+
+@contextmanager
+def _all_or_nothing(client: SyncPrefectClient, pool: str, name: str) -> Iterator[None]:
+    """Remove what the block has registered for a model that had nothing, if it fails."""
+    is_new = not any(_find(client, flow, name) for flow in FLOWS)
+    try:
+        yield
+    except Exception:
+        if is_new:
+            for entry in [entry for flow in FLOWS for entry in _find(client, flow, name)]:
+                client.delete_deployment(entry.id)
+            _remove_unneeded(client, pool, {name})
+        raise
+
+
+def _remove_unneeded(client: SyncPrefectClient, pool: str, models: Set[str]) -> list[str]:
+    """Remove the automations of models that are no longer deployed, those of all once none is, and a pool that `deploy` made."""
+    removed = [name for model in sorted(models) for name in remove_automations_of(client, model)]
+    if not client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), limit=1):
+        removed += remove_automations(client)
+    if not client.read_deployments(work_pool_filter=_in_pool(pool), limit=1) and _has_been_made(client, pool):
+        client.delete_work_pool(pool)
+        removed.append(f"work pool {pool}")
+    return removed
 
 
 def _find(client: SyncPrefectClient, flow: str, name: str | None = None, pool: str | None = None) -> list[DeploymentResponse]:
@@ -209,12 +242,12 @@ def _refuse_name_of_others(client: SyncPrefectClient, name: str, pool: str) -> N
     for flow in FLOWS:
         for taken in _find(client, flow, name):
             if taken.work_pool_name != pool:
-                other = taken.work_pool_name or ""
-                place = _describe_pool(client, other).removeprefix(OF_PROJECT)
+                other = taken.work_pool_name
+                place = _describe_pool(client, other).removeprefix(OF_PROJECT) if other else ""
+                remedy = f", or, if it is this project under another path, take over its pool with --pool {other}" if other else ""
                 raise SettingsError(
                     f"name: expected one that no other project has on this server, found {flow}/{name}"
-                    f" of {place or 'somebody'} in work pool {other or 'none'};"
-                    f" set another name, or, if it is this project under another path, take over its pool with --pool {other}"
+                    f" of {place or 'somebody'} in {f'work pool {other}' if other else 'no work pool'}; set another name{remedy}"
                 )
 
 

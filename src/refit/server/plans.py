@@ -65,8 +65,12 @@ def read_plan(settings: Mapping[str, Any], plan: Plan) -> dict[str, dict[str, An
     Raises:
         SettingsError: A schedule is invalid, scoring is planned without source or output, or the limit is less than 1.
     """
-    if plan.concurrency_limit is not None and plan.concurrency_limit < 1:
-        raise SettingsError(f"--concurrency-limit: expected at least 1, found {plan.concurrency_limit}; leave it out for no limit")
+    if plan.concurrency_limit is not None and not 1 <= plan.concurrency_limit < 2**31:
+        raise SettingsError(
+            f"--concurrency-limit: expected 1 to {2**31 - 1}, found {plan.concurrency_limit}; leave it out for no limit"
+        )
+    if not all(map(str.strip, plan.tags)):
+        raise SettingsError("--tag: expected a text, found an empty one, as from a variable that is not set; name one")
     _check_scoring(plan)
     document = yaml.safe_load(PREFECT_FILE.read_text())
     of_flows: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in document["deployments"]}
@@ -104,13 +108,27 @@ def _check_scoring(plan: Plan) -> None:
 def _make_schedule(line: Mapping[str, str], option: str, cron: str | None, timezone: str | None) -> DeploymentScheduleCreate:
     given = {name: value for name, value in {"cron": cron, "timezone": timezone}.items() if value is not None}
     try:
-        return DeploymentScheduleCreate(schedule=CronSchedule(**{**line, **given}))
+        schedule = CronSchedule(**{**line, **given})
+        if not schedule.timezone:
+            raise SettingsError("--timezone: expected one such as Europe/Berlin, found an empty text; name one")
+        _check_dates(schedule, option)
+        return DeploymentScheduleCreate(schedule=schedule)
     except ValidationError as error:
         mistake = error.errors()[0]
         raise SettingsError(
             f"{option if mistake['loc'] == ('cron',) else '--timezone'}: expected a cron line such as '0 3 * * *' and a time zone"
             f" such as Europe/Berlin, found {mistake['input']!r}"
         ) from error
+
+
+def _check_dates(schedule: CronSchedule, option: str) -> None:
+    """Refuse a cron line such as that of 30 February, for which the server would look in vain."""
+    try:
+        dates = plan_runs(schedule, 1)
+    except ValueError:
+        dates = []
+    if not dates:
+        raise SettingsError(f"{option}: expected a cron line of dates that come, found {schedule.cron!r}; correct it")
 
 
 def _merge_variables(ours: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
