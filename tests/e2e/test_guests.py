@@ -73,7 +73,7 @@ def install(tmp_path_factory) -> Callable[..., Path]:
     return run
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
+@pytest.fixture(scope="module")
 def commands(request, archives, install) -> tuple[Path, Path]:
     """The folder of the commands, and where the code is that they should run."""
     if request.param == "editable":
@@ -83,7 +83,7 @@ def commands(request, archives, install) -> tuple[Path, Path]:
     return found, package
 
 
-@pytest.fixture(params=PROJECTS)
+@pytest.fixture
 def project(request, tmp_path) -> Path:
     folder = tmp_path / request.param
     for name, text in PROJECTS[request.param].items():
@@ -139,6 +139,7 @@ def test_a_wheel_built_from_the_sdist_is_the_same(archives, tmp_path):
     assert read_wheel(build(tree, tmp_path / "again", "wheel")) == read_wheel(archives)
 
 
+@pytest.mark.parametrize(("commands", "project"), [("wheel", "packages"), ("editable", "modules")], indirect=True)
 def test_in_a_terminal_each_gets_its_own(site: Site, commands, project):
     bin_folder, package = commands
     environment = clean(site.environment)
@@ -153,6 +154,7 @@ def test_in_a_terminal_each_gets_its_own(site: Site, commands, project):
     assert shown.stdout.splitlines()[-1] == f"{find_theirs(project)} {package / '__init__.py'} train notebook@v1"
 
 
+@pytest.mark.parametrize(("commands", "project"), [("wheel", "modules"), ("editable", "packages")], indirect=True)
 def test_under_a_server_and_a_worker_each_gets_its_own(site: Site, commands, project):
     bin_folder, _ = commands
     environment, name = (
