@@ -13,8 +13,10 @@ from typing import Any
 
 from prefect.client.schemas import schedules
 from prefect.context import get_settings_context
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import Abort
 from prefect.filesystems import WritableFileSystem
+from prefect.logging.handlers import APILogWorker
 from prefect.results import get_result_store
 from prefect.settings import PREFECT_API_URL
 from pydantic import TypeAdapter
@@ -67,6 +69,13 @@ def plan_runs(schedule: schedules.SCHEDULE_TYPES, count: int) -> list[datetime]:
 def stop_server_with_process() -> None:
     """Let a forked process of `multiprocessing`, which skips the exit steps of `atexit`, stop the server that Prefect started."""
     if multiprocessing.parent_process() is not None and not PREFECT_API_URL.value():
-        from prefect.server.api.server import SubprocessASGIServer  # loaded by now; elsewhere, the import would be slow
+        Finalize(None, _stop_server, exitpriority=0)
 
-        Finalize(None, SubprocessASGIServer().stop, exitpriority=0)
+
+def _stop_server() -> None:
+    """Stop the server once it has all events and log lines; later the process would try for a minute to send them."""
+    from prefect.server.api.server import SubprocessASGIServer  # loaded by now; elsewhere, the import would be slow
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all()
+    SubprocessASGIServer().stop()

@@ -162,7 +162,6 @@ def test_a_run_whose_streams_are_closed_is_a_run_like_others(environment, closed
     assert Path("refit-store/models/model/v1/model.pt").exists()
 
 
-@pytest.mark.usefixtures("served")
 def test_a_forked_process_leaves_no_server_behind(environment):
     """Such a one, as those of `ProcessPoolExecutor` on Linux, skips the steps by which Prefect stops its server at the exit."""
     script = (
@@ -180,6 +179,7 @@ def test_a_forked_process_leaves_no_server_behind(environment):
     assert "Stopping temporary server" in finished.stderr
 
 
+@pytest.mark.usefixtures("served")
 def test_a_piped_run_prints_tables_without_colours_and_the_versions_are_listed(refit):
     finished = refit("train", "--name", "piped")
     assert finished.returncode == 0, finished.stderr
