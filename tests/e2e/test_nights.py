@@ -22,7 +22,7 @@ from test_schedule import MAKE_BLOCK
 
 from refit.server import automations
 from refit.server.api import HEARTBEAT
-from refit.server.automations import MAX_STARTS, announce, update_automations
+from refit.server.automations import MAX_STARTS, announce, remove_notifications, update_automations
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +141,7 @@ def test_crashes_and_lost_nights_are_told_to_the_block_of_the_model(site, client
         "refit: tell of lost nights of crab",
         "refit: tell of trouble with crab",
     ]
-    update_automations(client, "crab", timedelta(seconds=20), TO_ANSWER, None)
+    remove_notifications(client, "crab")
     assert "refit: tell of" not in json.dumps(site.ask("/automations/filter").json())
 
 
