@@ -14,7 +14,7 @@ from refit.flows.approval import Answer, ask_person, find_answer
 from refit.flows.training import build_snapshot, tell_of_wait, train_version
 from refit.promotion.comparison import Verdict, check_slices
 from refit.promotion.news import KEY, find_champion, find_decision
-from refit.promotion.questions import Question, find_question, remove_question
+from refit.promotion.questions import Question, remove_question
 from refit.promotion.retraining_report import describe_outcome
 from refit.refs import RetrainingResult, SavedModel
 from refit.registry import versions
@@ -66,7 +66,7 @@ def judge_candidate(
         known = decided.after if decided is not None else asked.candidate if asked is not None else None
         candidate = versions.read_version(store, settings.name, known or 0)
     with _judging(candidate), _forgetting_attempts(recipe, store):
-        verdict, entry = _judge(candidate, decided, newest, key, settings)
+        verdict, entry = _judge(candidate, asked, decided, newest, key, settings)
     if verdict is None:
         reason = f"gives way to another run, which decided on the same recipe at {entry.at}: {entry.why}"
         get_run_logger().info("skipped: %s", show_line(reason))
@@ -111,7 +111,9 @@ def _forgetting_attempts(recipe: Recipe | None, store: Store) -> Iterator[None]:
         raise
 
 
-def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, settings: Settings) -> tuple[Verdict | None, Entry]:
+def _judge(
+    candidate: SavedModel, asked: Question | None, decided: Entry | None, newest: int, key: str, settings: Settings
+) -> tuple[Verdict | None, Entry]:
     """Compare and act, again if another run has moved the champion; return no verdict if that run decided on the same recipe."""
     store = Store(settings.store.url)
     while True:
@@ -122,7 +124,7 @@ def _judge(candidate: SavedModel, decided: Entry | None, newest: int, key: str, 
         judged = candidate if entry is None else versions.read_version(store, settings.name, entry.after or 0)
         with training_alone(tell_of_wait):  # training beside it would lengthen the measured time to score a row
             verdict = compare(judged, number, settings)
-        entry = entry or _act_on(verdict, candidate, number, key, settings)
+        entry = entry or _act_on(verdict, candidate, number, key, asked, settings)
         if entry is not None:
             return verdict, entry
 
@@ -172,7 +174,9 @@ def _ask(
     return ask_person(text, question, candidate.name, Store(settings.store.url))
 
 
-def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, settings: Settings) -> Entry | None:
+def _act_on(
+    verdict: Verdict, candidate: SavedModel, champion: int | None, key: str, asked: Question | None, settings: Settings
+) -> Entry | None:
     """Promote the candidate or record why not; return None if the champion has changed since the comparison."""
     details = {
         KEY: key,
@@ -180,7 +184,6 @@ def _act_on(verdict: Verdict, candidate: SavedModel, champion: int | None, key: 
         **verdict.model_dump(mode="json", include={"alarm", "decision", "num_left_out", "scores"}),
     }
     why, objection = verdict.reason, None
-    asked = find_question(Store(settings.store.url), settings.name, str(flow_run.id))
     if candidate.version == champion:  # promoted by another retraining with the same recipe
         return keep(candidate, champion, f"{candidate.reference} is the champion already", details, settings)
     if verdict.decision.is_better and settings.promotion.mode == "never":
