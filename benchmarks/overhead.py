@@ -31,6 +31,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.flows.training import train
 from refit.models.building import build_model
+from refit.runtime.accelerators import CPU
 from refit.runtime.devices import prepare_compute
 from refit.server.api import await_own_server
 from refit.server.own_server import starting_server
@@ -110,12 +111,12 @@ def train_plainly(manifest: Manifest, store: Store, settings: SettingsTree) -> N
 
 def train_alone(manifest: Manifest, store: Store, settings: SettingsTree) -> nn.Module:
     """Refit's epochs with their validation, without Prefect and checkpoints."""
-    device = prepare_compute(settings.compute)
-    state = build_training_state(settings.model, settings.optimizer, manifest.signature, settings.seed, device)
+    prepare_compute(settings.compute)
+    state = build_training_state(settings.model, settings.optimizer, manifest.signature, settings.seed, CPU)
     loader = build_train_loader(*manifest.load_split("train", store), settings.loader.batch_size, settings.loader.drop_last)
     val_loader = build_evaluation_loader(*manifest.load_split("val", store)) if "val" in manifest.splits else None
     for _ in range(settings.training.num_epochs):
-        train_epoch(state, loader, lambda _: settings.optimizer.lr, device=device, val_loader=val_loader)
+        train_epoch(state, loader, lambda _: settings.optimizer.lr, device=CPU, val_loader=val_loader)
     return state.model
 
 
@@ -132,7 +133,7 @@ def run_alone(settings: SettingsTree) -> tuple[dict[str, float], Manifest]:
             model,
             loader,
             Classification((*list(map(str, manifest.classes)),)),
-            prepare_compute(settings.compute),
+            CPU,
             settings.compute.precision,
         )
     clock.append(time.perf_counter())

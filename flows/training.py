@@ -74,7 +74,7 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
     started, seconds = time.monotonic(), dict[str, float]()
     logger = get_run_logger()
     store = Store(settings.store.url)
-    prepare_run(settings, store, logger.info)
+    prepare_run(recipe, settings, store, logger.info, logger.warning)
 
     wait = "another process trains this recipe; waiting for it to end"
     with store.lock(recipe.start.key, lambda: logger.info(wait)), results_in(store, refresh):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
@@ -14,8 +13,9 @@ from prefect.serializers import JSONSerializer
 from prefect.tasks import exponential_backoff
 from pydantic import PrivateAttr
 
-from refit.errors import StoreError
+from refit.errors import StoreError, TrainingError
 from refit.runs.results import load_usable_result, result_path
+from refit.runtime.accelerators import is_short_of_memory
 from refit.store.store import Store
 from refit.undocumented import PlainKeys, pack_result, unpack_result
 
@@ -45,10 +45,15 @@ CACHED: dict[str, Any] = {
 
 
 def _can_pass(_task: object, task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: after an I/O error, but not if a file is damaged; after running out of memory, once."""
+    """Whether trying again can help: after an I/O error, but not if a file is damaged; without memory of its own, once.
+
+    The memory of an accelerator, or the accelerator itself, may be used by others who will have left it.
+    """
     error = state.result(raise_on_failure=False)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError):
         return task_run.run_count <= 1
+    if is_short_of_memory(error.__cause__ if isinstance(error, TrainingError) else error):
+        return True
     return isinstance(error.__cause__ if isinstance(error, StoreError) else error, OSError)
 
 

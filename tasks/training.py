@@ -44,7 +44,7 @@ def start_training(
         if champion is not None:
             logger.info(warm_start.take_weights(state, champion, signature, Store(settings.store.url), settings))
 
-    return trainer.start(snapshot, settings, logger.warning, take_weights)
+    return trainer.start(snapshot, settings, logger.info, logger.warning, take_weights)
 
 
 def _name_run() -> str:

@@ -16,14 +16,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from stand_in import backend, register
 
 from refit.commands import cli
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.registry.saving import save_version
+from refit.runtime.devices import putting_defaults_back
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
 from refit.tables.manifest import load_manifest
+from refit.training import trainer
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
@@ -39,6 +42,8 @@ SLOW_TIMEOUT_SECONDS = 1800
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))
 
@@ -101,6 +106,20 @@ def await_events(prefect_server: None) -> Callable[..., list[Any]]:  # noqa: ARG
             time.sleep(0.1)
 
     return read
+
+
+@pytest.fixture
+def standin() -> Iterator[Any]:
+    """An accelerator for the block, `standin:0`, and what PyTorch asks of it."""
+    register()
+    backend.__dict__.clear()
+    backend.manual_seed_all(0)
+    with putting_defaults_back():
+        yield backend
+    backend.is_on = False
+    trainer._live.clear()
+    trainer._crowded.clear()
+    trainer._open_loaders.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -43,14 +43,16 @@ class Classifier(lightning.LightningModule):
         self.lap()
 
 
-def train(work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], variant: str) -> Layers:
+def train(
+    work: Work, x: Array, y: Labels, seed: int, num_epochs: int, lap: Callable[[], None], variant: str, accelerator: str = "cpu"
+) -> Layers:
     """Fit once, for all epochs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(seed)
     model = Classifier(work, lap, variant == "tuned")
-    trainer = lightning.Trainer(accelerator="cpu", devices=1, max_epochs=num_epochs, barebones=True)
+    trainer = lightning.Trainer(accelerator=accelerator, devices=1, max_epochs=num_epochs, barebones=True)
     trainer.fit(model, build_loader(torch.from_numpy(x), torch.from_numpy(y), work.batch_size, model.is_tuned))
-    return copy_layers(model)
+    return copy_layers(model.cpu())
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
 """Text that may be meant as a span."""
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 FACTORY = r"^[\w.]+:\w+$"
-DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+DEVICE = r"^(auto|cpu|[a-z]+(:\d+)?)$"
 PATTERNS = {
     f"^{SPAN}$": "a span of time such as `14d`",
     MODEL_NAME: "lower-case letters, digits, `-` and `_`, a letter or digit first",
@@ -310,7 +310,11 @@ class ComputeSettings(Section):
     """Where the arithmetic runs."""
 
     device: str = Field("auto", pattern=DEVICE)
-    """`auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+    """Where to train: `auto` (an accelerator where it pays, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`. The CPU scores."""
+    when_missing: Literal["fail", "cpu"] | None = None
+    """If the device cannot be used: `fail`, or train on the `cpu`. None is `fail` for a device that is named, `cpu` for `auto`."""
+    deterministic: bool = True
+    """Whether an accelerator uses only operations that give the same bits each time. A network may have some that cannot."""
     engine: Literal["eager", "compiled", "auto"] = "eager"
     """`eager`: the bits of plain PyTorch. `compiled`: faster, with other last bits. `auto`: compiled if the run is long enough."""
     precision: Literal["fp32", "bf16"] = "fp32"

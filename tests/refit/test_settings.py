@@ -274,7 +274,7 @@ def test_every_setting_can_be_given_by_its_environment_variable(monkeypatch):
         ("training.accumulate_batches", 0),
         ("training.max_grad_norm", 0),
         ("training.max_grad_norm", float("nan")),
-        ("compute.device", "gpu"),
+        ("compute.device", "GPU"),
         ("compute.device", "cuda:"),
         ("compute.precision", "fp16"),
         ("compute.num_threads", 0),
@@ -298,7 +298,7 @@ def test_a_value_out_of_bounds_is_refused_with_the_setting_its_origin_and_the_va
         ("name", "Model"),
         ("name", "a" * 65),
         ("model.factory", "networks"),
-        ("compute.device", "gpu"),
+        ("compute.device", "GPU"),
     ],
 )
 def test_every_refusal_says_what_was_expected_before_what_was_found(name, value):
@@ -321,7 +321,7 @@ def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
         ("model.hidden_sizes", ["x"], "a whole number"),
         ("promotion.min_score", "high", "a number"),
         ("promotion.confidence", 2, "a number of more than 0.5 and less than 1"),
-        ("compute.device", "gpu", "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`"),
+        ("compute.device", "GPU", "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`"),
         ("loader.drop_last", "perhaps", "true or false"),
         ("model.factory", "networks", "`package.module:function`"),
     ],

@@ -261,8 +261,10 @@ def tear_loader_once(monkeypatch, num_batches: int, epochs: tuple[int, ...]) -> 
     whole = trainer.open_loaders
     tries = iter([True, False] * len(epochs))
 
-    def open_loaders(*handles):
-        train_loader, val_loader = whole(*handles)
+    def open_loaders(ref, url, device=None, *more):
+        if device is None:  # of the task that builds loaders
+            return whole(ref, url)
+        train_loader, val_loader = whole(ref, url, device, *more)
         return (tear(train_loader) if next(tries, False) else train_loader), val_loader
 
     def tear(loader):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from refit.errors import SettingsError
+from refit.runtime.accelerators import CPU, PINNING, is_short_of_memory, measure_free_memory
 from refit.runtime.randomness import putting_generators_back
 
 EVALUATION_BATCH_SIZE = 8192
@@ -17,7 +18,6 @@ SMALL_TABLE, SMALL_BATCH, LARGE_BATCH = 5_000, 32, 256
 """With fewer train rows than the first, a training batch has the second number of rows, else the third, by default."""
 ALIGNMENT = 64
 """In bytes. PyTorch places every tensor at a multiple of it in memory, and the widest instructions read as much at once."""
-CPU = torch.device("cpu")
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
@@ -25,12 +25,14 @@ Batches = DataLoader[tuple[Tensor, Tensor]]
 class ShuffledLoader(Batches):
     """The batches of `DataLoader(shuffle=True)`, each gathered by one call, on `device`: no row passes through Python.
 
-    If a GPU has twice the memory that the rows take, they all lie there; else batches are copied while it computes.
+    If an accelerator has twice the memory that the rows take, they all lie there; else batches are copied while it computes.
     Gathering a whole epoch at once takes as long as batch by batch (measured), and twice the memory.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device) -> None:
-        self.x, self.y = _move_all(x, y, device)
+    def __init__(
+        self, x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device, is_crowded: bool = False
+    ) -> None:
+        self.x, self.y = (x, y) if is_crowded else _move_all(x, y, device)
         self.device = device
         super().__init__(_rows(x, y), batch_size=batch_size, drop_last=drop_last)
 
@@ -45,7 +47,7 @@ class ShuffledLoader(Batches):
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of these numbers, on their way to the device."""
-        return _send(self.x.index_select(0, rows), self.device), _send(self.y.index_select(0, rows), self.device)
+        return _gather(self.x, rows, self.device), _gather(self.y, rows, self.device)
 
     def gather_groups(self, rows: Tensor, group_size: int, num_groups: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rows of these numbers in groups; on the CPU, a group is valid until the next is asked for.
@@ -98,28 +100,34 @@ def _warn_of_other_order() -> None:
 class OrderedLoader(Batches):
     """Large batches in the order of the rows; draws nothing, while PyTorch's own loader draws a base seed.
 
-    Batches are copies, as rows from a file may lie anywhere in memory, and the last bits of a matrix product depend on alignment.
+    Inputs are copies, as rows from a file may lie anywhere in memory, and the last bits of a matrix product depend on alignment.
+    Targets stay on the CPU, where the outputs go too.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, device: torch.device) -> None:
-        self.x, self.y = _move_all(x, y, device)
+    def __init__(self, x: Tensor, y: Tensor, device: torch.device, is_crowded: bool = False) -> None:
+        self.x, self.y = x if is_crowded else _move_all(x, y, device)[0], y
+        self.device = device
         super().__init__(_rows(x, y), batch_size=EVALUATION_BATCH_SIZE)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        return zip(map(Tensor.clone, self.x.split(EVALUATION_BATCH_SIZE)), self.y.split(EVALUATION_BATCH_SIZE), strict=True)
+        copies = (part.clone().to(self.device) for part in self.x.split(EVALUATION_BATCH_SIZE))
+        return zip(copies, self.y.split(EVALUATION_BATCH_SIZE), strict=True)
 
 
-def build_train_loader(x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device = CPU) -> ShuffledLoader:
+def build_train_loader(
+    x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device = CPU, is_crowded: bool = False
+) -> ShuffledLoader:
     """Build the loader of an epoch's shuffled batches on `device`: `x` `(N, F)`, `y` `(N,)`.
 
-    Its draws come from the global generator: one base seed and one shuffle seed each time it is iterated over.
+    Its draws come from the global generator: one base seed and one shuffle seed each time it is iterated over. If the device is
+    crowded, only batches are sent there.
     """
-    return ShuffledLoader(x, y, batch_size, drop_last, device)
+    return ShuffledLoader(x, y, batch_size, drop_last, device, is_crowded)
 
 
-def build_evaluation_loader(x: Tensor, y: Tensor, device: torch.device = CPU) -> Batches:
+def build_evaluation_loader(x: Tensor, y: Tensor, device: torch.device = CPU, is_crowded: bool = False) -> Batches:
     """Build a loader of large ordered batches, for a model on `device`, that leaves the global generator alone."""
-    return OrderedLoader(x, y, device)
+    return OrderedLoader(x, y, device, is_crowded)
 
 
 def choose_batch_size(batch_size: int | None, num_rows: int) -> int:
@@ -153,12 +161,20 @@ def _rows(x: Tensor, y: Tensor) -> Dataset[tuple[Tensor, Tensor]]:
 
 
 def _move_all(x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All rows on a GPU that has room for them twice, else where they are."""
-    if device.type == "cuda" and 2 * (x.nbytes + y.nbytes) <= torch.cuda.mem_get_info(device)[0]:
+    """All rows on an accelerator that has room for them twice, else where they are."""
+    if device.type == "cpu" or 2 * (x.nbytes + y.nbytes) > measure_free_memory(device):
+        return x, y
+    try:
         return x.to(device), y.to(device)
-    return x, y
+    except RuntimeError as error:
+        if not is_short_of_memory(error):
+            raise
+        return x, y  # another process was faster
 
 
-def _send(batch: Tensor, device: torch.device) -> Tensor:
-    """A batch on its way to a GPU, if it is not there; nothing waits for it to arrive."""
-    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not batch.is_cuda else batch
+def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Rows of these numbers, on their way to a device where they may not be yet; nothing waits for them to arrive."""
+    if values.device == device:
+        return values.index_select(0, rows)
+    batch = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, pin_memory=device.type in PINNING)
+    return torch.index_select(values, 0, rows, out=batch).to(device, non_blocking=True)

@@ -20,7 +20,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from refit.engine.machine_code import compile_for_gpu, list_shapes, load_program, refusal
+from refit.engine.captured_steps import GRAPHS, capture, chain
+from refit.engine.machine_code import list_shapes, load_program, refusal
 from refit.engine.operations import LIGHTER
 from refit.engine.optimizer_updates import KNOWN, UpdateRule, build_update_rule, find_unknown
 from refit.errors import SettingsError
@@ -41,6 +42,10 @@ SMALL_STEP = 2_000_000
 """Rows times parameters. A smaller step takes less than 100 µs, half of which would go to calling a program and gathering rows."""
 MEDIUM_STEP = 8_000_000
 """From here on, calling a program takes a negligible part of a step."""
+LARGE_STEP = 1_000_000_000
+"""From here on, starting its operations takes a negligible part of a step on a GPU."""
+STEPS_A_GRAPH = 16
+"""Smaller steps on a GPU that one call takes."""
 TRIAL_LR = 0.01
 """Learning rate of the steps by which machine code is compared with PyTorch's operations."""
 TRIES = 5
@@ -71,13 +76,16 @@ def can_compile(engine: str, optimizer: torch.optim.Optimizer) -> bool:
     return not is_left_out and (bool(optimizer.state) or optimizer.param_groups[0].get("momentum") == 0)
 
 
-def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int) -> int:
-    """How many steps of so many rows one call of a compiled program takes: on the CPU 4 small ones or 2 medium ones, else 1.
+def count_steps_a_call(parameters: Sequence[Tensor], num_rows: int, num_steps: int) -> int:
+    """How many steps of so many rows one call takes: on the CPU 4 small ones or 2 medium ones, on a GPU 16, else 1.
 
-    With more steps a call, an epoch may take longer, as its last steps that do not fill a call are eager.
+    With more steps a call, an epoch may take longer, as its last steps that do not fill a call are eager; so a call on a GPU takes
+    at most a quarter of the epoch's `num_steps`.
     """
     size = _measure(parameters, num_rows)
-    if not parameters[0].is_cpu or size >= MEDIUM_STEP:
+    if not parameters[0].is_cpu:
+        return min(STEPS_A_GRAPH, max(1, num_steps // 4)) if size < LARGE_STEP else 1
+    if size >= MEDIUM_STEP:
         return 1
     return 4 if size < SMALL_STEP else 2
 
@@ -105,8 +113,9 @@ def compile_steps(
 ) -> Program | None:
     """Compile `num_steps` steps that train `model` on rows of these shapes, if they are not compiled yet.
 
-    The steps that run otherwise are traced: gradients and the update rule, including dropout's draws from the global generator. A
-    call costs about 2 µs, while one by `torch.compile` costs 40.
+    The steps that run otherwise are traced: gradients and the update rule, including dropout's draws from the global generator. On
+    the CPU, all steps are one program; a call costs about 2 µs, while one by `torch.compile` costs 130. On an accelerator, one step
+    is compiled, and on CUDA a graph repeats it.
 
     Args:
         engine: `compiled`, or `auto`, which goes on without compiling if the model cannot be compiled.
@@ -126,11 +135,14 @@ def compile_steps(
             results.
         OSError: The compiler's folder cannot be written.
     """
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     try:
         return _find_program(model, optimizer, rows, num_steps, batch_size, compute, report)
     except SettingsError as error:
         if engine == "compiled":
             raise
+        for parameter, state in before.items():
+            optimizer.state[parameter].update(state)  # plain Adam would wait for a device to read its count of steps
         report(f"going on without compiling: {error}")
         _uncompilable.add(optimizer)
         return None
@@ -160,13 +172,22 @@ def _find_program(
         return programs[key]
     running = _choose_context(group["params"], len(rows[1]) // num_steps)
     started = time.perf_counter()
-    rates = [torch.tensor(0.0, device=device, requires_grad=True) for _ in range(num_steps)]
+    rates = [torch.zeros((), device=device, requires_grad=True) for _ in range(num_steps)]
     fixed = tree_map(Tensor.detach, (*tensors, rates))
-    with putting_generators_back(), running():
-        graph = _trace(model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates, *rows))
-        program = load_program(graph, _make_trial(fixed, rows)) if device.type == "cpu" else compile_for_gpu(graph, (*fixed, *rows))
-    report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
     inputs, rates_before = tree_leaves(fixed), [0.0] * num_steps
+    num_traced = num_steps if device.type == "cpu" else 1
+    x, y = (part[: len(part) // num_steps * num_traced] for part in rows)
+    with putting_generators_back(), running():
+        graph = _trace(
+            model, partial(_train, compute, build_update_rule(optimizer), batch_size), (*tensors, rates[:num_traced], x, y)
+        )
+        program = load_program(graph, _make_trial((*fixed[:-1], fixed[-1][:num_traced]), (x, y)), device)
+        if num_traced < num_steps:
+            program = chain(program, num_steps)
+        if device.type in GRAPHS:
+            with torch.no_grad():
+                program = capture(program, [*inputs, *rows])
+    report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
 
     def take_steps(rows: Batch, lrs: Sequence[float]) -> Sequence[Tensor]:
         nonlocal rates_before
@@ -225,7 +246,7 @@ def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
     steady = {"step": 1e4, "exp_avg_sq": 1e-4}
     trial_states = [{name: torch.full_like(it, steady.get(name, 0.0)) for name, it in state.items()} for state in states]
     trial_rates = [torch.full_like(rate, TRIAL_LR) for rate in rates]
-    return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), torch.arange(len(y)) % 2
+    return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), torch.arange(len(y), device=y.device) % 2
 
 
 def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:

@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from refit.engine.backpropagation import backpropagate_all, build_backpropagation
+from refit.engine.captured_steps import find_captured, may_capture
 from refit.engine.compilation import Program, can_compile, compile_steps, count_steps_a_call, count_steps_before
 from refit.engine.optimizer_updates import build_update
 from refit.training.steps import Batch, Steps, Taken, compute_gradients
@@ -23,12 +24,14 @@ class FastSteps(Steps):
         self._parameters = list(self.model.parameters())
         rows_a_step = self.accumulate_batches * self.batch_size
         self._num_steps_before = count_steps_before(self.engine, self._parameters, rows_a_step)
-        self._num_steps_a_call = count_steps_a_call(self._parameters, rows_a_step)
+        self._num_steps_a_call = count_steps_a_call(self._parameters, rows_a_step, self.num_batches // self.accumulate_batches)
         self._num_batches_a_call = self._num_steps_a_call * self.accumulate_batches
         self._update = build_update(self.optimizer, may_rearrange=self.engine == "eager")
         num_rows = len(self.order)
         sizes = {min(self.batch_size, num_rows), num_rows % self.batch_size or self.batch_size}
         self._backpropagate = build_backpropagation(self.model, sizes, self.arithmetic)
+        where = self.arithmetic["objective"], self.arithmetic["device"]
+        self._may_capture = self.engine != "compiled" and may_capture(self.model, self.optimizer, *where)
         self._rows: Iterator[Batch] | None = None
         self._program: Program | None = None
 
@@ -62,7 +65,30 @@ class FastSteps(Steps):
             taken = self._take_compiled(num_done, step)
             if taken is not None:
                 return taken
+        if is_call and self._may_capture:
+            taken = self._take_captured(num_done, step)
+            if taken is not None:
+                return taken
         return super().take(num_done, step)
+
+    def _take_captured(self, num_done: int, step: int) -> Taken | None:
+        """Take a call of plain steps that a GPU has recorded; return None where they cannot be, or the learning rate changes."""
+        lrs = {self.learning_rate(step + number) for number in range(self._num_steps_a_call)}
+        if len(lrs) > 1 or not (self.optimizer.state or self.optimizer.param_groups[0]["momentum"] == 0):
+            return None
+        (self.lr,), first = lrs, num_done * self.batch_size
+        x, y = self.loader.gather(self.order[first : first + self._num_batches_a_call * self.batch_size])
+        sizes = self._num_batches_a_call, self.batch_size, self.accumulate_batches
+        program = find_captured(self.model, self.optimizer, f"{self.lr} {sizes} {self.arithmetic}", self._take_plain, [x, y])
+        return None if program is None else Taken(program([x, y]), self._num_batches_a_call, self._num_steps_a_call)
+
+    def _take_plain(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Take the steps of a call one by one, at the rate `lr`."""
+        batches, losses = list(zip(*(rows.split(self.batch_size) for rows in tensors[-2:]), strict=True)), list[Tensor]()
+        for first in range(0, len(batches), self.accumulate_batches):
+            losses += self.compute_gradients(batches[first : first + self.accumulate_batches])[0]
+            self.update()
+        return losses
 
     def _take_compiled(self, num_done: int, step: int) -> Taken | None:
         """Take a call of compiled steps; return None if `auto` goes on without compiling."""

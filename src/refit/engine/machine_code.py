@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from refit.engine.operations import list_functions
 from refit.errors import SettingsError
+from refit.runtime.accelerators import CPU, is_short_of_memory
 from refit.runtime.devices import describe_processor
 from refit.runtime.interruption import deliver_signal
 from refit.runtime.randomness import seed_everything
@@ -36,41 +37,57 @@ TRIALS = 3
 """Trials with other numbers each, until one agrees."""
 
 
-def load_program(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
-    """Load the program of a graph from PyTorch's cache folder; if it is not there, compile it first.
+def load_program(graph: GraphModule, arguments: tuple[Any, ...], device: torch.device) -> Program:
+    """Compile a graph, or on the CPU load its program from PyTorch's cache folder, and compare it with the graph.
 
     Args:
         graph: What it computes.
         arguments: Of the graph, the parameters first; left as they are.
+        device: Where it computes.
 
     Raises:
         SettingsError: The graph cannot be compiled, or gives other results when it is.
-        OSError: The folder cannot be written, which may be temporary.
+        OSError: The folder cannot be written, or the device's memory is used by others, either of which may be temporary.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, as it loads the compiler, which few need
-
-    options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": list_functions()}
-    folder = Path(cache_dir()) / "refit"
-    path = folder / f"{_digest(graph, arguments, options)}.pt2"
     try:
-        if not path.exists():
-            folder.mkdir(exist_ok=True)
-            unfinished = folder / f"{secrets.token_hex(8)}.pt2"
-            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-                exported = torch.export.export(graph, arguments)
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
-            unfinished.replace(path)
-        # The package itself would flatten its arguments again in every call.
-        program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
+        program = _load_from_disk(graph, arguments) if device.type == "cpu" else _compile_for_accelerator(graph, arguments)
         is_right = _is_right(program, graph, arguments)
     except Exception as error:
         deliver_signal()  # Ctrl-C ends the C++ compiler too
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or is_short_of_memory(error):
             raise
         raise refusal(error) from error
     if not is_right:
         raise refusal("one whose losses or weights differ when it is compiled, through a fault of PyTorch's compiler")
     return program
+
+
+def _load_from_disk(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, as it loads the compiler, which few need
+
+    options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": list_functions()}
+    folder = Path(cache_dir()) / "refit"
+    path = folder / f"{_digest(graph, arguments, options)}.pt2"
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        unfinished = folder / f"{secrets.token_hex(8)}.pt2"
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            exported = torch.export.export(graph, arguments)
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
+        unfinished.replace(path)
+    # The package itself would flatten its arguments again in every call.
+    program: Program = torch._inductor.aoti_load_package(str(path)).loader.run
+    return program
+
+
+def _compile_for_accelerator(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
+    """Compile a graph with `torch.compile`, which does so when it is first called.
+
+    Its choices between kernels depend on their shapes alone, not on measured times, so that all processes compute the same bits.
+    """
+    compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "deterministic": True})
+    structure = tree_structure(arguments)
+    return lambda tensors: compiled(*tree_unflatten(tensors, structure))
 
 
 def _is_right(program: Program, graph: GraphModule, arguments: tuple[Any, ...]) -> bool:
@@ -111,23 +128,9 @@ def _vary(tensor: Tensor) -> Tensor:
     return tensor * (1 + 0.1 * torch.rand_like(tensor))
 
 
-def compile_for_gpu(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
-    """Compile a graph for a GPU: on CUDA, a step is one CUDA graph, which keeps the addresses of all that it changes."""
-    for tensor in tree_leaves(arguments[:-2]):
-        torch._dynamo.mark_static_address(tensor)
-    compiled = torch.compile(graph, fullgraph=True, options={**OPTIONS, "triton.cudagraphs": True})
-    structure = tree_structure(arguments)
-
-    def program(tensors: list[Tensor]) -> list[Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()
-        return [loss.clone() for loss in compiled(*tree_unflatten(tensors, structure))]  # the next step overwrites what it returns
-
-    return program
-
-
 def _digest(graph: GraphModule, arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
     """What a program depends on: operations, constants, shapes and types, the processor, its threads, PyTorch."""
-    here = [torch.__version__, describe_processor(torch.device("cpu"), torch.get_num_threads()), options]
+    here = [torch.__version__, describe_processor(CPU, torch.get_num_threads()), options]
     digest = hashlib.sha256(f"{here} {list_shapes(arguments)} {graph.print_readable(print_output=False)}".encode())
     for node in graph.graph.find_nodes(op="get_attr"):
         constant = getattr(graph, node.target)

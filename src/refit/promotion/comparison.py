@@ -28,6 +28,7 @@ from refit.promotion.news import find_lead
 from refit.refs import Alarm, Handle, Ref, SavedModel
 from refit.registry.ledger import record_opening
 from refit.registry.versions import version_folder
+from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
@@ -200,19 +201,18 @@ def compare(
     )
 
 
-def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree, store: Store, device: torch.device) -> Lead:
+def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree, store: Store) -> Lead:
     """Measure by how much a network beats the majority class on the rows that it is judged on, as `compare` would.
 
     Args:
-        network: The network, on `device`.
+        network: The network, on the CPU.
         manifest: The data set that it learned from.
         settings: Score and confidence are taken from `promotion`.
         store: Where the data set is.
-        device: Where to compute.
     """
     split = list(manifest.splits)[-1]
     x, y = manifest.load_split(split, store)
-    outputs, _ = compute_outputs(network, build_evaluation_loader(x, y), device, settings.compute.precision)
+    outputs, _ = compute_outputs(network, build_evaluation_loader(x, y), CPU, settings.compute.precision)
     score, labels = settings.promotion.score, list(map(str, manifest.classes))
     counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
     clusters = (

@@ -32,7 +32,7 @@ DATA_CODE = (
 EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("loaders", "signature")),
     "refit.models.building",
-    *(f"refit.runtime.{name}" for name in ("devices", "randomness")),
+    *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
     *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
 )
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
@@ -72,6 +72,8 @@ class Recipe(BaseModel):
     """What each epoch depends on besides the epoch before it."""
     num_epochs: int
     processor: str
+    scorer: str
+    """The CPU, on which weights are evaluated wherever they were trained."""
     refit_on_all: bool = False
 
     @property
@@ -82,7 +84,8 @@ class Recipe(BaseModel):
     def on_all_rows(self, num_epochs: int) -> "Recipe":
         """Return the recipe of `num_epochs` epochs on all rows, from the same start and with the same settings."""
         epoch = Stage(name="epoch", ingredients={**self.epoch.ingredients, ROWS: "all"})
-        return Recipe(dataset=self.dataset, start=self.start, epoch=epoch, num_epochs=num_epochs, processor=self.processor)
+        processors = {"processor": self.processor, "scorer": self.scorer}
+        return Recipe(dataset=self.dataset, start=self.start, epoch=epoch, num_epochs=num_epochs, **processors)
 
     @property
     def is_on_all_rows(self) -> bool:
@@ -111,7 +114,7 @@ class Recipe(BaseModel):
     def evaluation(self, split: str, epoch: int) -> Stage:
         """Return the stage of the metrics of one split at one epoch."""
         versions = {name: version(name) for name in ("torch", "torchmetrics")}
-        weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.processor}
+        weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.scorer}
         return Stage(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
 
     def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Stage:
@@ -126,6 +129,7 @@ def write_recipe(
     source_digest: str,
     test_source_digest: str | None,
     processor: str,
+    scorer: str,
     first_weights: str | None = None,
 ) -> Recipe:
     """Write the recipe of a run.
@@ -137,6 +141,7 @@ def write_recipe(
         source_digest: Digest of the bytes of `data.source`.
         test_source_digest: Digest of the bytes of `data.test_source`, if it is set.
         processor: The properties of the processor that bits depend on: kind, instruction set, threads.
+        scorer: Those of the CPU.
         first_weights: Digest of the weights to start from; None starts from new ones.
 
     Raises:
@@ -172,13 +177,14 @@ def write_recipe(
         epoch=Stage(name="epoch", ingredients=loop),
         num_epochs=settings.training.num_epochs,
         processor=processor,
+        scorer=scorer,
         refit_on_all=settings.training.refit_on_all,
     )
 
 
 def retraining_key(settings: Settings, source_digest: str, test_source_digest: str | None) -> str:
     """SHA-256 of everything that the outcome of a retraining depends on, except the champion and the machine."""
-    recipe = write_recipe(settings, source_digest, test_source_digest, processor="any")
+    recipe = write_recipe(settings, source_digest, test_source_digest, processor="any", scorer="any")
     promotion = dict(walk_settings(settings.promotion, "promotion."))
     del promotion["promotion.timeout_seconds"]
     steps = [recipe.start.key, recipe.epoch.key, recipe.num_epochs, settings.training.patience]

@@ -8,13 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from refit.errors import StoreError
+from refit.errors import SettingsError, StoreError
 from refit.models import architectures, building
 from refit.refs import DatasetRef, EpochResult
 from refit.runs.keys import Recipe, Stage, write_recipe
 from refit.runs.results import find_last_epoch, load_usable_result, result_path
 from refit.runtime import devices
-from refit.settings import Settings
+from refit.runtime.accelerators import CPU
+from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tables.manifest import load_manifest
 from refit.tables.sources.opening import digest_sources, open_source
@@ -67,13 +68,40 @@ def build_recipe(
         SettingsError: The device or the compiler is missing on this machine, the architecture does not exist, or the user's
             factory cannot be imported.
     """
-    processor = devices.describe_processor(devices.check_compute(settings.compute), devices.choose_num_threads(settings.compute))
+    processor = devices.describe_processors(settings.compute)
+    scorer = devices.describe_processor(CPU, devices.choose_num_threads(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
     if settings.model.factory is None:
         architectures.find_architecture(settings.model.architecture)
     else:
         building.import_anew(settings.model.factory)
-    return write_recipe(settings, *digests, processor, first_weights)
+    return write_recipe(settings, *digests, processor, scorer, first_weights)
+
+
+def find_lost_device(recipe: Recipe, settings: SettingsTree, store: Store) -> str | None:
+    """Say that the model's last run could use an accelerator and this one cannot; None if it can or none did.
+
+    Raises:
+        SettingsError: `compute.when_missing` is `fail`.
+    """
+    if not recipe.processor.startswith("cpu") or " or " in recipe.processor or settings.compute.device == "cpu":
+        return None
+    before = next((run for run in load_runs(store).values() if run.settings["name"] == settings.name), None)
+    if (
+        before is None
+        or before.settings["compute"]["device"] != settings.compute.device
+        or before.recipe.processor == recipe.processor
+    ):
+        return None
+    lost = before.recipe.processor.rpartition(" or ")[2]
+    if lost.startswith("cpu"):
+        return None
+    if settings.compute.when_missing == "fail":
+        raise SettingsError(
+            f"compute.device: expected {lost}, as in the last run of {settings.name}, found only the CPU;"
+            " mend it, or set compute.when_missing to `cpu`"
+        )
+    return f"compute.device: training on the CPU, from the start; the last run of {settings.name} could use {lost}"
 
 
 def record_run(run: Run, store: Store, name: str | None = None) -> str:

@@ -12,7 +12,7 @@ from refit.refs import DatasetRef, EpochResult, Handle, LoadersRef, Ref, SavedMo
 from refit.registry import saving, versions
 from refit.registry.ledger import find_highest
 from refit.runs.keys import Recipe
-from refit.runs.recipes import Run, build_recipe, record_run
+from refit.runs.recipes import Run, build_recipe, find_lost_device, record_run
 from refit.runs.results import find_last_epoch, load_result, load_usable_result, save_result
 from refit.runtime import devices
 from refit.runtime.interruption import holding_signals
@@ -64,9 +64,9 @@ def save_best(
     """Save the weights of epoch `best` and, if given, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
     manifest = load_manifest(snapshot, store)
-    device = devices.prepare_compute(settings.compute)
-    network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store).to(device)
-    lead = measure_lead(network, manifest, settings, store, device)
+    devices.prepare_compute(settings.compute)
+    network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store)
+    lead = measure_lead(network, manifest, settings, store)
     warning = lead.warn()
     saved = saving.save_version(
         best.checkpoint,
@@ -85,9 +85,14 @@ def save_best(
     return saved
 
 
-def prepare_run(settings: SettingsTree, store: Store, report: Callable[[str], object]) -> None:
+def prepare_run(
+    recipe: Recipe, settings: SettingsTree, store: Store, report: Callable[[str], object], warn: Callable[[str], object]
+) -> None:
     """Report the device, and check before training that the store can keep the results; raise RefitError if not."""
-    report(f"device: {devices.describe_device(devices.prepare_compute(settings.compute))}")
+    for remark in filter(None, (*devices.check_compute(settings.compute), find_lost_device(recipe, settings, store))):
+        warn(remark)
+    devices.prepare_compute(settings.compute)
+    report(f"device: {' or '.join(map(devices.describe_device, devices.list_candidates(settings.compute)))}")
     store.remove_leftovers()
     store.try_out()
     find_highest(store, settings.name)  # raises for a damaged ledger
@@ -111,7 +116,7 @@ class _Run:
 
     def train(self) -> TrainingResult:
         recipe, settings, store = build_recipe(self.settings), self.settings, self.store
-        prepare_run(settings, store, self.report)
+        prepare_run(recipe, settings, store, self.report, self.report)
         with store.lock(recipe.start.key, self._tell_of_wait):
             run = Run(settings=settings.model_dump(mode="json"), recipe=recipe)
             record = record_run(run, store)
@@ -164,7 +169,7 @@ class _Run:
         rows = "on all rows, " if recipe.is_on_all_rows else ""
         if last:
             self.report(f"{rows}epochs 1 to {last} of {recipe.num_epochs}: done before")
-        start = partial(trainer.start, snapshot, settings, self.report)
+        start = partial(trainer.start, snapshot, settings, self.report, self.report)
         checkpoint = self._once(recipe.start.key, Ref, start)
         if last == 0 and not store.is_whole(checkpoint.digest):
             checkpoint = self._make(recipe.start.key, start)

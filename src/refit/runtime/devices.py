@@ -1,4 +1,4 @@
-"""The device, precision and threads of the arithmetic."""
+"""The device of a run, and the precision, determinism and threads of its arithmetic."""
 
 import os
 import shutil
@@ -6,69 +6,176 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from refit.errors import SettingsError
+from refit.runtime import randomness
+from refit.runtime.accelerators import CPU, can_compile, emulates_bf16, find_missing, list_accelerators, name_accelerator
 from refit.runtime.limits import count_processors
-from refit.settings import ComputeSettings
+from refit.settings import DEVICE, PATTERNS, ComputeSettings
 
 NUM_THREADS = min(torch.get_num_threads(), count_processors())
 """PyTorch's default for this process, or fewer if a container has a quota, which PyTorch ignores. Runs may change it later."""
-DEFAULTS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+LARGE_STEP = 4_000_000
+"""Rows of a batch times parameters. An uncompiled step takes 60 µs on the CPU, and 60 ps more for each of them (measured on two
+cores); on a GPU it takes 200 to 300 µs to start its operations, whatever their size."""
+LARGE_EPOCH = 1_000_000_000
+"""Train rows times parameters: 0.06 seconds of the CPU. Below it, a run is over before a GPU is set up, which takes seconds."""
+WORKSPACE = ":4096:8"
+"""Memory of cuBLAS with which its products have the same bits each time, as PyTorch's notes on randomness give it."""
+
+
+class Work(NamedTuple):
+    """How much a training computes."""
+
+    num_parameters: int
+    batch_size: int
+    num_rows: int
+    """Of the train split."""
+
+
+def _set_workspace(value: str | None) -> None:
+    if value is None:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    else:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = value
+
+
+cudnn = torch.backends.cudnn
+Defaults = tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...]
+"""Getter and setter of each of some process-wide defaults."""
+DEFAULTS: Defaults = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_default_dtype, torch.set_default_dtype),
+    (randomness.get_device, randomness.set_device),
 )
-"""Getter and setter of each process-wide default that runs and users' factories may change."""
+"""What runs and users' factories may change."""
+DETERMINISM: Defaults = (
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
+    (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
+    (lambda: cudnn.allow_tf32, lambda value: setattr(cudnn, "allow_tf32", value)),
+    (lambda: os.environ.get("CUBLAS_WORKSPACE_CONFIG"), _set_workspace),
+)
+"""What training on an accelerator sets, and nothing that runs on the CPU may notice."""
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `compute.device` names; `auto` prefers CUDA to MPS to the CPU.
+def list_candidates(settings: ComputeSettings) -> list[torch.device]:
+    """List the devices that a run may train on: the one that is named, or for `auto` the CPU and the best accelerator.
 
     Raises:
-        SettingsError: The device is not on this machine.
+        SettingsError: The device is not on this machine, or PyTorch cannot use it, and `compute.when_missing` is not `cpu`.
     """
-    cuda_names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    available = ["cpu", *cuda_names, *(["mps"] if torch.backends.mps.is_available() else [])]
+    name, accelerators = settings.device, list_accelerators()
     if name == "auto":
-        return torch.device("cuda:0" if cuda_names else available[-1])
-    device = torch.device("cuda:0" if name == "cuda" else name)
-    if str(device) not in available:
-        here = "only the CPU is" if available == ["cpu"] else f"{', '.join(available)} are"
-        raise SettingsError(
-            f"compute.device: expected a device of this machine, found {name!r}, but {here} here; use `auto` or `{available[-1]}`"
-        )
-    return device
+        missing = None if accelerators else find_missing()
+        if missing and settings.when_missing == "fail":
+            raise SettingsError(
+                f"compute.device: expected an accelerator that PyTorch can use, as compute.when_missing is `fail`, found {missing};"
+                " mend it, or use `cpu`"
+            )
+        return [CPU, *accelerators[:1]]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"compute.device: expected {PATTERNS[DEVICE]}, found {name!r}") from error
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, 0)
+    if device in (CPU, *accelerators):
+        return [device]
+    if settings.when_missing == "cpu":
+        return [CPU]
+    here = f"{', '.join(map(str, (CPU, *accelerators)))} are" if accelerators else "only the CPU is"
+    found = find_missing() if device.type == "cuda" else None
+    raise SettingsError(
+        f"compute.device: expected a device of this machine, found {name!r}, but {found or f'{here} here'};"
+        f" use `auto` or `{accelerators[0] if accelerators else CPU}`, or set compute.when_missing to `cpu`"
+    )
 
 
-def check_compute(settings: ComputeSettings) -> torch.device:
-    """Return the chosen device.
+def choose_device(settings: ComputeSettings, work: Work) -> torch.device:
+    """Choose the device of a training: the one that is named, or for `auto` an accelerator where it pays.
+
+    It pays if a step has at least `LARGE_STEP` rows times parameters, and an epoch `LARGE_EPOCH`. The rule asks no clock, so that
+    the same data and settings always train on the same device of a machine.
+
+    Raises:
+        SettingsError: As `list_candidates`.
+    """
+    is_large = work.batch_size * work.num_parameters >= LARGE_STEP and work.num_rows * work.num_parameters >= LARGE_EPOCH
+    return list_candidates(settings)[-1 if is_large else 0]
+
+
+def describe_choice(settings: ComputeSettings, work: Work) -> str:
+    """Describe the chosen device, and for `auto` the reason."""
+    described = describe_device(choose_device(settings, work))
+    if len(list_candidates(settings)) == 1:
+        return described
+    step, epoch = (rows * work.num_parameters / 1e6 for rows in (work.batch_size, work.num_rows))
+    return (
+        f"{described}, as a step has {step:,.1f} and an epoch {epoch:,.0f} million rows times parameters;"
+        f" an accelerator pays from {LARGE_STEP / 1e6:.0f} and {LARGE_EPOCH / 1e6:,.0f} on"
+    )
+
+
+def check_compute(settings: ComputeSettings) -> list[str]:
+    """Return what to tell the user about the devices.
 
     Raises:
         SettingsError: The device is not on this machine, or there is no compiler for `compute.engine`.
     """
+    remarks, candidates = [], list_candidates(settings)
+    if settings.device == "auto" and len(candidates) == 1 and (missing := find_missing()):
+        remarks.append(f"compute.device: training on the CPU, found {missing}")
+    if settings.device not in ("auto", "cpu") and candidates == [CPU]:
+        remarks.append(f"compute.device: {settings.device} is not here; training on the CPU, as compute.when_missing is `cpu`")
+    if settings.precision == "bf16" and emulates_bf16(candidates[-1]):
+        remarks.append(f"compute.precision: {describe_device(candidates[-1])} emulates bf16, which is slower than fp32")
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
-    if settings.engine != "eager" and shutil.which(compiler) is None:
+    if settings.engine != "eager" and CPU in candidates and shutil.which(compiler) is None:
         raise SettingsError(
             f"compute.engine: expected a C++ compiler for {settings.engine!r}, found no {compiler}; install it, or use `eager`"
         )
-    return choose_device(settings.device)
+    if settings.engine == "compiled" and not can_compile(candidates[-1]):
+        raise SettingsError(
+            f"compute.engine: expected Triton for 'compiled' on {candidates[-1]}, found no package `triton`; install it, or"
+            " use `eager`"
+        )
+    return remarks
 
 
-def prepare_compute(settings: ComputeSettings) -> torch.device:
-    """Set CPU threads, precision of matrix products and handling of freed memory; return the chosen device.
+def prepare_compute(settings: ComputeSettings, device: torch.device = CPU) -> None:
+    """Set CPU threads, precision of matrix products, handling of freed memory, and whose generator is kept beside the CPU's.
 
-    Everything is set again for each run, so that earlier runs of the process have no effect. Raises as `check_compute` does.
+    Everything is set again for each run, so that earlier runs of the process have no effect.
+
+    Raises:
+        SettingsError: As `check_compute`.
     """
-    device = check_compute(settings)
+    check_compute(settings)
     if torch.get_float32_matmul_precision() != settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if torch.get_num_threads() != (num_threads := choose_num_threads(settings)):
         torch.set_num_threads(num_threads)
     _keep_freed_memory()
-    return device
+    randomness.set_device(None if device.type == "cpu" else device)
+
+
+@contextmanager
+def computing_on(device: torch.device, settings: ComputeSettings) -> Iterator[None]:
+    """Have an accelerator compute the same bits each time within the block, and with the precision of the settings."""
+    if device.type == "cpu":
+        yield
+        return
+    with putting_defaults_back(DETERMINISM):
+        _set_workspace(os.environ.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACE))  # read when the first product is computed
+        torch.use_deterministic_algorithms(settings.deterministic)
+        cudnn.deterministic, cudnn.benchmark = settings.deterministic, False
+        cudnn.allow_tf32 = settings.matmul_precision != "highest"
+        yield
 
 
 def choose_num_threads(settings: ComputeSettings) -> int:
@@ -77,9 +184,9 @@ def choose_num_threads(settings: ComputeSettings) -> int:
 
 
 @contextmanager
-def putting_defaults_back() -> Iterator[None]:
-    """Restore the process's threads, precision of matrix products and default type after the block."""
-    before = [(get, put, get()) for get, put in DEFAULTS]
+def putting_defaults_back(defaults: Defaults = DEFAULTS) -> Iterator[None]:
+    """Restore the process's threads, precision and default type after the block, or other defaults."""
+    before = [(get, put, get()) for get, put in defaults]
     try:
         yield
     finally:
@@ -90,15 +197,25 @@ def putting_defaults_back() -> Iterator[None]:
 
 def describe_device(device: torch.device) -> str:
     """Describe the device, as in `cpu (2 threads)` or `cuda:0 (NVIDIA H100)`."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else f"{device} ({name_accelerator(device)})"
+
+
+def describe_processors(settings: ComputeSettings) -> str:
+    """Describe what the last bits depend on: the processor, or for `auto` the two between which the size of a step decides.
+
+    Raises:
+        SettingsError: As `check_compute`.
+    """
+    check_compute(settings)
+    candidates, num_threads = list_candidates(settings), choose_num_threads(settings)
+    described = " or ".join(describe_processor(device, num_threads) for device in candidates)
+    return described if settings.deterministic or candidates == [CPU] else f"{described}, not deterministic"
 
 
 def describe_processor(device: torch.device, num_threads: int) -> str:
-    """Describe what the last bits depend on: the kind and model of the processor, and a CPU's instruction set and threads."""
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
+    """Describe the kind and model of a processor, and a CPU's instruction set and threads."""
+    if device.type != "cpu":
+        return f"{device.type} {name_accelerator(device)}"
     return f"{device.type} {_name_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {num_threads} threads"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from refit.runtime.accelerators import get_generator_state, set_generator_state
+
 
 class _Turns:
     """A reentrant lock, whose holder can see whether another thread waits."""
@@ -38,6 +40,18 @@ class _Turns:
 
 _turns = _Turns()
 _epochs = threading.Lock()
+_device: torch.device | None = None
+
+
+def get_device() -> torch.device | None:
+    """Return the accelerator whose generator belongs to the state, if there is one."""
+    return _device
+
+
+def set_device(device: torch.device | None) -> None:
+    """Say on which accelerator the model of the run at work draws; None is the CPU."""
+    global _device
+    _device = device
 
 
 @contextmanager
@@ -82,20 +96,20 @@ def capture_random_state() -> dict[str, Any]:
     version, python_words, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        "accelerator": None if _device is None else get_generator_state(_device),
         "numpy": numpy_state,
         "python": [version, list(python_words), gauss_next],
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore every generator to a captured state. Devices that this machine lacks are skipped."""
+    """Restore every generator to a captured state.
+
+    That of an accelerator goes to the one at work, whichever number it had or has.
+    """
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-    if state["mps"] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
+    if _device is not None and state["accelerator"] is not None:
+        set_generator_state(_device, state["accelerator"])
     mersenne_twister = {**state["numpy"]["state"], "key": state["numpy"]["state"]["key"].numpy()}
     np.random.set_state({**state["numpy"], "state": mersenne_twister})
     version, python_words, gauss_next = state["python"]

@@ -16,6 +16,7 @@ from refit.data.loaders import build_evaluation_loader
 from refit.errors import SettingsError, StoreError
 from refit.models.building import build_for_weights, probe
 from refit.registry import versions
+from refit.runtime.accelerators import CPU
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.tables.manifest import Manifest
@@ -63,7 +64,7 @@ class Model:
         """Return the outputs before the softmax, `(N, C)`; raises as `predict` does."""
         x = apply_columns(self.manifest.columns, read_frame(rows))
         loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
-        return compute_outputs(self.module, loader, torch.device("cpu"), self.settings.compute.precision)[0]
+        return compute_outputs(self.module, loader, CPU, self.settings.compute.precision)[0]
 
 
 def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:

@@ -11,6 +11,7 @@ import torch
 from refit.data.loaders import EVALUATION_BATCH_SIZE, build_evaluation_loader
 from refit.errors import DataError, SettingsError
 from refit.refs import Deviation
+from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import Model
 from refit.store.outputs import check_output, replacing
 from refit.tables.deviations import Deviations
@@ -97,7 +98,7 @@ def check_files(source: str, output: str) -> None:
 def _score(model: Model, batch: LocatedRows, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
     x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
-    outputs, _ = compute_outputs(model.module, loader, torch.device("cpu"), model.settings.compute.precision)
+    outputs, _ = compute_outputs(model.module, loader, CPU, model.settings.compute.precision)
     if not outputs.sum().isfinite():  # a quick check of all rows
         _refuse_non_finite(outputs, batch)
     columns = {

@@ -29,7 +29,7 @@ def save_state(state: TrainingState, store: Store) -> Ref:
 
 
 def dump_state(state: TrainingState) -> bytes:
-    """Return what `save_state` keeps, as a copy that training no longer changes."""
+    """Return what `save_state` keeps, as a copy that training no longer changes; on which device it was is not part of it."""
     return to_bytes(
         {
             "model": state.model.state_dict(),
@@ -167,16 +167,18 @@ def _naming_misfits(ref: Ref) -> Iterator[None]:
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """Write tensors and primitives; equal content gives equal bytes."""
+    """Write tensors and primitives; equal content gives equal bytes, on whichever device the tensors are."""
     buffer = io.BytesIO()
-    torch.save(_share_strings(content), buffer)
+    torch.save(_unify(content), buffer)
     return buffer.getvalue()
 
 
-def _share_strings(content: Any) -> Any:
-    """Return the same content with equal strings made one object, as pickle writes an object that it has met before differently."""
+def _unify(content: Any) -> Any:
+    """Return the same content with tensors on the CPU, and equal strings made one object, which pickle writes differently."""
     if isinstance(content, dict):
-        return {_share_strings(name): _share_strings(value) for name, value in content.items()}
+        return {_unify(name): _unify(value) for name, value in content.items()}
     if isinstance(content, list):
-        return [_share_strings(value) for value in content]
+        return [_unify(value) for value in content]
+    if isinstance(content, Tensor):
+        return content.cpu()
     return sys.intern(content) if isinstance(content, str) else content

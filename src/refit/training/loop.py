@@ -75,6 +75,11 @@ class TrainingState:
     """The epoch in progress; None between epochs."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def num_batches(self) -> int:
         """Batches done of the epoch in progress."""
         return 0 if self.partial is None else len(self.partial.batch_losses)
@@ -82,15 +87,27 @@ class TrainingState:
 
 @holding_generators()
 def build_training_state(
-    model: ModelSettings, optimizer: OptimizerSettings, signature: Signature, seed: int, device: torch.device
+    model: ModelSettings,
+    optimizer: OptimizerSettings,
+    signature: Signature,
+    seed: int,
+    device: torch.device | Callable[[nn.Module], torch.device],
 ) -> TrainingState:
-    """Seed everything, then build the model and its optimizer.
+    """Seed everything, then build the model on the CPU, move it to its device, and build its optimizer.
+
+    Args:
+        model: What to build.
+        optimizer: What updates its parameters.
+        signature: What the model is told of its inputs.
+        seed: Of all generators.
+        device: Where to train, or a function that chooses that for the model.
 
     Raises:
         SettingsError: The user's model factory cannot be used.
     """
     seed_everything(seed)
-    module = build_model(model, signature).to(device)
+    module = build_model(model, signature)
+    module = module.to(device if isinstance(device, torch.device) else device(module))
     return TrainingState(module, build_optimizer(optimizer, module.parameters()), build_objective(signature.target))
 
 
@@ -266,7 +283,7 @@ def _gradient_norm(model: nn.Module) -> float:
 
 def _move_losses(losses: list[Tensor], partial: PartialEpoch, epoch: int) -> None:
     """Move losses from the device to the log, if they are finite."""
-    for value in torch.hstack(losses).tolist() if losses else []:
+    for value in torch.hstack(losses).cpu().tolist() if losses else []:
         partial.batch_losses.append(value)
         if not math.isfinite(value):
             raise TrainingError(

@@ -1,19 +1,22 @@
 """Trains by refs: each epoch starts from the checkpoint before it. Also chooses and evaluates the best. Knows no Prefect."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from refit.data import loaders
-from refit.data.examples import load_examples
+from refit.data.examples import Examples, load_examples
 from refit.data.signature import Signature
-from refit.errors import SettingsError, StoreError
+from refit.errors import SettingsError, StoreError, TrainingError, first_line
 from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
 from refit.runtime import devices
+from refit.runtime.accelerators import CPU, is_short_of_memory, release_memory, taking_turns
 from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
@@ -27,6 +30,8 @@ TRIES = 3
 
 _live: dict[str, loop.TrainingState] = {}
 """The state that is trained, under the checkpoint that it equals."""
+_crowded: set[torch.device] = set()
+"""Accelerators that have run out of memory in this process, so that rows stay in the memory of the CPU."""
 _is_training = threading.Lock()
 
 
@@ -69,32 +74,35 @@ def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: boo
     drop_last = settings.loader.drop_last
     num_batches = loaders.count_batches(sum(infos[split].rows for split in splits), batch_size, drop_last)
     ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches, splits=splits)
-    _open_loaders(ref.model_dump_json(), settings.store.url, devices.choose_device(settings.compute.device))
+    open_loaders(ref, settings.store.url)
     return ref
 
 
 def open_loaders(
-    ref: LoadersRef, url: str, device: torch.device = loaders.CPU
+    ref: LoadersRef, url: str, device: torch.device = CPU, is_crowded: bool = False
 ) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
     """Return the loaders of the rows to train on and, if others are left, of the validation rows; the last ones made are kept."""
-    return _open_loaders(ref.model_dump_json(), url, device)
+    return _open_loaders(ref.model_dump_json(), url, device, is_crowded)
 
 
 @lru_cache(maxsize=1)
-def _open_loaders(json: str, url: str, device: torch.device) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
+def _open_loaders(
+    json: str, url: str, device: torch.device, is_crowded: bool
+) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)
     examples = load_examples(ref.dataset, store)
     parts = [examples.load_split(split, store) for split in ref.splits]
     x, y = map(torch.cat, zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
-    train_loader = loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device)
+    train_loader = loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device, is_crowded)
     if "val" not in examples.splits or "val" in ref.splits:
         return train_loader, None
-    return train_loader, loaders.build_evaluation_loader(*examples.load_split("val", store), device)
+    return train_loader, loaders.build_evaluation_loader(*examples.load_split("val", store), device, is_crowded)
 
 
 def start(
     snapshot: DatasetRef,
     settings: SettingsTree,
+    report: Report,
     warn: Report,
     prepare: Callable[[loop.TrainingState, Signature], object] | None = None,
 ) -> Ref:
@@ -103,6 +111,7 @@ def start(
     Args:
         snapshot: The data set.
         settings: Of the run.
+        report: Receives a line about the device.
         warn: Receives a line about state of the model that no checkpoint holds.
         prepare: Changes the fresh state, such as its weights, for inputs and classes of this signature.
 
@@ -110,9 +119,11 @@ def start(
         SettingsError: The user's model cannot be used.
     """
     store = Store(settings.store.url)
-    signature = load_examples(snapshot, store).signature
+    examples = load_examples(snapshot, store)
+    signature = examples.signature
     contract.check_contract(settings.model, signature)
-    state = _build_state(signature, settings)
+    with _explaining(devices.list_candidates(settings.compute)[-1], settings):
+        state = _build_state(examples, settings, report)
     unkept = contract.find_unkept_state(settings.model, signature)
     if unkept:
         warn(
@@ -136,6 +147,9 @@ def train_epoch(
 ) -> EpochResult:
     """Train one epoch from the checkpoint before it, or from inside it, where an earlier try was cut short.
 
+    If an accelerator runs out of memory, it is tried again once other runs on this machine have left it, with the rows in the
+    memory of the CPU.
+
     Args:
         epoch: Counted from 1.
         key: Names what is kept of the epoch while it is not finished.
@@ -146,41 +160,96 @@ def train_epoch(
         deadline: When to stop, on the clock of `time.monotonic`.
 
     Raises:
-        TrainingError: A loss or weight is not finite, or the time is up.
+        TrainingError: A loss or weight is not finite, the time is up, or the memory of an accelerator does not suffice.
+        SettingsError: The model cannot be trained on the device.
     """
-    store = Store(settings.store.url)
-    # Taken out, so that a state that a failed try leaves half-trained is never found again.
-    state = _live.pop(_live_key(checkpoint, settings), None)
-    partial = checkpoints.find_partial(key, store)
-    if state is None or partial is not None:
-        state = _build_state(load_examples(loaders_ref.dataset, store).signature, settings)
-        checkpoints.load_state(partial or checkpoint, state, store)
-        if partial is not None:
-            report(f"epoch {epoch}: going on after batch {state.num_batches}")
-    device = devices.prepare_compute(settings.compute)
-    train_loader, val_loader = open_loaders(loaders_ref, settings.store.url, device)
-    num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
-    clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
-    log = None
-    with checkpoints.saving_partials(key, store) as save_partial:
-        while log is None:
-            log = loop.train_epoch(
-                state,
-                train_loader,
-                optimizers.build_learning_rate(settings.optimizer, num_steps),
-                device=device,
-                precision=settings.compute.precision,
-                engine=settings.compute.engine,
-                accumulate_batches=settings.training.accumulate_batches,
-                max_grad_norm=settings.training.max_grad_norm,
-                val_loader=val_loader,
-                should_pause=lambda: is_signal_held() or clock.is_due(),
-                report=report,
-            )
-            if log is None:
-                save_partial(state)
-                deliver_signal()
-                clock.restart(state)
+    given = epoch, key, checkpoint, loaders_ref, settings, report, deadline
+    device = devices.list_candidates(settings.compute)[-1]  # the accelerator, if there is one
+    with _explaining(device, settings):
+        if device not in _crowded:
+            try:
+                return _train_epoch(*given, device)
+            except RuntimeError as error:
+                if not is_short_of_memory(error):
+                    raise
+                report(f"{device} is short of memory, trying again with the rows on the CPU: {first_line(error)}")
+            _crowded.add(device)
+            _open_loaders.cache_clear()
+            gc.collect()
+            release_memory(device)
+        return _train_epoch(*given, device)
+
+
+@contextmanager
+def _explaining(device: torch.device, settings: SettingsTree) -> Iterator[None]:
+    """Turn errors of an accelerator that a user can do something about into errors that say so."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = first_line(error)
+        if is_short_of_memory(error):
+            raise TrainingError(
+                f"compute.device: expected room for the network and a batch on {device}, found: {found};"
+                " lower loader.batch_size, end what else runs there, or use `cpu`; the same command goes on from here"
+            ) from error
+        if "deterministic" in found and device.type != "cpu":
+            raise SettingsError(
+                f"compute.deterministic: expected a model whose operations give the same bits each time on {device}, found:"
+                f" {found}; change the model, or set compute.deterministic to false"
+            ) from error
+        if "same device" in found and settings.model.factory is not None:
+            raise SettingsError(
+                f"model.factory: expected {settings.model.factory} to make its tensors on the device of its inputs, {device},"
+                f" found: {found}; make them buffers, or pass `device=x.device`"
+            ) from error
+        raise
+
+
+def _train_epoch(
+    epoch: int,
+    key: str,
+    checkpoint: Ref,
+    loaders_ref: LoadersRef,
+    settings: SettingsTree,
+    report: Report,
+    deadline: float | None,
+    accelerator: torch.device,
+) -> EpochResult:
+    store, is_crowded = Store(settings.store.url), accelerator in _crowded
+    with taking_turns(accelerator, is_crowded, lambda: report(f"waiting until other runs of this machine leave {accelerator}")):
+        # Taken out, so that a state that a failed try leaves half-trained is never found again.
+        state = _live.pop(_live_key(checkpoint, settings), None)
+        partial = checkpoints.find_partial(key, store)
+        if state is None or partial is not None:
+            state = _build_state(load_examples(loaders_ref.dataset, store), settings, report)
+            checkpoints.load_state(partial or checkpoint, state, store)
+            if partial is not None:
+                report(f"epoch {epoch}: going on after batch {state.num_batches}")
+        device = state.device
+        devices.prepare_compute(settings.compute, device)
+        train_loader, val_loader = open_loaders(loaders_ref, settings.store.url, device, is_crowded)
+        num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
+        clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
+        log = None
+        with devices.computing_on(device, settings.compute), checkpoints.saving_partials(key, store) as save_partial:
+            while log is None:
+                log = loop.train_epoch(
+                    state,
+                    train_loader,
+                    optimizers.build_learning_rate(settings.optimizer, num_steps),
+                    device=device,
+                    precision=settings.compute.precision,
+                    engine=settings.compute.engine,
+                    accumulate_batches=settings.training.accumulate_batches,
+                    max_grad_norm=settings.training.max_grad_norm,
+                    val_loader=val_loader,
+                    should_pause=lambda: is_signal_held() or clock.is_due(),
+                    report=report,
+                )
+                if log is None:
+                    save_partial(state)
+                    deliver_signal()
+                    clock.restart(state)
     result = EpochResult(
         epoch=epoch,
         checkpoint=_keep(state, settings, store),
@@ -194,17 +263,16 @@ def train_epoch(
 
 
 def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:
-    """Score the weights of a checkpoint on the rows of one split, and keep the metrics."""
+    """Score the weights of a checkpoint on the rows of one split, on the CPU as later predictions, and keep the metrics."""
     _open_loaders.cache_clear()  # training is over: its rows make room
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
-    device = devices.prepare_compute(settings.compute)
-    model = checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store)
+    devices.prepare_compute(settings.compute)
     metrics = evaluation.evaluate(
-        model.to(device),
+        checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),
         loaders.build_evaluation_loader(*examples.load_split(split, store)),
         build_objective(examples.signature.target),
-        device,
+        CPU,
         settings.compute.precision,
     )
     return checkpoints.save_report("metrics", metrics, store)
@@ -255,9 +323,22 @@ class Fit:
             checkpoints.prune_checkpoints(stale, [*self.epochs[-self._keep :], self.best], self._store)
 
 
-def _build_state(signature: Signature, settings: SettingsTree) -> loop.TrainingState:
-    device = devices.prepare_compute(settings.compute)
-    return loop.build_training_state(settings.model, settings.optimizer, signature, seed=settings.seed, device=device)
+def _build_state(examples: Examples, settings: SettingsTree, report: Report) -> loop.TrainingState:
+    """Build the state that training starts from, on the device that the settings, or the size of the work, choose."""
+
+    def choose_device(model: nn.Module) -> torch.device:
+        num_rows = examples.splits["train"].rows
+        batch_size = loaders.choose_batch_size(settings.loader.batch_size, num_rows)
+        work = devices.Work(sum(parameter.numel() for parameter in model.parameters()), batch_size, num_rows)
+        device = devices.choose_device(settings.compute, work)
+        devices.prepare_compute(settings.compute, device)
+        if len(devices.list_candidates(settings.compute)) > 1:
+            report(f"device: {devices.describe_choice(settings.compute, work)}")
+        return device
+
+    return loop.build_training_state(
+        settings.model, settings.optimizer, examples.signature, seed=settings.seed, device=choose_device
+    )
 
 
 def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:

@@ -1,5 +1,10 @@
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from refit.data import loaders
@@ -12,6 +17,20 @@ from refit.data.loaders import (
     count_batches,
 )
 from refit.errors import SettingsError
+
+
+@contextmanager
+def counting_operations() -> Iterator[Counter[str]]:
+    """Count PyTorch's operations by name."""
+    counts: Counter[str] = Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            counts[op._schema.name.removeprefix("aten::")] += 1
+            return op(*args, **(kwargs or {}))
+
+    with Counting():
+        yield counts
 
 
 def make_rows(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,21 +146,48 @@ def test_a_batch_larger_than_all_rows_is_refused_where_short_batches_are_left_ou
     assert count_batches(3, 8, False) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("has_room", [True, False])
-def test_on_a_gpu_rows_order_and_draws_are_those_of_the_cpu(monkeypatch, has_room):
-    if not has_room:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
-    x, y = make_rows(100)
-    gpu, found = torch.device("cuda:0"), []
-    for device in (torch.device("cpu"), gpu):
-        torch.manual_seed(0)
-        loader = build_train_loader(x, y, 32, False, device)
-        assert loader.x.is_cuda == (has_room and device == gpu)
-        batches = [batch for _ in range(2) for batch in loader]
-        assert {rows.device for rows, _ in batches} == {device}
-        found.append(([(rows.cpu().tolist(), classes.cpu().tolist()) for rows, classes in batches], torch.rand(1)))
-    assert found[0] == found[1]
+def visit(device: torch.device, **given) -> tuple[list, torch.Tensor]:
+    """Two epochs of training and one of evaluation, and what is drawn next."""
+    torch.manual_seed(0)
+    train, val = (
+        build_train_loader(*make_rows(100), 32, False, device, **given),
+        build_evaluation_loader(*make_rows(50), device, **given),
+    )
+    batches = [*train, *train, *val]
+    assert {x.device for x, _ in batches} == {device}
+    return [(x.cpu().tolist(), y.cpu().tolist()) for x, y in batches], torch.rand(1)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0, 3000])
+def test_on_an_accelerator_rows_order_and_draws_are_those_of_the_cpu_wherever_the_rows_lie(standin, memory):
+    standin.memory = memory
+    device = torch.device("standin:0")
+    has_room = memory > 2 * 100 * (3 * 4 + 8)
+    assert (build_train_loader(*make_rows(100), 32, False, device).x.device == device) == has_room
+    standin.memory = max(memory, 3000)
+    assert visit(device) == visit(torch.device("cpu"))
+
+
+def test_on_a_crowded_accelerator_rows_stay_on_the_cpu(standin):  # noqa: ARG001
+    device = torch.device("standin:0")
+    assert build_train_loader(*make_rows(100), 32, False, device, is_crowded=True).x.is_cpu
+    assert visit(device, is_crowded=True) == visit(torch.device("cpu"))
+
+
+def test_rows_stay_on_the_cpu_where_another_process_takes_the_room_that_there_was(standin, monkeypatch):
+    monkeypatch.setattr(standin, "mem_get_info", lambda _: (1 << 40, 1 << 40))
+    standin.memory = 100
+    loader = build_train_loader(*make_rows(100), 32, False, torch.device("standin:0"))
+    assert loader.x.is_cpu
+
+
+def test_a_batch_is_copied_once_on_its_way_from_the_memory_of_the_cpu(standin):
+    loader = build_train_loader(*make_rows(100), 32, False, torch.device("standin:0"), is_crowded=True)
+    rows = torch.arange(32)
+    with counting_operations() as counts:
+        loader.gather(rows)
+    assert counts == {"index_select": 2, "empty": 2, "_to_copy": 2}
+    assert standin.num_waits == 0
 
 
 def test_a_pytorch_that_shuffles_in_another_way_is_told_of_once(monkeypatch):

@@ -24,7 +24,7 @@ def keep_epoch(recipe: Recipe, epoch: int, store: Store) -> None:
 
 def test_a_run_gives_up_when_three_attempts_came_no_further_and_an_epoch_of_either_fit_is_further(store):
     settings, _ = resolve_settings({"training": {"num_epochs": 4, "refit_on_all": True}})
-    recipe = write_recipe(settings, "1" * 64, None, "cpu")
+    recipe = write_recipe(settings, "1" * 64, None, "cpu", "cpu")
     keep(store, recipe.dataset.key, {})
     for fit in recipe.fits:
         for epoch in range(1, 5):

@@ -31,7 +31,7 @@ def find(store: Store, age: float = HOUR + 100) -> set[str]:
 
 def keep_run(store: Store, number: int) -> tuple[Run, set[str]]:
     """Leave what a run leaves after an epoch, and its paths: those of its record, of the epoch's result and of the checkpoint."""
-    run = Run(settings={}, recipe=write_recipe(resolve_settings({})[0], f"{number:064x}", None, "cpu"))
+    run = Run(settings={}, recipe=write_recipe(resolve_settings({})[0], f"{number:064x}", None, "cpu", "cpu"))
     record = record_run(run, store, f"20260101T{number:06}.json")
     data = f"run {number}".encode()
     checkpoint = Ref(kind="checkpoint", digest=store.put(data), size=len(data))

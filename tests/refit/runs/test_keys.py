@@ -39,14 +39,16 @@ WITHOUT_A_SAY = {
 """Modules that results do not depend on, or by settings and bytes that are ingredients themselves."""
 
 
-def write(*changes: dict, source: str = SOURCE, test_source: str | None = None, processor: str = PROCESSOR) -> Recipe:
+def write(
+    *changes: dict, source: str = SOURCE, test_source: str | None = None, processor: str = PROCESSOR, scorer: str = PROCESSOR
+) -> Recipe:
     """The recipe of `BASE` with changes."""
     given = {section: dict(values) for section, values in BASE.items()}
     for change in changes:
         for name, value in change.items():
             section, _, field = name.rpartition(".")
             (given.setdefault(section, {}) if section else given)[field] = value
-    return write_recipe(resolve_settings(given)[0], source, test_source, processor)
+    return write_recipe(resolve_settings(given)[0], source, test_source, processor, scorer)
 
 
 def keys_of(recipe: Recipe) -> dict[str, object]:
@@ -116,6 +118,8 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "checkpoint.every_seconds": (1.0, set()),
     "checkpoint.keep": (1, set()),
     "compute.device": ("cpu", set()),
+    "compute.when_missing": ("cpu", set()),
+    "compute.deterministic": (False, set()),
     "compute.engine": ("compiled", START),
     "compute.precision": ("bf16", START),
     "compute.matmul_precision": ("medium", START),
@@ -137,7 +141,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "store.url": ("elsewhere", set()),
     "store.trust": (True, set()),
 }
-"""A value of each setting, and the steps whose keys it changes; device and threads come in by the processor's name."""
+"""A value of each setting, and the steps whose keys it changes; device, determinism and threads come in by the processor's name."""
 
 
 def test_every_setting_has_its_place_in_the_keys():
@@ -163,14 +167,16 @@ def test_the_bytes_of_the_source_are_an_ingredient_of_the_data_set():
 
 def test_the_weights_that_a_warm_start_takes_are_an_ingredient_of_training():
     settings = resolve_settings(BASE)[0]
-    cold, warm, other = (write_recipe(settings, SOURCE, None, PROCESSOR, weights) for weights in (None, "3" * 64, "4" * 64))
+    cold, warm, other = (
+        write_recipe(settings, SOURCE, None, PROCESSOR, PROCESSOR, weights) for weights in (None, "3" * 64, "4" * 64)
+    )
     assert changed_keys(cold, warm) == changed_keys(warm, other) == START
 
 
 def test_the_code_of_a_warm_start_is_an_ingredient_where_there_is_one(monkeypatch):
     def write_both() -> list[dict[str, object]]:
         settings = resolve_settings(BASE)[0]
-        return [keys_of(write_recipe(settings, SOURCE, None, PROCESSOR, weights)) for weights in (None, "3" * 64)]
+        return [keys_of(write_recipe(settings, SOURCE, None, PROCESSOR, PROCESSOR, weights)) for weights in (None, "3" * 64)]
 
     before, digest_code = write_both(), keys.digest_code
     monkeypatch.setattr(
@@ -183,6 +189,7 @@ def test_the_code_of_a_warm_start_is_an_ingredient_where_there_is_one(monkeypatc
 
 def test_the_processor_is_an_ingredient_of_training_and_not_of_the_data_set():
     assert changed_keys(write(), write(processor="cuda NVIDIA H100")) == START
+    assert changed_keys(write(), write(scorer="another CPU")) == {"evaluation", "saving"}
 
 
 @pytest.mark.parametrize(
@@ -276,7 +283,7 @@ def test_another_process_makes_the_same_keys():
     """Whatever its hash seed and working directory."""
     script = (
         "import json, sys; from refit.runs.keys import write_recipe; from refit.settings import resolve_settings\n"
-        f"recipe = write_recipe(resolve_settings({BASE!r})[0], {SOURCE!r}, None, {PROCESSOR!r})\n"
+        f"recipe = write_recipe(resolve_settings({BASE!r})[0], {SOURCE!r}, None, {PROCESSOR!r}, {PROCESSOR!r})\n"
         "saving = recipe.saving('model', 1, 2, [recipe.evaluation('val', 1).key])\n"
         "print(json.dumps([recipe.dataset.key, recipe.loaders.key, recipe.start.key, *recipe.epoch_keys, saving.key]))"
     )

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,46 +7,167 @@ import pytest
 import torch
 
 from refit.errors import SettingsError
-from refit.runtime import devices
+from refit.runtime import accelerators, devices
 from refit.runtime.devices import (
+    Work,
     autocast,
+    check_compute,
     choose_device,
+    computing_on,
     computing_on_one_thread,
+    describe_choice,
     describe_device,
     describe_processor,
+    describe_processors,
     prepare_compute,
     putting_defaults_back,
 )
 from refit.settings import ComputeSettings
 
-needs_cpu_only = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="an accelerator is here")
+LARGE = Work(num_parameters=100_000, batch_size=256, num_rows=1_000_000)
+SMALL = Work(num_parameters=500, batch_size=256, num_rows=1_000_000)
+
+
+def choose(device: str, work: Work = SMALL, **compute) -> torch.device:
+    return choose_device(ComputeSettings(device=device, **compute), work)
+
+
+@pytest.fixture
+def _alone(monkeypatch):
+    """No accelerator, whatever this machine has."""
+    monkeypatch.setattr(devices, "list_accelerators", list)
 
 
 def test_the_cpu_can_always_be_chosen():
-    assert choose_device("cpu") == torch.device("cpu")
+    assert choose("cpu", LARGE) == torch.device("cpu")
 
 
-@needs_cpu_only
+@pytest.mark.usefixtures("_alone")
 def test_without_an_accelerator_auto_is_the_cpu():
-    assert choose_device("auto") == torch.device("cpu")
+    assert choose("auto", LARGE) == torch.device("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_with_cuda_auto_is_its_first_device():
-    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:0")
+@pytest.mark.parametrize(
+    ("work", "chosen"),
+    [
+        (LARGE, "standin:0"),
+        (SMALL, "cpu"),
+        (LARGE._replace(batch_size=39), "cpu"),
+        (LARGE._replace(batch_size=40), "standin:0"),
+        (LARGE._replace(num_rows=9_999), "cpu"),
+        (LARGE._replace(num_rows=10_000), "standin:0"),
+    ],
+)
+def test_auto_takes_an_accelerator_where_a_step_and_an_epoch_are_large(standin, work, chosen):  # noqa: ARG001
+    assert str(choose("auto", work)) == chosen
+    assert str(choose("standin", work)) == "standin:0"
+    told = describe_choice(ComputeSettings(device="auto"), work)
+    assert told.startswith(chosen)
+    assert told.endswith("million rows times parameters; an accelerator pays from 4 and 1,000 on")
 
 
-@needs_cpu_only
+def test_a_device_that_is_named_needs_no_reason(standin):  # noqa: ARG001
+    assert describe_choice(ComputeSettings(device="standin:1"), SMALL) == "standin:1 (Stand-in)"
+
+
+@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3", "mps"])
 def test_a_device_that_is_not_here_is_refused_and_never_replaced(name):
-    message = rf"compute\.device: expected a device of this machine, found '{name}', but only the CPU is here; use `auto` or `cpu`"
+    message = (
+        rf"compute\.device: expected a device of this machine, found '{name}', but only the CPU is here;"
+        " use `auto` or `cpu`, or set compute.when_missing to `cpu`"
+    )
     with pytest.raises(SettingsError, match=message):
-        choose_device(name)
+        choose(name)
 
 
-def test_a_number_beyond_the_last_device_is_refused():
-    with pytest.raises(SettingsError, match=r"compute\.device: expected a device of this machine, found 'cuda:99'"):
-        choose_device("cuda:99")
+@pytest.mark.usefixtures("_alone")
+def test_a_device_that_is_not_here_is_replaced_and_told_where_that_is_allowed():
+    settings = ComputeSettings(device="cuda", when_missing="cpu")
+    assert choose_device(settings, LARGE) == torch.device("cpu")
+    assert check_compute(settings) == ["compute.device: cuda is not here; training on the CPU, as compute.when_missing is `cpu`"]
+
+
+def test_a_device_that_nobody_knows_is_refused():
+    with pytest.raises(SettingsError, match=r"compute\.device: expected `auto`, `cpu`, `cuda`, .*, found 'gpu'"):
+        choose("gpu", when_missing="cpu")
+
+
+def test_a_number_beyond_the_last_device_is_refused(standin):  # noqa: ARG001
+    with pytest.raises(
+        SettingsError, match=r"found 'standin:99', but cpu, standin:0, standin:1 are here; use `auto` or `standin:0`"
+    ):
+        choose("standin:99")
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_gpu_whose_driver_is_broken_is_told_or_refused_under_auto(monkeypatch, tmp_path):
+    (tmp_path / "0000:00:1e.0").mkdir()
+    monkeypatch.setattr(accelerators, "NVIDIA", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", raise_no_driver)
+    found = "an NVIDIA GPU that does not work: Found no NVIDIA driver on your system"
+    assert check_compute(ComputeSettings(device="auto")) == [f"compute.device: training on the CPU, found {found}"]
+    with pytest.raises(
+        SettingsError, match=f"expected an accelerator that PyTorch can use, .* found {found}; mend it, or use `cpu`"
+    ):
+        check_compute(ComputeSettings(device="auto", when_missing="fail"))
+    with pytest.raises(SettingsError, match=f"found 'cuda', but {found}; use"):
+        check_compute(ComputeSettings(device="cuda"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert check_compute(ComputeSettings(device="auto")) == []
+
+
+def raise_no_driver() -> None:
+    raise RuntimeError("Found no NVIDIA driver on your system\nand more")
+
+
+def test_bf16_that_a_device_emulates_is_told(standin, monkeypatch):  # noqa: ARG001
+    monkeypatch.setattr(devices, "emulates_bf16", lambda device: device.type != "cpu")
+    told = "compute.precision: standin:0 (Stand-in) emulates bf16, which is slower than fp32"
+    assert check_compute(ComputeSettings(device="standin", precision="bf16")) == [told]
+    assert check_compute(ComputeSettings(device="cpu", precision="bf16")) == []
+
+
+def test_compiling_for_a_gpu_needs_triton(standin, monkeypatch):  # noqa: ARG001
+    monkeypatch.setattr(devices, "can_compile", lambda device: device.type == "cpu")
+    with pytest.raises(
+        SettingsError, match=r"expected Triton for 'compiled' on standin:0, found no package `triton`; install it, or"
+    ):
+        check_compute(ComputeSettings(device="standin", engine="compiled"))
+    check_compute(ComputeSettings(device="standin", engine="auto"))
+
+
+def test_an_accelerator_computes_the_same_bits_each_time_and_the_cpu_as_ever():
+    cudnn = torch.backends.cudnn
+
+    def read() -> list[object]:
+        return [get() for get, _ in devices.DETERMINISM]
+
+    before = read()
+    with computing_on(torch.device("mps"), ComputeSettings()):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        assert not cudnn.allow_tf32, "as matmul_precision is highest"
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert read() == before
+    with computing_on(torch.device("mps"), ComputeSettings(deterministic=False, matmul_precision="high")):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert cudnn.allow_tf32
+    with computing_on(torch.device("cpu"), ComputeSettings()):
+        assert read() == before
+
+
+def test_the_processors_that_bits_may_depend_on_are_described(standin):
+    cpu = describe_processor(torch.device("cpu"), 2)
+    given = {"num_threads": 2}
+    assert describe_processors(ComputeSettings(device="cpu", deterministic=False, **given)) == cpu
+    assert describe_processors(ComputeSettings(device="standin:1", **given)) == "standin Stand-in"
+    assert describe_processors(ComputeSettings(device="auto", **given)) == f"{cpu} or standin Stand-in"
+    assert describe_processors(ComputeSettings(device="standin", deterministic=False)) == "standin Stand-in, not deterministic"
+    standin.is_on = False
+    assert describe_processors(ComputeSettings(device="auto", **given)) == cpu
 
 
 def test_threads_are_set_as_given():
@@ -110,7 +232,7 @@ def test_an_engine_that_compiles_needs_a_compiler(engine, monkeypatch, tmp_path)
     message = rf"compute\.engine: expected a C\+\+ compiler for '{engine}', found no (g|clang)\+\+; install it, or use `eager`"
     with pytest.raises(SettingsError, match=message):
         prepare_compute(ComputeSettings(device="cpu", engine=engine))
-    assert prepare_compute(ComputeSettings(device="cpu")) == torch.device("cpu")
+    prepare_compute(ComputeSettings(device="cpu"))
 
 
 def test_the_cpu_is_described_with_its_threads():

@@ -116,55 +116,6 @@ def test_a_state_survives_a_file_that_holds_no_code():
     assert draw() == first
 
 
-WORDS = [torch.tensor([number], dtype=torch.uint8) for number in range(3)]
-
-
-@pytest.fixture
-def put_back(monkeypatch) -> list[torch.Tensor]:
-    """What is put back of the generators of two accelerators and an Apple GPU, which this machine is said to have."""
-    found: list[torch.Tensor] = []
-    for module, name, value in [
-        (torch.cuda, "is_initialized", True),
-        (torch.cuda, "is_available", True),
-        (torch.cuda, "device_count", 2),
-        (torch.cuda, "get_rng_state_all", WORDS[:2]),
-        (torch.backends.mps, "is_available", True),
-        (torch.mps, "get_rng_state", WORDS[2]),
-    ]:
-        monkeypatch.setattr(module, name, lambda value=value: value)
-    monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.extend)
-    monkeypatch.setattr(torch.mps, "set_rng_state", found.append)
-    return found
-
-
-def test_the_generators_of_accelerators_are_captured_and_put_back(put_back):
-    state = capture_random_state()
-    assert (state["cuda"], state["mps"]) == (WORDS[:2], WORDS[2])
-    restore_random_state(state)
-    assert put_back == WORDS
-
-
-def test_of_accelerators_that_are_not_here_nothing_is_put_back(put_back, monkeypatch):
-    state = capture_random_state()
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    restore_random_state(state)
-    assert put_back == WORDS[:1]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    restore_random_state(state)
-    assert put_back == WORDS[:1]
-
-
-def test_no_accelerator_is_woken_to_capture_its_generator(put_back, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    state = capture_random_state()
-    assert (state["cuda"], state["mps"]) == ([], None)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    restore_random_state(state)
-    assert put_back == []
-
-
 def start_thread(do: Callable[[], object]) -> Thread:
     """Start a thread, and go on once it waits for the generators or is over."""
     thread = Thread(target=do, daemon=True)
