@@ -40,8 +40,8 @@ def find_all(pattern: str) -> dict[str, str]:
 
 
 def test_every_make_command_has_a_target():
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    commands = find_all(r"(?:^|`)make (\w+)")
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    commands = find_all(r"(?:^|`)make ([\w-]+)")
     assert {name: page for name, page in commands.items() if name not in targets} == {}
     assert "train" in commands
 

@@ -68,4 +68,4 @@ def test_training_and_retraining_on_an_accelerator_survive_a_kill_with_the_same_
     assert found["weights_digest"] == whole["weights_digest"]
     assert '"device": "standin"' in Path(found["path"], "settings.json").read_text()
     write_rows(1100)
-    assert run(environment, "retrain")["candidate"]["version"] == 2
+    assert run(environment, "retrain")["candidate"] == "classes@v2"
