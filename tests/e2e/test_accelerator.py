@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-
 import stand_in
+import torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 

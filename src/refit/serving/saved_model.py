@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from collections.abc import Callable
 from os import PathLike, fspath
 from pickle import UnpicklingError
 from typing import Any
@@ -40,6 +42,9 @@ class Model:
         self.module = module
         self.manifest = manifest
         self.settings = settings
+        self.reference: str | None = None
+        """Name and number of its version, as in `penguins@v3`, if it was loaded by a name."""
+        self._find_now: Callable[[Model], Model] | None = None
         self.objective = Classification(tuple(manifest.classes))
 
     @property
@@ -66,33 +71,71 @@ class Model:
         loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
         return compute_outputs(self.module, loader, CPU, self.settings.compute.precision)[0]
 
+    def refresh(self) -> "Model":
+        """Return the model that the name it was loaded by means now: itself, unless another version has become the champion.
 
-def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False) -> Model:
-    """Load a saved version, such as `refit-store/models/model/v1`, from a folder or an fsspec URL.
+        A service calls it now and then, and goes on with what it returns. If nothing has changed, it reads one small file. Other
+        threads may go on with this model, which never changes.
+
+        Raises:
+            StoreError: The store cannot be read, or the version is damaged.
+            SettingsError: The model was loaded by a path; or as `load_model`.
+        """
+        if self._find_now is None:
+            raise SettingsError(
+                "refresh: expected a model that was loaded by a name such as penguins@champion, found one by a path"
+            )
+        return self._find_now(self)
+
+
+REFERENCE = re.compile(r"[^/@]+@[^/@]+")
+"""A version's name, which no path is."""
+
+
+def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool = False, *, store: str | None = None) -> Model:
+    """Load a saved version, by its name as in `penguins@champion` or `penguins@v3`, or by its folder or the fsspec URL of one.
 
     Whoever can write to a store decides what a version there predicts, but runs no code on this machine. Weights are read as
     tensors only, and the factory that a version names is imported and called only if `model.factory` names it here, too, in the
     environment, `.env` or `refit.toml` of the working directory.
 
     Args:
-        path: The version's folder.
+        path: The version's name, or its folder, such as `refit-store/models/penguins/v3`.
         held_back: Take the weights that the scores are of, which have not learned from the test rows. They differ only if
             `training.refit_on_all` was set.
         trust: Call any factory that the version names, as the setting `store.trust` does.
+        store: The store that a name is looked up in; None takes the setting `store.url`.
 
     Raises:
-        StoreError: There is no version at `path`, or it is damaged.
+        StoreError: There is no such version, or it is damaged.
         SettingsError: The model's own factory is not trusted, cannot be imported here, or now builds another network, which needs
             other weights or gives other logits.
     """
+    if REFERENCE.fullmatch(fspath(path)):
+        named = Store(resolve_settings()[0].store.url if store is None else store)
+        return _load_by_name(named, fspath(path), trust, held_back)
     folder, _, version = fspath(path).rstrip("/").rpartition("/")
-    store = Store(folder or ".")
-    if not store.exists(f"{version}/version.json"):
+    place = Store(folder or ".")
+    if not place.exists(f"{version}/version.json"):
         raise StoreError(
             f"{fspath(path)}: expected the folder of a saved version, such as refit-store/models/NAME/v1, found none there;"
             " `refit models` lists versions, and the result of a training has its `model.path`"
         )
-    return _load(store, version, None, trust, held_back)
+    return _load(place, version, None, trust, held_back)
+
+
+def _load_by_name(store: Store, reference: str, trust: bool, held_back: bool) -> Model:
+    """Load the version that a name means now, as a model that can find out what it means later."""
+    name, number = versions.resolve_reference(store, reference)
+    model = _load(store, versions.version_folder(name, number), None, trust, held_back)
+    model.reference = f"{name}@v{number}"
+
+    def find_now(known: Model) -> Model:
+        name, number = versions.resolve_reference(store, reference)
+        return known if known.reference == f"{name}@v{number}" else _load_by_name(store, reference, trust, held_back)
+
+    model._find_now = find_now
+    return model
 
 
 def load_version(store: Store, name: str, number: int, local: SettingsTree = DEFAULTS, held_back: bool = False) -> Model:

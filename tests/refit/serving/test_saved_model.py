@@ -16,6 +16,7 @@ import refit
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.errors import DataError, SettingsError, StoreError
 from refit.registry.saving import save_version
+from refit.registry.versions import move_alias
 from refit.serving.saved_model import load_version
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
@@ -236,6 +237,39 @@ def test_a_version_is_loaded_from_an_object_store_too():
     assert torch.equal(refit.load_model(path).predict_logits(ROWS), expected)
 
 
+@pytest.mark.parametrize("name", ["model@v1", "model@champion"])
+def test_a_version_is_loaded_by_its_name_from_the_store_of_the_settings_or_another(notebook, store, monkeypatch, name):
+    move_alias(store, "model", 1, expected=None, why="test")
+    expected = refit.load_model(notebook).predict_logits(ROWS)
+    monkeypatch.setenv("REFIT_STORE__URL", store.url)
+    for model in (refit.load_model(name), refit.load_model(name, store=store.url)):
+        assert torch.equal(model.predict_logits(ROWS), expected)
+        assert model.reference == "model@v1"
+    with pytest.raises(StoreError, match=r"model@v7: expected a version of 'model' in .*, found no v7; versions there: v1"):
+        refit.load_model("model@v7")
+
+
+def test_a_model_follows_promotions_while_the_one_before_stays_as_it_is(store):
+    for seed in (0, 1):
+        train_and_save(store, {"seed": seed})
+    move_alias(store, "model", 1, expected=None, why="test")
+    first = refit.load_model("model@champion", store=store.url)
+    assert first.refresh() is first
+    logits = first.predict_logits(ROWS)
+    move_alias(store, "model", 2, expected=1, why="test")
+    second = first.refresh()
+    assert [first.reference, second.reference] == ["model@v1", "model@v2"]
+    assert torch.equal(first.predict_logits(ROWS), logits)
+    assert torch.equal(second.predict_logits(ROWS), refit.load_model("model@v2", store=store.url).predict_logits(ROWS))
+    assert refit.load_model("model@v1", store=store.url).refresh().reference == "model@v1"
+
+
+def test_a_model_that_was_loaded_by_a_path_follows_nothing(notebook):
+    message = "refresh: expected a model that was loaded by a name such as penguins@champion, found one by a path"
+    with pytest.raises(SettingsError, match=message):
+        refit.load_model(notebook).refresh()
+
+
 def test_a_path_without_a_version_is_refused(tmp_path):
     with pytest.raises(StoreError, match=f"{tmp_path}/absent"):
         refit.load_model(tmp_path / "absent")
@@ -416,7 +450,7 @@ def test_a_version_saved_where_products_are_less_precise_is_the_same_elsewhere(s
     assert refit.load_model(path).predict(ROWS).tolist() == [0, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("path", ["model@v1", "refit-store/models/model", "nowhere/v1"])
+@pytest.mark.parametrize("path", ["refit-store/models/model", "nowhere/v1"])
 def test_a_path_without_a_version_is_told_how_a_version_is_named(path):
     with pytest.raises(
         StoreError, match=f"{path}: expected the folder of a saved version, such as refit-store/models/NAME/v1, found none"
