@@ -18,8 +18,11 @@ Draw = Callable[[Generator, int], Any]
 
 
 def profile(values: Any, groups: Any = None) -> Profile:
-    reading, converted = find_reading(pl.Series("x", values, strict=False), [], str)
-    return profile_columns(pl.DataFrame([converted]), {"x": reading.kind}, groups=groups)[0]
+    column, kind = pl.Series("x", values, strict=False), "categorical"
+    if column.dtype != pl.String:  # whose reading takes longer than all the rest
+        reading, column = find_reading(column, [], str)
+        kind = reading.kind
+    return profile_columns(pl.DataFrame([column]), {"x": kind}, groups=groups)[0]
 
 
 def compare(before: Any, now: Any) -> Drift:
