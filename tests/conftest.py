@@ -40,12 +40,21 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 SLOW_TIMEOUT_SECONDS = 1800
 
 
+LONGEST = ("test_crashes", "test_docs", "test_compilation", "test_schedule", "test_commands", "test_guests")
+"""Files of slow tests, of which each worker takes one at a time: started first, so that no worker has a long one left at the end.
+`test_crashes` waits most of its time, and `test_nights` comes when that is over, so that the processors are never idle."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    for item in slow:
+        if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))
+    first = [item for name in LONGEST for item in slow if item.path.stem == name]
+    items[:] = [*first, *(item for item in items if item not in first)]
 
 
 @pytest.fixture(scope="session")
