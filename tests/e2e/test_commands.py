@@ -294,6 +294,7 @@ def test_two_runs_of_one_recipe_at_once_train_it_once(environment):
         assert_quiet(stderr)
 
 
+@pytest.mark.usefixtures("served")
 def test_two_runs_at_once_get_a_version_each(environment):
     commands = [[REFIT, "train", "--json", "--seed", seed] for seed in ("1", "2")]
     runs = [
