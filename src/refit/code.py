@@ -65,20 +65,21 @@ def list_modules(module: str) -> list[str]:
     return sorted(found)
 
 
-def digest_user_code(factory: str | None) -> dict[str, str]:
+def digest_user_code(function: str | None, setting: str = "model.factory") -> dict[str, str]:
     """Digest a user's module and the modules that it imports, at any depth, by `code.` and their names. None of them is run.
 
     An installed package is represented by its version, under its name. Imports by a computed name are not found.
 
     Args:
-        factory: `package.module:function`; None gives an empty result.
+        function: `package.module:function`; None gives an empty result.
+        setting: What names it.
 
     Raises:
         SettingsError: The module has no Python source, or a source is not valid Python.
     """
-    if factory is None:
+    if function is None:
         return {}
-    module = factory.partition(":")[0]
+    module = function.partition(":")[0]
     importlib.invalidate_caches()
     digests, versions, seen, pending = dict[str, str](), dict[str, str](), set[str](), [module]
     while pending:
@@ -96,7 +97,7 @@ def digest_user_code(factory: str | None) -> dict[str, str]:
             pending += _list_imports(source, name, path.name == "__init__.py")
         elif name == module:
             raise SettingsError(
-                f"model.factory: expected a module with Python source, to notice changes, found none for {module!r}; "
+                f"{setting}: expected a module with Python source, to notice changes, found none for {module!r}; "
                 "give package.module:function, from the working directory or installed"
             )
         pending.append(name.rpartition(".")[0] or name)

@@ -283,6 +283,8 @@ class TrainingSettings(Section):
     """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved. For the notebook table: 3."""
     patience: int | None = Field(10, ge=1)
     """Epochs without a lower validation loss before training stops; None never stops early. Without validation rows: None."""
+    loss: str | None = Field(None, pattern=FACTORY)
+    """Your own loss, `package.module:function`, called as `function(outputs, target)`; None is the cross-entropy."""
     accumulate_batches: int = Field(1, ge=1)
     """Batches whose gradients are combined into one step, weighted by rows as if they were one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)

@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,11 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     """
     if settings.factory is None:
         return find_architecture(settings.architecture)(signature, settings)
-    factory = import_factory(settings.factory)
+    factory = import_function(settings.factory, "model.factory")
     given = (signature,) if _takes_signature(factory) else (signature.num_inputs, signature.num_outputs)
     with importing_from_here(), putting_defaults_back():  # it may import more when it is called
         try:
-            model = factory(*given)
+            model: nn.Module = factory(*given)
         except Exception as error:
             called = f"{settings.factory}({'signature' if len(given) == 1 else ', '.join(map(str, given))})"
             raise SettingsError(
@@ -65,25 +66,35 @@ def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
     return logits.float().tolist()
 
 
-def import_anew(name: str) -> None:
-    """Import the module of `package.module:function` as its files are now.
+def import_anew(functions: Mapping[str, str | None]) -> None:
+    """Import the modules of a user's functions as their files are now.
 
     Python alone would keep what it imported first for the life of a process, which may be a notebook's.
 
+    Args:
+        functions: `package.module:function` by the setting that names it.
+
     Raises:
-        SettingsError: As `import_factory`, or its source cannot be read.
+        SettingsError: As `import_function`, or a source cannot be read.
     """
-    digests = {own.removeprefix("code."): digest for own, digest in digest_user_code(name).items() if own.startswith("code.")}
+    digests = {
+        own.removeprefix("code."): digest
+        for setting, name in functions.items()
+        for own, digest in digest_user_code(name, setting).items()
+        if own.startswith("code.")
+    }
     if any(_imported.get(own, digest) != digest for own, digest in digests.items()):
         for own in _imported:  # all, as any of them may have imported the changed one
             sys.modules.pop(own, None)
         _imported.clear()
     _imported.update(digests)
-    import_factory(name)
+    for setting, name in functions.items():
+        if name is not None:
+            import_function(name, setting)
 
 
-def import_factory(name: str) -> Callable[..., nn.Module]:
-    """Import `package.module:function`.
+def import_function(name: str, setting: str) -> Callable[..., Any]:
+    """Import `package.module:function`, which a setting names.
 
     Raises:
         SettingsError: There is no such module or function, or the module fails on import.
@@ -91,13 +102,13 @@ def import_factory(name: str) -> Callable[..., nn.Module]:
     module_name, function_name = name.split(":")
     try:
         with importing_from_here(), putting_defaults_back():
-            factory: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), function_name)
+            function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
         raise SettingsError(
-            f"model.factory: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
+            f"{setting}: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
             "give package.module:function, from the working directory or installed"
         ) from error
-    return factory
+    return function
 
 
 def _takes_signature(factory: Callable[..., object]) -> bool:

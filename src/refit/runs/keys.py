@@ -166,6 +166,8 @@ def write_recipe(
         **digest_code([*TRAINING_CODE, *more_code]),
     }
     loop = {
+        **digest_user_code(settings.training.loss, "training.loss"),
+        "training.loss": settings.training.loss,
         **dict(walk_settings(settings.loader, "loader.")),
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,

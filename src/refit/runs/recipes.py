@@ -66,15 +66,14 @@ def build_recipe(
     Raises:
         DataError: The source cannot be read.
         SettingsError: The device or the compiler is missing on this machine, the architecture does not exist, or the user's
-            factory cannot be imported.
+            own functions cannot be imported.
     """
     processor = devices.describe_processors(settings.compute)
     scorer = devices.describe_processor(CPU, devices.choose_num_threads(settings.compute))
     digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
     if settings.model.factory is None:
         architectures.find_architecture(settings.model.architecture)
-    else:
-        building.import_anew(settings.model.factory)
+    building.import_anew({"model.factory": settings.model.factory, "training.loss": settings.training.loss})
     return write_recipe(settings, *digests, processor, scorer, first_weights)
 
 

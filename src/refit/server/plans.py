@@ -163,7 +163,7 @@ def describe_version(settings: Settings) -> str:
         ".".join(["refit", *path.relative_to(package).with_suffix("").parts]) for path in modules if path.suffix == ".py"
     )
     with contextlib.suppress(SettingsError):  # the factory need not be on this machine
-        code |= digest_user_code(settings.model.factory)
+        code |= digest_user_code(settings.model.factory) | digest_user_code(settings.training.loss, "training.loss")
     digests = (
         hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for part in (code, settings.model_dump(mode="json"))
     )

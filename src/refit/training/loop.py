@@ -17,7 +17,7 @@ from refit.models.building import build_model
 from refit.runtime.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
-from refit.training.objective import Objective, build_objective
+from refit.training.objective import Loss, Objective, build_objective
 from refit.training.optimizers import LearningRate, build_optimizer
 from refit.training.steps import find_engine
 
@@ -92,6 +92,7 @@ def build_training_state(
     signature: Signature,
     seed: int,
     device: torch.device | Callable[[nn.Module], torch.device],
+    loss: Loss | None = None,
 ) -> TrainingState:
     """Seed everything, then build the model on the CPU, move it to its device, and build its optimizer.
 
@@ -101,6 +102,7 @@ def build_training_state(
         signature: What the model is told of its inputs.
         seed: Of all generators.
         device: Where to train, or a function that chooses that for the model.
+        loss: The user's own; None takes that of the kind of target.
 
     Raises:
         SettingsError: The user's model factory cannot be used.
@@ -108,7 +110,7 @@ def build_training_state(
     seed_everything(seed)
     module = build_model(model, signature)
     module = module.to(device if isinstance(device, torch.device) else device(module))
-    return TrainingState(module, build_optimizer(optimizer, module.parameters()), build_objective(signature.target))
+    return TrainingState(module, build_optimizer(optimizer, module.parameters()), build_objective(signature.target, loss))
 
 
 @holding_generators(for_an_epoch=True)

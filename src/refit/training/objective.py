@@ -4,7 +4,7 @@ N is the number of rows, C of classes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -38,6 +38,10 @@ class RowScores:
     is_right: Mask
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and targets of a batch to a scalar to differentiate, their mean."""
+
+
 class Objective(Protocol):
     """All that depends on the kind of target."""
 
@@ -66,9 +70,10 @@ class Objective(Protocol):
         """Score each row, for the decision about a promotion."""
 
 
-def build_objective(target: Target) -> Objective:
-    """Build the objective for a kind of target."""
-    return {"classes": Classification}[target.kind](tuple(target.classes))
+def build_objective(target: Target, loss: Loss | None = None) -> Objective:
+    """Build the objective for a kind of target, with a loss of the user's own if that is given."""
+    classes = tuple(target.classes)
+    return Classification(classes) if loss is None else OwnLoss(classes, loss)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Classification:
         return Metrics(
             num_rows=len(target),
             num_correct=int((predicted == target).sum()),
-            loss=self.loss(outputs, target).item(),
+            loss=functional.cross_entropy(outputs, target).item(),
             accuracy=(predicted == target).double().mean().item(),
             roc_auc=torch.stack(areas).mean().item() if areas else None,
             calibration_error=classification.multiclass_calibration_error(
@@ -153,6 +158,17 @@ class Classification:
     def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:
         """Score each row by the probabilities of its classes, in double precision."""
         return score_probabilities(outputs.double().softmax(dim=1).numpy(), target.numpy(), score)
+
+
+@dataclass(frozen=True)
+class OwnLoss(Classification):
+    """One of C classes, by softmax, learned by a loss of the user's own. Metrics and scores are those of `Classification`."""
+
+    function: Loss
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return what the user's function does."""
+        return self.function(outputs, target)
 
 
 def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:

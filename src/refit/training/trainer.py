@@ -21,7 +21,7 @@ from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.training import checkpoints, evaluation, loop, optimizers
+from refit.training import checkpoints, evaluation, loop, optimizers, own_loss
 from refit.training.objective import build_objective
 
 Report = Callable[[str], object]
@@ -122,6 +122,7 @@ def start(
     examples = load_examples(snapshot, store)
     signature = examples.signature
     contract.check_contract(settings.model, signature)
+    own_loss.check_loss(settings.training.loss, signature)
     with _explaining(devices.list_candidates(settings.compute)[-1], settings):
         state = _build_state(examples, settings, report)
     unkept = contract.find_unkept_state(settings.model, signature)
@@ -337,7 +338,12 @@ def _build_state(examples: Examples, settings: SettingsTree, report: Report) -> 
         return device
 
     return loop.build_training_state(
-        settings.model, settings.optimizer, examples.signature, seed=settings.seed, device=choose_device
+        settings.model,
+        settings.optimizer,
+        examples.signature,
+        seed=settings.seed,
+        device=choose_device,
+        loss=own_loss.import_loss(settings.training.loss),
     )
 
 

@@ -120,10 +120,10 @@ def test_changed_code_is_imported_anew_by_all_that_import_it(write_factory, tmp_
     for width, order in ((3, names[:1]), (30, names[::-1]), (300, names)):
         (tmp_path / "own_widths.py").write_text(f"WIDTH = {width}\n")
         for name in order:
-            import_anew(name)
+            import_anew({"model.factory": name})
             assert width == sys.modules[name.partition(":")[0]].WIDTH
     kept = sys.modules[names[0].partition(":")[0]]
-    import_anew(names[0])
+    import_anew({"model.factory": names[0]})
     assert sys.modules[names[0].partition(":")[0]] is kept
     assert sys.modules["torch"] is torch
 

@@ -109,6 +109,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "optimizer.warmup_steps": (1, START),
     "training.num_epochs": (3, set()),
     "training.patience": (2, set()),
+    "training.loss": ("json:dumps", LATER),
     "training.accumulate_batches": (2, LATER),
     "training.max_grad_norm": (1.0, LATER),
     "training.epochs_per_task": (5, set()),
@@ -244,7 +245,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     recipe = write()
     settings = {section: names_of(section) for section in ("data", "loader", "model", "optimizer")}
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
-    loop = {"training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
+    loop = {"training.loss", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
     names = {
         "dataset": {*settings["data"], "seed", "polars", "numpy"},
         "loaders": {"data set", *settings["loader"]},

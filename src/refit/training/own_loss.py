@@ -1,0 +1,62 @@
+"""The user's own loss: imported by its name, and tried before it is trained with."""
+
+import torch
+from torch import Tensor
+
+from refit.data.signature import Signature
+from refit.errors import SettingsError
+from refit.models.building import import_function
+from refit.runtime.randomness import putting_generators_back
+from refit.training.objective import Loss
+
+NUM_ROWS = 6
+
+
+def import_loss(name: str | None) -> Loss | None:
+    """Import a loss by its name, if there is one; raises as `import_function` does."""
+    return None if name is None else import_function(name, "training.loss")
+
+
+def check_loss(name: str | None, signature: Signature) -> None:
+    """Try a loss on the outputs of a few rows, and refuse what could not be trained with.
+
+    Raises:
+        SettingsError: It fails, does not return a scalar that depends on the outputs, or is a sum over rows, not their mean:
+            short batches and accumulated ones would count as others do.
+    """
+    loss = import_loss(name)
+    if loss is None:
+        return
+    with putting_generators_back():
+        outputs = torch.linspace(-1, 1, NUM_ROWS * signature.num_outputs).view(NUM_ROWS, -1).cos()
+        target = torch.arange(NUM_ROWS) % signature.num_outputs
+        once = _try(loss, name, outputs, target)
+        twice = _try(loss, name, torch.cat([outputs, outputs]), torch.cat([target, target]))
+    if once and abs(twice - 2 * once) < 1e-5 * abs(twice):
+        raise SettingsError(
+            f"training.loss: expected {name} to return the mean over the rows of a batch, found twice as much for the same rows"
+            " twice; divide the sum by the number of rows"
+        )
+
+
+def _try(loss: Loss, name: str | None, outputs: Tensor, target: Tensor) -> float:
+    """The loss of outputs `(B, C)` and classes `(B,)`."""
+    outputs = outputs.clone().requires_grad_()
+    try:
+        found = loss(outputs, target)
+    except Exception as error:
+        raise SettingsError(
+            f"training.loss: expected {name}(outputs, target) to return a loss for outputs of {tuple(outputs.shape)} and classes of"
+            f" {tuple(target.shape)}, found {type(error).__name__}: {error}; correct the function"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != () or not found.is_floating_point():
+        described = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise SettingsError(
+            f"training.loss: expected {name} to return a tensor of one number, found {described}; return the mean over the rows"
+        )
+    if not found.requires_grad:
+        raise SettingsError(
+            f"training.loss: expected {name} to return a loss that depends on the outputs by PyTorch's operations, found one without"
+            " a gradient; use no detach, item or numpy"
+        )
+    return found.item()
