@@ -262,12 +262,12 @@ class ModelSettings(Section):
 class OptimizerSettings(Section):
     """How the parameters are updated."""
 
-    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    name: Literal["sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "rprop"] = "adamw"
     """The PyTorch optimizer. For the notebook table: sgd."""
     lr: float = Field(0.001, gt=0, lt=1e38)
     """Learning rate; with a schedule, its highest value. With sgd: 0.01. For the notebook table: 1."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Momentum of SGD, in [0, 1)."""
+    """Momentum of SGD and RMSprop, in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0, lt=1e38)
     """Weight decay: an L2 penalty in SGD and Adam, decoupled in AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -437,9 +437,9 @@ class Settings(SettingsTree, BaseSettings):
             raise ValueError("data.window: expected rows to train on, found 0; `none` takes all")
         if data.split_by == "features" and data.group_column is not None:
             raise ValueError("data.split_by: expected `rows`, as data.group_column says which rows stay together; drop one of them")
-        if optimizer.momentum and optimizer.name != "sgd":
+        if optimizer.momentum and optimizer.name not in ("sgd", "rmsprop"):
             raise ValueError(
-                f"optimizer.momentum: only sgd has it, found {optimizer.name}; leave it 0, or set optimizer.name to sgd"
+                f"optimizer.momentum: only sgd and rmsprop have it, found {optimizer.name}; leave it 0, or take one of these"
             )
         highest = 0 if self.promotion.score == "log_likelihood" else 1
         if self.promotion.min_score is not None and self.promotion.min_score >= highest:

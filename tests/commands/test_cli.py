@@ -207,7 +207,10 @@ def test_bad_values_of_other_sources_exit_with_two_and_name_the_source(refit, mo
 
 def test_settings_that_contradict_one_another_exit_with_two(refit):
     code, _, err = refit("settings", "--optimizer.name", "adam", "--optimizer.momentum", "0.9")
-    assert (code, err) == (2, "error: optimizer.momentum: only sgd has it, found adam; leave it 0, or set optimizer.name to sgd\n")
+    assert (code, err) == (
+        2,
+        "error: optimizer.momentum: only sgd and rmsprop have it, found adam; leave it 0, or take one of these\n",
+    )
 
 
 def test_an_unknown_protocol_of_the_store_is_refused(refit):

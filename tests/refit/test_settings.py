@@ -316,7 +316,11 @@ def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("optimizer.name", "lion", "'sgd', 'adam' or 'adamw'"),
+        (
+            "optimizer.name",
+            "lion",
+            "'sgd', 'adam', 'adamw', 'nadam', 'radam', 'adamax', 'adagrad', 'adadelta', 'rmsprop' or 'rprop'",
+        ),
         ("training.num_epochs", 2.5, "a whole number of at least 1"),
         ("model.hidden_sizes", ["x"], "a whole number"),
         ("promotion.min_score", "high", "a number"),
@@ -371,7 +375,10 @@ def test_all_mistakes_are_named_at_once_one_a_line(monkeypatch):
         ({"data": {"window": 0.5}}, "data.window: only a `time` split"),
         ({"data": {"split": "time", "time_column": "t", "window": 0}}, "data.window: expected rows to train on, found 0"),
         ({"data": {"split_by": "features", "group_column": "k"}}, "data.split_by: expected `rows`, as data.group_column"),
-        ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer.momentum: only sgd has it, found adam; leave it 0"),
+        (
+            {"optimizer": {"name": "adam", "momentum": 0.9}},
+            "optimizer.momentum: only sgd and rmsprop have it, found adam; leave it 0",
+        ),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(given, message):

@@ -50,9 +50,9 @@ def _try(loss: Loss, name: str | None, outputs: Tensor, target: Tensor) -> float
             f" {tuple(target.shape)}, found {type(error).__name__}: {error}; correct the function"
         ) from error
     if not isinstance(found, Tensor) or found.shape != () or not found.is_floating_point():
-        described = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        kind = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise SettingsError(
-            f"training.loss: expected {name} to return a tensor of one number, found {described}; return the mean over the rows"
+            f"training.loss: expected {name} to return a tensor of one number, found {kind}; return the mean over the rows"
         )
     if not found.requires_grad:
         raise SettingsError(

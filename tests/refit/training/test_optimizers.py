@@ -1,5 +1,4 @@
 import math
-from typing import Literal
 
 import pytest
 import torch
@@ -21,10 +20,6 @@ NUM_EPOCHS = 3
 X, Y = torch.randn(23, 4, generator=torch.Generator().manual_seed(1)), torch.arange(23) % 3
 
 
-class MoreOptimizers(OptimizerSettings):
-    name: Literal["rmsprop", "nadam", "adagrad", "rprop"]  # the one line that adds them
-
-
 def train_plainly(optimizer: type[torch.optim.Optimizer], **options) -> str:
     """Digest of the weights that a plain loop gives."""
     torch.manual_seed(0)
@@ -39,9 +34,12 @@ def train_plainly(optimizer: type[torch.optim.Optimizer], **options) -> str:
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
-@pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adagrad])
-def test_an_optimizer_added_by_one_line_trains_with_the_bits_of_a_plain_loop_even_if_it_is_interrupted(kind, is_interrupted, store):
-    settings = MoreOptimizers(name=kind.__name__.lower(), lr=0.05, weight_decay=0.1)
+@pytest.mark.parametrize(
+    "kind",
+    [getattr(torch.optim, name) for name in ("NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")],
+)
+def test_any_optimizer_trains_with_the_bits_of_a_plain_loop_even_if_it_is_interrupted(kind, is_interrupted, store):
+    settings = OptimizerSettings(name=kind.__name__.lower(), lr=0.05, weight_decay=0.1)
 
     def build() -> TrainingState:
         model = ModelSettings(hidden_sizes=[8], dropout=0.3)
@@ -59,9 +57,9 @@ def test_an_optimizer_added_by_one_line_trains_with_the_bits_of_a_plain_loop_eve
 
 
 def test_a_weight_decay_that_the_optimizer_has_not_is_refused():
-    build_optimizer(MoreOptimizers(name="rprop"), [torch.zeros(1, requires_grad=True)])
+    build_optimizer(OptimizerSettings(name="rprop"), [torch.zeros(1, requires_grad=True)])
     with pytest.raises(SettingsError, match=r"optimizer\.weight_decay: expected 0, as rprop has none, found 0\.1; leave it 0"):
-        build_optimizer(MoreOptimizers(name="rprop", weight_decay=0.1), [torch.zeros(1, requires_grad=True)])
+        build_optimizer(OptimizerSettings(name="rprop", weight_decay=0.1), [torch.zeros(1, requires_grad=True)])
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
