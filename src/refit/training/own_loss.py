@@ -56,7 +56,7 @@ def _try(loss: Loss, name: str | None, outputs: Tensor, target: Tensor) -> float
         )
     if not found.requires_grad:
         raise SettingsError(
-            f"training.loss: expected {name} to return a loss that depends on the outputs by PyTorch's operations, found one without"
-            " a gradient; use no detach, item or numpy"
+            f"training.loss: expected {name} to return a loss that depends on the outputs by PyTorch's operations, found one"
+            " without a gradient; use no detach, item or numpy"
         )
     return found.item()
