@@ -37,7 +37,7 @@ from pydantic_settings import (
 )
 
 from refit.errors import SettingsError
-from refit.texts import SECRET, has_secret
+from refit.texts import SECRET, has_secret, list_names
 
 SETTINGS_FILE = Path("refit.toml")
 NOTEBOOK = "notebook"
@@ -153,6 +153,22 @@ Size = Annotated[
 TextList = Annotated[list[str], BeforeValidator(_read_list)]
 
 
+def _read_object(value: Any) -> Any:
+    """Parse a JSON object from the environment or the command line, and refuse what JSON cannot hold."""
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value)
+    try:
+        json.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"expected numbers, texts, true, false, and lists of them, found other values: {error}") from error
+    return value
+
+
+Options = Annotated[dict[str, Any], BeforeValidator(_read_object)]
+"""Keyword arguments of a user's function."""
+
+
 class Section(BaseModel):
     """One part of the tree: frozen, and strict about names."""
 
@@ -257,6 +273,8 @@ class ModelSettings(Section):
     """Chance that a unit is zeroed after each hidden activation, in [0, 1)."""
     factory: str | None = Field(None, pattern=FACTORY)
     """Your own model, `package.module:function`, called as `function(num_inputs, num_outputs)` or `function(signature)`."""
+    options: Options = {}
+    """Keyword arguments that your function is called with as well, such as `{"width": 64}`."""
 
 
 class OptimizerSettings(Section):
@@ -420,6 +438,11 @@ class Settings(SettingsTree, BaseSettings):
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
         data, optimizer = self.data, self.optimizer
+        if self.model.options and self.model.factory is None:
+            raise ValueError(
+                f"model.options: expected none without a factory that takes them, found {list_names(self.model.options)};"
+                " set model.factory, or drop them"
+            )
         if data.split == "time" and data.time_column is None:
             raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`, found none; name one")
         if data.split == "random" and data.time_column is not None:
@@ -582,6 +605,8 @@ def _describe_expected(mistake: ErrorDetails, name: str) -> str:
         return PATTERNS[context["pattern"]]
     if kind.startswith("bool"):
         return "true or false"
+    if kind == "dict_type":
+        return 'names and values, such as `{"width": 64}`'
     if kind.startswith(("int", "float", "greater", "less", "finite")):
         field = _find_field(name)
         is_float = field is not None and float in (field.annotation, *get_args(field.annotation))
@@ -612,9 +637,9 @@ def _read_environment(source: EnvSettingsSource) -> dict[str, Any]:
 
 
 def _fill_in(merged: dict[str, Any], weaker: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = "") -> None:
-    """Add to `merged` the values that only `weaker` has, and note their origin by dotted name."""
+    """Add to `merged` the values that only `weaker` has, and note their origin by dotted name; a setting may be a dictionary."""
     for key, value in weaker.items():
-        if isinstance(value, Mapping) and isinstance(merged.setdefault(key, {}), dict):
+        if not prefix and isinstance(value, Mapping) and isinstance(merged.setdefault(key, {}), dict):
             _fill_in(merged[key], value, origins, origin, f"{prefix}{key}.")
         elif key not in merged:
             merged[key] = value

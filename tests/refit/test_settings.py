@@ -328,6 +328,7 @@ def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
         ("compute.device", "GPU", "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`"),
         ("loader.drop_last", "perhaps", "true or false"),
         ("model.factory", "networks", "`package.module:function`"),
+        ("model.options", "wide", """names and values, such as `{"width": 64}`"""),
     ],
 )
 def test_a_refusal_names_the_values_that_are_allowed(name, value, expected):
@@ -518,3 +519,19 @@ def test_a_run_that_is_given_nothing_leaves_every_setting_open():
     assert dict(walk_settings(NothingGiven())) == dict(walk_settings(SettingsTree()))
     assert NothingGiven().model_dump(exclude_unset=True) == {}
     assert NothingGiven().model_dump_json() == "{}"
+
+
+def test_options_are_taken_from_one_source_as_a_whole(monkeypatch):
+    monkeypatch.setenv("REFIT_MODEL__OPTIONS", '{"width": 5, "depth": 2}')
+    monkeypatch.setenv("REFIT_MODEL__FACTORY", "networks:build")
+    settings, origins = resolve_settings()
+    assert (settings.model.options, origins["model.options"]) == ({"width": 5, "depth": 2}, "environment")
+    settings, origins = resolve_settings({"model": {"options": {"width": 7}}})
+    assert (settings.model.options, origins["model.options"]) == ({"width": 7}, "command line")
+
+
+def test_options_without_a_factory_are_refused():
+    message = refused({"model": {"options": {"width": 7}}})
+    assert (
+        message == "model.options: expected none without a factory that takes them, found `width`; set model.factory, or drop them"
+    )

@@ -4,9 +4,10 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from refit.code import digest_user_code, importing_from_here
@@ -16,6 +17,7 @@ from refit.models.architectures import find_architecture
 from refit.runtime.devices import putting_defaults_back
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
+from refit.texts import list_names
 
 _imported: dict[str, str] = {}
 """The modules of users that this process has imported, with their digests at that time."""
@@ -33,12 +35,14 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     if settings.factory is None:
         return find_architecture(settings.architecture)(signature, settings)
     factory = import_function(settings.factory, "model.factory")
-    given = (signature,) if _takes_signature(factory) else (signature.num_inputs, signature.num_outputs)
+    options = _convert_options(factory, settings.factory, settings.options)
+    given = (signature,) if _takes_signature(factory, options) else (signature.num_inputs, signature.num_outputs)
     with importing_from_here(), putting_defaults_back():  # it may import more when it is called
         try:
-            model: nn.Module = factory(*given)
+            model: nn.Module = factory(*given, **options)
         except Exception as error:
-            called = f"{settings.factory}({'signature' if len(given) == 1 else ', '.join(map(str, given))})"
+            named = [f"{name}={value!r}" for name, value in options.items()]
+            called = f"{settings.factory}({', '.join([*(['signature'] if len(given) == 1 else map(str, given)), *named])})"
             raise SettingsError(
                 f"model.factory: expected {called} to return a model, found {type(error).__name__}: {error};"
                 " correct the function, which is given num_inputs and num_outputs, or the Signature alone if it takes one argument"
@@ -111,10 +115,43 @@ def import_function(name: str, setting: str) -> Callable[..., Any]:
     return function
 
 
-def _takes_signature(factory: Callable[..., object]) -> bool:
-    """Whether a factory has one argument, as `build(signature)`, not two, as `build(num_inputs, num_outputs)`."""
+def check_options(settings: ModelSettings) -> None:
+    """Raise SettingsError if a factory takes no argument of the name of an option, or one of another type."""
+    if settings.factory is not None:
+        _convert_options(import_function(settings.factory, "model.factory"), settings.factory, settings.options)
+
+
+def _convert_options(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a function, converted to the types that it is annotated with."""
     try:
-        arguments = inspect.signature(factory).parameters.values()
+        parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
+    except (TypeError, ValueError, NameError):
+        return dict(options)
+    takes_all = any(it.kind is it.VAR_KEYWORD for it in parameters.values())
+    unknown = [option for option in options if option not in parameters and not takes_all]
+    if unknown:
+        raise SettingsError(
+            f"model.options: expected arguments that {name} takes, which has {list_names(parameters)}, found {list_names(unknown)};"
+            " correct the name"
+        )
+    checked = {}
+    for option, value in options.items():
+        try:
+            checked[option] = TypeAdapter(hints[option]).validate_python(value) if option in hints else value
+        except PydanticSchemaGenerationError:  # of a type that only the function knows
+            checked[option] = value
+        except ValidationError as error:
+            expected, reason = getattr(hints[option], "__name__", hints[option]), error.errors()[0]["msg"]
+            raise SettingsError(
+                f"model.options.{option}: expected {expected}, as {name} is annotated, found {value!r}: {reason}; change it"
+            ) from error
+    return checked
+
+
+def _takes_signature(factory: Callable[..., object], options: Mapping[str, Any]) -> bool:
+    """Whether a factory has one argument besides options, as `build(signature)`, not two, as `build(num_inputs, num_outputs)`."""
+    try:
+        arguments = [it for it in inspect.signature(factory).parameters.values() if it.name not in options]
     except (TypeError, ValueError):
         return False
     required = [it for it in arguments if it.default is it.empty and it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]

@@ -74,6 +74,7 @@ def build_recipe(
     if settings.model.factory is None:
         architectures.find_architecture(settings.model.architecture)
     building.import_anew({"model.factory": settings.model.factory, "training.loss": settings.training.loss})
+    building.check_options(settings.model)
     return write_recipe(settings, *digests, processor, scorer, first_weights)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from refit.data.signature import Signature
 from refit.errors import SettingsError
-from refit.models.building import build_model, import_anew
+from refit.models.building import build_model, check_options, import_anew
 from refit.models.contract import check_contract, find_unkept_state
 from refit.models.mlp import ACTIVATIONS, build_mlp
 from refit.settings import ModelSettings
@@ -96,6 +96,49 @@ def test_a_factory_is_found_on_the_path_and_given_both_widths(write_factory):
     model = build_model(ModelSettings(factory=name), Signature.of_numbers(3, 2))
     assert isinstance(model, nn.Linear)
     assert (model.in_features, model.out_features) == (3, 2)
+
+
+WIDE = """
+from torch import nn
+
+class Width(int):
+    pass
+
+def build(num_inputs, num_outputs, width: int = 4, bias: bool = True, kind: "Kind" = None):
+    return nn.Sequential(nn.Linear(num_inputs, width, bias), nn.Linear(width, num_outputs))
+
+def by_signature(signature, width):
+    return build(signature.num_inputs, signature.num_outputs, width)
+"""
+
+
+@pytest.mark.parametrize("function", ["build", "by_signature"])
+def test_a_factory_gets_its_options_beside_what_it_is_told(write_factory, function):
+    name = write_factory(WIDE.replace(': "Kind"', "")).replace("build", function)
+    model = build_model(ModelSettings(factory=name, options={"width": 7}), Signature.of_numbers(3, 2))
+    assert (model[0].in_features, model[0].out_features, model[1].out_features) == (3, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"widht": 7},
+            "model.options: expected arguments that {} takes, which has `num_inputs`, .*, found `widht`; correct the name",
+        ),
+        ({"width": "wide"}, "model.options.width: expected int, as {} is annotated, found 'wide': Input should be a valid integer"),
+        ({"bias": 3}, "model.options.bias: expected bool, as {} is annotated, found 3"),
+    ],
+)
+def test_options_that_a_factory_does_not_take_are_refused_before_it_is_called(write_factory, options, message):
+    name = write_factory(WIDE.replace(': "Kind"', ""))
+    with pytest.raises(SettingsError, match=message.format(name)):
+        check_options(ModelSettings(factory=name, options=options))
+
+
+def test_options_of_a_factory_whose_annotations_cannot_be_read_are_given_as_they_are(write_factory):
+    check_options(ModelSettings(factory=write_factory(WIDE), options={"width": "wide"}))
+    check_options(ModelSettings())
 
 
 def test_trying_a_factorys_model_draws_nothing_and_leaves_it_in_training_mode(write_factory):

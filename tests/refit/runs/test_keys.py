@@ -101,6 +101,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "model.activation": ("tanh", START),
     "model.dropout": (0.5, START),
     "model.factory": ("json:dumps", START),
+    "model.options": ({"width": 3}, START),
     "optimizer.name": ("adam", START),
     "optimizer.lr": (0.2, START),
     "optimizer.momentum": (0.9, START),
@@ -154,7 +155,12 @@ def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
     value, steps = CHANGES[name]
     by_time = {"data.split": "time", "data.time_column": "x1"}
     by_other = {**by_time, "data.time_column": "x2"}
-    needed = {"data.time_column": by_other, "data.window": by_time, "data.gap": by_time}.get(name, {})
+    needed = {
+        "model.options": {"model.factory": "json:dumps"},
+        "data.time_column": by_other,
+        "data.window": by_time,
+        "data.gap": by_time,
+    }.get(name, {})
     changed = by_time if name == "data.split" else {name: value}
     assert changed_keys(write(needed), write(needed, changed)) == steps
 
