@@ -4,6 +4,7 @@ A small step has some twenty operations, each of which takes a GPU less time tha
 """
 
 from collections.abc import Sequence
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,22 +41,24 @@ def chain(take_step: Program, num_steps: int) -> Program:
 def capture(program: Program, tensors: list[Tensor]) -> Program:
     """Record what a program does with tensors, the last two of which are the rows, as one CUDA graph.
 
-    The graph reads and writes the same memory in each call; only the rows are copied to where it expects them.
+    The graph reads and writes the same memory in each call; only the rows are copied to where it expects them. It does not keep the
+    program's kernels and constants: whoever compiled them does. Whatever happens, the tensors are left as they were.
 
     Source: PyTorch 2.13, "CUDA semantics", whole-network capture.
     """
     kept, rows = tensors[:-2], [part.clone() for part in tensors[-2:]]
-    before = [tensor.clone() for tensor in kept]
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UPS):
-            program([*kept, *rows])
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        losses = torch.cat([loss.reshape(-1) for loss in program([*kept, *rows])])
-    restore(kept, before)
+    before, graph = [tensor.clone() for tensor in kept], torch.cuda.CUDAGraph()
+    here, aside = torch.cuda.current_stream(kept[0].device), _open_stream(kept[0].device)
+    aside.wait_stream(here)
+    try:
+        with torch.cuda.stream(aside):  # on its device, which need not be the current one; left even if the recording fails
+            for _ in range(WARM_UPS):
+                program([*kept, *rows])
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):  # others may use the GPU meanwhile
+                losses = torch.cat([loss.reshape(-1) for loss in program([*kept, *rows])])
+    finally:
+        here.wait_stream(aside)
+        restore(kept, before)
 
     def replay(tensors: list[Tensor]) -> list[Tensor]:
         for place, part in zip(rows, tensors[-2:], strict=True):
@@ -64,6 +67,12 @@ def capture(program: Program, tensors: list[Tensor]) -> Program:
         return [losses.clone()]  # the next call overwrites them
 
     return replay
+
+
+@cache
+def _open_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a device records; always the same, as cuBLAS keeps 32 MB for each that it has met."""
+    return torch.cuda.Stream(device)
 
 
 def restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

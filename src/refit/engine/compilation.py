@@ -21,10 +21,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from refit.engine.captured_steps import GRAPHS, capture, chain
+from refit.engine.machine_code import Program as Recordable
 from refit.engine.machine_code import list_shapes, load_program, refusal
 from refit.engine.operations import LIGHTER
 from refit.engine.optimizer_updates import KNOWN, UpdateRule, build_update_rule, find_unknown
 from refit.errors import SettingsError
+from refit.runtime.accelerators import is_short_of_memory
 from refit.runtime.devices import computing_on_one_thread
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.training.steps import Batch
@@ -51,7 +53,8 @@ TRIAL_LR = 0.01
 TRIES = 5
 """Traces of a step until it counts as one that draws random numbers: another thread may draw meanwhile."""
 
-_steps: WeakKeyDictionary[nn.Module, dict[str, Program]] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[nn.Module, dict[str, tuple[Program, object]]] = WeakKeyDictionary()
+"""Compiled steps, and what a recording of them does not keep: kernels, which Triton unloads with the program, and constants."""
 _uncompilable: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
@@ -169,7 +172,7 @@ def _find_program(
     key = repr([type(optimizer), options, compute.keywords, sizes, places, torch.get_num_threads()])
     programs = _steps.setdefault(model, {})
     if key in programs:
-        return programs[key]
+        return programs[key][0]
     running = _choose_context(group["params"], len(rows[1]) // num_steps)
     started = time.perf_counter()
     rates = [torch.zeros((), device=device, requires_grad=True) for _ in range(num_steps)]
@@ -184,9 +187,7 @@ def _find_program(
         program = load_program(graph, _make_trial((*fixed[:-1], fixed[-1][:num_traced]), (x, y)), device)
         if num_traced < num_steps:
             program = chain(program, num_steps)
-        if device.type in GRAPHS:
-            with torch.no_grad():
-                program = capture(program, [*inputs, *rows])
+        run = _record(program, [*inputs, *rows]) if device.type in GRAPHS else program
     report(f"compiled the training step in {time.perf_counter() - started:.1f} seconds")
 
     def take_steps(rows: Batch, lrs: Sequence[float]) -> Sequence[Tensor]:
@@ -197,10 +198,25 @@ def _find_program(
             rates_before = [*lrs]
         group["lr"] = lrs[-1]
         with running():
-            return program([*inputs, *rows])
+            return run([*inputs, *rows])
 
-    programs[key] = take_steps
+    programs[key] = take_steps, program
     return take_steps
+
+
+def _record(program: Recordable, tensors: list[Tensor]) -> Recordable:
+    """Record compiled steps as a CUDA graph.
+
+    Raises:
+        SettingsError: They do something that cannot be recorded.
+    """
+    try:
+        with torch.no_grad():
+            return capture(program, tensors)
+    except RuntimeError as error:
+        if is_short_of_memory(error):
+            raise
+        raise refusal(error) from error
 
 
 def _refuse_unknown(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,7 +1,11 @@
 """Compiled and recorded steps on an accelerator, with the parts that need a GPU replaced."""
 
+import gc
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ from stand_in import FIRST
 
 from refit.data.loaders import build_train_loader
 from refit.data.signature import Signature
-from refit.engine import captured_steps, fast_steps
+from refit.engine import captured_steps, compilation, fast_steps
 from refit.engine.captured_steps import chain
 from refit.errors import SettingsError
 from refit.runtime.randomness import set_device
@@ -191,3 +195,88 @@ def test_a_recording_that_fails_or_has_other_bits_is_not_used(recording, monkeyp
         train(state, "eager")
     assert digest(states[0]) == digest(states[1])
     assert recording == []
+
+
+class FakeStream:
+    """A stream, which knows its device."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        assert other.device == self.device
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> list[Any]:
+    """Put in the place of CUDA what records nothing and replays nothing; returns the recordings' streams and modes."""
+    recorded: list[Any] = []
+
+    @contextmanager
+    def graph(graph: object, stream: FakeStream | None = None, capture_error_mode: str = "global") -> Iterator[None]:  # noqa: ARG001
+        recorded.append((stream and stream.device, capture_error_mode))
+        yield
+
+    graphs = lambda: SimpleNamespace(replay=lambda: None)  # noqa: E731
+    fakes = {"Stream": FakeStream, "current_stream": FakeStream, "stream": nullcontext, "CUDAGraph": graphs, "graph": graph}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    captured_steps._open_stream.cache_clear()
+    yield recorded
+    captured_steps._open_stream.cache_clear()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_recording_is_made_on_the_device_of_its_tensors_and_leaves_them_as_they_were(cuda, fails):
+    weights, x, y = torch.ones(2, device=FIRST), torch.ones(4, 2, device=FIRST), torch.arange(4, device=FIRST)
+
+    def take_step(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        if fails and cuda:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        tensors[0].add_(1)
+        return [tensors[1].sum()]
+
+    with pytest.raises(RuntimeError, match="not permitted") if fails else nullcontext():
+        captured_steps.capture(take_step, [weights, x, y])
+    assert cuda == [(FIRST, "thread_local")]
+    assert weights.cpu().tolist() == [1, 1]
+
+
+def test_a_recording_does_not_outlive_the_kernels_of_the_compiled_program(compiling, monkeypatch):
+    class Compiled:
+        def __init__(self, graph: Callable[..., Any]) -> None:
+            self.graph = graph
+            made.append(weakref.ref(self))
+
+        def __call__(self, *arguments: Any) -> Any:
+            return self.graph(*arguments)
+
+    def capture(_: object, tensors: list[torch.Tensor]) -> captured_steps.Program:
+        return lambda _: [torch.ones(len(tensors[-1]) // 4, device=FIRST)]
+
+    made: list[weakref.ref[Compiled]] = []
+    compiling(Compiled)
+    monkeypatch.setattr(compilation, "capture", capture)
+    monkeypatch.setattr(compilation, "GRAPHS", ("standin",))
+    train(state := build_state(), "compiled")
+    gc.collect()
+    assert [it() is not None for it in made] == [True]
+    del state
+    gc.collect()
+    assert [it() for it in made] == [None]
+
+
+def test_compiled_steps_that_cannot_be_recorded_are_refused_or_auto_goes_on_without(compiling, monkeypatch):
+    def capture(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    compiling(lambda graph: graph)
+    monkeypatch.setattr(compilation, "capture", capture)
+    monkeypatch.setattr(compilation, "GRAPHS", ("standin",))
+    monkeypatch.setattr(fast_steps, "count_steps_before", lambda *_: 0)
+    plain, auto = build_state(), build_state()
+    train(plain, "eager")
+    train(auto, "auto")
+    assert digest(plain) == digest(auto)
+    with pytest.raises(SettingsError, match="whole, found RuntimeError: operation not permitted when stream is capturing"):
+        train(build_state(), "compiled")
