@@ -173,8 +173,12 @@ def _move_all(x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _gather(values: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Rows of these numbers, on their way to a device where they may not be yet; nothing waits for them to arrive."""
+    """Rows of these numbers, on their way to a device where they may not be yet; if memory is pinned, nothing waits for them.
+
+    From other memory the CPU has to wait, as MPS would read it after it was freed.
+    """
     if values.device == device:
         return values.index_select(0, rows)
-    batch = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, pin_memory=device.type in PINNING)
-    return torch.index_select(values, 0, rows, out=batch).to(device, non_blocking=True)
+    is_pinned = device.type in PINNING
+    batch = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, pin_memory=is_pinned)
+    return torch.index_select(values, 0, rows, out=batch).to(device, non_blocking=is_pinned)

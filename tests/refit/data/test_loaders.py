@@ -190,6 +190,18 @@ def test_a_batch_is_copied_once_on_its_way_from_the_memory_of_the_cpu(standin):
     assert standin.num_waits == 0
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_only_from_pinned_memory_is_a_batch_sent_without_waiting(monkeypatch, is_pinned):
+    sent: list[bool] = []
+    empty = torch.empty
+    monkeypatch.setattr(loaders, "PINNING", ("meta",) if is_pinned else ())
+    monkeypatch.setattr(torch, "empty", lambda *sizes, pin_memory, **given: empty(*sizes, **given))  # noqa: ARG005
+    monkeypatch.setattr(torch.Tensor, "to", lambda batch, _, non_blocking: sent.append(non_blocking) or batch)
+    loader = build_train_loader(*make_rows(100), 32, False, torch.device("meta"), is_crowded=True)
+    loader.gather(torch.arange(32))
+    assert sent == [is_pinned, is_pinned]
+
+
 def test_a_pytorch_that_shuffles_in_another_way_is_told_of_once(monkeypatch):
     loaders._warn_of_other_order.cache_clear()
     monkeypatch.setattr(torch.utils.data.RandomSampler, "__iter__", lambda sampler: iter(range(len(sampler))))
