@@ -44,6 +44,7 @@ def _set_workspace(value: str | None) -> None:
 
 
 cudnn = torch.backends.cudnn
+filling: Any = torch.utils.deterministic
 Defaults = tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...]
 """Getter and setter of each of some process-wide defaults."""
 DEFAULTS: Defaults = (
@@ -54,7 +55,9 @@ DEFAULTS: Defaults = (
 )
 """What runs and users' factories may change."""
 DETERMINISM: Defaults = (
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    # 0, 1 (warn) or 2. `use_deterministic_algorithms` forgets the 1, and loads PyTorch's compiler, which takes seconds.
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (lambda: filling.fill_uninitialized_memory, lambda value: setattr(filling, "fill_uninitialized_memory", value)),
     (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
     (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
     (lambda: cudnn.allow_tf32, lambda value: setattr(cudnn, "allow_tf32", value)),
@@ -172,7 +175,8 @@ def computing_on(device: torch.device, settings: ComputeSettings) -> Iterator[No
         return
     with putting_defaults_back(DETERMINISM):
         _set_workspace(os.environ.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACE))  # read when the first product is computed
-        torch.use_deterministic_algorithms(settings.deterministic)
+        torch.set_deterministic_debug_mode(2 if settings.deterministic else 0)
+        filling.fill_uninitialized_memory = False  # no operation reads it, and writing it takes a kernel, or a copy of the rows
         cudnn.deterministic, cudnn.benchmark = settings.deterministic, False
         cudnn.allow_tf32 = settings.matmul_precision != "highest"
         yield

@@ -159,6 +159,21 @@ def test_an_accelerator_computes_the_same_bits_each_time_and_the_cpu_as_ever():
         assert read() == before
 
 
+def test_what_the_user_has_set_for_determinism_is_put_back_and_costs_nothing_within():
+    with putting_defaults_back(devices.DETERMINISM):
+        torch._C._set_deterministic_algorithms(True, warn_only=True)
+        with computing_on(torch.device("mps"), ComputeSettings()):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    script = (
+        "import sys, torch; from refit.runtime.devices import computing_on; from refit.settings import ComputeSettings\n"
+        "with computing_on(torch.device('mps'), ComputeSettings()): print('torch._inductor.config' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_the_processors_that_bits_may_depend_on_are_described(standin):
     cpu = describe_processor(torch.device("cpu"), 2)
     given = {"num_threads": 2}
