@@ -166,6 +166,19 @@ def test_plain_steps_of_sgd_are_recorded_once_and_have_their_bits(recording, opt
     assert recording.count("replay") > 9
 
 
+def test_rows_of_recorded_steps_are_aligned_as_those_of_plain_ones(recording, monkeypatch):
+    compute, places = fast_steps.FastSteps.compute_gradients, []
+
+    def watch(steps: fast_steps.FastSteps, batches: Any) -> Any:
+        places.extend(x.storage_offset() * x.element_size() for x, _ in batches)
+        return compute(steps, batches)
+
+    monkeypatch.setattr(fast_steps.FastSteps, "compute_gradients", watch)
+    train(build_state(name="sgd"), "eager")
+    assert recording
+    assert {place % 256 for place in places} == {0}
+
+
 def test_dropout_of_recorded_steps_draws_as_that_of_plain_ones(recording, monkeypatch):
     recorded, plain = (build_state(dropout=0.4, name="sgd") for _ in range(2))
     train(recorded, "eager")
