@@ -193,6 +193,12 @@ def _explaining(device: torch.device, settings: SettingsTree) -> Iterator[None]:
                 f"compute.device: expected room for the network and a batch on {device}, found: {found};"
                 " lower loader.batch_size, end what else runs there, or use `cpu`; the same command goes on from here"
             ) from error
+        if "CUBLAS_WORKSPACE_CONFIG" in found:
+            raise SettingsError(
+                f"compute.deterministic: expected a process that computes nothing on {device} before it trains, found one whose"
+                f" earlier products decided how cuBLAS computes, or another CUBLAS_WORKSPACE_CONFIG than {devices.WORKSPACE}; set"
+                " it to this before Python starts, restart the notebook, or set compute.deterministic to false"
+            ) from error
         if "deterministic" in found and device.type != "cpu":
             raise SettingsError(
                 f"compute.deterministic: expected a model whose operations give the same bits each time on {device}, found:"

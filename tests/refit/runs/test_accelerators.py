@@ -177,6 +177,23 @@ def test_a_network_that_cannot_be_deterministic_is_refused_unless_that_is_allowe
     sys.modules.pop("networks")
 
 
+def test_a_process_whose_earlier_products_were_not_deterministic_is_told_to_start_anew(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "Deterministic behavior was enabled [...], but this operation is not deterministic because it uses CuBLAS [...],"
+            " you must set an environment variable: CUBLAS_WORKSPACE_CONFIG=:4096:8"
+        )
+
+    monkeypatch.setattr("refit.training.loop.train_epoch", refuse)
+    message = (
+        "compute.deterministic: expected a process that computes nothing on standin:0 before it trains, found one whose earlier"
+        " products decided how cuBLAS computes, or another CUBLAS_WORKSPACE_CONFIG than :4096:8; set it to this before Python"
+        " starts, restart the notebook, or set compute.deterministic to false"
+    )
+    with pytest.raises(SettingsError, match=message):
+        train("a")
+
+
 def test_a_network_that_makes_tensors_on_the_cpu_is_refused(monkeypatch, tmp_path):
     (tmp_path / "networks.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(str(tmp_path))
