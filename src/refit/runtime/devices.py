@@ -43,13 +43,42 @@ def _set_workspace(value: str | None) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = value
 
 
-cudnn = torch.backends.cudnn
+def _ask(question: Callable[[], Any]) -> Any:
+    """The answer, or None where PyTorch's newer switches for fp32 say what the older ones cannot, for which it raises."""
+    try:
+        return question()
+    except RuntimeError:
+        return None
+
+
+def _get_matmul_precision() -> tuple[Any, ...]:
+    """What the older switch says, and the newer ones, which may contradict it."""
+    backends: Any = torch.backends
+    return _ask(torch.get_float32_matmul_precision), backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision
+
+
+def _set_matmul_precision(values: tuple[Any, ...]) -> None:
+    backends: Any = torch.backends
+    torch.set_float32_matmul_precision(values[0] or "highest")
+    backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision = values[1:]
+
+
+def _get_cudnn_precision() -> tuple[Any, ...]:
+    return _ask(lambda: cudnn.allow_tf32), cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+
+
+def _set_cudnn_precision(values: tuple[Any, ...]) -> None:
+    cudnn.allow_tf32 = bool(values[0])
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = values[1:]
+
+
+cudnn: Any = torch.backends.cudnn
 filling: Any = torch.utils.deterministic
 Defaults = tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...]
 """Getter and setter of each of some process-wide defaults."""
 DEFAULTS: Defaults = (
     (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_get_matmul_precision, _set_matmul_precision),
     (torch.get_default_dtype, torch.set_default_dtype),
     (randomness.get_device, randomness.set_device),
 )
@@ -60,7 +89,7 @@ DETERMINISM: Defaults = (
     (lambda: filling.fill_uninitialized_memory, lambda value: setattr(filling, "fill_uninitialized_memory", value)),
     (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
     (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
-    (lambda: cudnn.allow_tf32, lambda value: setattr(cudnn, "allow_tf32", value)),
+    (_get_cudnn_precision, _set_cudnn_precision),
     (lambda: os.environ.get("CUBLAS_WORKSPACE_CONFIG"), _set_workspace),
 )
 """What training on an accelerator sets, and nothing that runs on the CPU may notice."""
@@ -159,7 +188,7 @@ def prepare_compute(settings: ComputeSettings, device: torch.device = CPU) -> No
         SettingsError: As `check_compute`.
     """
     check_compute(settings)
-    if torch.get_float32_matmul_precision() != settings.matmul_precision:
+    if _ask(torch.get_float32_matmul_precision) != settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if torch.get_num_threads() != (num_threads := choose_num_threads(settings)):
         torch.set_num_threads(num_threads)
@@ -178,7 +207,8 @@ def computing_on(device: torch.device, settings: ComputeSettings) -> Iterator[No
         torch.set_deterministic_debug_mode(2 if settings.deterministic else 0)
         filling.fill_uninitialized_memory = False  # no operation reads it, and writing it takes a kernel, or a copy of the rows
         cudnn.deterministic, cudnn.benchmark = settings.deterministic, False
-        cudnn.allow_tf32 = settings.matmul_precision != "highest"
+        is_rounded = settings.matmul_precision != "highest"
+        _set_cudnn_precision((is_rounded, *(["tf32" if is_rounded else "ieee"] * 2)))
         yield
 
 

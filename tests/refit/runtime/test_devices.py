@@ -159,6 +159,26 @@ def test_an_accelerator_computes_the_same_bits_each_time_and_the_cpu_as_ever():
         assert read() == before
 
 
+@pytest.mark.parametrize(
+    ("switch", "precision"),
+    [("torch.backends.cuda.matmul", "tf32"), ("torch.backends", "tf32"), ("torch.backends.cudnn.conv", "ieee")],
+)
+def test_pytorch_s_newer_switches_of_fp32_are_obeyed_by_no_run_and_put_back(switch, precision):
+    script = (
+        "import torch; from refit.runtime.devices import computing_on, prepare_compute, putting_defaults_back\n"
+        f"from refit.settings import ComputeSettings; torch.backends.{switch}fp32_precision = {precision!r}\n"
+        "names = ('matmul', 'conv', 'rnn')\n"
+        "read = lambda: [torch._C._get_fp32_precision_getter('cuda', name) for name in names]\n"
+        "before = read()\n"
+        "with putting_defaults_back(), computing_on(torch.device('mps'), ComputeSettings()):\n"
+        "    prepare_compute(ComputeSettings())\n"
+        "    print({*read()} & {'tf32'}, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, read() == before)\n"
+        "print(read() == before)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert found == "set() highest False False\nTrue\n"
+
+
 def test_what_the_user_has_set_for_determinism_is_put_back_and_costs_nothing_within():
     with putting_defaults_back(devices.DETERMINISM):
         torch._C._set_deterministic_algorithms(True, warn_only=True)
