@@ -4,10 +4,11 @@ import fcntl
 import importlib.util
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ PINNING = ("cuda", "xpu")
 """Kinds to which rows are sent from pinned memory, so that the CPU need not wait until they have arrived."""
 NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "busy or unavailable")
 """Parts of the messages of a device whose memory, or which itself, others use at the moment."""
+SECONDS_BETWEEN_LOOKS = 0.1
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 """A folder of the driver, with an entry for each NVIDIA GPU of the machine, whether PyTorch can use it or not."""
 
@@ -94,13 +96,16 @@ def set_generator_state(device: torch.device, state: Tensor) -> None:
 
 
 @contextmanager
-def taking_turns(device: torch.device, is_alone: bool, on_wait: Callable[[], object]) -> Iterator[None]:
+def taking_turns(
+    device: torch.device, is_alone: bool, on_wait: Callable[[], object], while_waiting: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Use a device together with the other runs of this user on this machine, or alone.
 
     Args:
         device: On the CPU, nobody waits.
         is_alone: Whether to wait until no other run uses it, and to make others wait.
         on_wait: Called if there is one to wait for.
+        while_waiting: Called again and again until then; it may raise.
     """
     if device.type == "cpu":
         yield
@@ -108,12 +113,20 @@ def taking_turns(device: torch.device, is_alone: bool, on_wait: Callable[[], obj
     path = Path(tempfile.gettempdir()) / f"refit-{os.getuid()}-{_identify(device)}.lock"
     with path.open("w") as file:  # a process that dies lets go
         kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file, kind):
             on_wait()
-            fcntl.flock(file, kind)
+            while not _lock(file, kind):
+                while_waiting()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         yield
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _identify(device: torch.device) -> str:

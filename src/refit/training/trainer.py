@@ -223,7 +223,16 @@ def _train_epoch(
     accelerator: torch.device,
 ) -> EpochResult:
     store, is_crowded = Store(settings.store.url), accelerator in _crowded
-    with taking_turns(accelerator, is_crowded, lambda: report(f"waiting until other runs of this machine leave {accelerator}")):
+
+    def tell_of_waiting() -> None:
+        report(f"waiting until other runs of this machine leave {accelerator}")
+
+    def stop_waiting() -> None:
+        deliver_signal()
+        if deadline is not None:
+            loop.check_deadline(deadline, epoch, 0)
+
+    with taking_turns(accelerator, is_crowded, tell_of_waiting, stop_waiting):
         # Taken out, so that a state that a failed try leaves half-trained is never found again.
         state = _live.pop(_live_key(checkpoint, settings), None)
         partial = checkpoints.find_partial(key, store)

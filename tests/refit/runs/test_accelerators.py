@@ -13,6 +13,7 @@ import refit
 from refit.data.loaders import build_train_loader
 from refit.errors import SettingsError, TrainingError
 from refit.reports import figures
+from refit.runtime.accelerators import taking_turns
 from refit.settings import SettingsTree
 from refit.training import trainer
 from refit.training.checkpoints import digest_weights, dump_state, load_state, save_state
@@ -43,7 +44,7 @@ def train(store: str, lines: list[str] | None = None, dropout: float = 0.0, **co
         "loader": {"batch_size": 9},
         "model": {"hidden_sizes": [16], "activation": "tanh", "dropout": dropout, "factory": compute.pop("factory", None)},
         "optimizer": {"name": "adamw", "lr": 0.01},
-        "training": {"num_epochs": 3, "patience": None},
+        "training": {"num_epochs": 3, "patience": None, "timeout_seconds": compute.pop("timeout", None)},
         "compute": {"device": "standin", **compute},
     }
     if settings["model"]["factory"]:
@@ -134,6 +135,23 @@ def test_a_device_that_runs_out_of_memory_is_tried_again_alone_with_the_rows_on_
     assert "standin:0 is short of memory, trying again with the rows on the CPU: stand-in out of memory" in lines
     assert {FIRST} == trainer._crowded
     assert found.model.weights_digest == expected.model.weights_digest
+
+
+@pytest.mark.parametrize("ends_by", ["deadline", "signal"])
+def test_a_run_that_waits_for_a_crowded_device_can_be_stopped(standin, monkeypatch, ends_by):  # noqa: ARG001
+    def deliver_signal() -> None:
+        if ends_by == "signal":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "deliver_signal", deliver_signal)
+    trainer._crowded.add(FIRST)
+    timeout = 0.5 if ends_by == "deadline" else None
+    expected = {
+        "deadline": pytest.raises(TrainingError, match="timeout_seconds have passed"),
+        "signal": pytest.raises(KeyboardInterrupt),
+    }
+    with taking_turns(FIRST, False, lambda: None), expected[ends_by]:
+        train("a", timeout=timeout)
 
 
 def test_a_network_that_does_not_fit_is_told_and_leaves_what_was_trained_before(standin):
