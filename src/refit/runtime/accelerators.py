@@ -16,7 +16,10 @@ from torch import Tensor
 CPU = torch.device("cpu")
 PINNING = ("cuda", "xpu")
 """Kinds to which rows are sent from pinned memory, so that the CPU need not wait until they have arrived."""
-NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "busy or unavailable")
+NO_MEMORY = (
+    *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "busy or unavailable"),
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # which is how it says that its handle found no room
+)
 """Parts of the messages of a device whose memory, or which itself, others use at the moment."""
 SECONDS_BETWEEN_LOOKS = 0.1
 NVIDIA = Path("/proc/driver/nvidia/gpus")
@@ -45,8 +48,10 @@ def find_missing() -> str | None:
 
 
 def name_accelerator(device: torch.device) -> str:
-    """Name the model of a device, as in `NVIDIA H100`, or else its kind."""
+    """Name the model of a device, as in `NVIDIA H100` or `Apple M3`, or else its kind."""
     module = _get_module(device.type)
+    if device.type == "mps":
+        return torch.backends.mps.get_name()
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
 
 

@@ -25,6 +25,11 @@ def test_accelerators_are_found_while_they_are_there(standin):
     assert FIRST not in list_accelerators()
 
 
+def test_a_mac_s_accelerator_has_the_name_of_its_chip(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M3")
+    assert name_accelerator(torch.device("mps:0")) == "Apple M3"
+
+
 def test_free_memory_includes_what_pytorch_keeps_and_does_not_use(standin, monkeypatch):
     standin.memory, standin.used = 1000, 700
     assert measure_free_memory(FIRST) == 300
@@ -40,6 +45,7 @@ def test_free_memory_includes_what_pytorch_keeps_and_does_not_use(standin, monke
         torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
     ],
     ids=repr,
