@@ -280,7 +280,7 @@ def _train_epoch(
 
 def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:
     """Score the weights of a checkpoint on the rows of one split, on the CPU as later predictions, and keep the metrics."""
-    _open_loaders.cache_clear()  # training is over: its rows make room
+    _make_room()
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
     devices.prepare_compute(settings.compute)
@@ -292,6 +292,15 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
         settings.compute.precision,
     )
     return checkpoints.save_report("metrics", metrics, store)
+
+
+def _make_room() -> None:
+    """Training is over: give up its rows, and on an accelerator, which others may use, the state too."""
+    _open_loaders.cache_clear()
+    for device in {state.device for state in [*_live.values()]} - {CPU}:
+        _live.clear()
+        gc.collect()
+        release_memory(device)
 
 
 class Fit:

@@ -1,6 +1,7 @@
 """Whole runs on a device that is not the CPU, though the CPU computes for it; see `stand_in`."""
 
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from stand_in import FIRST
 import refit
 from refit.data.loaders import build_train_loader
 from refit.errors import SettingsError, TrainingError
+from refit.models import building
 from refit.reports import figures
 from refit.runtime.accelerators import taking_turns
 from refit.settings import SettingsTree
-from refit.training import trainer
+from refit.training import loop, trainer
 from refit.training.checkpoints import digest_weights, dump_state, load_state, save_state
 from refit.training.loop import TrainingState, build_training_state, train_epoch
 
@@ -247,8 +249,19 @@ def test_an_accelerator_that_is_gone_overnight_is_told_or_stops_the_run(standin)
     assert not any("could use" in line for line in lines), "said once"
 
 
-def test_a_checkpoint_holds_tensors_of_the_cpu_alone():
+def test_after_a_run_its_network_and_rows_have_left_the_device(standin, monkeypatch):
+    seen: list[tuple[int, int]] = []
+    networks: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+    build = building.build_model
+    monkeypatch.setattr(loop, "build_model", lambda *given: (networks.add(it := build(*given)), it)[1])
+    monkeypatch.setattr(standin, "empty_cache", lambda: seen.append((len(networks), trainer._open_loaders.cache_info().currsize)))
     train("a")
-    (state,) = trainer._live.values()
-    assert state.device.type == "standin"
-    assert b"standin" not in dump_state(state).lower()
+    assert seen == [(0, 0)]
+
+
+def test_a_checkpoint_holds_tensors_of_the_cpu_alone(monkeypatch):
+    states, save = [], save_state
+    monkeypatch.setattr("refit.training.checkpoints.save_state", lambda state, store: (states.append(state), save(state, store))[1])
+    train("a")
+    assert states[-1].device.type == "standin"
+    assert b"standin" not in dump_state(states[-1]).lower()
