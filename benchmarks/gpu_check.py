@@ -29,6 +29,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks" / "contenders")]
 from work import WORKS, Work, save_rows  # noqa: E402
 
 SECONDS = 540
+SECONDS_OF_TESTS = 240
 SAMPLES = {"tiny": 3, "small": 3, "medium": 3, "wide": 2}
 TESTS = ["tests/refit/test_accelerator.py", "tests/refit/runtime", "tests/refit/data", "tests/refit/engine/test_accelerators.py"]
 
@@ -74,16 +75,14 @@ def describe_environment(device: str, _: dict[str, str]) -> None:
 def run_tests(device: str, environment: dict[str, str]) -> None:
     """The tests of accelerators; on CUDA, none may be skipped that needs it."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as file:
-        command = [sys.executable, "-m", "pytest", "-q", "--maxfail=10", f"--junitxml={file.name}"]
-        finished = subprocess.run(
-            [*command, *TESTS],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=min(240, seconds_left()),
-            check=False,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "--maxfail=10", f"--junitxml={file.name}", *TESTS]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet, stderr=quiet) as tests:
+            try:
+                tests.wait(min(SECONDS_OF_TESTS, seconds_left()))
+            except subprocess.TimeoutExpired:
+                tests.send_signal(signal.SIGINT)  # it still writes what it has found
+                tests.wait(60)
         cases = [*ElementTree.parse(file.name).getroot().iter("testcase")] if Path(file.name).stat().st_size else []
     skipped = [case.get("name") for case in cases if case.find("skipped") is not None]
     failed = {
@@ -91,8 +90,15 @@ def run_tests(device: str, environment: dict[str, str]) -> None:
         for case in cases
         for problem in [*case.findall("failure"), *case.findall("error")]
     }
-    is_right = finished.returncode == 0 and not (skipped and device.startswith("cuda"))
-    tell("tests", is_right=is_right, passed=len(cases) - len(skipped) - len(failed), skipped=len(skipped), failed=failed)
+    is_right = tests.returncode == 0 and not (skipped and device.startswith("cuda"))
+    tell(
+        "tests",
+        is_right=is_right,
+        returncode=tests.returncode,
+        passed=len(cases) - len(skipped) - len(failed),
+        skipped=len(skipped),
+        failed=failed,
+    )
 
 
 def time_epochs(build: Build, work: Work, device: torch.device) -> dict[str, Any]:
