@@ -195,11 +195,13 @@ def test_steps_whose_numbers_change_are_not_recorded(recording, given):
     assert recording == []
 
 
-@pytest.mark.parametrize("fault", ["other bits", "an error"])
+@pytest.mark.parametrize("fault", ["other bits", "an error", "no memory"])
 def test_a_recording_that_fails_or_has_other_bits_is_not_used(recording, monkeypatch, fault):
     def capture(program: captured_steps.Program, tensors: list[torch.Tensor]) -> captured_steps.Program:  # noqa: ARG001
         if fault == "an error":
             raise RuntimeError("operation not permitted when stream is capturing")
+        if fault == "no memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return lambda tensors: [(1 + 1e-6) * loss for loss in program(tensors)]
 
     monkeypatch.setattr(captured_steps, "capture", capture)
