@@ -3,6 +3,7 @@
 Flows take the plain `SettingsTree`; `resolve_settings` makes complete and checked `Settings` from the given values.
 """
 
+import codecs
 import contextlib
 import difflib
 import json
@@ -141,6 +142,20 @@ def _refuse_empty(url: str) -> str:
     return url
 
 
+def _read_separator(sign: str | None) -> str | None:
+    """Return a single sign; a tab may be written in words, as shells make it hard to type."""
+    sign = {"tab": "\t", "\\t": "\t"}.get(sign or "", sign)
+    if sign is not None and (len(sign) != 1 or not sign.isascii() or sign in '"\r\n'):
+        raise ValueError(f"expected one sign such as `;`, or `tab`, found {sign!r}; name one")
+    return sign
+
+
+def _check_encoding(name: str | None) -> str | None:
+    with contextlib.suppress(LookupError):
+        return None if name is None else codecs.lookup(name).name
+    raise ValueError(f"expected an encoding that Python knows, such as `utf-8`, `cp1252` or `utf-16`, found {name!r}; name one")
+
+
 Url = Annotated[
     str, AfterValidator(_refuse_empty), AfterValidator(refuse_secret), Field(json_schema_extra={"pattern": f"^(?!.*({SECRET}))"})
 ]
@@ -231,6 +246,12 @@ class DataSettings(Section):
     """Columns to treat as categories though their values look like numbers, booleans or dates."""
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
     """Texts that mean a missing value."""
+    separator: Annotated[str | None, AfterValidator(_read_separator)] = None
+    """The sign between the cells of a CSV file, or `tab`; None finds it: a comma, a semicolon, a tab or a bar."""
+    encoding: Annotated[str | None, AfterValidator(_check_encoding)] = None
+    """The encoding of a CSV file's text, such as `cp1252`; None finds it: UTF-8 if possible, else mostly Windows-1252."""
+    header: bool | None = None
+    """Whether the first row of a CSV file holds the names; None finds it. Without one, columns are `column_1` and so on."""
     test_source: Url | None = None
     """Separate files that hold the test rows; None takes the test rows from `source`."""
     val: Size | None = None

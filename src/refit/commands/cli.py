@@ -35,7 +35,16 @@ from refit.commands.terminal import (
 from refit.errors import RefitError, SettingsError, StoreError
 from refit.refs import RetrainingResult
 from refit.registry.versions import load_part, read_record
-from refit.settings import NOTEBOOK, SettingsTree, check_url, env_name, explain_validation, resolve_settings, walk_settings
+from refit.settings import (
+    NOTEBOOK,
+    DataSettings,
+    SettingsTree,
+    check_url,
+    env_name,
+    explain_validation,
+    resolve_settings,
+    walk_settings,
+)
 from refit.store.store import Store
 from refit.training.metrics import FIGURES
 
@@ -80,7 +89,7 @@ def train(
     if dry_run:
         return why(given=given, settings_file=settings_file)
     settings, _ = resolve_settings(as_given(given), settings_file)
-    _check_headers(settings.data.source, settings.data.test_source)
+    _check_headers(settings.data)
     from refit.commands import local_run
 
     tree = SettingsTree(**settings.model_dump())
@@ -140,7 +149,7 @@ def predict(
     check_url(source, "SOURCE")
     check_url(output, "--output")
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
-    _check_headers(source)
+    _check_headers(DataSettings(source=source, header=False))  # whether there is one, the version knows
     from refit.commands import local_run
 
     arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()), strict)
@@ -175,7 +184,7 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: T
     from refit.flows.approval import check_server
 
     check_server(settings.promotion)
-    _check_headers(settings.data.source, settings.data.test_source)
+    _check_headers(settings.data)
     tree = SettingsTree(**settings.model_dump())
     result = local_run.run_locally("refit.flows.retraining:retrain", tree, check=lambda: _check_data(tree))
     if isinstance(result, BaseException):
@@ -312,13 +321,13 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _check_headers(*sources: str | None) -> None:
+def _check_headers(data: DataSettings) -> None:
     """Refuse local files that are missing or empty, before anything slow is started or imported."""
     from refit.tables.sources.opening import open_source
 
-    for source in sources:
+    for source in (data.source, data.test_source):
         if source not in (None, NOTEBOOK) and "://" not in source:
-            open_source(source).names()
+            open_source(source, data).names()
 
 
 def _check_data(settings: SettingsTree) -> None:

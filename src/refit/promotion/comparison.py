@@ -117,7 +117,7 @@ def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
     """Raise DataError for missing columns of `promotion.slices`, which `compare` would find only after the training."""
     if promotion.slices:
         source = data.test_source or data.source
-        check_columns("promotion.slices", promotion.slices, open_source(source).names(), source)
+        check_columns("promotion.slices", promotion.slices, open_source(source, data).names(), source)
 
 
 def compare(

@@ -149,7 +149,7 @@ def write_recipe(
     """
     chosen = {name: value for name, value in walk_settings(settings.data, "data.") if not name.endswith("source")}
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
-    versions = {name: version(name) for name in ("polars", "numpy")}
+    versions = {name: version(name) for name in ("polars", "numpy", "duckdb", "charset-normalizer")}
     dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
     network = [] if settings.model.factory else list_modules(f"refit.models.{settings.model.architecture}")
     more_code = network if first_weights is None else [*network, "refit.serving.warm_start"]

@@ -227,7 +227,7 @@ def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[
         before = load_manifest(DatasetRef.model_validate(content), store)
     except StoreError:
         return ["data.source: other bytes"]
-    now = open_source(settings.data.source).read().frame
+    now = open_source(settings.data.source, settings.data).read().frame
     lines = []
     if more := now.height - before.source_rows:
         change = f"{abs(more)} {'added' if more > 0 else 'removed'}"

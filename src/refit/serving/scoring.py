@@ -13,9 +13,11 @@ from refit.errors import DataError, SettingsError
 from refit.refs import Deviation
 from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import Model
+from refit.settings import DataSettings
 from refit.store.outputs import check_output, replacing
 from refit.tables.deviations import Deviations
 from refit.tables.preprocessing import apply_columns
+from refit.tables.sources.data_file import Like
 from refit.tables.sources.located_rows import LocatedRows
 from refit.tables.sources.opening import open_source
 from refit.training.evaluation import compute_outputs
@@ -68,7 +70,7 @@ def score_files(
         raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
     columns = [column.name for column in model.manifest.columns]
     deviations = Deviations(model.manifest.profiles)
-    batches = open_source(source).iterate(columns, keep, rows_per_batch)
+    batches = open_source(source, like=_find_like(model)).iterate(columns, keep, rows_per_batch)
     tables = (_score(model, batch, model_name, keep, deviations) for batch in batches)
     first = next(tables)
     num_rows = 0
@@ -85,14 +87,20 @@ def score_files(
 
 
 def check_files(source: str, output: str) -> None:
-    """Raise for an impossible output, for a missing source, and for one whose first file has no header."""
+    """Raise for an impossible output, for a missing source, and for one whose first file cannot be read."""
     check_output(output, ".parquet")
-    table = open_source(source)
+    table = open_source(source, DataSettings(header=False))  # whether there is one, the model knows
     if table.includes(output):
         raise SettingsError(
             f"--output: expected a file outside of the rows to score, found {output} in {source}; write it elsewhere"
         )
     table.names()
+
+
+def _find_like(model: Model) -> Like | None:
+    """What files must be written like to mean the same as those that the model learned from."""
+    dialect = model.manifest.dialect
+    return None if dialect is None else Like(dialect, "the files that the model learned from", "or train on such files")
 
 
 def _score(model: Model, batch: LocatedRows, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:

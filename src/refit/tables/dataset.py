@@ -76,6 +76,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         rare_classes=draft.rare,
         source_digest=source.table.digest,
         test_source_digest=test.table.digest if test else None,
+        dialect=source.table.dialect,
     )
     data = manifest.model_dump_json().encode()
     return Ref(kind="dataset", digest=store.put(data), size=len(data))
@@ -123,14 +124,14 @@ def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHE
     """Raise DataError early for what `build_dataset` would refuse; of large files, only the names of columns are checked."""
     num_bytes = 0
     for source in filter(None, (settings.source, settings.test_source)):
-        size = open_source(source).count_bytes()
+        size = open_source(source, settings).count_bytes()
         if size is None:
             return
         num_bytes += size
     if num_bytes <= max_bytes:
         draft_dataset(settings, seed)
         return
-    names = open_source(settings.source).names()
+    names = open_source(settings.source, settings).names()
     for setting in ("target", "features", "categorical", "group_column", "time_column"):
         value = getattr(settings, setting)
         check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)

@@ -51,7 +51,7 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
     Raises:
         DataError: The data set is not what training needs; only numbers outside the train rows that are too large pass.
     """
-    table = open_source(settings.source).read()
+    table = open_source(settings.source, settings).read()
     test_table = _read_test_table(settings, table)
     readings, frame = type_features(settings, table)
     kind, target = type_target(settings, table)
@@ -110,7 +110,7 @@ def _read_test_table(settings: DataSettings, table: Table) -> Table | None:
             raise DataError(
                 f"data.test_source: expected none, as {table.name} brings its own test rows, found {settings.test_source}; drop it"
             )
-        test = open_source(settings.test_source).read()
+        test = open_source(settings.test_source, settings).read()
         if test.digest == table.digest:
             raise DataError(
                 f"{test.name}: expected other rows than those of data.source, found the same bytes as in {table.name};"

@@ -12,6 +12,7 @@ from refit.store.store import Store
 from refit.tables.copies import Copies
 from refit.tables.preprocessing import AnyColumn
 from refit.tables.profiles import Profile
+from refit.tables.sources.dialects import Dialect
 from refit.texts import show
 
 MAX_CLASSES_SHOWN = 10
@@ -26,7 +27,8 @@ class Manifest(Examples):
     they were read. `time_column` is the column of a `time` split. The profiles describe the train rows, and the target too, as
     categories. `rows_left_out` counts rows that have a target but are in no split: because of data.gap, of data.window, or, as
     `units`, because they belong together with rows of a later split. `rare_classes` counts the rows of each class that has too few
-    rows to be in every split; they are in none. `remarks` say what people should know about the table, a line each.
+    rows to be in every split; they are in none. `remarks` say what people should know about the table, a line each. `dialect` says
+    how CSV files of the source are written, without the encoding if they have several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,7 @@ class Manifest(Examples):
     rare_classes: dict[str, int] = Field(default_factory=dict)
     source_digest: str
     test_source_digest: str | None
+    dialect: Dialect | None = None
 
     @property
     def target(self) -> str:

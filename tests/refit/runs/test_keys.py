@@ -85,6 +85,9 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.features": (["x1"], DATASET),
     "data.categorical": (["x1"], DATASET),
     "data.null_values": (["", "-"], DATASET),
+    "data.separator": (";", DATASET),
+    "data.encoding": ("cp1252", DATASET),
+    "data.header": (False, DATASET),
     "data.test_source": ("elsewhere.csv", set()),
     "data.val": (0.3, DATASET),
     "data.test": (0.3, DATASET),
@@ -253,7 +256,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
     loop = {"training.loss", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
     names = {
-        "dataset": {*settings["data"], "seed", "polars", "numpy"},
+        "dataset": {*settings["data"], "seed", "polars", "numpy", "duckdb", "charset-normalizer"},
         "loaders": {"data set", *settings["loader"]},
         "start": {"data set", "seed", *settings["model"], *settings["optimizer"], *compute, "processor", "torch", "first weights"},
         "epoch": {*settings["loader"], *loop},

@@ -20,6 +20,7 @@ from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import fit_columns, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.sources import csv_files
+from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
 
 NUM_ROWS = 1000
@@ -183,7 +184,7 @@ def test_blank_lines_quotes_and_line_ends_within_cells_are_read_as_training_read
 BROKEN = {
     "short row": (b"1,red,true\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 3; correct the row"),
     "long row": (b"1,red,true,,\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 5; correct the row"),
-    "other bytes": (b"1,r\xe9d,true,\n", r"row 901 of .*2\.csv, line 902: expected UTF-8 text, found other bytes"),
+    "other bytes": (b"1,r\x81d,true,\n", r"row 901 of .*2\.csv, line 902: expected text in Windows-1252, found other bytes"),
     "open quote": (b'1,"red,true,\n', r"row 901 of .*2\.csv, line 902: expected quotes in pairs"),
     "text": (b"big,red,true,\n", r"row 901 of .*2\.csv, line 902, column `size`: expected a number, found 'big'"),
     "infinite": (b"inf,red,true,\n", r"row 901 of .*2\.csv, line 902, column `size`: expected a finite number, found inf"),
@@ -397,3 +398,24 @@ def test_sources_and_outputs_may_be_remote(model, tmp_path, suffix):
     assert_scores_are_those_of_predict(model, "memory://scoring", "local.parquet")
     files.rm("/scoring", recursive=True)
     files.rm("/scored", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding", "message"),
+    [
+        (";", "utf-8", None),
+        (",", "utf-8", r"expected `;` between cells, as in the files that the model learned from, found `,`; write the file alike"),
+        (";", "cp1252", r"expected text in UTF-8, as in the files that the model learned from, found Windows-1252; write the"),
+    ],
+)
+def test_files_to_score_must_be_written_like_those_that_the_model_learned_from(model, tmp_path, separator, encoding, message):
+    alike = Dialect(separator=";", encoding="utf-8", header=True)
+    model = Model(model.module, model.manifest.model_copy(update={"dialect": alike}), model.settings)
+    rows = make_rows(2).with_columns(colour=pl.lit("blau, grün"))
+    (tmp_path / "rows.csv").write_bytes(rows.write_csv(separator=separator).encode(encoding))
+    if message is None:
+        score_files(model, f"{tmp_path}/rows.csv", "scored.parquet", "a@v1")
+        assert read_scores("scored.parquet")[1].tobytes() == model.predict_proba(rows).tobytes()
+        return
+    with pytest.raises(DataError, match=message):
+        score_files(model, f"{tmp_path}/rows.csv", "scored.parquet", "a@v1")

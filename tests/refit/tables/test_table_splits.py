@@ -9,6 +9,7 @@ import pytest
 from refit.data.identities import Rows
 from refit.errors import DataError
 from refit.settings import DataSettings
+from refit.tables.sources.located_rows import Part
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 
@@ -16,7 +17,7 @@ from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 def make_table(columns: dict[str, Any], settings: DataSettings) -> TypedTable:
     """A table whose features are `x…` and whose target is `y`."""
     frame = pl.DataFrame(columns)
-    table = Table(frame, (("rows.csv", 0, frame.height),), "rows.csv", digest="")
+    table = Table(frame, (Part("rows.csv", 0, frame.height),), "rows.csv", digest="")
     return TypedTable(table, frame.select("^x.*$"), frame["y"], frame["y"], read_groups(settings, table, frame["y"]))
 
 

@@ -4,6 +4,7 @@ An empty line is not a row. pyarrow reads a file up to the first row that it wou
 lone quote. From there on, Python's `csv` reads it, and finds what is wrong with it.
 """
 
+import contextlib
 import csv
 import io
 import itertools
@@ -19,7 +20,9 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
 from refit.errors import DataError
-from refit.tables.sources.files import NO_TEXT, UNREADABLE, Opened, check_names, describe_content, open_unpacked
+from refit.tables.sources.dialects import PLAIN, Dialect
+from refit.tables.sources.encoded_text import UTF8, Settle, name_encoding, open_text, take_found
+from refit.tables.sources.files import NO_TEXT, UNREADABLE, Opened, check_names
 from refit.texts import show
 
 BLOCK_BYTES = 1 << 20
@@ -34,13 +37,10 @@ ROWS_A_FRAME = 65_536
 ROWS_COMPARED = 5
 """Rows after the header that are checked for cells without a name in it."""
 
-QUOTE, COMMA, LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in '",\n\r')
-OTHER_SEPARATORS = re.compile(r"[;\t|]")
-BESIDE_QUOTES = np.isin(np.arange(256), [QUOTE, COMMA, LINE_FEED, CARRIAGE_RETURN])
-"""Whether a byte may stand before a quote that opens, or after one that closes."""
+QUOTE, LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in '"\n\r')
 EXCEL_HINT = ["sep=", ""]
-"""Excel's first line `sep=,`, which names the separator."""
-BYTE_ORDER_MARK = "\ufeff"
+"""Excel's first line, such as `sep=,`, which names the separator."""
+ROW_NUMBER = re.compile(r"\d+")
 
 TOO_LONG = "field larger than field limit"
 """How `csv` reports a longer cell."""
@@ -52,8 +52,8 @@ class Header:
     """What stands before the rows.
 
     Args:
-        names: Of all columns; an empty first one stands for an index, which is not a column of the table.
-        num_bytes: Bytes before the first row, uncompressed.
+        names: Of all columns; those with an empty one are not columns of the table.
+        num_bytes: Bytes before the first row, as UTF-8.
     """
 
     names: list[str]
@@ -63,8 +63,7 @@ class Header:
 class _Lines(Iterator[str]):
     """The lines of a file as text, counted; bytes that are not UTF-8 come as lone surrogates."""
 
-    def __init__(self, file: BinaryIO, is_start: bool = True) -> None:
-        self._is_start = is_start
+    def __init__(self, file: BinaryIO) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         self.last = ""
         self.num_bytes = 0
@@ -76,27 +75,29 @@ class _Lines(Iterator[str]):
         if len(line) >= MAX_ROW_BYTES:
             raise csv.Error(TOO_LONG)
         self.num_bytes += len(line.encode("utf-8", "surrogateescape"))
-        is_start, self._is_start = self._is_start, False
-        return line.removeprefix(BYTE_ORDER_MARK) if is_start else line
+        return line
 
 
-def read_header(opened: Opened, path: str) -> Header:
-    """Read the header of a CSV file, after Excel's `sep=,` if there is one.
+def read_header(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Settle = take_found) -> Header:
+    """Read the header of a CSV file, after Excel's `sep=,` if there is one; without a header, make the names.
+
+    Args:
+        opened: The file.
+        path: Its name, for messages.
+        dialect: How it is written; at least its separator is known.
+        settle: Asked for the encoding if the dialect does not know it.
 
     Raises:
-        DataError: The file is not CSV with commas, or has no header with a name for each cell of the rows.
+        DataError: The file cannot be read as CSV, or has no header with a name for each cell of the rows.
     """
     try:
-        with open_unpacked(opened) as file:
-            if content := describe_content(file.read(16)):
-                raise DataError(f"{path}: expected CSV, found {content}")
-        with open_unpacked(opened) as file:
-            lines = _Lines(file)
-            records = filter(None, csv.reader(lines))
+        with open_text(opened, dialect.encoding, settle) as file:
+            lines, num_bytes = _Lines(file), 0
+            records = filter(None, csv.reader(lines, delimiter=dialect.separator or ","))
             names = next(records, [])
             if names == EXCEL_HINT:
-                names = next(records, [])
-            num_bytes = lines.num_bytes
+                num_bytes, names = lines.num_bytes, next(records, [])
+            num_bytes = num_bytes if dialect.header is False else lines.num_bytes
             rows = list(itertools.islice(records, ROWS_COMPARED))
     except csv.Error as error:
         raise DataError(f"{path}: {_explain(error, lines.last)}") from error
@@ -104,90 +105,167 @@ def read_header(opened: Opened, path: str) -> Header:
         raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
     if not names:
         raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
+    if dialect.header is False:
+        return Header([f"column_{place}" for place in range(1, len(names) + 1)], num_bytes)
     if NO_TEXT.search(names[0]):
-        raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")
-    if len(names) == 1 and OTHER_SEPARATORS.search(names[0]):
-        raise DataError(
-            f"{path}: expected commas between columns, found `{show(names[0])}` as the header; write the file with commas"
-        )
-    _check_width(names, rows, path)
-    return Header(check_names(names, path), num_bytes)
+        raise DataError(f"{path}: expected text in {_name(dialect)}, found other bytes in the header; correct data.encoding")
+    return Header(check_names(_complete(names, rows, path), path), num_bytes)
 
 
-def _check_width(names: list[str], rows: list[list[str]], path: str) -> None:
-    """Raise DataError where most rows have more cells than the header has names."""
-    width = max(map(len, rows), default=0)
-    if len(names) < width and sum(len(cells) == width for cells in rows) > len(rows) / 2:
-        ends_in_comma = len(names) == width - 1 and not any(cells[-1] for cells in rows)
-        remedy = (
-            "remove the comma at the end of the rows" if ends_in_comma else "remove the lines above the header, or name all columns"
-        )
-        raise DataError(
-            f"{path}: expected a header with a name for each of the {width} cells of the rows, found {len(names)} in"
-            f" `{show(','.join(names))}`; {remedy}"
-        )
-
-
-def iterate_csv(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
-    """Read the rows of a CSV file, in one block or more, all cells as text; empty cells are null.
+def _complete(names: list[str], rows: list[list[str]], path: str) -> list[str]:
+    """Add an empty name for row numbers that R writes without one, or for the empty cells after a last comma.
 
     Raises:
-        DataError: As `read_header`; or a row is short, long, not UTF-8, or its quotes are not in pairs around whole cells.
+        DataError: Most rows have more cells than the header has names, for another reason.
     """
-    header = read_header(opened, path)
+    width = max(map(len, rows), default=0)
+    if len(names) >= width or 2 * sum(len(cells) == width for cells in rows) <= len(rows):
+        return names
+    rows = [cells for cells in rows if len(cells) == width]
+    if len(names) == width - 1 and not any(cells[-1] for cells in rows):
+        return [*names, ""]
+    starts = [cells[0] for cells in rows]
+    is_counting = all(map(ROW_NUMBER.fullmatch, starts)) and [*map(int, starts)] == [*range(int(starts[0]), int(starts[-1]) + 1)]
+    if len(names) == width - 1 and len(rows) > 1 and is_counting:
+        return ["", *names]
+    raise DataError(
+        f"{path}: expected a header with a name for each of the {width} cells of the rows, found {len(names)} in"
+        f" `{show(','.join(names))}`; remove the lines above the header, or name all columns"
+    )
+
+
+def iterate_csv(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Settle = take_found) -> Iterator[pl.DataFrame]:
+    """Read the rows of a CSV file, in one block or more, all cells as text; empty cells are null.
+
+    Args:
+        opened: The file.
+        path: Its name, for messages.
+        dialect: How it is written; at least its separator is known.
+        settle: Asked for the encoding if the dialect does not know it.
+
+    Raises:
+        DataError: As `read_header`; or a row is short, long, in another encoding, or its quotes are not in pairs around cells.
+    """
+    header = read_header(opened, path, dialect, settle)
+    kept = [place for place, name in enumerate(header.names) if name]
     try:
-        frames = _iterate(opened, path, header)
-        for frame in itertools.chain([next(frames, pl.DataFrame(schema=dict.fromkeys(header.names, pl.String)))], frames):
-            frame.columns = header.names
-            yield frame if header.names[0] else frame.drop("")
+        file = _CsvFile(opened, path, header, dialect, settle)
+        frames = file.iterate()
+        none = pl.DataFrame(schema=dict.fromkeys(map(str, range(len(header.names))), pl.String))
+        for frame in itertools.chain([next(frames, none)], frames):
+            named = frame[:, kept] if len(kept) < frame.width else frame
+            named.columns = [header.names[place] for place in kept]
+            yield named
     except UNREADABLE as error:
         raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
 
 
-def name_row(opened: Opened, path: str, row: int) -> str:
+def name_row(opened: Opened, path: str, row: int, dialect: Dialect = PLAIN) -> str:
     """Say where a row of a CSV file is, and at which line it begins; rows count from 1, without the header and blank lines."""
     try:
-        with open_unpacked(opened) as file:
-            reader, num_records, line = csv.reader(_Lines(file)), 0, 0
-            while num_records <= row:  # the header is the first
+        with open_text(opened, dialect.encoding) as file:
+            reader = csv.reader(_Lines(file), delimiter=dialect.separator or ",")
+            num_records, line = int(dialect.header is False), 0  # the header counts as the first
+            is_first = True
+            while num_records <= row:
                 line = reader.line_num + 1
                 cells = next(reader)
-                num_records += bool(cells) and not (num_records == 0 and cells == EXCEL_HINT)
+                num_records += bool(cells) and not (is_first and cells == EXCEL_HINT)
+                is_first = is_first and not cells
     except (*UNREADABLE, csv.Error, StopIteration):
         return f"row {row} of {path}"
     return f"row {row} of {path}, line {line}"
 
 
-def _iterate(opened: Opened, path: str, header: Header) -> Iterator[pl.DataFrame]:
-    """The frames of `iterate_csv`, before their columns are named."""
-    num_rows = 0
-    try:
-        for frame in _read_blocks(opened, header):
-            yield frame
-            num_rows += frame.height
-    except (pa.ArrowInvalid, _LoneQuoteError):
-        yield from _read_rows(opened, path, header, num_rows)
+class _CsvFile:
+    """A CSV file whose header is known; arguments as those of `iterate_csv`."""
 
+    def __init__(self, opened: Opened, path: str, header: Header, dialect: Dialect, settle: Settle) -> None:
+        self.opened, self.path, self.header, self.dialect, self.settle = opened, path, header, dialect, settle
+        self.encoding = dialect.encoding or UTF8
 
-def _read_blocks(opened: Opened, header: Header) -> Iterator[pl.DataFrame]:
-    """The rows as pyarrow reads them, up to what raises ArrowInvalid or _LoneQuoteError."""
-    names = [f"column {position}" for position in range(len(header.names))]
-    as_text = dict.fromkeys(names, pa.string())
-    with open_unpacked(opened) as file:
-        _skip(file, header.num_bytes)
-        with pa_csv.open_csv(
-            _PairedQuotes(file),
-            pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
-            pa_csv.ParseOptions(newlines_in_values=True),
-            pa_csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True),
-        ) as reader:
+    def iterate(self) -> Iterator[pl.DataFrame]:
+        """The frames of `iterate_csv`, before their columns are named."""
+        num_rows = 0
+        try:
+            for frame in self._read_blocks():
+                yield frame
+                num_rows += frame.height
+        except (pa.ArrowInvalid, _LoneQuoteError):
+            yield from self._read_rows(num_rows)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        """The rows, as UTF-8."""
+        with open_text(self.opened, self.dialect.encoding, self._settle) as file:
+            num_bytes = self.header.num_bytes
+            while num_bytes and (data := file.read(min(num_bytes, BLOCK_BYTES))):
+                num_bytes -= len(data)
+            yield file
+
+    def _settle(self, found: str) -> str:
+        self.encoding = self.settle(found)
+        return self.encoding
+
+    @property
+    def _separator(self) -> str:
+        return self.dialect.separator or ","
+
+    def _read_blocks(self) -> Iterator[pl.DataFrame]:
+        """The rows as pyarrow reads them, up to what raises ArrowInvalid or _LoneQuoteError."""
+        names = [f"column {position}" for position in range(len(self.header.names))]
+        as_text = dict.fromkeys(names, pa.string())
+        with (
+            self._open() as file,
+            pa_csv.open_csv(
+                _PairedQuotes(file, self._separator),
+                pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
+                pa_csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
+                pa_csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True),
+            ) as reader,
+        ):
             for batch in reader:
                 yield cast(pl.DataFrame, pl.from_arrow(batch))
 
+    def _read_rows(self, num_before: int) -> Iterator[pl.DataFrame]:
+        """The rows after the first `num_before` as `csv` reads them, which keeps a quote within an unquoted cell."""
+        row, held = 0, list[list[str]]()
+        with self._open() as file:
+            lines = _Lines(file)
+            try:
+                for cells in filter(None, csv.reader(lines, delimiter=self._separator, strict=True)):
+                    row += 1
+                    if row <= num_before:
+                        continue
+                    self._check_row(cells, row)
+                    held.append(cells)
+                    if len(held) == ROWS_A_FRAME:
+                        yield _make_frame(held)
+                        held = []
+            except csv.Error as error:
+                where = self.path if TOO_LONG in str(error) else self._name_row(row + 1)
+                raise DataError(f"{where}: {_explain(error, lines.last)}") from error
+        if held:
+            yield _make_frame(held)
 
-def _skip(file: BinaryIO, num_bytes: int) -> None:
-    while num_bytes and (data := file.read(min(num_bytes, BLOCK_BYTES))):
-        num_bytes -= len(data)
+    def _check_row(self, cells: list[str], row: int) -> None:
+        if len(cells) != len(self.header.names):
+            raise DataError(
+                f"{self._name_row(row)}: expected {len(self.header.names)} cells as in the header, found {len(cells)};"
+                " correct the row"
+            )
+        if NO_TEXT.search("".join(cells)):
+            raise DataError(
+                f"{self._name_row(row)}: expected text in {name_encoding(self.encoding)}, found other bytes;"
+                " correct the row, or name another encoding in data.encoding"
+            )
+
+    def _name_row(self, row: int) -> str:
+        return name_row(self.opened, self.path, row, self.dialect)
+
+
+def _name(dialect: Dialect) -> str:
+    return name_encoding(dialect.encoding or UTF8)
 
 
 class _LoneQuoteError(Exception):
@@ -197,10 +275,12 @@ class _LoneQuoteError(Exception):
 class _PairedQuotes(io.RawIOBase):
     """The bytes of a file, up to a block with a lone quote, which pyarrow would misread without an error."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, separator: str) -> None:
         self._file = file
         self._last = b"\n"
         self._is_within = self._has_closed = False
+        # Whether a byte may stand before a quote that opens, or after one that closes.
+        self._is_beside = np.isin(np.arange(256), [QUOTE, ord(separator), LINE_FEED, CARRIAGE_RETURN])
 
     def readable(self) -> bool:
         return True
@@ -223,39 +303,8 @@ class _PairedQuotes(io.RawIOBase):
         self._is_within ^= bool(len(quotes) % 2)
         self._has_closed = len(closing) > 0 and int(closing[-1]) == len(signs) - 1
         after = closing[: len(closing) - self._has_closed] + 1
-        if not (BESIDE_QUOTES[signs[opening - 1]].all() and BESIDE_QUOTES[signs[after]].all()):
+        if not (self._is_beside[signs[opening - 1]].all() and self._is_beside[signs[after]].all()):
             raise _LoneQuoteError
-
-
-def _read_rows(opened: Opened, path: str, header: Header, num_before: int) -> Iterator[pl.DataFrame]:
-    """The rows after the first `num_before` as `csv` reads them, which keeps a quote within an unquoted cell."""
-    row, held = 0, list[list[str]]()
-    with open_unpacked(opened) as file:
-        _skip(file, header.num_bytes)
-        lines = _Lines(file, is_start=False)
-        try:
-            for cells in filter(None, csv.reader(lines, strict=True)):
-                row += 1
-                if row <= num_before:
-                    continue
-                _check_row(cells, header, opened, path, row)
-                held.append(cells)
-                if len(held) == ROWS_A_FRAME:
-                    yield _make_frame(held)
-                    held = []
-        except csv.Error as error:
-            where = path if TOO_LONG in str(error) else name_row(opened, path, row + 1)
-            raise DataError(f"{where}: {_explain(error, lines.last)}") from error
-    if held:
-        yield _make_frame(held)
-
-
-def _check_row(cells: list[str], header: Header, opened: Opened, path: str, row: int) -> None:
-    if len(cells) != len(header.names):
-        where = name_row(opened, path, row)
-        raise DataError(f"{where}: expected {len(header.names)} cells as in the header, found {len(cells)}; correct the row")
-    if NO_TEXT.search("".join(cells)):
-        raise DataError(f"{name_row(opened, path, row)}: expected UTF-8 text, found other bytes; write the file in UTF-8")
 
 
 def _explain(error: csv.Error, line: str) -> str:

@@ -11,24 +11,31 @@ from fsspec.implementations.local import LocalFileSystem
 from refit.errors import DataError
 from refit.runtime.limits import find_free_memory
 from refit.store.disk import open_files
-from refit.tables.sources import csv_files, parquet_files
-from refit.tables.sources.files import (
-    BYTES_A_TEXT,
-    Opened,
-    digest_file,
-    find_files,
-    find_partitions,
-    is_parquet,
-    naming_read_errors,
-    outgrow,
-)
-from refit.tables.sources.located_rows import LocatedRows, join, name_row, rebatch
+from refit.tables.sources import parquet_files
+from refit.tables.sources.data_file import ASCII, DataFile, Like
+from refit.tables.sources.dialects import UNKNOWN, Dialect, name_separator
+from refit.tables.sources.encoded_text import UTF8, name_encoding
+from refit.tables.sources.files import BYTES_A_TEXT, digest_file, find_files, find_partitions, naming_read_errors, outgrow
+from refit.tables.sources.located_rows import LocatedRows, Part, join, name_row, rebatch
 from refit.tables.sources.table_source import Table, TableSource, choose_columns, lack_rows
 from refit.texts import show
 
+MAX_PLACES = 5
+"""So many columns without a name are counted out, at most."""
+
 
 class FileSource(TableSource):
-    """A file, folder or glob of CSV or Parquet files, as a path or fsspec URL."""
+    """A file, folder or glob of CSV or Parquet files, or of files with a JSON object a line, as a path or fsspec URL.
+
+    Args:
+        name: The source as it was asked for.
+        given: What the settings say of the dialect of CSV files.
+        like: What CSV files must be written like; None finds how the first is written, which the others must be like.
+    """
+
+    def __init__(self, name: str, given: Dialect = UNKNOWN, like: Like | None = None) -> None:
+        super().__init__(name)
+        self.given, self.like = given, like
 
     def digest(self) -> str:
         """SHA-256 over the bytes of the files, in order, and their partitions; neither their names nor their times count.
@@ -45,7 +52,7 @@ class FileSource(TableSource):
         with naming_read_errors(self.name):
             files = find_files(self.name)
             path = files.paths[0]
-            return _add_partition_names(_read_file_names(files.fetch(path), path), path)
+            return _add_partition_names(DataFile(files.fetch(path), path, self.given, self.like).names, path)
 
     def read(self) -> Table:
         """Read all rows of all files.
@@ -56,26 +63,37 @@ class FileSource(TableSource):
         """
         with naming_read_errors(self.name):
             files = find_files(self.name)
-            pieces, digests, indexed = list[LocatedRows](), [], []
+            pieces, digests, read = list[LocatedRows](), [], list[DataFile]()
             for path in files.paths:
-                opened = files.fetch(path)
-                if not all(_read_file_names(opened, path)):
-                    indexed.append(path)
-                pieces += _hold(_read_pieces(opened, path), path)
-                digests.append(digest_file(opened, path))  # after reading: if it is still the recipe's, so were the rows
+                file = DataFile(files.fetch(path), path, self.given, self._find_like(read))
+                pieces += _hold(_read_pieces(file), path)
+                digests.append(digest_file(file.opened, path))  # after reading: if it is still the recipe's, so were the rows
+                file.opened = b""  # all of it, if it was fetched
+                read.append(file)
         rows = join(pieces)
-        remarks = _describe_left_out(indexed, files.left_out)
-        return Table(rows.frame, rows.parts, self.name, _join_digests(digests), outer=tuple(files.outer), remarks=remarks)
+        dialect = _unite_dialects(read)
+        remarks = (*_describe_dialects(read, self.given), *_describe_left_out(read, files.left_out))
+        return Table(
+            rows.frame, rows.parts, self.name, _join_digests(digests), outer=tuple(files.outer), remarks=remarks, dialect=dialect
+        )
+
+    def _find_like(self, read: Sequence[DataFile]) -> Like | None:
+        """What the next file must be written like."""
+        first = next((file for file in read if file.dialect is not None), None)
+        if self.like is not None or first is None or first.dialect is None:
+            return self.like
+        return Like(first.dialect.model_copy(update={"encoding": None}), first.path, "or read the files separately")
 
     def iterate(self, columns: Sequence[str], keep: Sequence[str], batch_size: int) -> Iterator[LocatedRows]:
         """Read some columns in memory that does not grow with the files, once all headers are checked; raises as `read` does."""
         with naming_read_errors(self.name):
             files = find_files(self.name)
-            opened = {path: files.open_lazily(path) for path in files.paths}
+            opened = list[DataFile]()
             for path in files.paths:
-                present = _add_partition_names(_read_file_names(opened[path], path), path)
+                opened.append(DataFile(files.open_lazily(path), path, self.given, self._find_like(opened)))
+                present = _add_partition_names(opened[-1].names, path)
                 wanted = choose_columns(columns, keep, present, path)
-            pieces = (piece for path in files.paths for piece in _read_pieces(opened[path], path, wanted, batch_size))
+            pieces = (piece for file in opened for piece in _read_pieces(file, wanted, batch_size))
             is_empty = True
             for batch in rebatch(pieces, keep, batch_size):
                 is_empty = False
@@ -115,24 +133,15 @@ def _hold(pieces: Iterable[LocatedRows], path: str) -> list[LocatedRows]:
 
 
 def _read_pieces(
-    opened: Opened, path: str, columns: list[str] | None = None, batch_size: int = parquet_files.ROWS_A_FRAME
+    file: DataFile, columns: list[str] | None = None, batch_size: int = parquet_files.ROWS_A_FRAME
 ) -> Iterator[LocatedRows]:
     """Read the rows of a file in one piece or more, with the columns that its folders stand for; `columns` None reads all."""
-    frames = (
-        parquet_files.iterate_parquet(opened, path, columns, batch_size)
-        if is_parquet(path)
-        else csv_files.iterate_csv(opened, path)
-    )
     start = 0
-    for frame in frames:
-        frame = _add_partitions(frame, path, start)
-        yield LocatedRows(frame if columns is None else frame[columns], ((path, start, frame.height),))
+    for frame in file.iterate(columns, batch_size):
+        frame = _add_partitions(frame, file.path, start, file.dialect)
+        part = Part(file.path, start, frame.height, file.found)
+        yield LocatedRows(frame if columns is None else frame[columns], (part,))
         start += frame.height
-
-
-def _read_file_names(opened: Opened, path: str) -> list[str]:
-    """The names of a file's own columns, an empty one standing for an index."""
-    return parquet_files.read_names(opened, path) if is_parquet(path) else csv_files.read_header(opened, path).names
 
 
 def _add_partition_names(names: Iterable[str], path: str) -> list[str]:
@@ -140,7 +149,7 @@ def _add_partition_names(names: Iterable[str], path: str) -> list[str]:
     return list(dict.fromkeys([*filter(None, names), *find_partitions(path)]))
 
 
-def _add_partitions(frame: pl.DataFrame, path: str, num_before: int = 0) -> pl.DataFrame:
+def _add_partitions(frame: pl.DataFrame, path: str, num_before: int = 0, dialect: Dialect | None = None) -> pl.DataFrame:
     """Add the columns that only a file's folders stand for, as text, to rows of the file; `num_before` rows came before them.
 
     Raises:
@@ -154,7 +163,7 @@ def _add_partitions(frame: pl.DataFrame, path: str, num_before: int = 0) -> pl.D
         if not same.all():
             index = int((~same).arg_true()[0])
             raise DataError(
-                f"{name_row(path, num_before + index + 1)}, column `{name}`: expected {value}, as its folder says,"
+                f"{name_row(path, num_before + index + 1, dialect)}, column `{name}`: expected {value}, as its folder says,"
                 f" found {show(frame[name][index])}; rename the column or the folder"
             )
     return frame.with_columns(
@@ -171,19 +180,51 @@ def _is_same(values: pl.Series, text: str | None) -> pl.Series:
     return (texts == text).fill_null(False) | (numbers == number).fill_null(False)
 
 
-def _describe_left_out(indexed: list[str], in_hidden: list[str]) -> tuple[str, ...]:
-    """A sentence each for nameless first columns, and for files in folders that are not read."""
-    remarks = []
-    if indexed:
-        remarks.append(
-            f"left out: the first column of {_count_others(indexed)}, which has no name, as when pandas and R write row numbers;"
-            " name it to learn from it"
-        )
+def _unite_dialects(files: Sequence[DataFile]) -> Dialect | None:
+    """How all the files are written, with their encoding if it is one; None if none is CSV."""
+    dialects = [file.found for file in files if file.found is not None]
+    if not dialects:
+        return None
+    encodings = {dialect.encoding for dialect in dialects} - {ASCII}
+    encoding = ASCII if not encodings else encodings.pop() if len(encodings) == 1 else None
+    return dialects[0].model_copy(update={"encoding": encoding})
+
+
+def _describe_dialects(files: Sequence[DataFile], given: Dialect) -> Iterator[str]:
+    """A sentence for all files that are written in one way that was found and is not the usual."""
+    alike: dict[Dialect, list[DataFile]] = {}
+    for file in files:
+        if file.found is not None:
+            alike.setdefault(file.found, []).append(file)
+    for dialect, same in alike.items():
+        told = {}
+        if given.separator is None and dialect.separator != ",":
+            told["data.separator"] = f"with {name_separator(dialect.separator)} between cells"
+        if given.encoding is None and dialect.encoding not in (None, ASCII, UTF8):
+            told["data.encoding"] = f"as text in {name_encoding(dialect.encoding)}"
+        if given.header is None and not dialect.header:
+            told["data.header"] = f"without a header, so that columns are named `{same[0].names[0]}` to `{same[0].names[-1]}`"
+        if told:
+            where = _count_others([file.path for file in same])
+            yield f"read {where} {', '.join(told.values())}; set {' or '.join(told)} if that is not meant"
+
+
+def _describe_left_out(files: Sequence[DataFile], in_hidden: list[str]) -> Iterator[str]:
+    """A sentence each for nameless columns, and for files in folders that are not read."""
+    nameless = {file.path: [place for place, name in enumerate(file.names) if not name] for file in files}
+    nameless = {path: places for path, places in nameless.items() if places}
+    if nameless:
+        first = next(iter(nameless.values()))
+        if first == [0]:
+            what = "the first column"
+            why = "which has no name, as when pandas and R write row numbers; name it to learn from it"
+        else:
+            what = f"column{'s' * (len(first) > 1)} {', '.join(str(place + 1) for place in first[:MAX_PLACES])}"
+            what += f" and {len(first) - MAX_PLACES} more" if len(first) > MAX_PLACES else ""
+            why = "without a name; name what to learn from"
+        yield f"left out: {what} of {_count_others([*nameless])}, {why}"
     if in_hidden:
-        remarks.append(
-            f"left out: {_count_others(in_hidden)}, as folders that begin with `_` are not read; move files that should be read"
-        )
-    return tuple(remarks)
+        yield (f"left out: {_count_others(in_hidden)}, as folders that begin with `_` are not read; move files that should be read")
 
 
 def _count_others(paths: list[str]) -> str:

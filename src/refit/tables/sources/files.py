@@ -3,6 +3,7 @@
 A source is a file, a folder or a glob. Folders named like `day=2026-11-26` stand for columns of the files in them.
 """
 
+import codecs
 import contextlib
 import gzip
 import hashlib
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
 from urllib.parse import unquote
 
 from fsspec.core import OpenFile
@@ -26,6 +27,9 @@ from refit.store.disk import open_files
 from refit.texts import show
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
+TEXT_SUFFIXES = (".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".ndjson", ".jsonl")
+OTHER_SUFFIXES = tuple(f"{suffix}{end}" for suffix in TEXT_SUFFIXES for end in ("", ".gz"))
+"""Data files of a folder or glob without any of those in `SUFFIXES`. A file that is named by itself may end in anything."""
 NO_TEXT = re.compile("[\0\udc80-\udcff]")
 """A NUL, or a lone surrogate, which stands for a byte that is not UTF-8."""
 GLOB_SIGNS = re.compile(r"[*?\[]")
@@ -47,8 +51,9 @@ CONTENTS = {
     b"SQLite format 3": "an SQLite database; export a table of it as CSV or Parquet",
     b"\x89HDF": "an HDF5 file; convert it to CSV or Parquet",
     b"ARROW1": "an Arrow file; convert it to Parquet",
-    b'{"': "JSON; convert it to CSV or Parquet",
-    b"[{": "JSON; convert it to CSV or Parquet",
+    b"[{": "JSON; write an object a line, or convert it to CSV or Parquet",
+    b"[\n": "JSON; write an object a line, or convert it to CSV or Parquet",
+    b"[\r": "JSON; write an object a line, or convert it to CSV or Parquet",
     b"<!": "HTML; save its table as CSV",
     b"<html": "HTML; save its table as CSV",
     b"<?xml": "XML; convert it to CSV or Parquet",
@@ -56,9 +61,13 @@ CONTENTS = {
 """The kind of file that begins with these bytes, and what to do with it."""
 SPECIAL_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
+HEAD_BYTES = 1 << 12
+JSON_LINE = re.compile(rb'\{\s*"')
+"""How a line of JSON begins, which stands for a row."""
 BYTES_A_TEXT = 16
 """Memory that a cell of text takes besides its characters."""
 
+FileKind: TypeAlias = Literal["csv", "json", "parquet"]
 Opened: TypeAlias = str | bytes | OpenFile
 """A local path, the bytes of a file, or a remote file."""
 
@@ -125,7 +134,6 @@ def find_files(source: str) -> Files:
     system, root = open_files(source)
     system.invalidate_cache()
     if system.isfile(root):
-        _check_suffix(system, root, source)
         return Files(system, [root], [], list(find_partitions(root)))
     if system.isdir(root):
         found = _walk(system, root)
@@ -136,11 +144,14 @@ def find_files(source: str) -> Files:
         raise DataError(f"{source}: expected a file, folder or glob, found {_describe_absence(system, root)}")
     start = GLOB_SIGNS.split(root)[0]
     above = start.rpartition("/")[0] if start != root else root
-    data = [path for path in found if path.lower().endswith(SUFFIXES) and not _has_part(path.removeprefix(start), ".")]
+    shown = [path for path in found if not _has_part(path.removeprefix(start), ".")]
+    data = [path for path in shown if path.lower().endswith(SUFFIXES)]
+    data = data or [path for path in shown if path.lower().endswith(OTHER_SUFFIXES)]
     left_out = [path for path in data if _has_part(path.removeprefix(start).rpartition("/")[0], "_")]
     paths = _sort(system, set(data) - set(left_out))
     if not paths:
-        raise DataError(f"{source}: expected files ending in {', '.join(SUFFIXES)}, found none of them; check the path")
+        endings = ", ".join(SUFFIXES + TEXT_SUFFIXES)
+        raise DataError(f"{source}: expected files ending in {endings}, found none of them; check the path")
     _refuse_mixture(paths, source)
     outer = find_partitions(f"{above}/file").keys() & find_partitions(paths[0])
     return Files(system, paths, sorted(left_out), sorted(outer))
@@ -158,15 +169,6 @@ def _refuse_mixture(paths: list[str], source: str) -> None:
         raise DataError(
             f"{source}: expected either CSV or Parquet, found {other} and {parquet[0]}; name one kind, like `*.parquet`"
         )
-
-
-def _check_suffix(system: Any, path: str, source: str) -> None:
-    if path.lower().endswith(SUFFIXES):
-        return
-    with system.open(path) as file:
-        content = describe_content(file.read(16))
-    remedy = f"{content}" if content else "what may be text; rename it to end in .csv if commas separate its cells, or convert it"
-    raise DataError(f"{source}: expected a file ending in {', '.join(SUFFIXES)}, found another ending and {remedy}")
 
 
 def describe_content(head: bytes) -> str | None:
@@ -199,14 +201,27 @@ def _has_part(path: str, sign: str) -> bool:
     return any(part.startswith(sign) for part in PurePosixPath(path).parts)
 
 
-def is_csv(path: str) -> bool:
-    """Whether a path is that of a CSV file."""
-    return path.lower().endswith((".csv", ".csv.gz"))
-
-
 def is_parquet(path: str) -> bool:
-    """Whether a data file is Parquet, not CSV."""
+    """Whether a data file is named as a Parquet file."""
     return path.lower().endswith(".parquet")
+
+
+def find_kind(opened: Opened, path: str) -> FileKind:
+    """Find by the first bytes of a file how it is read; raises DataError for one that is no table, and says what it is."""
+    if is_parquet(path):
+        return "parquet"
+    with open_unpacked(opened) as file:
+        head = file.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if JSON_LINE.match(head):
+        return "json"
+    content = describe_content(head)
+    if content is None and b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = "bytes that are no text; save the table as CSV or Parquet"
+    if content is not None:
+        raise DataError(f"{path}: expected CSV or Parquet, found {content}")
+    return "csv"
 
 
 def find_partitions(path: str) -> dict[str, str | None]:
@@ -255,23 +270,21 @@ def digest_file(opened: Opened, path: str) -> bytes:
 
 
 def check_names(names: Iterable[str], path: str) -> list[str]:
-    """Return the names of a file's columns, stripped; an empty first one stands for the row numbers that pandas and R write.
+    """Return the names of a file's columns, stripped; a column with an empty one is left out.
 
     Raises:
-        DataError: There is no column, a later one has no name, or a name is not UTF-8 text or comes twice.
+        DataError: No column has a name, or a name is not UTF-8 text or comes twice.
     """
     names = [name.strip() for name in names]
     if not any(names):
         raise DataError(f"{path}: expected columns with names, found none; write the table again")
-    for position, name in enumerate(names):
+    for name in names:
         if NO_TEXT.search(name):
             raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")
-        if not name and position > 0:
-            raise DataError(f"{path}: expected a name for every column, found none for column {position + 1}; name or remove it")
     seen: dict[str, int] = {}
     for position, name in enumerate(names):
         first = seen.setdefault(name, position)
-        if first != position:
+        if name and first != position:
             raise DataError(
                 f"{path}: expected each column once, found `{show(name)}` as columns {first + 1} and {position + 1}; rename one"
             )

@@ -3,13 +3,23 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
 from refit.errors import DataError
 from refit.tables.sources import csv_files
-from refit.tables.sources.files import is_csv
+from refit.tables.sources.dialects import Dialect
 from refit.texts import show
+
+
+class Part(NamedTuple):
+    """Neighbouring rows of one file: its name, the number of its rows before these, their number, and how it is written if CSV."""
+
+    path: str
+    num_before: int
+    num_rows: int
+    dialect: Dialect | None = None
 
 
 @dataclass(frozen=True)
@@ -18,37 +28,36 @@ class LocatedRows:
 
     Args:
         frame: The rows.
-        parts: Name of each file, number of its rows before these, and number of these, in the order of `frame`.
+        parts: Where they come from, in their order.
     """
 
     frame: pl.DataFrame
-    parts: tuple[tuple[str, int, int], ...]
+    parts: tuple[Part, ...]
 
     def locate(self, index: int) -> str:
         """Say where row `index` (from 0) of `frame` is: data rows of a file count from 1, without the header."""
-        for name, num_before, num_rows in self.parts:
-            if index < num_rows:
-                return name_row(name, num_before + index + 1)
-            index -= num_rows
+        for part in self.parts:
+            if index < part.num_rows:
+                return name_row(part.path, part.num_before + index + 1, part.dialect)
+            index -= part.num_rows
         raise IndexError(index)
 
     def slice(self, start: int, num_rows: int | None = None) -> "LocatedRows":
         """Some of the rows of a single part; all that follow `start` without `num_rows`."""
-        (name, num_before, _), *_ = self.parts
-        frame = self.frame.slice(start, num_rows)
-        return LocatedRows(frame, ((name, num_before + start, frame.height),))
+        part, frame = self.parts[0], self.frame.slice(start, num_rows)
+        return LocatedRows(frame, (part._replace(num_before=part.num_before + start, num_rows=frame.height),))
 
 
-def name_row(path: str, row: int) -> str:
+def name_row(path: str, row: int, dialect: Dialect | None) -> str:
     """Say where a row of a file is, counted from 1; in a CSV file of this machine also at which line it begins."""
-    if not is_csv(path) or not os.path.isfile(path):
+    if dialect is None or not os.path.isfile(path):
         return f"row {row} of {path}"
-    return csv_files.name_row(path, path, row)
+    return csv_files.name_row(path, path, row, dialect)
 
 
 def join(pieces: Sequence[LocatedRows]) -> LocatedRows:
     """Return rows of single parts below one another; raises as `join_parts` does."""
-    frame = join_parts([piece.parts[0][0] for piece in pieces], [piece.frame for piece in pieces])
+    frame = join_parts([piece.parts[0].path for piece in pieces], [piece.frame for piece in pieces])
     return LocatedRows(frame, tuple(part for piece in pieces for part in piece.parts))
 
 
@@ -65,7 +74,7 @@ def rebatch(pieces: Iterable[LocatedRows], keep: Sequence[str], batch_size: int)
         if not piece.frame.height:
             continue
         first = first or piece.slice(0, 0)
-        if piece.parts[0][1] == 0:
+        if piece.parts[0].num_before == 0:
             _check_types(first, piece, keep)
         while num_held + piece.frame.height >= batch_size:
             num_taken = batch_size - num_held
@@ -83,7 +92,7 @@ def _check_types(first: LocatedRows, piece: LocatedRows, keep: Sequence[str]) ->
     for name in keep:
         known, found = first.frame.schema[name], piece.frame.schema[name]
         if known != found:
-            has, path = first.parts[0][0], piece.parts[0][0]
+            has, path = first.parts[0].path, piece.parts[0].path
             raise DataError(f"{path}, column `{name}`: expected {known} as in {has}, found {found}; convert the column")
 
 

@@ -5,6 +5,7 @@ import hashlib
 import polars as pl
 
 from refit.settings import NOTEBOOK
+from refit.tables.sources.located_rows import Part
 from refit.tables.sources.table_source import Table, TableSource
 
 Rows = dict[str, list[float]]
@@ -31,7 +32,7 @@ class NotebookSource(TableSource):
 
 def _make_table(rows: Rows, test: Table | None) -> Table:
     frame = pl.DataFrame(rows)
-    return Table(frame, ((NOTEBOOK, 0, frame.height),), NOTEBOOK, _digest(rows), test, is_raw=True)
+    return Table(frame, (Part(NOTEBOOK, 0, frame.height),), NOTEBOOK, _digest(rows), test, is_raw=True)
 
 
 def _digest(rows: Rows) -> str:

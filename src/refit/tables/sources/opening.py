@@ -1,6 +1,8 @@
 """Opens a source of any kind by its name."""
 
-from refit.settings import NOTEBOOK
+from refit.settings import NOTEBOOK, DataSettings
+from refit.tables.sources.data_file import Like
+from refit.tables.sources.dialects import UNKNOWN, read_given
 from refit.tables.sources.file_source import FileSource
 from refit.tables.sources.notebook_source import NotebookSource
 from refit.tables.sources.table_source import TableSource
@@ -11,10 +13,18 @@ KINDS: dict[str, type[TableSource]] = {
 """Sources that are not files: `scheme://` stands for all names that begin with it, any other key for itself."""
 
 
-def open_source(url: str) -> TableSource:
-    """Open a source as `data.source` names it; nothing is read yet."""
+def open_source(url: str, settings: DataSettings | None = None, like: Like | None = None) -> TableSource:
+    """Open a source; nothing is read yet.
+
+    Args:
+        url: The source as `data.source` names it.
+        settings: What they say of how CSV files are written counts; None leaves all of it to the files.
+        like: What CSV files must be written like, such as those that a model learned from.
+    """
     scheme, sign, _ = url.partition("://")
-    return KINDS.get(scheme + sign, FileSource)(url)
+    if kind := KINDS.get(scheme + sign):
+        return kind(url)
+    return FileSource(url, UNKNOWN if settings is None else read_given(settings), like)
 
 
 def digest_sources(source: str, test_source: str | None) -> tuple[str, str | None]:

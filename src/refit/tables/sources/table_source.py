@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from refit.errors import DataError
 from refit.tables.columns import check_columns
+from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.located_rows import LocatedRows, rebatch
 from refit.texts import list_names
 
@@ -24,6 +25,7 @@ class Table(LocatedRows):
         is_raw: Whether numbers are learned from as they are, not standardized.
         outer: Columns that folders above the source stand for, with one value in all rows.
         remarks: What was left out, a sentence each.
+        dialect: How its files are written, if they are CSV.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Table(LocatedRows):
     is_raw: bool = False
     outer: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    dialect: Dialect | None = None
 
     def __post_init__(self) -> None:
         if not self.frame.height:

@@ -17,6 +17,7 @@ from refit.store.store import Store
 from refit.tables.dataset import check_data
 from refit.tables.sources import opening
 from refit.tables.sources.file_source import FileSource
+from refit.tables.sources.located_rows import Part
 from refit.tables.sources.notebook_source import NotebookSource
 from refit.tables.sources.opening import digest_sources, open_source
 from refit.tables.sources.table_source import Table, TableSource
@@ -38,7 +39,7 @@ class ToySource(TableSource):
         except sqlite3.OperationalError as error:
             raise DataError(f"{self.name}: expected a table of toys.db, found none ({error}); check its name") from error
         digest = hashlib.sha256(frame.write_json().encode()).hexdigest()
-        return Table(frame, ((self.name, 0, frame.height),), self.name, digest)
+        return Table(frame, (Part(self.name, 0, frame.height),), self.name, digest)
 
 
 @pytest.fixture(autouse=True)

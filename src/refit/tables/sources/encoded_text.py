@@ -1,0 +1,121 @@
+"""Reads text in any encoding as UTF-8. Unless its encoding is given, the first bytes that are not ASCII decide it."""
+
+import codecs
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import charset_normalizer
+
+from refit.tables.sources.files import Opened, open_unpacked
+
+BLOCK_BYTES = 1 << 16
+WINDOW_BYTES = 1 << 16
+"""So many bytes, from the first that is not ASCII on, decide the encoding."""
+UTF8_MARK = codecs.BOM_UTF8
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF8, UTF16, WINDOWS = "utf-8", "utf-16", "cp1252"
+TITLES = {UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252"}
+NOT_ASCII = re.compile(rb"[\x80-\xff]")
+FOREIGN_RUN = re.compile(rb"[\x80-\xff]{2,}")
+"""Letters beyond ASCII stand alone in words of Western languages, and side by side in those of other scripts."""
+
+Settle: TypeAlias = Callable[[str], str]
+"""Takes the encoding that was found, and returns the one to use."""
+
+
+def take_found(encoding: str) -> str:
+    """Use the encoding that was found."""
+    return encoding
+
+
+class Utf8Text(io.RawIOBase):
+    """The text of a file as UTF-8 without byte order marks; bytes that its encoding does not know stay as they are.
+
+    Args:
+        file: The bytes.
+        encoding: How they encode text; None finds it.
+        settle: Asked once the encoding is found, which it never is where all bytes are ASCII.
+    """
+
+    def __init__(self, file: BinaryIO, encoding: str | None = None, settle: Settle = take_found) -> None:
+        self._file, self._encoding, self._settle = file, encoding, settle
+        self._pieces, self._ahead = self._convert(), b""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as one piece of the file goes."""
+        while not self._ahead:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._ahead = piece
+        taken, self._ahead = self._ahead[: len(buffer)], self._ahead[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+    def _convert(self) -> Iterator[bytes]:
+        block, encoding = self._file.read(BLOCK_BYTES), self._encoding
+        while block.startswith(UTF8_MARK):
+            block = block.removeprefix(UTF8_MARK)
+        if encoding is None and block.startswith(UTF16_MARKS):
+            encoding = self._settle(UTF16)
+        if encoding is None:
+            while block and block.isascii():
+                yield block
+                block = self._file.read(BLOCK_BYTES)
+            if not block:
+                return
+            block, window = self._look_ahead(block)
+            encoding = self._settle(find_encoding(window))
+        decoder = None if encoding == UTF8 else codecs.getincrementaldecoder(encoding)("surrogateescape")
+        while block:
+            yield block if decoder is None else _encode(decoder.decode(block))
+            block = self._file.read(BLOCK_BYTES)
+        if decoder is not None:
+            yield _encode(decoder.decode(b"", True))
+
+    def _look_ahead(self, block: bytes) -> tuple[bytes, bytes]:
+        """The block with all that follows up to the end of the window, and the window."""
+        first = NOT_ASCII.search(block)
+        start = first.start() if first else len(block)
+        while len(block) < start + WINDOW_BYTES and (more := self._file.read(start + WINDOW_BYTES - len(block))):
+            block += more
+        return block, block[start : start + WINDOW_BYTES]
+
+
+def _encode(text: str) -> bytes:
+    return text.replace("\ufeff", "").encode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def open_text(opened: Opened, encoding: str | None = None, settle: Settle = take_found) -> Iterator[BinaryIO]:
+    """Open a file, unpacked, as UTF-8; arguments as those of `Utf8Text`."""
+    with open_unpacked(opened) as file, io.BufferedReader(Utf8Text(file, encoding, settle), BLOCK_BYTES) as text:
+        yield cast(BinaryIO, text)
+
+
+def find_encoding(window: bytes) -> str:
+    """Find the encoding of bytes that begin with one beyond ASCII: UTF-8, else Windows-1252 unless another script is likelier."""
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(window)
+    num_broken = sum("\udc80" <= sign <= "\udcff" for sign in text)
+    if sum(sign > "\x7f" for sign in text) >= 2 * num_broken:
+        return UTF8
+    num_in_runs = sum(map(len, FOREIGN_RUN.findall(window)))
+    guess = charset_normalizer.from_bytes(window).best() if 2 * num_in_runs > len(NOT_ASCII.findall(window)) else None
+    return WINDOWS if guess is None else guess.encoding
+
+
+def is_unicode(encoding: str) -> bool:
+    """Whether an encoding is one of Unicode's."""
+    return encoding.lower().startswith("utf")
+
+
+def name_encoding(encoding: str) -> str:
+    """An encoding as people call it."""
+    return TITLES.get(encoding, encoding)
