@@ -241,7 +241,9 @@ class DataSettings(Section):
     target: str = "y"
     """The column to predict: strings, integers or booleans."""
     features: Annotated[list[str] | None, BeforeValidator(_read_list)] = None
-    """The columns to learn from; None takes all but the target and the time column of a `time` split."""
+    """The columns to learn from; None takes all but the target, the time column of a `time` split, row numbers and ids."""
+    exclude: TextList = []
+    """Columns not to learn from."""
     categorical: TextList = []
     """Columns to treat as categories though their values look like numbers, booleans or dates."""
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]

@@ -20,8 +20,8 @@ from refit.code import digest_code, digest_user_code, list_modules
 from refit.settings import Settings, walk_settings
 
 TABLES = (
-    *("columns", "formats", "conversion", "schema", "targets", "hashes", "preprocessing", "profiles", "copies", "table_splits"),
-    *("typed_columns", "remarks", "manifest", "row_identities", "freezing", "draft", "dataset"),
+    *("columns", "formats", "conversion", "schema", "row_labels", "targets", "hashes", "preprocessing", "profiles", "copies"),
+    *("table_splits", "typed_columns", "remarks", "manifest", "row_identities", "freezing", "draft", "dataset"),
 )
 PACKAGE = Path(refit.__file__).parent
 DATA_CODE = (

@@ -71,7 +71,10 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         rows_left_out=draft.left_out,
         source_rows=source.frame.height,
         test_copies=_count_copies(columns, sides["train"], sides["test"]) if "test" in sides else None,
-        dropped_columns={name: "no value in the train rows" for name in draft.readings if name not in fitted},
+        dropped_columns={
+            **{name: f"{reason}; name it in data.features to learn from it" for name, reason in draft.labels.items()},
+            **{name: "no value in the train rows" for name in draft.readings if name not in fitted},
+        },
         remarks=_remark(settings, draft),
         rare_classes=draft.rare,
         source_digest=source.table.digest,

@@ -38,6 +38,8 @@ class Draft:
     left_out: dict[str, int]
     rare: dict[str, int]
     columns: list[AnyColumn]
+    labels: dict[str, str]
+    """Columns that only tell rows apart, and why each is taken for such."""
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -53,7 +55,10 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
     """
     table = open_source(settings.source, settings).read()
     test_table = _read_test_table(settings, table)
-    readings, frame = type_features(settings, table)
+    features = type_features(settings, table)
+    readings, frame = features.readings, features.frame
+    if features.faults:
+        raise DataError(*(line for fault in features.faults for line in fault.args))
     kind, target = type_target(settings, table)
     classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame, kind, target)
     kinds = {name: reading.kind for name, reading in readings.items()}
@@ -64,7 +69,7 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column with values in the train rows, found none; check data.features")
-    return Draft(readings, target, classes, source, test, parts, left_out, rare, columns)
+    return Draft(readings, target, classes, source, test, parts, left_out, rare, columns, features.left_out)
 
 
 def _divide(

@@ -6,14 +6,12 @@ N is the number of rows, F the number of inputs; a column fills one or more neig
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from refit.data.identities import Rows
 from refit.data.signature import InputColumn, Kind, Signature, Target
@@ -22,6 +20,9 @@ from refit.tables.columns import Locate, index_rows, take_column, take_rows
 from refit.tables.conversion import Numbers, convert_column, convert_numbers
 from refit.tables.formats import AnyFormat, Format
 from refit.texts import list_names, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Inputs: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -237,7 +238,7 @@ def apply_columns(
     locate: Locate = _count_rows,
     rows: Rows | None = None,
     observe: Callable[[AnyColumn, pl.Series, Inputs, Mask], None] | None = None,
-) -> Tensor:
+) -> "Tensor":
     """Turn raw rows into inputs; columns come in any order, and others are ignored.
 
     Args:
@@ -274,6 +275,8 @@ def apply_columns(
         if column.has_indicator:
             inputs[:, end] = is_missing
         start = end + column.has_indicator
+    import torch  # takes a second, which who only looks at a table need not wait for
+
     return torch.from_numpy(inputs)
 
 

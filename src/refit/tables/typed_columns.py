@@ -1,6 +1,8 @@
 """Converts the columns of a table that the settings name: those to learn from, and the target."""
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -9,6 +11,7 @@ from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import convert_column, read_marks
+from refit.tables.row_labels import find_label
 from refit.tables.schema import Reading, find_reading
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, read_groups
@@ -16,21 +19,50 @@ from refit.tables.targets import convert_target
 from refit.texts import list_names, show
 
 
-def type_features(settings: DataSettings, table: Table) -> tuple[dict[str, Reading], pl.DataFrame]:
-    """Find how each column to learn from is read, and convert the columns that do not hold numbers already."""
-    readings: dict[str, Reading] = {}
-    converted, has_marks = [], len(read_marks(tuple(settings.null_values), "numeric")) > 0
+@dataclass(frozen=True)
+class Features:
+    """The columns to learn from.
+
+    Args:
+        readings: How each is read.
+        frame: All of them, converted but for those that hold numbers already.
+        left_out: Columns that only tell rows apart, and why each is taken for such; none if there is no other column.
+        faults: What is wrong with columns that cannot be read.
+    """
+
+    readings: dict[str, Reading]
+    frame: pl.DataFrame
+    left_out: dict[str, str]
+    faults: list[DataError]
+
+
+def type_features(settings: DataSettings, table: Table) -> Features:
+    """Find how each column to learn from is read, and convert it; raises DataError if columns cannot be chosen like this."""
+    readings, converted = dict[str, Reading](), dict[str, pl.Series]()
+    left_out, faults = dict[str, str](), list[DataError]()
+    has_marks = len(read_marks(tuple(settings.null_values), "numeric")) > 0
+    starts = [*itertools.accumulate(part.num_rows for part in table.parts)]
     for name in _choose_features(settings, table):
         values = take_column(table.frame, name)
-        if name in settings.categorical:
-            readings[name] = Reading("categorical")
-            converted.append(convert_column(values, "categorical", settings.null_values, table.locate))
-        else:
-            readings[name], typed = find_reading(values, settings.null_values, table.locate)
-            # Numbers stay as they are: a second copy would double what a table of numbers takes.
-            is_kept = readings[name].kind == "numeric" and values.dtype.is_numeric() and not has_marks
-            converted.append(values if is_kept else typed)
-    return readings, pl.DataFrame(dict(zip(readings, converted, strict=True)))
+        try:
+            if name in settings.categorical:
+                reading, typed = Reading("categorical"), convert_column(values, "categorical", settings.null_values, table.locate)
+            else:
+                reading, typed = find_reading(values, settings.null_values, table.locate)
+        except DataError as fault:
+            faults.append(fault)
+            continue
+        is_chosen = settings.features is not None or name in settings.categorical
+        if not is_chosen and (reason := find_label(name, values, typed, reading, starts)):
+            left_out[name] = reason
+        # Numbers stay as they are: a second copy would double what a table of numbers takes.
+        is_kept = reading.kind == "numeric" and values.dtype.is_numeric() and not has_marks
+        readings[name], converted[name] = reading, values if is_kept else typed
+    if all(values.null_count() == len(values) for name, values in converted.items() if name not in left_out):
+        left_out = {}
+    for name in left_out:
+        del readings[name], converted[name]
+    return Features(readings, pl.DataFrame(converted), left_out, faults)
 
 
 def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
@@ -94,9 +126,12 @@ def _choose_features(settings: DataSettings, table: Table) -> list[str]:
     check_columns("data.target", [settings.target], present, table.name)
     check_columns("data.features", features or [], present, table.name)
     check_columns("data.categorical", settings.categorical, present, table.name)
+    check_columns("data.exclude", settings.exclude, present, table.name)
+    if both := [name for name in features or [] if name in settings.exclude]:
+        raise DataError(f"data.exclude: expected columns that data.features does not name, found {list_names(both)}; drop either")
     if features is None:
         time_column = settings.time_column if settings.split == "time" else None
-        apart = {settings.target, settings.group_column, time_column, *table.outer}
+        apart = {settings.target, settings.group_column, time_column, *table.outer, *settings.exclude}
         features = [name for name in present if name not in apart]
     if not features:
         raise DataError(f"{table.name}: expected a column to learn from, found {list_names(present)}; name some in data.features")

@@ -85,6 +85,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.features": (["x1"], DATASET),
     "data.categorical": (["x1"], DATASET),
     "data.null_values": (["", "-"], DATASET),
+    "data.exclude": (["x1"], DATASET),
     "data.separator": (";", DATASET),
     "data.encoding": ("cp1252", DATASET),
     "data.header": (False, DATASET),

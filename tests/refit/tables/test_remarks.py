@@ -47,8 +47,8 @@ def test_columns_of_which_nothing_is_learned_are_named(store: Store) -> None:
 
 
 def test_a_mark_that_may_be_a_category_is_told(store: Store) -> None:
-    assert build_lines(store, {"country": ["NA", "DE", "FR", ""] * 5, "x": list(range(20))}) == [
-        "column `country`: `NA` counts as a missing value in 5 rows; take it out of data.null_values if it is a category"
+    assert build_lines(store, {"country": ["NA", "DE", "FR", ""] * 25, "x": list(range(0, 200, 2))}) == [
+        "column `country`: `NA` counts as a missing value in 25 rows; take it out of data.null_values if it is a category"
     ]
 
 

@@ -1,0 +1,65 @@
+"""Finds columns that only tell rows apart: row numbers and ids, from which nothing can be learned for other rows."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from refit.tables.conversion import Numbers
+from refit.tables.schema import Reading
+
+MIN_ROWS = 20
+"""In fewer rows, measurements may all differ, or count up, too."""
+NUM_LOOKED_AT = 100
+"""Rows looked at first, as most columns are no labels."""
+CODE = r"^[A-Za-z0-9]+(?:[-_./:#][A-Za-z0-9]+)*$"
+"""A code without blanks, such as `C-0017`."""
+ID_WORDS = {"id", "ids", "uid", "uuid", "guid", "index", "idx", "key", "rowid", "rownames"}
+NUMBER_WORDS = {"nr", "no", "num", "number", "nummer", "numero", "code"}
+"""They name an id only at the end: a house number may be one, a number of houses is not."""
+
+
+def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading, starts: Sequence[int] = ()) -> str | None:
+    """Say why a column only tells rows apart, if it does: its values all differ, and count up, are codes, or are called ids.
+
+    Args:
+        name: Of the column.
+        values: As they were read.
+        typed: The same, converted.
+        reading: How they were converted.
+        starts: The first rows of each part of the table, where counting may begin again.
+    """
+    if len(typed) < MIN_ROWS or typed.has_nulls() or reading.format is not None:
+        return None
+    if reading.kind == "numeric":
+        numbers = typed.cast(pl.Float64).to_numpy()
+        if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
+            return None
+        if _counts_up(numbers[:NUM_LOOKED_AT], starts) and _counts_up(numbers, starts):
+            return f"row numbers, from {numbers[0]:.0f} on"
+        return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
+    if reading.kind != "categorical" or values.dtype != pl.String or not _all_differ(typed.head(NUM_LOOKED_AT)):
+        return None
+    is_code = typed.str.contains(CODE) & typed.str.contains(r"\d")
+    if is_code.all() and typed.str.replace_all("[A-Za-z0-9]+", "x").n_unique() == 1 and _all_differ(typed):
+        return "ids: all different, and codes of one pattern"
+    return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
+
+
+def _counts_up(numbers: Numbers, starts: Sequence[int]) -> bool:
+    """Whether numbers grow by one from row to row; parts of the table may each begin anew."""
+    with np.errstate(over="ignore"):
+        steps = np.diff(numbers)
+    steps[[start - 1 for start in starts if 0 < start <= len(steps)]] = 1
+    return bool((steps == 1).all())
+
+
+def _all_differ(values: pl.Series) -> bool:
+    return values.n_unique() == len(values)
+
+
+def _is_named_so(name: str) -> bool:
+    """Whether a name ends, or begins, in a word for an id, as in `CustomerId`, `id_client` and `Unnamed: 0`."""
+    words = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return bool(words) and (words[0] in {*ID_WORDS, "unnamed"} or words[-1] in ID_WORDS | NUMBER_WORDS)
