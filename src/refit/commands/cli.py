@@ -11,6 +11,7 @@ import pydantic
 from cyclopts import CoercionError, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 from rich.table import Table
 
+import refit.commands.looking
 import refit.commands.schedule  # its commands
 import refit.commands.versions  # noqa: F401  # its commands
 from refit.commands.terminal import (

@@ -10,19 +10,16 @@ from refit.data.signature import Kind, Target
 from refit.refs import DatasetRef, Ref
 from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
-from refit.tables.columns import check_columns, take_column
+from refit.tables.columns import check_columns
 from refit.tables.copies import Copies, count_copies
-from refit.tables.draft import Draft, draft_dataset
+from refit.tables.draft import draft_dataset, remark
 from refit.tables.freezing import freeze_rows, freeze_split
 from refit.tables.manifest import Manifest, check_sources, load_manifest
 from refit.tables.preprocessing import AnyColumn, sign_columns
 from refit.tables.profiles import profile_columns
-from refit.tables.remarks import remark_on_columns
 from refit.tables.row_identities import identify_rows
 from refit.tables.sources.opening import open_source
 from refit.tables.table_splits import TypedTable
-from refit.tables.targets import remark_on_target
-from refit.texts import show
 
 MAX_BYTES_CHECKED = 20_000_000
 """Files up to this size are read twice, once to refuse them early."""
@@ -75,7 +72,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
             **{name: f"{reason}; name it in data.features to learn from it" for name, reason in draft.labels.items()},
             **{name: "no value in the train rows" for name in draft.readings if name not in fitted},
         },
-        remarks=_remark(settings, draft),
+        remarks=remark(settings, draft),
         rare_classes=draft.rare,
         source_digest=source.table.digest,
         test_source_digest=test.table.digest if test else None,
@@ -138,23 +135,6 @@ def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHE
     for setting in ("target", "features", "categorical", "group_column", "time_column"):
         value = getattr(settings, setting)
         check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)
-
-
-def _remark(settings: DataSettings, draft: Draft) -> list[str]:
-    """List what people should know about the table, a line each."""
-    source = draft.source
-    used = {*draft.readings, settings.target, settings.group_column, settings.time_column}
-    return [
-        *source.table.remarks,
-        *(
-            f"left out: column `{show(name)}`, which a folder above {source.table.name} names and which has one value in all rows;"
-            " name it in data.features to learn from it"
-            for name in source.table.outer
-            if name not in used
-        ),
-        *remark_on_target(take_column(source.table.frame, settings.target), draft.target),
-        *remark_on_columns(draft.columns, draft.readings, source.frame, source.table.frame, source.y, draft.parts["train"]),
-    ]
 
 
 def _count_copies(columns: Sequence[AnyColumn], train: Side, test: Side) -> Copies:

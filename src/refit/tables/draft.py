@@ -11,12 +11,13 @@ from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.columns import take_column
 from refit.tables.preprocessing import AnyColumn, fit_columns
+from refit.tables.remarks import remark_on_columns
 from refit.tables.schema import Reading
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 from refit.tables.targets import remark_on_target
-from refit.tables.typed_columns import index_classes, leave_out, type_features, type_target, type_test_rows
+from refit.tables.typed_columns import Features, index_classes, leave_out, type_features, type_target, type_test_rows
 from refit.texts import list_names, show
 
 MAX_RARE_SHARE = 0.1
@@ -54,8 +55,11 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
         DataError: The data set is not what training needs; only numbers outside the train rows that are too large pass.
     """
     table = open_source(settings.source, settings).read()
-    test_table = _read_test_table(settings, table)
-    features = type_features(settings, table)
+    return draft_table(settings, seed, table, _read_test_table(settings, table), type_features(settings, table))
+
+
+def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Table | None, features: Features) -> Draft:
+    """Draft the data set of tables that are read and whose features are typed; raises as `draft_dataset` does."""
     readings, frame = features.readings, features.frame
     if features.faults:
         raise DataError(*(line for fault in features.faults for line in fault.args))
@@ -70,6 +74,23 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
     if not columns:
         raise DataError(f"{table.name}: expected a column with values in the train rows, found none; check data.features")
     return Draft(readings, target, classes, source, test, parts, left_out, rare, columns, features.left_out)
+
+
+def remark(settings: DataSettings, draft: Draft) -> list[str]:
+    """List what people should know about the table, a line each."""
+    source = draft.source
+    used = {*draft.readings, settings.target, settings.group_column, settings.time_column}
+    return [
+        *source.table.remarks,
+        *(
+            f"left out: column `{show(name)}`, which a folder above {source.table.name} names and which has one value in all rows;"
+            " name it in data.features to learn from it"
+            for name in source.table.outer
+            if name not in used
+        ),
+        *remark_on_target(take_column(source.table.frame, settings.target), draft.target),
+        *remark_on_columns(draft.columns, draft.readings, source.frame, source.table.frame, source.y, draft.parts["train"]),
+    ]
 
 
 def _divide(

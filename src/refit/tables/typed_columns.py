@@ -36,13 +36,13 @@ class Features:
     faults: list[DataError]
 
 
-def type_features(settings: DataSettings, table: Table) -> Features:
+def type_features(settings: DataSettings, table: Table, has_target: bool = True) -> Features:
     """Find how each column to learn from is read, and convert it; raises DataError if columns cannot be chosen like this."""
     readings, converted = dict[str, Reading](), dict[str, pl.Series]()
     left_out, faults = dict[str, str](), list[DataError]()
     has_marks = len(read_marks(tuple(settings.null_values), "numeric")) > 0
     starts = [*itertools.accumulate(part.num_rows for part in table.parts)]
-    for name in _choose_features(settings, table):
+    for name in _choose_features(settings, table, has_target):
         values = take_column(table.frame, name)
         try:
             if name in settings.categorical:
@@ -119,11 +119,12 @@ def index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Ser
     return y
 
 
-def _choose_features(settings: DataSettings, table: Table) -> list[str]:
+def _choose_features(settings: DataSettings, table: Table, has_target: bool) -> list[str]:
     """The columns to learn from."""
     present = table.frame.columns
     features = settings.features
-    check_columns("data.target", [settings.target], present, table.name)
+    if has_target:
+        check_columns("data.target", [settings.target], present, table.name)
     check_columns("data.features", features or [], present, table.name)
     check_columns("data.categorical", settings.categorical, present, table.name)
     check_columns("data.exclude", settings.exclude, present, table.name)

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ConfigDict
 
 from refit.settings import DataSettings
-from refit.tables.sources.encoded_text import Settle, open_text, take_found
+from refit.tables.sources.encoded_text import Settle, name_encoding, open_text, take_found
 from refit.tables.sources.files import Opened
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -54,6 +54,13 @@ class Dialect(BaseModel):
     def fill_in(self, other: "Dialect") -> "Dialect":
         """Take from another dialect what is not known of this one."""
         return Dialect(**(other.model_dump(exclude_none=True) | self.model_dump(exclude_none=True)))
+
+    def describe(self) -> str:
+        """Say in words how a file is written."""
+        encoding = "text in several encodings" if self.encoding is None else f"text in {name_encoding(self.encoding)}"
+        return (
+            f"with {name_separator(self.separator)} between cells, as {encoding}, {'with' if self.header else 'without'} a header"
+        )
 
 
 PLAIN = Dialect(separator=",", header=True)

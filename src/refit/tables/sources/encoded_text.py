@@ -17,7 +17,7 @@ WINDOW_BYTES = 1 << 16
 UTF8_MARK = codecs.BOM_UTF8
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF8, UTF16, WINDOWS = "utf-8", "utf-16", "cp1252"
-TITLES = {UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252"}
+TITLES = {"ascii": "ASCII", UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252"}
 NOT_ASCII = re.compile(rb"[\x80-\xff]")
 FOREIGN_RUN = re.compile(rb"[\x80-\xff]{2,}")
 """Letters beyond ASCII stand alone in words of Western languages, and side by side in those of other scripts."""

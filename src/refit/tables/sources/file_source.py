@@ -15,11 +15,13 @@ from refit.tables.sources import parquet_files
 from refit.tables.sources.data_file import ASCII, DataFile, Like
 from refit.tables.sources.dialects import UNKNOWN, Dialect, name_separator
 from refit.tables.sources.encoded_text import UTF8, name_encoding
-from refit.tables.sources.files import BYTES_A_TEXT, digest_file, find_files, find_partitions, naming_read_errors, outgrow
+from refit.tables.sources.files import BYTES_A_TEXT, Files, digest_file, find_files, find_partitions, naming_read_errors, outgrow
 from refit.tables.sources.located_rows import LocatedRows, Part, join, name_row, rebatch
 from refit.tables.sources.table_source import Table, TableSource, choose_columns, lack_rows
 from refit.texts import show
 
+NUM_PARTS = 16
+"""Of a sample, at least, if the table has more rows than it holds."""
 MAX_PLACES = 5
 """So many columns without a name are counted out, at most."""
 
@@ -70,11 +72,36 @@ class FileSource(TableSource):
                 digests.append(digest_file(file.opened, path))  # after reading: if it is still the recipe's, so were the rows
                 file.opened = b""  # all of it, if it was fetched
                 read.append(file)
+        return self._make_table(pieces, files, read, _join_digests(digests))
+
+    def sample(self, max_bytes: int, max_bytes_read: int) -> Table:
+        """Read as many pieces, evenly from all over the files, as `max_bytes` hold; raises as `read` does."""
+        with naming_read_errors(self.name):
+            files = find_files(self.name)
+            read, sample = list[DataFile](), _Sample(max_bytes)
+            for path in files.paths:
+                read.append(DataFile(files.open_lazily(path), path, self.given, self._find_like(read)))
+                for piece in _read_pieces(read[-1]):
+                    sample.add(piece)
+                    if sample.num_bytes_seen > max_bytes_read:
+                        return self._make_table(sample.pieces, files, read, "", sample.num_rows_seen)
+        return self._make_table(sample.pieces, files, read, "", sample.num_rows_seen)
+
+    def _make_table(
+        self, pieces: Sequence[LocatedRows], files: Files, read: Sequence[DataFile], digest: str, num_seen: int | None = None
+    ) -> Table:
         rows = join(pieces)
-        dialect = _unite_dialects(read)
+        num_seen = None if num_seen == rows.frame.height else num_seen
         remarks = (*_describe_dialects(read, self.given), *_describe_left_out(read, files.left_out))
         return Table(
-            rows.frame, rows.parts, self.name, _join_digests(digests), outer=tuple(files.outer), remarks=remarks, dialect=dialect
+            rows.frame,
+            rows.parts,
+            self.name,
+            digest,
+            outer=tuple(files.outer),
+            remarks=remarks,
+            dialect=_unite_dialects(read),
+            num_seen=num_seen,
         )
 
     def _find_like(self, read: Sequence[DataFile]) -> Like | None:
@@ -117,6 +144,37 @@ class FileSource(TableSource):
         if isinstance(source_files, LocalFileSystem):
             root, path = os.path.realpath(root), os.path.realpath(path)
         return path == root or path.startswith(root.rstrip("/") + "/") or fnmatch.fnmatchcase(path, root)
+
+
+class _Sample:
+    """Pieces that come one after the other: all of them, then every second, every fourth and so on, as memory fills up."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._stride, self._num_pieces = max_bytes, 1, 0
+        self._held: dict[int, tuple[LocatedRows, int]] = {}
+        self.num_rows_seen = self.num_bytes_seen = 0
+
+    @property
+    def pieces(self) -> list[LocatedRows]:
+        """Those that are kept, in order."""
+        return [piece for piece, _ in self._held.values()]
+
+    def add(self, piece: LocatedRows) -> None:
+        """Keep some of the next rows."""
+        size, num_rows = int(piece.frame.estimated_size()), piece.frame.height
+        self.num_rows_seen += num_rows
+        self.num_bytes_seen += size
+        num_parts = max(1, min(num_rows, NUM_PARTS * size // self._max_bytes))
+        for start in range(0, max(num_rows, 1), num_rows_a_part := -(-num_rows // num_parts) or 1):
+            self._add_part(piece.slice(start, num_rows_a_part), size // num_parts)
+
+    def _add_part(self, part: LocatedRows, size: int) -> None:
+        if self._num_pieces % self._stride == 0:
+            self._held[self._num_pieces] = part, size
+        self._num_pieces += 1
+        while len(self._held) > 1 and sum(size for _, size in self._held.values()) > self._max_bytes:
+            self._stride *= 2
+            self._held = {number: kept for number, kept in self._held.items() if number % self._stride == 0}
 
 
 def _hold(pieces: Iterable[LocatedRows], path: str) -> list[LocatedRows]:

@@ -26,6 +26,7 @@ class Table(LocatedRows):
         outer: Columns that folders above the source stand for, with one value in all rows.
         remarks: What was left out, a sentence each.
         dialect: How its files are written, if they are CSV.
+        num_seen: Of how many rows these are a sample; None if they are all.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Table(LocatedRows):
     outer: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     dialect: Dialect | None = None
+    num_seen: int | None = None
 
     def __post_init__(self) -> None:
         if not self.frame.height:
@@ -66,6 +68,15 @@ class TableSource(ABC):
         Raises:
             DataError: The source cannot be read, or holds no row.
         """
+
+    def sample(self, max_bytes: int, max_bytes_read: int) -> Table:  # noqa: ARG002
+        """Read as many rows, evenly from all over the table, as `max_bytes` hold, without a digest; raises as `read` does.
+
+        Args:
+            max_bytes: Memory for the rows, about.
+            max_bytes_read: Where to stop, if the table goes on.
+        """
+        return self.read()
 
     def names(self) -> list[str]:
         """Read the names of the columns, in order; raises as `read` does."""

@@ -1,0 +1,102 @@
+"""The command `refit look`: what training makes of a table, before it is trained on."""
+
+import json as jsonlib
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from refit.commands.terminal import (
+    COMPLETED,
+    REFUSED,
+    AsJson,
+    Given,
+    SettingsFile,
+    app,
+    as_given,
+    cell,
+    complain,
+    open_console,
+    say,
+)
+from refit.errors import DataError
+from refit.settings import check_url, resolve_settings
+from refit.texts import list_names, shorten, show
+
+if TYPE_CHECKING:
+    from refit.tables.overview import Overview
+
+MAX_CLASSES_SHOWN, MAX_TARGETS_SHOWN = 10, 4
+MAX_EXAMPLE = 24
+
+
+@app.command
+def look(
+    table: str,
+    /,
+    *,
+    target: Annotated[str | None, Parameter(name="--target")] = None,
+    given: Given = None,
+    settings_file: SettingsFile = None,
+    json: AsJson = False,
+) -> int:
+    """Show what training would make of a table: how it is read, what each column is, and what looks wrong. Nothing is trained.
+
+    Args:
+        table: A CSV or Parquet file, or a folder or glob of them.
+        target: The column to predict; short for `--data.target`.
+        given: The settings of a training.
+        settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of a table.
+    """
+    check_url(table, "TABLE")
+    flags = as_given(given)
+    flags["data"] = {**flags.get("data", {}), "source": table, **({} if target is None else {"target": target})}
+    settings, origins = resolve_settings(flags, settings_file)
+    from refit.tables.overview import look_at_table
+
+    found = look_at_table(settings.data, settings.seed, is_target_given=not origins["data.target"].startswith("default"))
+    likely = found.targets[0] if found.targets else None
+    command = _write_command({**flags["data"], **({} if likely is None else {"target": likely})}, flags)
+    if json:
+        print(jsonlib.dumps({**found.model_dump(), "command": command}))
+        return REFUSED if found.faults else COMPLETED
+    _print(found)
+    for fault in found.faults:
+        complain(DataError(fault))
+    if likely is not None:
+        others = f"; it may be another column: {list_names(found.targets[1:], MAX_TARGETS_SHOWN)}" if found.targets[1:] else ""
+        say(f"the target is not known: `{likely}` is a guess{others}")
+    say(f"to train: {command}")
+    return REFUSED if found.faults else COMPLETED
+
+
+def _print(found: "Overview") -> None:
+    looked_at = f", of which {found.rows_looked_at:,} were looked at" if found.rows_looked_at < found.rows else ""
+    say(f"{found.source}: {found.rows:,} rows{looked_at}; {len(found.columns):,} columns, as {found.num_inputs:,} inputs")
+    if found.dialect is not None:
+        say(f"written {found.dialect.describe()}")
+    table = Table("column", "kind", "missing", "distinct", "inputs", "read as", "such as")
+    for column in found.columns:
+        categories = "" if column.categories is None else f" ({column.categories} kept)"
+        counts = (f"{column.missing:,}", f"{column.distinct:,}{categories}", f"{column.inputs:,}")
+        examples = ", ".join(shorten(example, MAX_EXAMPLE) for example in column.examples)
+        style = None if column.inputs else "dim"
+        table.add_row(cell(show(column.name)), cell(column.kind), *counts, cell(column.how), cell(examples), style=style)
+    open_console().print(table)
+    if found.classes:
+        shown = [f"{show(name)} ({rows:,})" for name, rows in [*found.classes.items()][:MAX_CLASSES_SHOWN]]
+        more = f" and {len(found.classes) - MAX_CLASSES_SHOWN} more" if len(found.classes) > MAX_CLASSES_SHOWN else ""
+        say(f"classes: {', '.join(shown)}{more}")
+    for remark in found.remarks:
+        say(remark)
+
+
+def _write_command(data: dict[str, Any], flags: dict[str, Any]) -> str:
+    """The command that trains with the settings that were given here."""
+    words = ["refit", "train"]
+    for section, values in {"data": data, **{name: values for name, values in flags.items() if name != "data"}}.items():
+        for name, value in values.items() if isinstance(values, dict) else [("", values)]:
+            words += [f"--{section}.{name}".removesuffix("."), value if isinstance(value, str) else jsonlib.dumps(value)]
+    return shlex.join(words)

@@ -1,0 +1,201 @@
+"""Says of a table what training makes of it, column by column, from a sample of its rows if it is large."""
+
+from collections.abc import Sequence
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from refit.errors import DataError
+from refit.settings import DataSettings
+from refit.tables.columns import take_column
+from refit.tables.draft import Draft, draft_table, remark
+from refit.tables.formats import ClockFormat
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, fit_columns, name_inputs
+from refit.tables.schema import Reading
+from refit.tables.sources.dialects import Dialect
+from refit.tables.sources.opening import open_source
+from refit.tables.sources.table_source import Table
+from refit.tables.typed_columns import Features, type_features
+from refit.texts import show
+
+MAX_BYTES = 12_000_000
+MAX_BYTES_READ = 160_000_000
+NUM_EXAMPLES = 3
+NUM_LOOKED_AT = 1000
+MAX_CLASSES = 20
+"""A column with more different values is not proposed as the target."""
+TARGET_NAMES = ("target", "label", "class", "y", "outcome", "churn")
+KINDS = {"numeric": "number", "datetime": "date", "boolean": "boolean", "categorical": "category"}
+
+
+class ColumnOverview(BaseModel):
+    """What is made of a column.
+
+    Args:
+        name: Of the column.
+        kind: `number`, `date`, `time`, `boolean`, `category`, `text` (all different), `constant`, `target`, or why it is left out.
+        how: How its cells are read, where that does not go without saying.
+        missing: Rows without a value.
+        distinct: Different values.
+        categories: Those with an input of their own; None for other kinds.
+        inputs: That it becomes.
+        examples: The first different cells.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: str
+    how: str = ""
+    missing: int
+    distinct: int
+    categories: int | None = None
+    inputs: int = 0
+    examples: list[str]
+
+
+class Overview(BaseModel):
+    """What is made of a table.
+
+    Args:
+        source: As it was asked for.
+        rows: In the table, or read of it before there were too many.
+        rows_looked_at: On which all else rests.
+        dialect: How its files are written, if they are CSV.
+        columns: In the order of the table.
+        classes: Rows of each class, the most frequent first; empty without a target.
+        remarks: What people should know, a line each.
+        faults: What training would refuse, a line each.
+        targets: Columns that may be the target, the likeliest first, if none is known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    rows: int
+    rows_looked_at: int
+    dialect: Dialect | None
+    columns: list[ColumnOverview]
+    classes: dict[str, int]
+    remarks: list[str]
+    faults: list[str]
+    targets: list[str]
+
+    @property
+    def num_inputs(self) -> int:
+        """That all columns become."""
+        return sum(column.inputs for column in self.columns)
+
+
+def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> Overview:
+    """Look at a table as training would.
+
+    Args:
+        settings: Those of a training.
+        seed: Decides which rows are train rows.
+        is_target_given: Whether the target must be there; otherwise, without a column of that name, there is none.
+
+    Raises:
+        DataError: The table cannot be read at all.
+    """
+    table = open_source(settings.source, settings).sample(MAX_BYTES, MAX_BYTES_READ)
+    has_target = settings.target in table.frame.columns
+    faults, draft = list[str](), None
+    features = type_features(settings, table, has_target=is_target_given or has_target)
+    if has_target:
+        try:
+            draft = draft_table(settings, seed, table, None, features)
+        except DataError as fault:
+            faults = list(fault.args)
+    columns = draft.columns if draft is not None else _fit_all(settings, table, features)
+    if draft is None:
+        faults = faults or [line for fault in features.faults for line in fault.args]
+        told = [(name, reading.remark) for name, reading in features.readings.items()]
+        remarks = [*table.remarks, *(f"column `{show(name)}`: {text}" for name, text in told if text)]
+    else:
+        remarks = remark(settings, draft)
+    overview = [
+        _describe(name, table, settings, features, {column.name: column for column in columns}) for name in table.frame.columns
+    ]
+    return Overview(
+        source=settings.source,
+        rows=table.num_seen or table.frame.height,
+        rows_looked_at=table.frame.height,
+        dialect=table.dialect,
+        columns=overview,
+        classes=_count_classes(draft),
+        remarks=remarks,
+        faults=faults,
+        targets=[] if has_target else _propose_targets(overview),
+    )
+
+
+def _fit_all(settings: DataSettings, table: Table, features: Features) -> list[AnyColumn]:
+    """Fit the columns that can be read to all rows, as the train rows are not known."""
+    kinds = {name: reading.kind for name, reading in features.readings.items()}
+    formats = {name: reading.format for name, reading in features.readings.items() if reading.format is not None}
+    return fit_columns(features.frame, kinds, settings.null_values, table.is_raw, None, formats)
+
+
+def _describe(name: str, table: Table, settings: DataSettings, features: Features, fitted: dict[str, AnyColumn]) -> ColumnOverview:
+    raw = take_column(table.frame, name)
+    reading, column = features.readings.get(name), fitted.get(name)
+    typed = take_column(features.frame, name) if name in features.frame.columns else raw
+    present = typed.drop_nulls()
+    kind, how = _name_kind(name, settings, features, table, reading, column)
+    return ColumnOverview(
+        name=name,
+        kind=kind,
+        how=how,
+        missing=typed.null_count(),
+        distinct=present.n_unique() if not present.dtype.is_nested() else 0,
+        categories=len(column.categories) if isinstance(column, CategoricalColumn) else None,
+        inputs=0 if column is None else len(name_inputs([column])),
+        examples=[
+            show(cell) for cell in raw.filter(typed.is_not_null()).head(NUM_LOOKED_AT).unique(maintain_order=True)[:NUM_EXAMPLES]
+        ],
+    )
+
+
+def _name_kind(
+    name: str, settings: DataSettings, features: Features, table: Table, reading: Reading | None, column: AnyColumn | None
+) -> tuple[str, str]:
+    """What a column is, and how it is read, or why it is left out."""
+    apart = {settings.target: "target", settings.group_column: "group"}
+    if settings.split == "time":
+        apart[settings.time_column] = "time of the split"
+    if name in apart:
+        return apart[name], ""
+    if name in features.left_out:
+        kind, _, how = features.left_out[name].replace("row numbers,", "row number:").replace("ids:", "id:").partition(": ")
+        return kind, how
+    if name in settings.exclude or name in table.outer or (reading is None and settings.features is not None):
+        return "left out", ""
+    if reading is None:
+        return "unreadable", ""
+    if column is None:
+        return "empty", "no value in the train rows"
+    how = reading.format.describe() if reading.format is not None else ""
+    if column.is_constant:
+        return "constant", how
+    if isinstance(column, CategoricalColumn) and not column.categories:
+        return "text", "all different, so that nothing is learned from it"
+    return "time" if isinstance(reading.format, ClockFormat) else KINDS[reading.kind], how
+
+
+def _count_classes(draft: Draft | None) -> dict[str, int]:
+    if draft is None:
+        return {}
+    counts = draft.target.drop_nulls().cast(pl.String).alias("class").value_counts(name="rows")
+    return dict(counts.sort("rows", "class", descending=[True, False]).rows())
+
+
+def _propose_targets(columns: Sequence[ColumnOverview]) -> list[str]:
+    """Columns of few different values: those with a usual name first, then from the last to the first."""
+    few = [column for column in reversed(columns) if column.kind in ("category", "boolean", "number") and _is_few(column)]
+    names = [column.name for column in few]
+    return sorted(names, key=lambda name: name.lower() not in TARGET_NAMES)
+
+
+def _is_few(column: ColumnOverview) -> bool:
+    return 2 <= column.distinct <= MAX_CLASSES

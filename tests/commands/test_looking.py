@@ -1,0 +1,72 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def write(name: str = "rows.csv", separator: str = ",") -> None:
+    header = separator.join(["", "size", "plan", "left"])
+    rows = [separator.join([str(row), str(row % 7), "abc"[row % 3], ["yes", "no"][row % 2]]) for row in range(60)]
+    Path(name).write_text("\n".join([header, *rows, ""]))
+
+
+def test_a_table_is_shown_column_by_column_with_the_command_to_go_on_with(refit):
+    write("my rows.csv", ";")
+    code, out, err = refit("look", "my rows.csv", "--target", "left", "--optimizer.lr", "0.01", "--data.exclude", '["plan"]')
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "my rows.csv: 60 rows; 3 columns, as 1 inputs"
+    assert lines[1] == "written with `;` between cells, as text in ASCII, with a header"
+    assert [line.split("│")[1:3] for line in lines if line.startswith("│")] == [
+        [" size   ", " number   "],
+        [" plan   ", " left out "],
+        [" left   ", " target   "],
+    ]
+    assert "classes: no (30), yes (30)" in lines
+    assert any("with `;` between cells; set data.separator if that is not meant" in line for line in lines)
+    assert any("left out: the first column of" in line for line in lines)
+    assert lines[-1] == (
+        "to train: refit train --data.exclude '[\"plan\"]' --data.source 'my rows.csv' --data.target left --optimizer.lr 0.01"
+    )
+
+
+def test_a_guess_at_the_target_is_said_to_be_one(refit):
+    write()
+    code, out, _ = refit("look", "rows.csv")
+    assert code == 0
+    assert out.splitlines()[-2:] == [
+        "the target is not known: `left` is a guess; it may be another column: `plan`, `size`",
+        "to train: refit train --data.source rows.csv --data.target left",
+    ]
+
+
+def test_what_would_be_refused_is_said_and_gives_the_code_of_a_refusal(refit):
+    write()
+    Path("rows.csv").write_text(Path("rows.csv").read_text() + "60,big,a,yes\n")
+    code, out, err = refit("look", "rows.csv", "--target", "left")
+    assert code == 2
+    assert "unreadable" in out
+    assert "row 61 of" in err
+    assert "column `size`: expected a number, found 'big'" in err
+    assert refit("look", "gone.csv")[0] == 2
+
+
+def test_json_holds_the_same(refit):
+    write()
+    code, out, _ = refit("look", "rows.csv", "--target", "left", "--json")
+    found = json.loads(out)
+    assert (code, found["rows"], found["dialect"]) == (0, 60, {"separator": ",", "encoding": "ascii", "header": True})
+    assert {column["name"]: column["kind"] for column in found["columns"]} == {"size": "number", "plan": "category", "left": "target"}
+    assert found["command"] == "refit train --data.source rows.csv --data.target left"
+
+
+def test_looking_loads_neither_prefect_nor_torch():
+    write()
+    code = (
+        "import sys; sys.argv = ['refit', 'look', 'rows.csv', '--target', 'left']\n"
+        "from refit.commands import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: print([name for name in ('prefect', 'torch') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
