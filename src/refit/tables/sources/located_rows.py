@@ -45,7 +45,7 @@ class LocatedRows:
     def slice(self, start: int, num_rows: int | None = None) -> "LocatedRows":
         """Some of the rows of a single part; all that follow `start` without `num_rows`."""
         part, frame = self.parts[0], self.frame.slice(start, num_rows)
-        return LocatedRows(frame, (part._replace(num_before=part.num_before + start, num_rows=frame.height),))
+        return LocatedRows(frame, (Part(part.path, part.num_before + start, frame.height, part.dialect),))
 
 
 def name_row(path: str, row: int, dialect: Dialect | None) -> str:
