@@ -56,7 +56,11 @@ def test_json_holds_the_same(refit):
     code, out, _ = refit("look", "rows.csv", "--target", "left", "--json")
     found = json.loads(out)
     assert (code, found["rows"], found["dialect"]) == (0, 60, {"separator": ",", "encoding": "ascii", "header": True})
-    assert {column["name"]: column["kind"] for column in found["columns"]} == {"size": "number", "plan": "category", "left": "target"}
+    assert {column["name"]: column["kind"] for column in found["columns"]} == {
+        "size": "number",
+        "plan": "category",
+        "left": "target",
+    }
     assert found["command"] == "refit train --data.source rows.csv --data.target left"
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from refit.data.signature import Kind
 from refit.errors import DataError
 from refit.tables.columns import Locate
-from refit.tables.formats import AnyFormat, ClockFormat
+from refit.tables.formats import COMPACT_DATE, AnyFormat, ClockFormat, DateFormat
 from refit.texts import show
 
 Numbers = NDArray[np.float64]
@@ -121,6 +121,8 @@ def parse_cells(values: pl.Series, kind: Kind, format: AnyFormat | None = None) 
     if kind == "categorical":
         return parse_categories(values)
     if kind == "datetime":
+        if dtype.is_integer() and isinstance(format, DateFormat) and format.pattern == COMPACT_DATE:
+            return format.read(values.cast(pl.String))
         if dtype == pl.String:
             return parse_datetimes(values) if format is None else _fill(format.read(values), parse_datetimes(values))
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:

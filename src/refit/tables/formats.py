@@ -15,13 +15,24 @@ from pydantic import BaseModel, ConfigDict, Field
 CURRENCY = r"\p{Sc}|US\$|A\$|C\$|R\$|Rs\.?|USD|EUR|GBP|CHF|JPY|INR|CNY|AUD|CAD|SEK|NOK|DKK|PLN|CZK|HUF|BRL|kr\.?|zł|Kč|Ft"
 UNITS = (
     *("g", "kg", "mg", "µg", "t", "lb", "lbs", "oz", "m", "cm", "mm", "µm", "nm", "km", "in", "ft", "yd", "mi", "mile", "miles"),
-    *("l", "L", "ml", "mL", "cl", "dl", "m²", "m2", "m³", "m3", "km²", "km2", "sqft", "sqm", "ha", "cc", "CC"),
+    *("l", "L", "ml", "mL", "cl", "dl", "m²", "m2", "m³", "m3", "km²", "km2", "sqft", "sq ft", "sq. ft.", "sqm", "ha", "cc", "CC"),
     *("s", "sec", "ms", "µs", "min", "mins", "h", "hr", "hrs", "hour", "hours", "d", "day", "days", "week", "weeks"),
     *("month", "months", "yr", "yrs", "year", "years", "km/h", "kmh", "kph", "mph", "m/s", "mpg", "kmpl", "km/kg", "rpm"),
     *("kB", "KB", "MB", "GB", "TB", "kbps", "Mbps", "Gbps", "Hz", "kHz", "MHz", "GHz", "W", "kW", "MW", "hp", "bhp", "PS"),
     *("V", "kV", "mV", "mA", "mAh", "Wh", "kWh", "J", "kJ", "cal", "kcal", "N", "Nm", "Pa", "hPa", "kPa", "MPa", "bar", "psi"),
     *("K", "°C", "°F", "°", "dB", "px", "dpi", "ppm", "mmHg", "mg/dl", "mg/dL", "mmol/l", "mmol/L", "g/l", "g/L", "pcs"),
 )
+FAMILIES: dict[str, dict[str, float]] = {
+    "count": {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "Mio": 1e6, "B": 1e9, "bn": 1e9, "lakh": 1e5, "Lac": 1e5, "Cr": 1e7},
+    "bytes": {"kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
+    "mass": {"mg": 1e-3, "g": 1.0, "kg": 1e3, "t": 1e6},
+    "length": {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "km": 1e3},
+    "volume": {"ml": 1e-3, "cl": 1e-2, "dl": 1e-1, "l": 1.0},
+    "frequency": {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9},
+}
+"""Units of which one column may have several, and how many of the basic one each is."""
+AT_LEAST = "+"
+"""After a number that stands for itself and all that are greater, as in `10,000+`."""
 PERCENT = "%"
 MINUS = "\u2212"
 """The minus sign of Unicode, which is not a hyphen."""
@@ -32,7 +43,8 @@ SEPARATORS = {",": ",", ".": r"\.", "'": "['\u2019]", " ": BLANK}
 READINGS = (("", "."), (",", "."), ("", ","), (".", ","), ("'", "."), (" ", "."), ("'", ","), (" ", ","))
 """Pairs of thousands separator and decimal sign that people use."""
 
-_SUFFIX = "|".join(re.escape(unit).replace(r"\ ", " ") for unit in sorted((*UNITS, PERCENT, "‰"), key=len, reverse=True))
+_AFTER = {*UNITS, *FAMILIES["count"], PERCENT, "‰", AT_LEAST}
+_SUFFIX = "|".join(re.escape(unit).replace(r"\ ", " ") for unit in sorted(_AFTER, key=lambda unit: (-len(unit), unit)))
 NUMBER = (
     rf"^(?P<sign>[+\-{MINUS}]?){BLANK}?(?P<before>{CURRENCY})?{BLANK}?(?P<sign_after>[+\-{MINUS}]?)"
     rf"(?P<body>\d(?:[\d.,'\u2019 \u00a0\u2009\u202f]*\d)?\.?|[.,]\d+)(?P<exponent>[eE][+\-]?\d+)?"
@@ -42,7 +54,14 @@ NUMBER = (
 
 DATE_PARTS = {
     **{"%Y": r"\d{4}", "%y": r"\d{2}", "%m": r"\d{1,2}", "%d": r"\d{1,2}", "%b": "[A-Za-z]{3}", "%B": "[A-Za-z]{3,9}"},
-    **{"%a": "[A-Za-z]{3}", "%e": r" ?\d{1,2}", "%3f": r"\d{3}", "%.f": r"\.\d{1,9}", "%z": r"[+-]\d{2}:?\d{2}"},
+    **{
+        "%a": "[A-Za-z]{3}",
+        "%e": r" ?\d{1,2}",
+        "%3f": r"\d{3}",
+        "%.f": r"\.\d{1,9}",
+        "%z": r"[+-]\d{2}:?\d{2}",
+        "%#z": r"[+-]\d{2}(?::?\d{2})?",
+    },
     **{"%H": r"\d{1,2}", "%I": r"\d{1,2}", "%M": r"\d{2}", "%S": r"\d{2}", "%p": "[AaPp][Mm]", ".": r"\."},
 }
 DATES = (
@@ -52,9 +71,11 @@ DATES = (
 DATE_TIMES = (
     *("%Y-%m-%d %H:%M:%S,%3f", "%Y-%m-%dT%H:%M:%S,%3f", "%Y-%m-%d %H:%M:%S UTC", "%Y/%m/%d %H:%M:%S%.f"),
     *("%d/%b/%Y:%H:%M:%S %z", "%d/%b/%Y:%H:%M:%S", "%a %b %e %H:%M:%S UTC %Y", "%a %b %e %H:%M:%S GMT %Y"),
-    *("%a %b %e %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S %z"),
+    *("%a %b %e %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S %z", "%a %b %e %H:%M:%S %z %Y"),
+    "%Y/%m/%d %H:%M:%S%#z",
 )
 """As logs, mail, the web and Java's `Date` write them."""
+COMPACT_DATE = "%Y%m%d"
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %H:%M", ", %H:%M:%S")
 LOGGED_DATE = r"^\[?\d{1,2}/[A-Za-z]{3}/\d{4}:\d|^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? (?:\d|[A-Z][a-z]{2} )"
 ANY_DATE = (
@@ -79,18 +100,23 @@ class NumberFormat(_Format):
     thousands: Literal["", ",", ".", "'", " "] = ""
     decimal: Literal[".", ","] = "."
     unit: str = ""
-    """A currency, a unit or `%`, before or after the digits. Cells may lack it, unless it is `%`."""
+    """A currency, a unit, `+` or `%`, before or after the digits. Cells may lack it, unless it is `%`."""
+    family: Literal["", "count", "bytes", "mass", "length", "volume", "frequency"] = ""
+    """The units that cells may have after the digits instead, each for its multiple of the basic one: `19M`, `2.5k`."""
 
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the numbers, Float64; null for text in another format."""
         parts = _split(texts)
         is_written_so = parts["body"].str.contains(_body_pattern(self.thousands, self.decimal))
+        scales = FAMILIES.get(self.family, {})
         for name in ("before", "after"):
-            is_written_so &= parts[name].is_in(["", self.unit])
+            is_written_so &= parts[name].is_in(["", self.unit, *(scales if name == "after" else ())])
         if self.unit == PERCENT:
             is_written_so &= parts["after"] == PERCENT
         body = parts["body"].str.replace_all(SEPARATORS[self.thousands], "") if self.thousands else parts["body"]
         number = (body.str.replace(self.decimal, ".", literal=True) + parts["exponent"]).cast(pl.Float64, strict=False)
+        if scales:
+            number *= parts["after"].replace_strict(scales, default=1.0, return_dtype=pl.Float64)
         signs = parts["sign"] + parts["sign_after"]
         number = number.zip_with(~signs.is_in(["-", MINUS]).fill_null(False), -number)
         is_written_so &= signs.str.len_chars() <= 1
@@ -104,6 +130,7 @@ class NumberFormat(_Format):
     def describe(self) -> str:
         """Describe the format by an example."""
         unit = f" with `{self.unit}`" if self.unit else ""
+        unit += f" and {', '.join(f'`{unit}`' for unit in FAMILIES[self.family])} for multiples" if self.family else ""
         return f"a number written as `1{self.thousands}234{self.decimal}5`{unit}"
 
 
@@ -140,7 +167,7 @@ class DateFormat(_Format):
 
     def describe(self) -> str:
         """Describe the format by an example."""
-        pattern = self.pattern.replace("%3f", "123").replace("%.f", ".123")
+        pattern = self.pattern.replace("%3f", "123").replace("%.f", ".123").replace("%#z", "+00")
         return f"a date written as `{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`"
 
 
@@ -165,6 +192,13 @@ def find_formats(texts: pl.Series) -> list[AnyFormat]:
     return [format for format, _ in readings]
 
 
+def is_compact_dates(texts: pl.Series) -> bool:
+    """Whether whole numbers, of which two differ, are all dates without signs, such as `20240131`."""
+    if not texts.head(NUM_TRIED).str.contains(_date_pattern(COMPACT_DATE)).all() or texts.len() < 2:
+        return False
+    return not DateFormat(pattern=COMPACT_DATE).read(texts.str.strip_chars()).has_nulls() and texts.n_unique() > 1
+
+
 def find_alike(texts: pl.Series) -> pl.Series:
     """Which texts look like a number, a date or a time of day, in whatever format."""
     any_body = "|".join(_body_pattern(*signs) for signs in READINGS)
@@ -182,7 +216,11 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
     if dates or not any(sign.isdigit() for sign in first):
         return
     parts = _split(texts)
-    units = {*parts["before"], *parts["after"]} - {"", None}
+    units, after = ({*parts[name]} - {"", None} for name in ("before", "after"))
+    family = next(
+        (name for name, scales in FAMILIES.items() if after <= scales.keys() and (len(after) > 1 or after - {*UNITS})), ""
+    )
+    units |= after if not family else set()
     bodies = parts["body"]
     if bodies.has_nulls() or len(units) > 1:
         return
@@ -192,7 +230,7 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
         # Three digits after every comma: thousands, if no number of four digits or more lacks a comma; else ambiguous.
         signs = [(",", ".")] if (",", ".") in signs else [*signs, (",", ".")]
     for thousands, decimal in signs:
-        yield NumberFormat(thousands=thousands, decimal=decimal, unit="".join(units))
+        yield NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": "".join(units), "family": family})
 
 
 def _split(texts: pl.Series) -> dict[str, pl.Series]:
@@ -216,4 +254,6 @@ def _body_pattern(thousands: str, decimal: str) -> str:
 @functools.cache
 def _date_pattern(pattern: str) -> str:
     """A regular expression that is stricter than `strptime`."""
-    return "^" + re.sub(r"%(?:\.f|\d?\w)|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"
+    if pattern == COMPACT_DATE:
+        return r"^(?:19|20)\d{6}$"
+    return "^" + re.sub(r"%(?:\.f|#?\d?\w)|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"

@@ -18,7 +18,7 @@ from refit.tables.conversion import (
     read_plain_numbers,
     refuse_cell,
 )
-from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, find_alike, find_formats
+from refit.tables.formats import COMPACT_DATE, AnyFormat, ClockFormat, DateFormat, find_alike, find_formats, is_compact_dates
 from refit.texts import show
 
 ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
@@ -57,6 +57,9 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
             but not all, reads as numbers or dates.
     """
     if values.dtype == pl.String and (numbers := read_plain_numbers(values, null_values)) is not None:
+        if is_compact_dates(values.drop_nulls()):
+            reading = Reading("datetime", DateFormat(pattern=COMPACT_DATE), _describe(values, [DateFormat(pattern=COMPACT_DATE)]))
+            return reading, convert_column(values, "datetime", null_values, locate, reading.format)
         floats = numbers.to_numpy()
         if (floats != np.floor(floats)).any() or not _has_codes(values):
             return Reading("numeric"), numbers

@@ -7,8 +7,8 @@ import pytest
 from refit.tables.formats import DATE_TIMES, AnyFormat, ClockFormat, DateFormat, NumberFormat, find_alike, find_formats
 
 
-def number(thousands: str = "", decimal: str = ".", unit: str = "") -> NumberFormat:
-    return NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": unit})
+def number(thousands: str = "", decimal: str = ".", unit: str = "", family: str = "") -> NumberFormat:
+    return NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": unit, "family": family})
 
 
 def date(pattern: str) -> DateFormat:
@@ -50,6 +50,22 @@ CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
     ),
     (["Wed, 31 Jan 2024 10:00:00 GMT"], date("%a, %d %b %Y %H:%M:%S GMT"), [datetime(2024, 1, 31, 10)]),
     (["2024/01/31 10:00:00.5"], date("%Y/%m/%d %H:%M:%S%.f"), [datetime(2024, 1, 31, 10, 0, 0, 500_000)]),
+    (
+        ["2019/05/02 00:00:00+00", "2019/05/03 10:00:00+02"],
+        date("%Y/%m/%d %H:%M:%S%#z"),
+        [datetime(2019, 5, 2), datetime(2019, 5, 3, 8)],
+    ),
+    (["Mon Mar 04 11:20:09 +0000 2019"], date("%a %b %e %H:%M:%S %z %Y"), [datetime(2019, 3, 4, 11, 20, 9)]),
+    (["10,000+", "500+", "0"], number(",", unit="+"), [10_000, 500, 0]),
+    (["19M", "8.5M", "3"], number(family="count"), [19e6, 8.5e6, 3]),
+    (["19M", "2.5k", "40K"], number(family="count"), [19e6, 2500, 40_000]),
+    (["$95 B", "$1.5 M"], number(unit="$", family="count"), [95e9, 1.5e6]),
+    (["48.5 Lac", "1.2 Cr"], number(family="count"), [4_850_000, 12_000_000]),
+    (["300 K", "21 K"], number(unit="K"), [300, 21]),
+    (["512GB", "1TB"], number(family="bytes"), [512e9, 1e12]),
+    (["5 kg", "3 g"], number(family="mass"), [5000, 3]),
+    (["1,70 m", "90 cm"], number("", ",", family="length"), [1.7, 0.9]),
+    (["1200 sq ft", "950 sq ft"], number(unit="sq ft"), [1200, 950]),
     (["March 9, 2021", "May 1, 2020"], date("%B %d, %Y"), [datetime(2021, 3, 9), datetime(2020, 5, 1)]),
 ]
 
@@ -69,7 +85,7 @@ def test_what_may_be_read_in_two_ways_is_left_open(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     "texts",
     [
-        *(["a", "b"], ["18.7%", "0.3"], ["€1", "$2"], ["5 kg", "3 g"], ["1A", "2B"], ["2.01.7"], ["192.168.1.1"], ["10,000+"]),
+        *(["a", "b"], ["18.7%", "0.3"], ["€1", "$2"], ["5 kg", "3 m"], ["1A", "2B"], ["2.01.7"], ["192.168.1.1"]),
         *(["31.02.2020"], ["7:75"], ["12-34"], ["- 5 -"], ["A1"], ["5", ""], ["1/2"], ["kg5"]),
     ],
     ids=str,
@@ -95,3 +111,4 @@ def test_numbers_without_signs_between_thousands_are_read_later_and_other_units_
     assert number(",", unit="$").read(later).to_list() == [1234, 1234.5, 5, None, None, None]
     assert number(".", ",", unit="€").read(later).to_list() == [1234, None, None, 5, 1234.5, None]
     assert number(unit="%").read(later).to_list() == [None] * 5 + [5]
+    assert number(family="count").read(pl.Series(["7", "7k", "7kg", "7 GB"])).to_list() == [7, 7000, None, None]

@@ -50,6 +50,7 @@ def test_the_kind_is_what_all_values_are(cells: list[Any], kind: str, values: li
             [datetime(2020, 1, 31), datetime(2020, 2, 1)],
             r"`31.01.2020` is read as 2020-01-31",
         ),
+        (["20240131", "20231201"], "datetime", [datetime(2024, 1, 31), datetime(2023, 12, 1)], r"`20240131` is read as 2024-01-31"),
         (["7:45", "12:30"], "numeric", [7.75, 12.5], r"`12:30` is read as 12.5"),
         (["01067", "80331"], "categorical", ["01067", "80331"], r"read as categories, .* would lose the leading zeros of `01067`"),
         (
@@ -86,6 +87,11 @@ def test_text_among_most_that_is_written_as_numbers_is_refused_by_row() -> None:
     )
     with pytest.raises(DataError, match=message):
         find_reading(pl.Series("c", ["$1,200", "$3", "n.a."]), [], locate)
+
+
+@pytest.mark.parametrize("cells", [["20240131", "20241301"], ["20240131", "2024013"], ["20240131"] * 3, ["20240131", "5"]])
+def test_whole_numbers_that_are_no_dates_stay_numbers(cells: list[str]) -> None:
+    assert find_reading(pl.Series("c", cells), [], locate)[0] == Reading("numeric")
 
 
 def test_a_number_that_means_a_missing_value_is_one() -> None:
