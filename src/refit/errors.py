@@ -1,5 +1,8 @@
 """Errors that a user can fix: each message says what was expected, what was found and what to do."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from refit.texts import show_line
 
 
@@ -22,7 +25,16 @@ class SettingsError(RefitError):
 
 
 class DataError(RefitError):
-    """A source, column or row cannot be used."""
+    """A source, column or row cannot be used.
+
+    Args:
+        lines: Lines of the message.
+        remedy: Settings of `data` that would let it be used as it is, to be added to those that are given.
+    """
+
+    def __init__(self, *lines: str, remedy: Mapping[str, Any] | None = None) -> None:
+        super().__init__(*lines)
+        self.remedy = dict(remedy or {})
 
 
 class TrainingError(RefitError):

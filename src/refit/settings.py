@@ -83,6 +83,14 @@ def _read_list(value: Any) -> Any:
     return value[0] if is_nested else value
 
 
+def _read_object(value: Any) -> Any:
+    """Parse a JSON object from the environment or the command line."""
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value)
+    return value
+
+
 def _read_size(value: Any) -> Any:
     """Return a share as float, a number of rows as int, a span as text. The environment and the command line give all as text."""
     if isinstance(value, str) and re.fullmatch(SPAN, value):
@@ -246,6 +254,8 @@ class DataSettings(Section):
     """Columns not to learn from."""
     categorical: TextList = []
     """Columns to treat as categories though their values look like numbers, booleans or dates."""
+    formats: Annotated[dict[str, str], BeforeValidator(_read_object)] = {}
+    """How columns write dates, such as `{"sold": "%d/%m/%Y"}`, or numbers (`1.234,5`); others are read in the only way there is."""
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
     """Texts that mean a missing value."""
     separator: Annotated[str | None, AfterValidator(_read_separator)] = None

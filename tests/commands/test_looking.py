@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,18 @@ def test_looking_loads_neither_prefect_nor_torch():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+def test_the_command_it_ends_with_mends_what_would_be_refused(refit):
+    header, *rows = [
+        "sold,size,left",
+        *(f"0{row % 8 + 1}/0{row % 7 + 1}/2024,{row % 5 or 'None'},{'yn'[row % 2]}" for row in range(60)),
+    ]
+    Path("rows.csv").write_text("\n".join([header, *rows, ""]))
+    code, out, err = refit("look", "rows.csv", "--target", "left")
+    assert (code, len(err.splitlines())) == (2, 2)
+    command = shlex.split(out.splitlines()[-1].removeprefix("to train: "))
+    assert command[:4] == ["refit", "train", "--data.source", "rows.csv"]
+    code, out, err = refit("look", "rows.csv", *command[4:])
+    assert (code, err) == (0, "")
+    assert '"sold": "%d/%m/%Y"' in " ".join(command)

@@ -58,7 +58,7 @@ def look(
 
     found = look_at_table(settings.data, settings.seed, is_target_given=not origins["data.target"].startswith("default"))
     likely = found.targets[0] if found.targets else None
-    command = _write_command({**flags["data"], **({} if likely is None else {"target": likely})}, flags)
+    command = _write_command({**flags["data"], **({} if likely is None else {"target": likely}), **found.remedy}, flags)
     if json:
         print(jsonlib.dumps({**found.model_dump(), "command": command}))
         return REFUSED if found.faults else COMPLETED
@@ -98,5 +98,8 @@ def _write_command(data: dict[str, Any], flags: dict[str, Any]) -> str:
     words = ["refit", "train"]
     for section, values in {"data": data, **{name: values for name, values in flags.items() if name != "data"}}.items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
-            words += [f"--{section}.{name}".removesuffix("."), value if isinstance(value, str) else jsonlib.dumps(value)]
+            words += [
+                f"--{section}.{name}".removesuffix("."),
+                value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False),
+            ]
     return shlex.join(words)

@@ -15,7 +15,7 @@ from refit.data.signature import Kind
 from refit.errors import DataError
 from refit.tables.columns import Locate
 from refit.tables.formats import COMPACT_DATE, AnyFormat, ClockFormat, DateFormat
-from refit.texts import show
+from refit.texts import list_names, show
 
 Numbers = NDArray[np.float64]
 
@@ -30,6 +30,8 @@ DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
 DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
 ZONE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
 CLOCK = "%H:%M:%S%.f"
+MAX_MARKS = 5
+"""So many different texts among numbers, without digits, may each mean a missing value."""
 
 
 def convert_column(
@@ -70,7 +72,8 @@ def convert_numbers(values: pl.Series, null_values: Sequence[str], locate: Locat
         row = int(infinite.argmax())
         raise DataError(
             f"{locate(row)}, column `{show(values.name)}`: expected a finite number, found {numbers[row]};"
-            " correct it or leave it empty"
+            " correct it or leave it empty",
+            remedy={"exclude": [values.name]},
         )
     return numbers
 
@@ -112,7 +115,10 @@ def clean_cells(values: pl.Series, null_values: Sequence[str], locate: Locate) -
     if dtype in (pl.Boolean, pl.Time):
         return values
     expected = "expected numbers, booleans, date-times or text"
-    raise DataError(f"{locate(0)}, column `{show(values.name)}`: {expected}, found {dtype}; leave it out with data.features")
+    raise DataError(
+        f"{locate(0)}, column `{show(values.name)}`: {expected}, found {dtype}; leave it out with data.exclude",
+        remedy={"exclude": [values.name]},
+    )
 
 
 def parse_cells(values: pl.Series, kind: Kind, format: AnyFormat | None = None) -> pl.Series:
@@ -172,10 +178,15 @@ def parse_datetimes(texts: pl.Series) -> pl.Series:
 def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Locate, remedy: str) -> None:
     """Raise DataError for the first value that could not be parsed as expected."""
     broken = (values.is_not_null() & parsed.is_null()).arg_true()
+    texts = values.gather(broken).cast(pl.String).unique(maintain_order=True)
+    are_marks = len(texts) <= MAX_MARKS and not texts.str.contains(r"\d").any()
     value = show(values[int(broken[0])])
     more = f" (and {broken.len() - 1} more such rows)" if broken.len() > 1 else ""
     where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"
-    raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}")
+    if are_marks and len(texts) > 1:
+        more += f", also {list_names(texts[1:])}"
+    settings = {"null_values": texts.to_list()} if are_marks else {"categorical": [values.name]}
+    raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedy=settings)
 
 
 def _fill(values: pl.Series, others: pl.Series) -> pl.Series:

@@ -17,7 +17,7 @@ from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, choose_sides, read_groups
 from refit.tables.targets import remark_on_target
-from refit.tables.typed_columns import Features, index_classes, leave_out, type_features, type_target, type_test_rows
+from refit.tables.typed_columns import Features, index_classes, leave_out, raise_faults, type_features, type_target, type_test_rows
 from refit.texts import list_names, show
 
 MAX_RARE_SHARE = 0.1
@@ -60,10 +60,12 @@ def draft_dataset(settings: DataSettings, seed: int) -> Draft:
 
 def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Table | None, features: Features) -> Draft:
     """Draft the data set of tables that are read and whose features are typed; raises as `draft_dataset` does."""
-    readings, frame = features.readings, features.frame
-    if features.faults:
-        raise DataError(*(line for fault in features.faults for line in fault.args))
-    kind, target = type_target(settings, table)
+    readings, frame, faults = features.readings, features.frame, [*features.faults]
+    try:
+        kind, target = type_target(settings, table)
+    except DataError as fault:
+        faults.append(fault)
+    raise_faults(settings, faults)
     classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame, kind, target)
     kinds = {name: reading.kind for name, reading in readings.items()}
     formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}

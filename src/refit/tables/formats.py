@@ -5,7 +5,7 @@ A column has a format if it reads every text, and no other format reads them as 
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -130,7 +130,7 @@ class NumberFormat(_Format):
     def describe(self) -> str:
         """Describe the format by an example."""
         unit = f" with `{self.unit}`" if self.unit else ""
-        unit += f" and {', '.join(f'`{unit}`' for unit in FAMILIES[self.family])} for multiples" if self.family else ""
+        unit += f" and multiples such as `{[*FAMILIES[self.family]][2]}`" if self.family else ""
         return f"a number written as `1{self.thousands}234{self.decimal}5`{unit}"
 
 
@@ -172,6 +172,8 @@ class DateFormat(_Format):
 
 
 AnyFormat = NumberFormat | ClockFormat | DateFormat
+NOTATION = r"^1([.,' ]?)234(?:([.,])5)?$"
+"""How people say how numbers are written: by 1,234.5 in that way."""
 Format = Annotated[AnyFormat, Field(discriminator="style")]
 
 
@@ -199,6 +201,35 @@ def is_compact_dates(texts: pl.Series) -> bool:
     return not DateFormat(pattern=COMPACT_DATE).read(texts.str.strip_chars()).has_nulls() and texts.n_unique() > 1
 
 
+def read_notation(notation: str, texts: pl.Series) -> AnyFormat | None:
+    """Read what says how texts are written, as `strptime` takes it or like `1.234,5`; None if it says neither."""
+    if "%" in notation:
+        parts = re.findall(r"%(?:\.f|#?\d?\w)", notation)
+        return DateFormat(pattern=notation) if all(part in DATE_PARTS for part in parts) else None
+    match = re.match(NOTATION, notation)
+    if match is None:
+        return None
+    named = _name_units(_split(texts)) or ("", "")
+    return NumberFormat.model_validate(
+        {"thousands": match[1], "decimal": match[2] or ("," if match[1] == "." else "."), "unit": named[0], "family": named[1]}
+    )
+
+
+def choose_alike(choices: Sequence[AnyFormat], others: Iterable[AnyFormat]) -> AnyFormat | None:
+    """Choose the reading that agrees with neighbouring columns: on which of day and month is first, or on the decimal sign."""
+    orders = {_find_order(other) for other in others} - {None}
+    fitting = [choice for choice in choices if _find_order(choice) in orders]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _find_order(format: AnyFormat) -> str | None:
+    """What a column tells of its neighbours."""
+    if isinstance(format, DateFormat):
+        day, month = format.pattern.find("%d"), format.pattern.find("%m")
+        return None if min(day, month) < 0 else "day first" if day < month else "month first"
+    return f"decimal {format.decimal}" if isinstance(format, NumberFormat) else None
+
+
 def find_alike(texts: pl.Series) -> pl.Series:
     """Which texts look like a number, a date or a time of day, in whatever format."""
     any_body = "|".join(_body_pattern(*signs) for signs in READINGS)
@@ -216,21 +247,26 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
     if dates or not any(sign.isdigit() for sign in first):
         return
     parts = _split(texts)
-    units, after = ({*parts[name]} - {"", None} for name in ("before", "after"))
-    family = next(
-        (name for name, scales in FAMILIES.items() if after <= scales.keys() and (len(after) > 1 or after - {*UNITS})), ""
-    )
-    units |= after if not family else set()
-    bodies = parts["body"]
-    if bodies.has_nulls() or len(units) > 1:
+    named, bodies = _name_units(parts), parts["body"]
+    if bodies.has_nulls() or named is None:
         return
+    unit, family = named
     signs = [signs for signs in READINGS if bodies.str.contains(_body_pattern(*signs)).all()]
     with_commas = bodies.filter(bodies.str.contains(",", literal=True))
     if with_commas.len() and with_commas.str.contains(_body_pattern(",", ".")).all():
         # Three digits after every comma: thousands, if no number of four digits or more lacks a comma; else ambiguous.
         signs = [(",", ".")] if (",", ".") in signs else [*signs, (",", ".")]
     for thousands, decimal in signs:
-        yield NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": "".join(units), "family": family})
+        yield NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": unit, "family": family})
+
+
+def _name_units(parts: Mapping[str, pl.Series]) -> tuple[str, str] | None:
+    """The unit of split numbers, and the family of those that they have beside it; None if there is no such."""
+    units, after = ({*parts[name]} - {"", None} for name in ("before", "after"))
+    families = (name for name, scales in FAMILIES.items() if after <= scales.keys() and (len(after) > 1 or after - {*UNITS}))
+    family = next(families, "")
+    units |= set() if family else after
+    return ("".join(units), family) if len(units) <= 1 else None
 
 
 def _split(texts: pl.Series) -> dict[str, pl.Series]:

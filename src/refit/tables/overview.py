@@ -1,6 +1,7 @@
 """Says of a table what training makes of it, column by column, from a sample of its rows if it is large."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +16,7 @@ from refit.tables.schema import Reading
 from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
-from refit.tables.typed_columns import Features, type_features
+from refit.tables.typed_columns import Features, merge_remedies, type_features
 from refit.texts import show
 
 MAX_BYTES = 12_000_000
@@ -66,6 +67,7 @@ class Overview(BaseModel):
         classes: Rows of each class, the most frequent first; empty without a target.
         remarks: What people should know, a line each.
         faults: What training would refuse, a line each.
+        remedy: Settings of `data` with which it would not.
         targets: Columns that may be the target, the likeliest first, if none is known.
     """
 
@@ -79,6 +81,7 @@ class Overview(BaseModel):
     classes: dict[str, int]
     remarks: list[str]
     faults: list[str]
+    remedy: dict[str, Any]
     targets: list[str]
 
     @property
@@ -100,16 +103,19 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
     """
     table = open_source(settings.source, settings).sample(MAX_BYTES, MAX_BYTES_READ)
     has_target = settings.target in table.frame.columns
-    faults, draft = list[str](), None
+    faults, remedy, draft = list[str](), dict[str, Any](), None
     features = type_features(settings, table, has_target=is_target_given or has_target)
     if has_target:
         try:
             draft = draft_table(settings, seed, table, None, features)
         except DataError as fault:
-            faults = list(fault.args)
+            remedy = fault.remedy
+            faults = [*fault.args[:-1]] if remedy else [*fault.args]  # its last line has the flags of the remedy
     columns = draft.columns if draft is not None else _fit_all(settings, table, features)
+    if not has_target:
+        faults = [line for fault in features.faults for line in fault.args]
+        remedy = merge_remedies(settings, features.faults)
     if draft is None:
-        faults = faults or [line for fault in features.faults for line in fault.args]
         told = [(name, reading.remark) for name, reading in features.readings.items()]
         remarks = [*table.remarks, *(f"column `{show(name)}`: {text}" for name, text in told if text)]
     else:
@@ -126,6 +132,7 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
         classes=_count_classes(draft),
         remarks=remarks,
         faults=faults,
+        remedy=remedy,
         targets=[] if has_target else _propose_targets(overview),
     )
 

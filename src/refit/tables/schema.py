@@ -42,11 +42,13 @@ class Reading:
         kind: What it holds.
         format: How numbers or dates are written in text; None for plain numbers and ISO dates.
         remark: What people should know about the column, in one line.
+        choices: The formats of which it may have either.
     """
 
     kind: Kind
     format: AnyFormat | None = None
     remark: str | None = None
+    choices: tuple[AnyFormat, ...] = ()
 
 
 def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) -> tuple[Reading, pl.Series]:
@@ -58,7 +60,9 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
     """
     if values.dtype == pl.String and (numbers := read_plain_numbers(values, null_values)) is not None:
         if is_compact_dates(values.drop_nulls()):
-            reading = Reading("datetime", DateFormat(pattern=COMPACT_DATE), _describe(values, [DateFormat(pattern=COMPACT_DATE)]))
+            reading = Reading(
+                "datetime", DateFormat(pattern=COMPACT_DATE), describe_formats(values, [DateFormat(pattern=COMPACT_DATE)])
+            )
             return reading, convert_column(values, "datetime", null_values, locate, reading.format)
         floats = numbers.to_numpy()
         if (floats != np.floor(floats)).any() or not _has_codes(values):
@@ -103,12 +107,14 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
             return Reading(kind, remark=_remark_on_zones(texts) if kind == "datetime" else None)
     formats = find_formats(texts)
     if len(formats) == 1:
-        return Reading("datetime" if isinstance(formats[0], DateFormat) else "numeric", formats[0], _describe(values, formats))
+        return Reading(
+            "datetime" if isinstance(formats[0], DateFormat) else "numeric", formats[0], describe_formats(values, formats)
+        )
     for kind in ("numeric", "datetime"):
         if _share_of_rows(counts, parsed[kind].is_not_null()) >= MISTAKE_SHARE:
             refuse_cell(values, parse_cells(values, kind), EXPECTED[kind], locate, MISTAKES)
     if formats:
-        return Reading("categorical", remark=_describe(values, formats))
+        return Reading("categorical", remark=describe_formats(values, formats), choices=tuple(formats))
     return Reading("categorical", remark=_look_at(values, counts, locate))
 
 
@@ -141,7 +147,7 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
     )
 
 
-def _describe(values: pl.Series, formats: Sequence[AnyFormat]) -> str:
+def describe_formats(values: pl.Series, formats: Sequence[AnyFormat]) -> str:
     """Say by an example how a column is read, or, if that is ambiguous, how it may be read."""
     texts = values.drop_nulls().head(NUM_LOOKED_AT)
     text = max(texts, key=lambda text: (len({format.read(pl.Series([text]))[0] for format in formats}), len(text)))

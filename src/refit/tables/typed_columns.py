@@ -1,8 +1,11 @@
 """Converts the columns of a table that the settings name: those to learn from, and the target."""
 
 import itertools
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -10,9 +13,10 @@ from refit.data.signature import Kind
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.columns import check_columns, take_column
-from refit.tables.conversion import convert_column, read_marks
+from refit.tables.conversion import clean_cells, convert_column, read_marks
+from refit.tables.formats import AnyFormat, DateFormat, choose_alike, read_notation
 from refit.tables.row_labels import find_label
-from refit.tables.schema import Reading, find_reading
+from refit.tables.schema import Reading, describe_formats, find_reading
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, read_groups
 from refit.tables.targets import convert_target
@@ -45,10 +49,7 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
     for name in _choose_features(settings, table, has_target):
         values = take_column(table.frame, name)
         try:
-            if name in settings.categorical:
-                reading, typed = Reading("categorical"), convert_column(values, "categorical", settings.null_values, table.locate)
-            else:
-                reading, typed = find_reading(values, settings.null_values, table.locate)
+            reading, typed = _read_column(name, values, settings, table)
         except DataError as fault:
             faults.append(fault)
             continue
@@ -58,11 +59,87 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
         # Numbers stay as they are: a second copy would double what a table of numbers takes.
         is_kept = reading.kind == "numeric" and values.dtype.is_numeric() and not has_marks
         readings[name], converted[name] = reading, values if is_kept else typed
+    faults += _settle_formats(readings, converted, settings, table)
     if all(values.null_count() == len(values) for name, values in converted.items() if name not in left_out):
         left_out = {}
     for name in left_out:
         del readings[name], converted[name]
     return Features(readings, pl.DataFrame(converted), left_out, faults)
+
+
+def _read_column(name: str, values: pl.Series, settings: DataSettings, table: Table) -> tuple[Reading, pl.Series]:
+    """Read a column as the settings say, or as it is."""
+    if name in settings.categorical:
+        return Reading("categorical"), convert_column(values, "categorical", settings.null_values, table.locate)
+    if name not in settings.formats:
+        return find_reading(values, settings.null_values, table.locate)
+    notation = settings.formats[name]
+    cells = clean_cells(values, settings.null_values, table.locate)
+    format = read_notation(notation, cells.drop_nulls().unique()) if cells.dtype == pl.String else None
+    if format is None:
+        raise DataError(
+            f"data.formats, column `{show(name)}`: expected text, and a date as `%d/%m/%Y` or a number as `1.234,5`,"
+            f" found {cells.dtype} and {show(notation)!r}; change it"
+        )
+    return _apply_format(values, format, settings, table, None)
+
+
+def _apply_format(
+    values: pl.Series, format: AnyFormat, settings: DataSettings, table: Table, remark: str | None
+) -> tuple[Reading, pl.Series]:
+    kind: Kind = "datetime" if isinstance(format, DateFormat) else "numeric"
+    return Reading(kind, format, remark), convert_column(values, kind, settings.null_values, table.locate, format)
+
+
+def _settle_formats(
+    readings: dict[str, Reading], converted: dict[str, pl.Series], settings: DataSettings, table: Table
+) -> list[DataError]:
+    """Read columns that have several readings like their neighbours; return what is wrong with dates that stay ambiguous."""
+    clear = [reading.format for reading in readings.values() if reading.format is not None]
+    faults = []
+    for name in [name for name, reading in readings.items() if reading.choices]:
+        values, choices = take_column(table.frame, name), readings[name].choices
+        format = choose_alike(choices, clear)
+        if format is not None:
+            texts = clean_cells(values, settings.null_values, table.locate)
+            remark = f"{describe_formats(texts, [format])}, as other columns are written"
+            readings[name], converted[name] = _apply_format(values, format, settings, table, remark)
+        elif patterns := [choice.pattern for choice in choices if isinstance(choice, DateFormat)]:
+            told = (readings[name].remark or "").removeprefix("read as categories, as ").partition(";")[0]
+            faults.append(
+                DataError(
+                    f"{table.name}, column `{show(name)}`: expected dates with one meaning, found that {told}; name the right"
+                    f" one of {list_names(patterns)} in data.formats, or the column in data.categorical",
+                    remedy={"formats": {name: patterns[0]}},
+                )
+            )
+            del readings[name], converted[name]
+    return faults
+
+
+def raise_faults(settings: DataSettings, faults: Sequence[DataError]) -> None:
+    """Raise one DataError for all faults, with the flags that would let training begin, if there are such for each."""
+    if not faults:
+        return
+    lines = [line for fault in faults for line in fault.args]
+    if remedies := merge_remedies(settings, faults):
+        lines.append(f"to train on it as it is, add: {shlex.join(write_flags(remedies))}")
+    raise DataError(*lines, remedy=remedies)
+
+
+def merge_remedies(settings: DataSettings, faults: Sequence[DataError]) -> dict[str, Any]:
+    """The settings of `data` with which nothing is wrong any more; none if there are no such."""
+    merged: dict[str, Any] = {}
+    for fault in faults:
+        for name, more in fault.remedy.items():
+            known = merged.setdefault(name, getattr(settings, name))
+            merged[name] = {**known, **more} if isinstance(more, dict) else [*dict.fromkeys([*known, *more])]
+    return merged if all(fault.remedy for fault in faults) else {}
+
+
+def write_flags(data: Mapping[str, Any]) -> list[str]:
+    """Settings of `data` as words of a command."""
+    return [word for name, value in data.items() for word in (f"--data.{name}", json.dumps(value, ensure_ascii=False))]
 
 
 def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
@@ -128,6 +205,7 @@ def _choose_features(settings: DataSettings, table: Table, has_target: bool) -> 
     check_columns("data.features", features or [], present, table.name)
     check_columns("data.categorical", settings.categorical, present, table.name)
     check_columns("data.exclude", settings.exclude, present, table.name)
+    check_columns("data.formats", settings.formats, present, table.name)
     if both := [name for name in features or [] if name in settings.exclude]:
         raise DataError(f"data.exclude: expected columns that data.features does not name, found {list_names(both)}; drop either")
     if features is None:

@@ -86,6 +86,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.categorical": (["x1"], DATASET),
     "data.null_values": (["", "-"], DATASET),
     "data.exclude": (["x1"], DATASET),
+    "data.formats": ({"x1": "1,234.5"}, DATASET),
     "data.separator": (";", DATASET),
     "data.encoding": ("cp1252", DATASET),
     "data.header": (False, DATASET),

@@ -295,7 +295,7 @@ def test_of_large_files_only_the_header_is_read_before_a_run(tmp_path: Path) -> 
     [
         (
             {"x": [[1], [2]]},
-            r"row 1 of .*rows\.parquet, column `x`: expected .* found List\(Int64\); leave it out with data\.features",
+            r"row 1 of .*rows\.parquet, column `x`: expected .* found List\(Int64\); leave it out with data\.exclude",
         ),
         ({"x": [b"a", b"b"]}, r"column `x`: .* found Binary"),
         ({"x": [{"a": 1}, {"a": 2}]}, r"column `x`: .* found Struct"),

@@ -1,0 +1,158 @@
+"""What is wrong with a table is said at once, with the flags that let it be trained on."""
+
+import json
+import random
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from refit.errors import DataError
+from refit.settings import DataSettings
+from refit.tables.draft import Draft, draft_dataset
+from refit.tables.preprocessing import CategoricalColumn
+from refit.tables.sources.opening import open_source
+from refit.tables.typed_columns import type_features
+
+N = 90
+
+
+def make(**columns: list[Any]) -> dict[str, list[Any]]:
+    pick = random.Random(0)
+    return {**columns, "x": [pick.random() for _ in range(N)], "y": [pick.choice(["no", "yes"]) for _ in range(N)]}
+
+
+def among(cells: list[str], others: list[str]) -> list[str]:
+    """Cells of which every fifth is another."""
+    return [others[row // 5 % len(others)] if row % 5 == 4 else cells[row % len(cells)] for row in range(N)]
+
+
+def draft(path: Path, columns: dict[str, list[Any]], **settings: Any) -> Draft:
+    pl.DataFrame(columns).write_csv(path / "rows.csv")
+    return draft_dataset(DataSettings(source=f"{path}/rows.csv", **settings), 0)
+
+
+def read_flags(error: DataError) -> dict[str, Any]:
+    words = shlex.split(str(error).splitlines()[-1].removeprefix("to train on it as it is, add: "))
+    return {name.removeprefix("--data."): json.loads(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+AMBIGUOUS = [f"0{day}/0{month}/2024" for day in range(1, 10) for month in range(1, 10)]
+FAULTY: list[tuple[dict[str, list[str]], list[str], dict[str, str]]] = [
+    (
+        {"bonus": among(["5", "7.5"], ["None"]), "stock": among(["$1,200", "$350"], ["N.I.", "Undisclosed"])},
+        [
+            r"row 5 of .*, line 6, column `bonus`: expected a number, found 'None' \(and 17 more such rows\); correct the value",
+            r"column `stock`: expected a number written as `1,234.5` with `\$`, found 'N.I.' .*, also `Undisclosed`; correct",
+        ],
+        {"bonus": "numeric", "stock": "numeric"},
+    ),
+    (
+        {"version": among(["1.5", "2.5"], ["2.01.7"]), "zip": among(["10115", "80331"], ["12345-6789"])},
+        [r"column `version`: expected a number, found '2.01.7'", r"column `zip`: expected a number, found '12345-6789'"],
+        {"version": "categorical", "zip": "categorical"},
+    ),
+    (
+        {"a": among(["1", "2"], ["?"]), "b": among(["3.5"], ["x9"]), "c": among(["inf", "5"], ["7"])},
+        [r"column `a`: .*'\?'", r"column `b`: .*'x9'", r"column `c`: expected a finite number, found inf"],
+        {"a": "numeric", "b": "categorical"},
+    ),
+    (
+        {"sold": among(AMBIGUOUS, ["03/04/2024"]), "n": among(["1", "2"], ["none"])},
+        [
+            r"column `n`: expected a number, found 'none'",
+            r"column `sold`: expected dates with one meaning, found that `.*` may mean 2024-..-.. or 2024-..-..; name the right"
+            r" one of `%d/%m/%Y`, `%m/%d/%Y` in data.formats, or the column in data.categorical",
+        ],
+        {"sold": "datetime", "n": "numeric"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("columns", "messages", "kinds"), FAULTY, ids=lambda case: str(case)[:30])
+def test_a_refusal_names_every_fault_and_following_it_trains(
+    tmp_path: Path, columns: dict[str, list[str]], messages: list[str], kinds: dict[str, str]
+) -> None:
+    with pytest.raises(DataError) as refused:
+        draft(tmp_path, make(**columns))
+    for message in messages:
+        assert refused.match(message)
+    assert len(str(refused.value).splitlines()) == len(messages) + 1
+    found = draft(tmp_path, make(**columns), **read_flags(refused.value))
+    assert {name: kind for name, kind in found.kinds.items() if name in columns} == kinds
+
+
+def test_a_fault_that_no_setting_mends_is_said_with_the_others_and_without_flags(tmp_path: Path) -> None:
+    columns = make(a=among(["1", "2"], ["?"])) | {"y": [f"{row / 7:.3f}" for row in range(N)]}
+    with pytest.raises(DataError, match=r"column `a`: expected a number(.|\n)*column `y`: .*looks continuous") as refused:
+        draft(tmp_path, columns)
+    assert "to train on it" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "expected"),
+    [
+        (["31/12/2023", "01/02/2023"], datetime(2024, 2, 1)),
+        (["12/31/2023", "02/01/2023"], datetime(2024, 1, 2)),
+        (["31.12.23 08:05", "1.2.23 17:30"], datetime(2024, 2, 1)),
+    ],
+)
+def test_day_and_month_are_told_apart_by_a_neighbouring_column(tmp_path: Path, neighbour: list[str], expected: datetime) -> None:
+    pl.DataFrame(make(sold=["01/02/2024", *AMBIGUOUS, *["01/02/2024"] * (N - 82)], born=neighbour * (N // 2))).write_csv(
+        tmp_path / "rows.csv"
+    )
+    settings = DataSettings(source=f"{tmp_path}/rows.csv")
+    features = type_features(settings, open_source(settings.source).read())
+    assert (features.faults, features.frame["sold"][0]) == ([], expected)
+    assert (features.readings["sold"].remark or "").endswith("as other columns are written")
+
+
+def test_a_decimal_sign_is_found_by_a_neighbouring_column(tmp_path: Path) -> None:
+    columns = make(price=["1.250 €", "950 €"] * (N // 2), width=["1,5", "2,25"] * (N // 2))
+    settings = DataSettings(source=f"{tmp_path}/rows.csv")
+    pl.DataFrame(columns).write_csv(settings.source)
+    features = type_features(settings, open_source(settings.source).read())
+    assert features.frame["price"][:2].to_list() == [1250, 950]
+
+
+@pytest.mark.parametrize(
+    ("cells", "notation", "values"),
+    [
+        (["01/02/2024", "03/04/2024"], "%m/%d/%Y", [datetime(2024, 1, 2), datetime(2024, 3, 4)]),
+        (["1.250 €", "950 €"], "1.234,5", [1250, 950]),
+        (["1.250 €", "950 €"], "1234.5", [1.25, 950]),
+        (["3,750", "1,234"], "1234,5", [3.75, 1.234]),
+        (["3,750", "1,234"], "1,234", [3750, 1234]),
+    ],
+)
+def test_the_settings_say_how_a_column_is_written(tmp_path: Path, cells: list[str], notation: str, values: list[Any]) -> None:
+    settings = DataSettings(source=f"{tmp_path}/rows.csv", formats={"c": notation})
+    pl.DataFrame(make(c=cells * (N // 2))).write_csv(settings.source)
+    features = type_features(settings, open_source(settings.source).read())
+    assert features.frame["c"][:2].to_list() == values
+
+
+def test_a_notation_that_fits_no_cell_or_means_nothing_is_refused(tmp_path: Path) -> None:
+    columns = make(c=["01/02/2024", "03/04/2024"] * (N // 2))
+    for notation, message in (
+        (
+            "%Y-%m-%d",
+            r"row 1 of .*, column `c`: expected a date written as `2026-12-31`, found '01/02/2024' \(and 89 more such rows\)",
+        ),
+        (
+            "%Q",
+            r"data\.formats, column `c`: expected text, and a date as `%d/%m/%Y` or a number as `1\.234,5`, found String and '%Q'",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            draft(tmp_path, columns, formats={"c": notation})
+    with pytest.raises(DataError, match=r"data\.formats: expected a column of .*, found no `d`"):
+        draft(tmp_path, columns, formats={"d": "%Y"})
+
+
+def test_one_category_among_dates_keeps_its_column_if_it_is_named(tmp_path: Path) -> None:
+    found = draft(tmp_path, make(sold=["01/02/2024", "03/04/2024"] * (N // 2)), categorical=["sold"])
+    assert isinstance(found.columns[0], CategoricalColumn)
