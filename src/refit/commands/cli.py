@@ -37,7 +37,6 @@ from refit.errors import RefitError, SettingsError, StoreError
 from refit.refs import RetrainingResult
 from refit.registry.versions import load_part, read_record
 from refit.settings import (
-    NOTEBOOK,
     DataSettings,
     SettingsTree,
     check_url,
@@ -90,11 +89,11 @@ def train(
     if dry_run:
         return why(given=given, settings_file=settings_file)
     settings, _ = resolve_settings(as_given(given), settings_file)
-    _check_headers(settings.data)
+    _check_data(settings)
     from refit.commands import local_run
 
     tree = SettingsTree(**settings.model_dump())
-    result = local_run.run_locally("refit.flows.training:train", tree, refresh, check=lambda: _check_data(tree))
+    result = local_run.run_locally("refit.flows.training:train", tree, refresh)
     if isinstance(result, BaseException):
         return complain(result)
     store = Store(settings.store.url)
@@ -150,7 +149,7 @@ def predict(
     check_url(source, "SOURCE")
     check_url(output, "--output")
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
-    _check_headers(DataSettings(source=source, header=False))  # whether there is one, the version knows
+    _check_header(source)
     from refit.commands import local_run
 
     arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()), strict)
@@ -181,13 +180,13 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: T
         json: Print one JSON object instead of a table.
     """
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
+    _check_data(settings)
     from refit.commands import local_run
     from refit.flows.approval import check_server
 
     check_server(settings.promotion)
-    _check_headers(settings.data)
     tree = SettingsTree(**settings.model_dump())
-    result = local_run.run_locally("refit.flows.retraining:retrain", tree, check=lambda: _check_data(tree))
+    result = local_run.run_locally("refit.flows.retraining:retrain", tree)
     if isinstance(result, BaseException):
         return complain(result)
     if json:
@@ -322,17 +321,17 @@ def _join_values(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _check_headers(data: DataSettings) -> None:
-    """Refuse local files that are missing or empty, before anything slow is started or imported."""
+def _check_header(source: str) -> None:
+    """Refuse a local file that is missing or empty, before anything slow is started or imported."""
     from refit.tables.sources.opening import open_source
 
-    for source in (data.source, data.test_source):
-        if source not in (None, NOTEBOOK) and "://" not in source:
-            open_source(source, data).names()
+    if "://" not in source:
+        open_source(source, DataSettings(header=False)).names()  # whether there is a header, the version knows
 
 
 def _check_data(settings: SettingsTree) -> None:
-    from refit.tables.dataset import check_data
+    """Refuse a table that training would refuse, before anything slow is started or imported."""
+    from refit.tables.draft import check_data
 
     check_data(settings.data, settings.seed)
 

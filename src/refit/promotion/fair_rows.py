@@ -11,13 +11,16 @@ from refit.errors import RefitError, StoreError
 from refit.promotion.decision import Clusters
 from refit.registry.versions import list_earlier
 from refit.serving.saved_model import DEFAULTS, Model, load_version
-from refit.settings import SettingsTree
+from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
+from refit.tables.conversion import EXPECTED
 from refit.tables.copies import estimate_chances, is_more_than_chance
+from refit.tables.formats import NumberFormat
 from refit.tables.hashes import hash_rows
 from refit.tables.manifest import Manifest, load_test_rows
+from refit.tables.preprocessing import AnyColumn
 from refit.tables.row_identities import convert_rows
-from refit.texts import list_names
+from refit.texts import list_names, show
 from refit.training.objective import Mask
 
 LEARNED_FROM = ("train", "val")
@@ -44,8 +47,8 @@ def find_rival(
 ) -> Rival:
     """Load the champion, or, if it is damaged, the last earlier champion that is whole.
 
-    A version cannot be compared if it needs a column that the raw test rows lack, or knows a class that the candidate's data set
-    lacks.
+    A version cannot be compared if it needs a column that the raw test rows lack, knows a class that the candidate's data set
+    lacks, or has read files or columns otherwise, unless the settings say how they are to be read.
     """
     damages: list[str] = []
     for number in [] if champion is None else [champion, *list_earlier(store, name)]:
@@ -56,7 +59,11 @@ def find_rival(
             continue
         except RefitError as error:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, error)]))
-        loss = _find_lost_columns(model.manifest, rows) or _find_lost_classes(model.manifest, manifest)
+        loss = (
+            _find_lost_columns(model.manifest, rows)
+            or _find_lost_classes(model.manifest, manifest)
+            or _find_other_readings(model.manifest, manifest, local.data)
+        )
         if loss is not None:
             return Rival(problem="; ".join([*damages, explain_incomparable(name, number, loss[0])]), remedy=loss[1])
         try:
@@ -155,6 +162,36 @@ def _find_lost_classes(before: Manifest, now: Manifest) -> tuple[str, str] | Non
     found = f"found none of {list_names(map(str, lost))}"
     problem = f"column `{now.target}`: expected rows of every class that it knows, {found}"
     return problem, "add such rows, or, if they are gone for good, promote a candidate by hand"
+
+
+def _find_other_readings(before: Manifest, now: Manifest, data: DataSettings) -> tuple[str, str] | None:
+    """Name problem and remedy if files or columns are written otherwise than those that a model knows."""
+    remedy = "write it as before, or, if it stays so, promote a candidate by hand"
+    if before.dialect is not None and now.dialect is not None:
+        dialects = [dialect.describe() for dialect in (before.dialect, now.dialect)]
+        if not before.dialect.agrees_with(now.dialect, data):
+            return f"expected files written {dialects[0]}, found them written {dialects[1]}", remedy
+    columns = {column.name: column for column in now.columns}
+    said = {*data.categorical, *data.formats}
+    for known in before.columns:
+        found = columns.get(known.name)
+        if found is not None and known.name not in said and not _are_read_alike(known, found):
+            return f"column `{show(known.name)}`: expected {_describe(known)}, found {_describe(found)}", remedy
+    return None
+
+
+def _are_read_alike(before: AnyColumn, now: AnyColumn) -> bool:
+    """Whether cells have the same kind, unit and notation; signs between thousands may come and go."""
+    notations = [(column.format or NumberFormat(), column.kind) for column in (before, now)]
+    alike = [
+        (notation.model_copy(update={"thousands": ""}) if isinstance(notation, NumberFormat) else notation, kind)
+        for notation, kind in notations
+    ]
+    return alike[0] == alike[1]
+
+
+def _describe(column: AnyColumn) -> str:
+    return EXPECTED[column.kind] if column.format is None else column.format.describe()
 
 
 def explain_incomparable(name: str, number: int | None, problem: RefitError | str) -> str:

@@ -10,7 +10,6 @@ from refit.data.signature import Kind, Target
 from refit.refs import DatasetRef, Ref
 from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
-from refit.tables.columns import check_columns
 from refit.tables.copies import Copies, count_copies
 from refit.tables.draft import draft_dataset, remark
 from refit.tables.freezing import freeze_rows, freeze_split
@@ -18,11 +17,8 @@ from refit.tables.manifest import Manifest, check_sources, load_manifest
 from refit.tables.preprocessing import AnyColumn, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.row_identities import identify_rows
-from refit.tables.sources.opening import open_source
 from refit.tables.table_splits import TypedTable
 
-MAX_BYTES_CHECKED = 20_000_000
-"""Files up to this size are read twice, once to refuse them early."""
 TEST_ROWS = "test rows"
 Side = tuple[TypedTable, Identities, Rows]
 """A table, what tells its rows apart, and the numbers of those in a split."""
@@ -118,23 +114,6 @@ def build_snapshot(
         warn(line)
     splits = {split: info.ref for split, info in manifest.splits.items()}
     return DatasetRef(**ref.model_dump(), splits=splits, test_rows=manifest.test_rows)
-
-
-def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHECKED) -> None:
-    """Raise DataError early for what `build_dataset` would refuse; of large files, only the names of columns are checked."""
-    num_bytes = 0
-    for source in filter(None, (settings.source, settings.test_source)):
-        size = open_source(source, settings).count_bytes()
-        if size is None:
-            return
-        num_bytes += size
-    if num_bytes <= max_bytes:
-        draft_dataset(settings, seed)
-        return
-    names = open_source(settings.source, settings).names()
-    for setting in ("target", "features", "categorical", "group_column", "time_column"):
-        value = getattr(settings, setting)
-        check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)
 
 
 def _count_copies(columns: Sequence[AnyColumn], train: Side, test: Side) -> Copies:

@@ -9,7 +9,7 @@ from refit.data.signature import Kind
 from refit.data.splits import RareClassesError
 from refit.errors import DataError
 from refit.settings import DataSettings
-from refit.tables.columns import take_column
+from refit.tables.columns import check_columns, take_column
 from refit.tables.preprocessing import AnyColumn, fit_columns
 from refit.tables.remarks import remark_on_columns
 from refit.tables.schema import Reading
@@ -20,6 +20,8 @@ from refit.tables.targets import remark_on_target
 from refit.tables.typed_columns import Features, index_classes, leave_out, raise_faults, type_features, type_target, type_test_rows
 from refit.texts import list_names, show
 
+MAX_BYTES_CHECKED = 20_000_000
+"""Files up to this size are read twice, once to refuse them early."""
 MAX_RARE_SHARE = 0.1
 """Rows of rare classes are left out up to this share of the rows with a class; beyond it, the target may not be a class at all."""
 
@@ -76,6 +78,23 @@ def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Tab
     if not columns:
         raise DataError(f"{table.name}: expected a column with values in the train rows, found none; check data.features")
     return Draft(readings, target, classes, source, test, parts, left_out, rare, columns, features.left_out)
+
+
+def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHECKED) -> None:
+    """Raise DataError early for what `build_dataset` would refuse; of large files, only the names of columns are checked."""
+    num_bytes = 0
+    for source in filter(None, (settings.source, settings.test_source)):
+        size = open_source(source, settings).count_bytes()
+        if size is None:
+            return
+        num_bytes += size
+    if num_bytes <= max_bytes:
+        draft_dataset(settings, seed)
+        return
+    names = open_source(settings.source, settings).names()
+    for setting in ("target", "features", "exclude", "categorical", "group_column", "time_column"):
+        value = getattr(settings, setting)
+        check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)
 
 
 def remark(settings: DataSettings, draft: Draft) -> list[str]:

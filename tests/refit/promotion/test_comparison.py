@@ -37,6 +37,15 @@ def judge(store: Store, candidate: SavedModel, champion: SavedModel | None, **se
     return compare(candidate, champion and champion.version, PromotionSettings.model_validate(settings), store)
 
 
+def write_dialect(folder: Path, dialect: dict) -> None:
+    """Let a version have learned from files that were written like this."""
+    manifest = json.dumps({**json.loads((folder / "manifest.json").read_text()), "dialect": dialect}).encode()
+    record = json.loads((folder / "version.json").read_text())
+    record["files"]["manifest.json"] = hashlib.sha256(manifest).hexdigest()
+    (folder / "manifest.json").write_bytes(manifest)
+    (folder / "version.json").write_text(json.dumps(record))
+
+
 def find_test_rows(version: SavedModel, store: Store) -> pl.DataFrame:
     return load_test_rows(load_model(version.path).manifest, store)
 
@@ -268,6 +277,50 @@ def test_the_champion_before_stands_in_for_one_whose_files_are_damaged_or_gone(s
     verdict = judge(store, versions[3], versions[2], when_incomparable="promote")
     assert verdict.decision.is_better
     assert verdict.reason.endswith("; no earlier champion can stand in"), "nothing is left to do"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: rows.with_columns(x2=pl.col("x2").round(1).cast(pl.String) + " g"),
+            "column `x2`: expected a number, found a number written as `1234.5` with `g`; write it as before, or, if it stays so",
+        ),
+        (
+            lambda rows: rows.with_columns(x2=pl.when(pl.col("x2") > 0).then(pl.lit("high")).otherwise(pl.lit("low"))),
+            "column `x2`: expected a number, found a text, whole number or boolean; write it as before",
+        ),
+    ],
+    ids=["unit", "kind"],
+)
+def test_a_champion_that_read_a_column_otherwise_cannot_be_compared(save_version, store, change, message):
+    rows = make_rows(300, classes="abc")
+    champion, candidate = save_version(rows, num_epochs=1), save_version(change(rows), num_epochs=20)
+    verdict = judge(store, candidate, champion)
+    assert (verdict.alarm, verdict.decision.is_better) == ("incomparable", False)
+    assert f"model@v1 cannot be compared: {message}" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (
+            (",", "utf-8", True),
+            (";", "utf-8", True),
+            "expected files written with `,` between cells, as text in UTF-8, with a header, found",
+        ),
+        ((",", "utf-8", True), (",", "cp1252", True), "found them written with `,` between cells, as text in Windows-1252"),
+        ((",", "ascii", True), (",", "cp1252", True), None),
+    ],
+)
+def test_a_champion_whose_files_were_written_otherwise_cannot_be_compared(save_version, store, before, now, message):
+    rows = make_rows(300, classes="abc")
+    champion, candidate = save_version(rows, num_epochs=1), save_version(rows, num_epochs=20)
+    for version, (separator, encoding, header) in ((champion, before), (candidate, now)):
+        write_dialect(Path(version.path), {"separator": separator, "encoding": encoding, "header": header})
+    verdict = judge(store, candidate, champion)
+    assert (verdict.alarm == "incomparable") == (message is not None)
+    assert message is None or message in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store.store import Store
-from refit.tables.dataset import build_dataset, check_data
+from refit.tables.dataset import build_dataset
+from refit.tables.draft import check_data
 from refit.tables.manifest import Manifest, load_manifest
 
 

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ConfigDict
 
 from refit.settings import DataSettings
-from refit.tables.sources.encoded_text import Settle, name_encoding, open_text, take_found
+from refit.tables.sources.encoded_text import Settle, is_unicode, name_encoding, open_text, take_found
 from refit.tables.sources.files import Opened
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -54,6 +54,15 @@ class Dialect(BaseModel):
     def fill_in(self, other: "Dialect") -> "Dialect":
         """Take from another dialect what is not known of this one."""
         return Dialect(**(other.model_dump(exclude_none=True) | self.model_dump(exclude_none=True)))
+
+    def agrees_with(self, now: "Dialect", given: DataSettings) -> bool:
+        """Whether files are still written like this, but for what the settings say of how to read them."""
+        same = [
+            given.separator is not None or self.separator == now.separator,
+            given.header is not None or self.header == now.header,
+        ]
+        encodings = {self.encoding, now.encoding} - {None, "ascii"}
+        return all(same) and (given.encoding is not None or len({is_unicode(str(encoding)) for encoding in encodings}) < 2)
 
     def describe(self) -> str:
         """Say in words how a file is written."""

@@ -281,11 +281,10 @@ def check_names(names: Iterable[str], path: str) -> list[str]:
     for name in names:
         if NO_TEXT.search(name):
             raise DataError(f"{path}: expected UTF-8 text, found other bytes in the header; write the file in UTF-8")
-    seen: dict[str, int] = {}
-    for position, name in enumerate(names):
-        first = seen.setdefault(name, position)
-        if name and first != position:
-            raise DataError(
-                f"{path}: expected each column once, found `{show(name)}` as columns {first + 1} and {position + 1}; rename one"
-            )
+    places: dict[str, list[str]] = {}
+    for position, name in enumerate(names, start=1):
+        places.setdefault(name, []).append(str(position))
+    twice = [f"`{show(name)}` as columns {' and '.join(found)}" for name, found in places.items() if name and len(found) > 1]
+    if twice:
+        raise DataError(f"{path}: expected each column once, found {', '.join(twice)}; rename all but one")
     return names

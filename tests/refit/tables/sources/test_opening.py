@@ -14,7 +14,7 @@ from refit.runs.recipes import forecast
 from refit.serving.scoring import check_files, score_files
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.dataset import check_data
+from refit.tables.draft import check_data
 from refit.tables.sources import opening
 from refit.tables.sources.file_source import FileSource
 from refit.tables.sources.located_rows import Part
