@@ -30,8 +30,9 @@ DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
 DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
 ZONE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
 CLOCK = "%H:%M:%S%.f"
+MARK = r"^[^\d]{1,40}$"
 MAX_MARKS = 5
-"""So many different texts among numbers, without digits, may each mean a missing value."""
+"""So many different texts like this among numbers may each mean a missing value."""
 
 
 def convert_column(
@@ -179,7 +180,7 @@ def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Loc
     """Raise DataError for the first value that could not be parsed as expected."""
     broken = (values.is_not_null() & parsed.is_null()).arg_true()
     texts = values.gather(broken).cast(pl.String).unique(maintain_order=True)
-    are_marks = len(texts) <= MAX_MARKS and not texts.str.contains(r"\d").any()
+    are_marks = len(texts) <= MAX_MARKS and texts.str.contains(MARK).all()
     value = show(values[int(broken[0])])
     more = f" (and {broken.len() - 1} more such rows)" if broken.len() > 1 else ""
     where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"

@@ -13,7 +13,7 @@ from refit.tables.copies import Copies
 from refit.tables.preprocessing import AnyColumn
 from refit.tables.profiles import Profile
 from refit.tables.sources.dialects import Dialect
-from refit.texts import show
+from refit.texts import list_names, show
 
 MAX_CLASSES_SHOWN = 10
 MAX_REMARKS_SHOWN = 30
@@ -63,7 +63,8 @@ class Manifest(Examples):
     def describe(self) -> list[str]:
         """Lines for people: rows, columns by kind, classes, and what was dropped."""
         kinds = [column.kind for column in self.columns]
-        columns = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        named = {kind: list_names([column.name for column in self.columns if column.kind == kind]) for kind in dict.fromkeys(kinds)}
+        columns = ", ".join(f"{kinds.count(kind)} {kind}{f' ({names})' if len(named) > 1 else ''}" for kind, names in named.items())
         splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
         totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
         largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])

@@ -29,6 +29,7 @@ SELECT Delimiter, HasHeader AND SkipRows = 0, list_any_value(list_filter(Columns
 FROM sniff_csv($path, {separator} quote = '"', escape = '"', comment = '', strict_mode = {is_strict}, null_padding = {is_padded})
 """
 WHOLE = re.compile(r"[+-]?\d+")
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 DIGITS = re.compile(r"\d+")
 DECIMALS = re.compile(r"\D*\d+(?:,\d+)+\D*")
 YEARS = range(1800, 2200)
@@ -78,7 +79,7 @@ UNKNOWN = Dialect()
 
 def name_separator(separator: str | None) -> str:
     """A separator as people call it."""
-    return f"`{separator}`" if separator != "\t" else "tabs"
+    return {"\t": "tabs", " ": "blanks"}.get(separator or ",", f"`{separator}`")
 
 
 def read_given(settings: DataSettings) -> Dialect:
@@ -99,7 +100,7 @@ def sniff_dialect(opened: Opened, given: Dialect = UNKNOWN, settle: Settle = tak
     found, has_header, is_typed = _ask_duckdb(head, separator)
     separator = separator or (_find_beside_decimals(head) if found == "," else found)
     if given.separator is None and len(_split_rows(head, separator)[0]) < 2 and not hint:
-        separator = ","
+        separator = " " if _is_split_by_blanks(head) else ","
     if given.header is None:
         has_header = _judge_first_row(_split_rows(head, separator), has_header, is_typed)
     return Dialect(separator=separator, encoding=given.encoding, header=has_header if given.header is None else given.header)
@@ -142,6 +143,14 @@ def _find_beside_decimals(head: bytes) -> str:
             if all(map(DECIMALS.fullmatch, cells)):
                 return separator
     return ","
+
+
+def _is_split_by_blanks(head: bytes) -> bool:
+    """Whether all rows have as many words, most of them numbers."""
+    rows = _split_rows(head, " ")
+    cells = [cell for row in rows[1:] for cell in row]
+    is_even = len(rows) > MIN_ROWS and {len(row) for row in rows} == {len(rows[0])} and len(rows[0]) > 1
+    return is_even and all(cells) and 2 * sum(map(bool, map(NUMBER.fullmatch, cells))) > len(cells)
 
 
 def _split_rows(head: bytes, separator: str) -> list[list[str]]:

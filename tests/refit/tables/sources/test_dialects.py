@@ -45,6 +45,7 @@ SEPARATED = [
     ("a|b|y\n" + repeat("{}|x,y|[0/1]"), ("0", "x,y"), "with `|` between cells"),
     ("|a|b|y|\n" + repeat("|{}|2|[0/1]|"), ("0", "2"), "with `|` between cells"),
     ("Name, first|n|y\n" + repeat("Ma, {}|{}|[a/b]"), ("Ma, 0", "0"), "with `|` between cells"),
+    ("a b y\n" + repeat("{} 1.5 [yes/no]"), ("0", "1.5"), "with blanks between cells"),
 ]
 
 
@@ -62,6 +63,7 @@ def test_semicolons_tabs_and_bars_are_seen_and_said(tmp_path: Path, content: str
         "id,genres,y\n" + repeat("{},Drama|Crime,[0/1]"),
         "note,y\n" + repeat('"a; b; {}",[0/1]'),
         "x\n" + repeat("{}"),
+        "text of it\n" + repeat("two words [here/there]"),
     ],
 )
 def test_commas_stay_commas_and_nothing_is_said(tmp_path: Path, content: str) -> None:
