@@ -90,3 +90,13 @@ def test_the_command_it_ends_with_mends_what_would_be_refused(refit):
     code, out, err = refit("look", "rows.csv", *command[4:])
     assert (code, err) == (0, "")
     assert '"sold": "%d/%m/%Y"' in " ".join(command)
+
+
+def test_of_many_columns_the_first_are_shown_and_the_others_counted(refit):
+    names = [f"c{column}" for column in range(150)]
+    rows = [",".join([*(str((row + column) % 7) for column in range(150)), "yn"[row % 2]]) for row in range(60)]
+    Path("rows.csv").write_text("\n".join([",".join([*names, "y"]), *rows, ""]))
+    code, out, _ = refit("look", "rows.csv")
+    assert code == 0
+    assert sum(line.startswith("│") for line in out.splitlines()) == 100
+    assert "51 more columns: 50 number, 1 target; --json shows them all" in out.splitlines()

@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import shlex
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from refit.tables.overview import Overview
 
 MAX_CLASSES_SHOWN, MAX_TARGETS_SHOWN = 10, 4
+MAX_COLUMNS_SHOWN = 100
 MAX_EXAMPLE = 24
 
 
@@ -78,13 +80,17 @@ def _print(found: "Overview") -> None:
     if found.dialect is not None:
         say(f"written {found.dialect.describe()}")
     table = Table("column", "kind", "missing", "distinct", "inputs", "read as", "such as")
-    for column in found.columns:
+    for column in found.columns[:MAX_COLUMNS_SHOWN]:
         categories = "" if column.categories is None else f" ({column.categories} kept)"
         counts = (f"{column.missing:,}", f"{column.distinct:,}{categories}", f"{column.inputs:,}")
         examples = ", ".join(shorten(example, MAX_EXAMPLE) for example in column.examples)
         style = None if column.inputs else "dim"
         table.add_row(cell(show(column.name)), cell(column.kind), *counts, cell(column.how), cell(examples), style=style)
     open_console().print(table)
+    if others := found.columns[MAX_COLUMNS_SHOWN:]:
+        kinds = Counter(column.kind for column in others)
+        told = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+        say(f"{len(others):,} more columns: {told}; --json shows them all")
     if found.classes:
         shown = [f"{show(name)} ({rows:,})" for name, rows in [*found.classes.items()][:MAX_CLASSES_SHOWN]]
         more = f" and {len(found.classes) - MAX_CLASSES_SHOWN} more" if len(found.classes) > MAX_CLASSES_SHOWN else ""

@@ -195,10 +195,11 @@ def find_formats(texts: pl.Series) -> list[AnyFormat]:
 
 
 def is_compact_dates(texts: pl.Series) -> bool:
-    """Whether whole numbers, of which two differ, are all dates without signs, such as `20240131`."""
-    if not texts.head(NUM_TRIED).str.contains(_date_pattern(COMPACT_DATE)).all() or texts.len() < 2:
+    """Whether whole numbers, of which two differ and some may be missing, are all dates without signs, such as `20240131`."""
+    if not texts.head(NUM_TRIED).str.contains(_date_pattern(COMPACT_DATE)).all():
         return False
-    return not DateFormat(pattern=COMPACT_DATE).read(texts.str.strip_chars()).has_nulls() and texts.n_unique() > 1
+    texts = texts.drop_nulls().str.strip_chars()
+    return texts.n_unique() > 1 and not DateFormat(pattern=COMPACT_DATE).read(texts).has_nulls()
 
 
 def read_notation(notation: str, texts: pl.Series) -> AnyFormat | None:

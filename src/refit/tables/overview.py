@@ -120,9 +120,7 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
         remarks = [*table.remarks, *(f"column `{show(name)}`: {text}" for name, text in told if text)]
     else:
         remarks = remark(settings, draft)
-    overview = [
-        _describe(name, table, settings, features, {column.name: column for column in columns}) for name in table.frame.columns
-    ]
+    overview = _describe_all(table, settings, features, columns)
     return Overview(
         source=settings.source,
         rows=table.num_seen or table.frame.height,
@@ -144,24 +142,31 @@ def _fit_all(settings: DataSettings, table: Table, features: Features) -> list[A
     return fit_columns(features.frame, kinds, settings.null_values, table.is_raw, None, formats)
 
 
-def _describe(name: str, table: Table, settings: DataSettings, features: Features, fitted: dict[str, AnyColumn]) -> ColumnOverview:
-    raw = take_column(table.frame, name)
-    reading, column = features.readings.get(name), fitted.get(name)
-    typed = take_column(features.frame, name) if name in features.frame.columns else raw
-    present = typed.drop_nulls()
-    kind, how = _name_kind(name, settings, features, table, reading, column)
-    return ColumnOverview(
-        name=name,
-        kind=kind,
-        how=how,
-        missing=typed.null_count(),
-        distinct=present.n_unique() if not present.dtype.is_nested() else 0,
-        categories=len(column.categories) if isinstance(column, CategoricalColumn) else None,
-        inputs=0 if column is None else len(name_inputs([column])),
-        examples=[
-            show(cell) for cell in raw.filter(typed.is_not_null()).head(NUM_LOOKED_AT).unique(maintain_order=True)[:NUM_EXAMPLES]
-        ],
-    )
+def _describe_all(table: Table, settings: DataSettings, features: Features, columns: Sequence[AnyColumn]) -> list[ColumnOverview]:
+    fitted = {column.name: column for column in columns}
+    numbers = features.frame.select(pl.all().drop_nulls().n_unique()).row(0) if features.readings else ()
+    distinct = dict(zip(features.readings, numbers, strict=True))
+    described = []
+    for name in table.frame.columns:
+        reading, column, raw = features.readings.get(name), fitted.get(name), take_column(table.frame, name)
+        typed = raw if reading is None else take_column(features.frame, name)
+        if name not in distinct:
+            distinct[name] = 0 if raw.dtype.is_nested() else raw.drop_nulls().n_unique()
+        kind, how = _name_kind(name, settings, features, table, reading, column)
+        examples = raw.filter(typed.is_not_null()).head(NUM_LOOKED_AT).unique(maintain_order=True)[:NUM_EXAMPLES]
+        described.append(
+            ColumnOverview(
+                name=name,
+                kind=kind,
+                how=how,
+                missing=typed.null_count(),
+                distinct=distinct[name],
+                categories=len(column.categories) if isinstance(column, CategoricalColumn) else None,
+                inputs=0 if column is None else len(name_inputs([column])),
+                examples=[show(cell) for cell in examples],
+            )
+        )
+    return described
 
 
 def _name_kind(

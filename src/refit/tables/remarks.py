@@ -174,6 +174,8 @@ def _remark_on_blanks(raw: pl.Series) -> str | None:
 def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
     """Remark on texts that are numbers, but may be codes or versions."""
     texts = raw.str.strip_chars().str.replace(r"\.0+$", "").str.replace("^-0$", "0")
+    if texts.n_unique() == numbers.n_unique() and not texts.str.contains(EXPONENT).any():
+        return None
     pairs = pl.DataFrame([numbers.alias("number"), texts.alias("text")]).drop_nulls().unique().sort("number", "text")
     told, codes = [], pairs.filter(pairs["text"].str.contains(EXPONENT))
     if codes.height:

@@ -59,7 +59,7 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
             but not all, reads as numbers or dates.
     """
     if values.dtype == pl.String and (numbers := read_plain_numbers(values, null_values)) is not None:
-        if is_compact_dates(values.drop_nulls()):
+        if is_compact_dates(values):
             reading = Reading(
                 "datetime", DateFormat(pattern=COMPACT_DATE), describe_formats(values, [DateFormat(pattern=COMPACT_DATE)])
             )
