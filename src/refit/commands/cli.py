@@ -344,7 +344,10 @@ def _check_files(source: str, output: str) -> None:
 
 def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
     """Collect facts about the data set for the JSON output."""
-    names, target = ("rows", "rows_without_target", "rare_classes", "dropped_columns", "remarks"), manifest["signature"]["target"]
+    names, target = (
+        ("rows", "rows_without_target", "rare_classes", "dropped_columns", "remarks", "dialect"),
+        manifest["signature"]["target"],
+    )
     return {
         **{name: manifest[name] for name in names},
         "target": target["name"],

@@ -233,7 +233,7 @@ def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[
         change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
         lines.append(f"data.source: {before.source_rows} -> {now.height} rows ({change})")
     if settings.data.features is None:
-        apart = {*filter(None, (before.target, settings.data.time_column, settings.data.group_column))}
+        apart = {*filter(None, (before.target, settings.data.time_column, settings.data.group_column)), *settings.data.exclude}
         known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
         lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
         lines += [f"data.source: column {name} removed" for name in sorted(known - {*now.columns})]

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 
 from refit.errors import DataError
-from refit.tables.sources import csv_files, json_lines, parquet_files
+from refit.tables.sources import csv_files, excel_files, json_lines, parquet_files
 from refit.tables.sources.dialects import PLAIN, UNKNOWN, Dialect, name_separator, sniff_dialect
 from refit.tables.sources.encoded_text import is_unicode, name_encoding
 from refit.tables.sources.files import UNREADABLE, Opened, find_kind
@@ -53,6 +54,11 @@ class DataFile:
         self.names = self._read_names()
         """Of its columns; those with an empty one are not read."""
 
+    @cached_property
+    def other_sheets(self) -> list[str]:
+        """Sheets of a workbook that are not read."""
+        return excel_files.list_other_sheets(self.opened, self.path) if self.kind == "excel" else []
+
     @property
     def found(self) -> Dialect | None:
         """How it is written if it is CSV; its encoding is known once all of it was read."""
@@ -61,8 +67,8 @@ class DataFile:
     def _read_names(self) -> list[str]:
         if self.dialect is not None:
             return csv_files.read_header(self.opened, self.path, self.dialect, self._settle).names
-        read_names = json_lines.read_names if self.kind == "json" else parquet_files.read_names
-        return read_names(self.opened, self.path)
+        readers = {"json": json_lines.read_names, "excel": excel_files.read_names, "parquet": parquet_files.read_names}
+        return readers[self.kind](self.opened, self.path)
 
     def iterate(self, columns: Sequence[str] | None = None, batch_size: int = parquet_files.ROWS_A_FRAME) -> Iterator[pl.DataFrame]:
         """Read its rows, at least the columns that are named; None reads all."""
@@ -70,6 +76,8 @@ class DataFile:
             return csv_files.iterate_csv(self.opened, self.path, self.dialect, self._settle)
         if self.kind == "json":
             return json_lines.iterate_json_lines(self.opened, self.path)
+        if self.kind == "excel":
+            return excel_files.iterate_excel(self.opened, self.path)
         return parquet_files.iterate_parquet(self.opened, self.path, columns, batch_size)
 
     def _find_dialect(self) -> Dialect:

@@ -18,7 +18,7 @@ from refit.tables.sources.encoded_text import UTF8, name_encoding
 from refit.tables.sources.files import BYTES_A_TEXT, Files, digest_file, find_files, find_partitions, naming_read_errors, outgrow
 from refit.tables.sources.located_rows import LocatedRows, Part, join, name_row, rebatch
 from refit.tables.sources.table_source import Table, TableSource, choose_columns, lack_rows
-from refit.texts import show
+from refit.texts import list_names, show
 
 NUM_PARTS = 16
 """Of a sample, at least, if the table has more rows than it holds."""
@@ -70,6 +70,7 @@ class FileSource(TableSource):
                 file = DataFile(files.fetch(path), path, self.given, self._find_like(read))
                 pieces += _hold(_read_pieces(file), path)
                 digests.append(digest_file(file.opened, path))  # after reading: if it is still the recipe's, so were the rows
+                _ = file.other_sheets
                 file.opened = b""  # all of it, if it was fetched
                 read.append(file)
         return self._make_table(pieces, files, read, _join_digests(digests))
@@ -281,6 +282,9 @@ def _describe_left_out(files: Sequence[DataFile], in_hidden: list[str]) -> Itera
             what += f" and {len(first) - MAX_PLACES} more" if len(first) > MAX_PLACES else ""
             why = "without a name; name what to learn from"
         yield f"left out: {what} of {_count_others([*nameless])}, {why}"
+    for file in files:
+        if file.other_sheets:
+            yield f"left out: all sheets of {file.path} but the first: {list_names(file.other_sheets)}; save one as CSV to read it"
     if in_hidden:
         yield (f"left out: {_count_others(in_hidden)}, as folders that begin with `_` are not read; move files that should be read")
 

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,8 +40,7 @@ UNREADABLE = (OSError, EOFError, zlib.error)
 """Errors from reading the bytes of a file that is gone, cut or damaged."""
 
 CONTENTS = {
-    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV",
+    b"PK\x03\x04": "a zip archive; unpack it",
     b"PAR1": "a Parquet file; rename it to end in .parquet",
     b"\x1f\x8b": "a gzip file; rename it to end in .csv.gz if it holds CSV, or unpack it",
     b"BZh": "a bzip2 file; unpack it",
@@ -62,12 +62,13 @@ CONTENTS = {
 SPECIAL_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 HEAD_BYTES = 1 << 12
+OLD_EXCEL = b"\xd0\xcf\x11\xe0"
 JSON_LINE = re.compile(rb'\{\s*"')
 """How a line of JSON begins, which stands for a row."""
 BYTES_A_TEXT = 16
 """Memory that a cell of text takes besides its characters."""
 
-FileKind: TypeAlias = Literal["csv", "json", "parquet"]
+FileKind: TypeAlias = Literal["csv", "excel", "json", "parquet"]
 Opened: TypeAlias = str | bytes | OpenFile
 """A local path, the bytes of a file, or a remote file."""
 
@@ -171,6 +172,12 @@ def _refuse_mixture(paths: list[str], source: str) -> None:
         )
 
 
+def _is_workbook(opened: Opened) -> bool:
+    with open_bytes(opened) as file, contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        return any(name.startswith("xl/workbook") for name in archive.namelist())
+    return False
+
+
 def describe_content(head: bytes) -> str | None:
     """Say from its first bytes what kind of file this is, and what to do with it; None if it may be CSV."""
     return next((content for magic, content in CONTENTS.items() if head.startswith(magic)), None)
@@ -216,6 +223,8 @@ def find_kind(opened: Opened, path: str) -> FileKind:
         return "parquet"
     if JSON_LINE.match(head):
         return "json"
+    if head.startswith(OLD_EXCEL) or (head.startswith(b"PK") and _is_workbook(opened)):
+        return "excel"
     content = describe_content(head)
     if content is None and b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = "bytes that are no text; save the table as CSV or Parquet"
