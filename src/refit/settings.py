@@ -384,7 +384,7 @@ class PromotionSettings(Section):
     mode: Literal["auto", "ask", "never"] = "auto"
     """`auto` promotes a better candidate; `ask` waits for a person's approval in the Prefect UI first; `never` only reports."""
     when_incomparable: Literal["keep", "ask", "promote"] = "keep"
-    """If the champion needs a column or class that is gone: `keep` it, `ask` a person, or `promote` a good candidate."""
+    """If the champion needs what is gone or is written otherwise now: `keep` it, `ask` a person, or `promote` a good candidate."""
     score: Literal["accuracy", "log_likelihood", "brier"] = "accuracy"
     """The score to compare: share of rows that are right, log probability of the true class, or 1 minus half the Brier score."""
     rule: Literal["better", "not_worse"] = "better"
@@ -559,7 +559,12 @@ def resolve_settings(
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(*explain_validation(error, origins)) from error
-    return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
+    return settings, {name: _find_origin(name, origins) for name, _ in walk_settings(settings)}
+
+
+def _find_origin(name: str, origins: Mapping[str, str]) -> str:
+    """Where a setting, or the first part of one that has names of its own, came from."""
+    return next((origin for known, origin in origins.items() if known == name or known.startswith(f"{name}.")), "default")
 
 
 def choose_defaults(tree: SettingsTree) -> dict[str, Any]:

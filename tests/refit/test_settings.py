@@ -535,3 +535,13 @@ def test_options_without_a_factory_are_refused():
     assert (
         message == "model.options: expected none without a factory that takes them, found `width`; set model.factory, or drop them"
     )
+
+
+def test_the_format_of_a_column_may_come_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("refit.toml").write_text('[data]\nformats = {sold = "%d/%m/%Y"}\n')
+    settings, origins = resolve_settings()
+    assert (settings.data.formats, origins["data.formats"]) == ({"sold": "%d/%m/%Y"}, "refit.toml")
+    monkeypatch.setenv("REFIT_DATA__FORMATS", '{"sold": "%m/%d/%Y"}')
+    settings, origins = resolve_settings()
+    assert (settings.data.formats, origins["data.formats"]) == ({"sold": "%m/%d/%Y"}, "environment")

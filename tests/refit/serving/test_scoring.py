@@ -184,7 +184,10 @@ def test_blank_lines_quotes_and_line_ends_within_cells_are_read_as_training_read
 BROKEN = {
     "short row": (b"1,red,true\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 3; correct the row"),
     "long row": (b"1,red,true,,\n", r"row 901 of .*2\.csv, line 902: expected 4 cells as in the header, found 5; correct the row"),
-    "other bytes": (b"1,r\x81d,true,\n", r"row 901 of .*2\.csv, line 902: expected text in Windows-1252, found other bytes"),
+    "other bytes": (
+        b"1,r\x81d,true,\n",
+        r"row 901 of .*2\.csv, line 902, column `colour`: expected text in Windows-1252, found the bytes",
+    ),
     "open quote": (b'1,"red,true,\n', r"row 901 of .*2\.csv, line 902: expected quotes in pairs"),
     "text": (b"big,red,true,\n", r"row 901 of .*2\.csv, line 902, column `size`: expected a number, found 'big'"),
     "infinite": (b"inf,red,true,\n", r"row 901 of .*2\.csv, line 902, column `size`: expected a finite number, found inf"),

@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "not UTF-8": (
         {CSV: rows("x,y", "7,1") + b"\xff,1\n"},
         {"encoding": "utf-8"},
-        r"row 22 of .*rows\.csv, line 23: expected text in UTF-8, found other bytes",
+        r"row 22 of .*rows\.csv, line 23, column `x`: expected text in UTF-8, found the bytes",
     ),
     "UTF-16": (
         {CSV: rows().decode().encode("utf-16")},

@@ -255,9 +255,11 @@ class _CsvFile:
                 " correct the row"
             )
         if NO_TEXT.search("".join(cells)):
+            name, cell = next((name, cell) for name, cell in zip(self.header.names, cells, strict=True) if NO_TEXT.search(cell))
+            found = repr(cell.encode("utf-8", "surrogateescape"))[1:]
             raise DataError(
-                f"{self._name_row(row)}: expected text in {name_encoding(self.encoding)}, found other bytes;"
-                " correct the row, or name another encoding in data.encoding"
+                f"{self._name_row(row)}, column `{show(name)}`: expected text in {name_encoding(self.encoding)}, found the bytes"
+                f" {show(found)}; correct the row, or name another encoding in data.encoding"
             )
 
     def _name_row(self, row: int) -> str:

@@ -46,7 +46,7 @@ class DataFile:
     def __init__(self, opened: Opened, path: str, given: Dialect = UNKNOWN, like: Like | None = None) -> None:
         self.opened, self.path, self.given, self.like = opened, path, given, like
         try:
-            self.kind = find_kind(opened, path)
+            self.kind = find_kind(opened, path, given.encoding)
             self.encoding: str | None = given.encoding if self.kind == "csv" else None
             self.dialect = self._find_dialect() if self.kind == "csv" else None
         except UNREADABLE as error:

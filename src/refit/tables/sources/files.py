@@ -213,8 +213,14 @@ def is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
 
 
-def find_kind(opened: Opened, path: str) -> FileKind:
-    """Find by the first bytes of a file how it is read; raises DataError for one that is no table, and says what it is."""
+def find_kind(opened: Opened, path: str, encoding: str | None = None) -> FileKind:
+    """Find by the first bytes of a file how it is read; raises DataError for one that is no table, and says what it is.
+
+    Args:
+        opened: The file.
+        path: Its name, for messages.
+        encoding: Of its text, if that is given, as some encodings have bytes that are in no other text.
+    """
     if is_parquet(path):
         return "parquet"
     with open_unpacked(opened) as file:
@@ -226,7 +232,7 @@ def find_kind(opened: Opened, path: str) -> FileKind:
     if head.startswith(OLD_EXCEL) or (head.startswith(b"PK") and _is_workbook(opened)):
         return "excel"
     content = describe_content(head)
-    if content is None and b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content is None and encoding is None and b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = "bytes that are no text; save the table as CSV or Parquet"
     if content is not None:
         raise DataError(f"{path}: expected CSV or Parquet, found {content}")

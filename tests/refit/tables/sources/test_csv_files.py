@@ -86,9 +86,12 @@ def test_excel_s_line_that_names_the_comma_is_skipped() -> None:
         (b'a,b\n"1",\n"2"\n', r"row 2 of rows\.csv, line 3: expected 2 cells as in the header, found 1; correct the row"),
         (
             "a,b\né,2\nü,".encode() + b"\xff\n",
-            r"row 2 of rows\.csv, line 3: expected text in UTF-8, found other bytes; correct the row, or name another encoding in",
+            r"row 2 of rows\.csv, line 3, column `b`: expected text in UTF-8, found the bytes '\\xff'; correct the row",
         ),
-        (b"a,b\n\xe9,2\n\x81,2\n", r"row 2 of rows\.csv, line 3: expected text in Windows-1252, found other bytes; correct"),
+        (
+            b"a,b\n\xe9,2\n\x81,2\n",
+            r"row 2 of rows\.csv, line 3, column `a`: expected text in Windows-1252, found the bytes '\\x81'; correct",
+        ),
         (
             b"# made on Monday\na,b\n1,2\n3,4\n",
             r"expected a header with a name for each of the 2 cells of the rows, .* `# made on Monday`",

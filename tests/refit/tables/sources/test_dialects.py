@@ -180,6 +180,7 @@ def test_text_is_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_settings_say_how_a_file_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, "a;b\nł;2\n".encode("utf-16-le"), encoding="utf-16-le").frame.rows() == [("ł", "2")]
     table = read(tmp_path, "ł;1,x\nó;2,y\n".encode("cp1250"), separator=",", encoding="cp1250", header=False)
     assert table.frame.rows() == [("ł;1", "x"), ("ó;2", "y")]
     assert (table.remarks, table.dialect) == ((), Dialect(separator=",", encoding="cp1250", header=False))
