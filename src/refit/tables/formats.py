@@ -53,7 +53,15 @@ NUMBER = (
 """A number in any of these notations."""
 
 DATE_PARTS = {
-    **{"%Y": r"\d{4}", "%y": r"\d{2}", "%m": r"\d{1,2}", "%d": r"\d{1,2}", "%b": "[A-Za-z]{3}", "%B": "[A-Za-z]{3,9}"},
+    **{
+        "%Y": r"\d{4}",
+        "%y": r"\d{2}",
+        "%m": r"\d{1,2}",
+        "%2m": r"\d{2}",
+        "%d": r"\d{1,2}",
+        "%b": "[A-Za-z]{3}",
+        "%B": "[A-Za-z]{3,9}",
+    },
     **{
         "%a": "[A-Za-z]{3}",
         "%e": r" ?\d{1,2}",
@@ -66,6 +74,7 @@ DATE_PARTS = {
 }
 DATES = (
     *("%d.%m.%Y", "%d.%m.%y", "%Y.%m.%d", "%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
+    *("%Y-%m", "%b-%y", "%b %Y", "%B %Y", "%m/%Y"),
     *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%d. %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
 )
 DATE_TIMES = (
@@ -162,7 +171,10 @@ class DateFormat(_Format):
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the date-times in UTC, Datetime("us"); null for text in another format."""
         is_written_so = texts.str.contains(_date_pattern(self.pattern)).fill_null(False)
-        found = texts.set(~is_written_so, None).str.to_datetime(self.pattern, time_unit="us", strict=False)
+        texts = texts.set(~is_written_so, None)
+        has_day = "%d" in self.pattern or "%e" in self.pattern
+        texts, pattern = (texts, self.pattern) if has_day else (texts + " 01", f"{self.pattern} %d")
+        found = texts.str.to_datetime(pattern, time_unit="us", strict=False)
         return found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
 
     def describe(self) -> str:
@@ -293,4 +305,6 @@ def _date_pattern(pattern: str) -> str:
     """A regular expression that is stricter than `strptime`."""
     if pattern == COMPACT_DATE:
         return r"^(?:19|20)\d{6}$"
+    if "%d" not in pattern and "%e" not in pattern:
+        pattern = pattern.replace("%m", "%2m")  # with one digit, it may be a quarter
     return "^" + re.sub(r"%(?:\.f|#?\d?\w)|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"

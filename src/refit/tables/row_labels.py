@@ -14,7 +14,9 @@ MIN_ROWS = 20
 NUM_LOOKED_AT = 100
 """Rows looked at first, as most columns are no labels."""
 CODE = r"^[A-Za-z0-9]+(?:[-_./:#][A-Za-z0-9]+)*$"
-"""A code without blanks, such as `C-0017`."""
+"""A code without blanks, such as `C-0017`; short ones without a letter may be months or quarters."""
+YEAR_WORDS = {"year", "yr", "jahr", "jaar", "annee", "ano", "anno"}
+"""They name what counts up by itself and means something."""
 ID_WORDS = {"id", "ids", "uid", "uuid", "guid", "index", "idx", "key", "rowid", "rownames"}
 NUMBER_WORDS = {"nr", "no", "num", "number", "nummer", "numero", "code"}
 """They name an id only at the end: a house number may be one, a number of houses is not."""
@@ -36,12 +38,13 @@ def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading,
         numbers = typed.cast(pl.Float64).to_numpy()
         if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
             return None
-        if _counts_up(numbers[:NUM_LOOKED_AT], starts) and _counts_up(numbers, starts):
+        is_year = bool(YEAR_WORDS.intersection(_split_name(name)))
+        if not is_year and _counts_up(numbers[:NUM_LOOKED_AT], starts) and _counts_up(numbers, starts):
             return f"row numbers, from {numbers[0]:.0f} on"
         return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
     if reading.kind != "categorical" or values.dtype != pl.String or not _all_differ(typed.head(NUM_LOOKED_AT)):
         return None
-    is_code = typed.str.contains(CODE) & typed.str.contains(r"\d")
+    is_code = typed.str.contains(CODE) & typed.str.contains(r"\d") & (typed.str.contains("[A-Za-z]") | (typed.str.len_chars() >= 8))
     if is_code.all() and typed.str.replace_all("[A-Za-z0-9]+", "x").n_unique() == 1 and _all_differ(typed):
         return "ids: all different, and codes of one pattern"
     return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
@@ -59,7 +62,11 @@ def _all_differ(values: pl.Series) -> bool:
     return values.n_unique() == len(values)
 
 
+def _split_name(name: str) -> list[str]:
+    return re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
 def _is_named_so(name: str) -> bool:
     """Whether a name ends, or begins, in a word for an id, as in `CustomerId`, `id_client` and `Unnamed: 0`."""
-    words = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    words = _split_name(name)
     return bool(words) and (words[0] in {*ID_WORDS, "unnamed"} or words[-1] in ID_WORDS | NUMBER_WORDS)

@@ -66,6 +66,10 @@ CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
     (["5 kg", "3 g"], number(family="mass"), [5000, 3]),
     (["1,70 m", "90 cm"], number("", ",", family="length"), [1.7, 0.9]),
     (["1200 sq ft", "950 sq ft"], number(unit="sq ft"), [1200, 950]),
+    (["1995-07", "1996-11"], date("%Y-%m"), [datetime(1995, 7, 1), datetime(1996, 11, 1)]),
+    (["Mar-98", "Dec-99"], date("%b-%y"), [datetime(1998, 3, 1), datetime(1999, 12, 1)]),
+    (["January 2020", "May 2021"], date("%B %Y"), [datetime(2020, 1, 1), datetime(2021, 5, 1)]),
+    (["07/2019", "11/2020"], date("%m/%Y"), [datetime(2019, 7, 1), datetime(2020, 11, 1)]),
     (["March 9, 2021", "May 1, 2020"], date("%B %d, %Y"), [datetime(2021, 3, 9), datetime(2020, 5, 1)]),
 ]
 
@@ -86,7 +90,7 @@ def test_what_may_be_read_in_two_ways_is_left_open(texts: list[str]) -> None:
     "texts",
     [
         *(["a", "b"], ["18.7%", "0.3"], ["€1", "$2"], ["5 kg", "3 m"], ["1A", "2B"], ["2.01.7"], ["192.168.1.1"]),
-        *(["31.02.2020"], ["7:75"], ["12-34"], ["- 5 -"], ["A1"], ["5", ""], ["1/2"], ["kg5"]),
+        *(["31.02.2020"], ["7:75"], ["12-34"], ["1974-1"], ["2015-16"], ["- 5 -"], ["A1"], ["5", ""], ["1/2"], ["kg5"]),
     ],
     ids=str,
 )

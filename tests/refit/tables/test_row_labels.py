@@ -31,6 +31,8 @@ LABELS: list[tuple[str, list[Any], str]] = [
 ]
 FEATURES: list[tuple[str, list[Any]]] = [
     ("population", SHUFFLED),
+    ("YEAR", list(range(1950, 1950 + N))),
+    ("quarter", [f"{1960 + number // 4}-{number % 4 + 1}" for number in range(N)]),
     ("number_of_votes", SHUFFLED),
     ("id", [number % 50 for number in range(N)]),
     ("valid", [number / 2 for number in SHUFFLED]),

@@ -176,6 +176,8 @@ def _judge_first_row(rows: list[list[str]], by_duckdb: bool | None, is_typed: bo
     is_counting = len(numbers) > 1 and {after - before for before, after in itertools.pairwise(numbers)} == {1}
     if is_counting and (len(numbers) > MIN_ROWS or all(number in YEARS for number in numbers)):
         return True  # 2010, 2011, 2012 are names, and so are 0, 1, 2, 3
+    if not first[0] and any(first) and all(row[0] for row in others):
+        return True  # row numbers need no name
     by_text, by_digits = list[bool](), list[bool]()
     for cell, column in zip(first, zip(*others, strict=True), strict=True):
         present = list(filter(None, column))

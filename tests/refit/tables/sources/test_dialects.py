@@ -113,6 +113,7 @@ def test_a_header_that_is_not_there_is_missed_and_said(tmp_path: Path, content: 
         "color,shape,y\n" + repeat("[red/blue],[round/flat],[p/q]"),
         "y,x\n" + repeat("[y/n],[red/blue]"),
         "Q1,Q2\n" + repeat("A{},B{}"),
+        "2019-1,2019-2,y\n" + repeat("{},5,[p/q]"),
     ],
 )
 def test_a_header_of_numbers_or_above_texts_is_seen(tmp_path: Path, content: str) -> None:
@@ -122,6 +123,10 @@ def test_a_header_of_numbers_or_above_texts_is_seen(tmp_path: Path, content: str
 
 NAMELESS = [
     (",a,y\n" + repeat("{},5,[0/1]"), "the first column of {}, which has no name, as when pandas and R write row numbers; name"),
+    (
+        ',"a","y"\n' + repeat('"{}","5","[a/y]"'),
+        "the first column of {}, which has no name, as when pandas and R write row numbers",
+    ),
     ("a,y,\n" + repeat("5,[0/1],"), "column 3 of {}, without a name; name what to learn from"),
     ("a,y\n" + repeat("5,[0/1],"), "column 3 of {}, without a name; name what to learn from"),
     ('"a","y"\n' + repeat('"{}",5,[0/1]'), "the first column of {}, which has no name, as when pandas and R write row numbers"),
