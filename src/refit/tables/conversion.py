@@ -30,7 +30,8 @@ DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
 DATE_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
 ZONE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
 CLOCK = "%H:%M:%S%.f"
-MARK = r"^[^\d]{1,40}$"
+MARK = r"^(?:[^\d]{2,40}|[^\d\pL])$"
+"""Without digits, and not a single letter, which may be a code."""
 MAX_MARKS = 5
 """So many different texts like this among numbers may each mean a missing value."""
 
@@ -184,8 +185,8 @@ def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Loc
     value = show(values[int(broken[0])])
     more = f" (and {broken.len() - 1} more such rows)" if broken.len() > 1 else ""
     where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"
-    if are_marks and len(texts) > 1:
-        more += f", also {list_names(texts[1:])}"
+    if len(texts) > 1:
+        more += f", also {list_names(texts[1:], MAX_MARKS)}"
     settings = {"null_values": texts.to_list()} if are_marks else {"categorical": [values.name]}
     raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedy=settings)
 

@@ -15,7 +15,7 @@ NUM_LOOKED_AT = 100
 """Rows looked at first, as most columns are no labels."""
 CODE = r"^[A-Za-z0-9]+(?:[-_./:#][A-Za-z0-9]+)*$"
 """A code without blanks, such as `C-0017`; short ones without a letter may be months or quarters."""
-YEAR_WORDS = {"year", "yr", "jahr", "jaar", "annee", "ano", "anno"}
+YEAR_WORDS = {"time", "year", "yr", "jahr", "jaar", "annee", "ano", "anno"}
 """They name what counts up by itself and means something."""
 ID_WORDS = {"id", "ids", "uid", "uuid", "guid", "index", "idx", "key", "rowid", "rownames"}
 NUMBER_WORDS = {"nr", "no", "num", "number", "nummer", "numero", "code"}

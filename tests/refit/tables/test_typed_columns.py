@@ -51,6 +51,11 @@ FAULTY: list[tuple[dict[str, list[str]], list[str], dict[str, str]]] = [
         {"bonus": "numeric", "stock": "numeric"},
     ),
     (
+        {"boat": among(["1", "2", "3"], ["C", "D"])},
+        [r"column `boat`: expected a number, found 'C' \(and 17 more such rows\), also `D`; correct the value"],
+        {"boat": "categorical"},
+    ),
+    (
         {"version": among(["1.5", "2.5"], ["2.01.7"]), "zip": among(["10115", "80331"], ["12345-6789"])},
         [r"column `version`: expected a number, found '2.01.7'", r"column `zip`: expected a number, found '12345-6789'"],
         {"version": "categorical", "zip": "categorical"},
