@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from refit.data.signature import Kind
 from refit.errors import DataError
 from refit.tables.columns import Locate
-from refit.tables.formats import COMPACT_DATE, AnyFormat, ClockFormat, DateFormat
+from refit.tables.formats import COMPACT_DATE, AnyFormat, ClockFormat, DateFormat, find_formats
 from refit.texts import list_names, show
 
 Numbers = NDArray[np.float64]
@@ -181,14 +181,21 @@ def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Loc
     """Raise DataError for the first value that could not be parsed as expected."""
     broken = (values.is_not_null() & parsed.is_null()).arg_true()
     texts = values.gather(broken).cast(pl.String).unique(maintain_order=True)
-    are_marks = len(texts) <= MAX_MARKS and texts.str.contains(MARK).all()
+    marks = texts.filter(texts.str.contains(MARK))
     value = show(values[int(broken[0])])
     more = f" (and {broken.len() - 1} more such rows)" if broken.len() > 1 else ""
     where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"
     if len(texts) > 1:
         more += f", also {list_names(texts[1:], MAX_MARKS)}"
-    settings = {"null_values": texts.to_list()} if are_marks else {"categorical": [values.name]}
+    settings = {"null_values": marks.to_list()} if _are_marks(marks, texts, values) else {"categorical": [values.name]}
     raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedy=settings)
+
+
+def _are_marks(marks: pl.Series, broken: pl.Series, values: pl.Series) -> bool:
+    """Whether a few texts may mean missing values, so that all others are written in one way."""
+    if not 0 < len(marks) <= MAX_MARKS:
+        return False
+    return len(marks) == len(broken) or len(find_formats(values.filter(~values.is_in(marks.implode())).drop_nulls().unique())) == 1
 
 
 def _fill(values: pl.Series, others: pl.Series) -> pl.Series:

@@ -125,7 +125,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "text among numbers": (
         {CSV: rows("x,y", '"3,750",1', "?,1")},
         {},
-        r"row 21 of .*rows\.csv, line 22, column `x`: expected a number, found '3,750' \(and 1 more such rows\); "
+        r"row 21 of .*rows\.csv, line 22, column `x`: expected a number, found '3,750' \(and 1 more such rows\), also `\?`; "
         r"correct the value, add it to data\.null_values, or name the column in data\.categorical",
     ),
     "text among dates": (

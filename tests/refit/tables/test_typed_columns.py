@@ -51,6 +51,11 @@ FAULTY: list[tuple[dict[str, list[str]], list[str], dict[str, str]]] = [
         {"bonus": "numeric", "stock": "numeric"},
     ),
     (
+        {"weight": among(["950", "7"], ["3,750", "?"])},
+        [r"column `weight`: expected a number, found '3,750' \(and 17 more such rows\), also `\?`; correct the value"],
+        {"weight": "numeric"},
+    ),
+    (
         {"boat": among(["1", "2", "3"], ["C", "D"])},
         [r"column `boat`: expected a number, found 'C' \(and 17 more such rows\), also `D`; correct the value"],
         {"boat": "categorical"},
