@@ -100,7 +100,8 @@ def check_files(source: str, output: str) -> None:
 def _find_like(model: Model) -> Like | None:
     """What files must be written like to mean the same as those that the model learned from."""
     dialect = model.manifest.dialect
-    return None if dialect is None else Like(dialect, "the files that the model learned from", "or train on such files")
+    names = tuple(column.name for column in model.manifest.columns)
+    return None if dialect is None else Like(dialect, "the files that the model learned from", "or train on such files", names)
 
 
 def _score(model: Model, batch: LocatedRows, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:

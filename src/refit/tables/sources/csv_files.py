@@ -90,6 +90,23 @@ def read_header(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Set
     Raises:
         DataError: The file cannot be read as CSV, or has no header with a name for each cell of the rows.
     """
+    names, rows, num_bytes = _read_start(opened, path, dialect, settle)
+    if not names:
+        raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
+    if dialect.header is False:
+        return Header([f"column_{place}" for place in range(1, len(names) + 1)], num_bytes)
+    if NO_TEXT.search(names[0]):
+        raise DataError(f"{path}: expected text in {_name(dialect)}, found other bytes in the header; correct data.encoding")
+    return Header(check_names(_complete(names, rows, path), path), num_bytes)
+
+
+def read_first_row(opened: Opened, path: str, dialect: Dialect, settle: Settle = take_found) -> list[str]:
+    """Read the cells of the first row, stripped; arguments and errors as those of `read_header`."""
+    return [cell.strip() for cell in _read_start(opened, path, dialect, settle)[0]]
+
+
+def _read_start(opened: Opened, path: str, dialect: Dialect, settle: Settle) -> tuple[list[str], list[list[str]], int]:
+    """The first row, some that follow it, and the bytes before the first row of data."""
     try:
         with open_text(opened, dialect.encoding, settle) as file:
             lines, num_bytes = _Lines(file), 0
@@ -103,13 +120,7 @@ def read_header(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Set
         raise DataError(f"{path}: {_explain(error, lines.last)}") from error
     except UNREADABLE as error:
         raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
-    if not names:
-        raise DataError(f"{path}: expected a header and rows, found an empty file; write it again or remove it")
-    if dialect.header is False:
-        return Header([f"column_{place}" for place in range(1, len(names) + 1)], num_bytes)
-    if NO_TEXT.search(names[0]):
-        raise DataError(f"{path}: expected text in {_name(dialect)}, found other bytes in the header; correct data.encoding")
-    return Header(check_names(_complete(names, rows, path), path), num_bytes)
+    return names, rows, num_bytes
 
 
 def _complete(names: list[str], rows: list[list[str]], path: str) -> list[str]:

@@ -23,11 +23,13 @@ class Like:
         dialect: How that is written; an encoding that is None is not compared.
         where: What is written so, for messages.
         remedy: What else to do about a file that differs.
+        names: Columns that it has; a file whose header names all of them is written alike.
     """
 
     dialect: Dialect
     where: str
     remedy: str
+    names: tuple[str, ...] = ()
 
 
 class DataFile:
@@ -84,18 +86,21 @@ class DataFile:
         """What is given, what it must be like, what the file shows, and a header if it does not show any, in this order."""
         if self.like is None:
             return self.given.fill_in(sniff_dialect(self.opened, self.given, self._settle)).fill_in(PLAIN)
-        found = sniff_dialect(self.opened, Dialect(encoding=self.given.encoding), self._settle)
         known = self.given.fill_in(self.like.dialect.model_copy(update={"encoding": None})).fill_in(PLAIN)
-        if found.separator != known.separator and self._is_split(found) and not self._is_split(known):
+        if known.header and self.like.names and {*self.like.names} <= {*self._read_first_row(known)}:
+            return known
+        found = sniff_dialect(self.opened, Dialect(encoding=self.given.encoding), self._settle)
+        is_split, was_split = (len(self._read_first_row(dialect)) > 1 for dialect in (found, known))
+        if found.separator != known.separator and is_split and not was_split:
             raise self._differ(f"{name_separator(known.separator)} between cells", name_separator(found.separator))
         if found.separator == known.separator and self.given.header is None and found.header == (not known.header):
             raise self._differ(*("a header", "none")[:: 1 if known.header else -1])
         return known
 
-    def _is_split(self, dialect: Dialect) -> bool:
-        """Whether it has several columns in a dialect."""
-        dialect = dialect.model_copy(update={"header": False, "encoding": self.given.encoding})
-        return len(csv_files.read_header(self.opened, self.path, dialect, self._settle).names) > 1
+    def _read_first_row(self, dialect: Dialect) -> list[str]:
+        """The cells of its first row in a dialect, whatever they mean."""
+        dialect = dialect.model_copy(update={"encoding": self.given.encoding})
+        return csv_files.read_first_row(self.opened, self.path, dialect, self._settle)
 
     def _settle(self, found: str) -> str:
         """The encoding to use where the bytes look like `found`."""

@@ -110,7 +110,8 @@ class FileSource(TableSource):
         first = next((file for file in read if file.dialect is not None), None)
         if self.like is not None or first is None or first.dialect is None:
             return self.like
-        return Like(first.dialect.model_copy(update={"encoding": None}), first.path, "or read the files separately")
+        dialect, names = first.dialect.model_copy(update={"encoding": None}), tuple(filter(None, first.names))
+        return Like(dialect, first.path, "or read the files separately", names)
 
     def iterate(self, columns: Sequence[str], keep: Sequence[str], batch_size: int) -> Iterator[LocatedRows]:
         """Read some columns in memory that does not grow with the files, once all headers are checked; raises as `read` does."""

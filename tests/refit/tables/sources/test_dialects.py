@@ -308,3 +308,11 @@ def test_rows_to_score_that_are_written_otherwise_are_refused(
 def test_a_file_of_two_rows_shows_no_header_and_is_taken_to_have_one() -> None:
     assert sniff_dialect(b"1,2,a\n3,4,b\n").header is None
     assert sniff_dialect(b"").separator == ","
+
+
+def test_a_file_that_names_all_columns_is_written_alike_whatever_its_rows_look_like(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n" + "a,b\n" * 20)
+    assert sniff_dialect(str(path)).header is False
+    like = Like(Dialect(separator=",", encoding="ascii", header=True), "the files of before", "or train", ("b", "a"))
+    assert sum(batch.frame.height for batch in open_source(str(path), like=like).iterate(["a"], [], 9)) == 20
