@@ -40,13 +40,21 @@ class DataFile:
         path: Its name, for messages.
         given: What the settings say of its dialect, which is not questioned.
         like: What it must be written like, if it is CSV; None finds out how it is written.
+        named: Columns that are asked for; a first row with one of them is a header.
 
     Raises:
         DataError: It is no table, or is written otherwise.
     """
 
-    def __init__(self, opened: Opened, path: str, given: Dialect = UNKNOWN, like: Like | None = None) -> None:
-        self.opened, self.path, self.given, self.like = opened, path, given, like
+    def __init__(
+        self,
+        opened: Opened,
+        path: str,
+        given: Dialect = UNKNOWN,
+        like: Like | None = None,
+        named: frozenset[str] = frozenset(),
+    ) -> None:
+        self.opened, self.path, self.given, self.like, self.named = opened, path, given, like, named
         try:
             self.kind = find_kind(opened, path, given.encoding)
             self.encoding: str | None = given.encoding if self.kind == "csv" else None
@@ -85,7 +93,9 @@ class DataFile:
     def _find_dialect(self) -> Dialect:
         """What is given, what it must be like, what the file shows, and a header if it does not show any, in this order."""
         if self.like is None:
-            return self.given.fill_in(sniff_dialect(self.opened, self.given, self._settle)).fill_in(PLAIN)
+            found = self.given.fill_in(sniff_dialect(self.opened, self.given, self._settle)).fill_in(PLAIN)
+            is_named = self.given.header is None and not self.named.isdisjoint(self._read_first_row(found))
+            return found.model_copy(update={"header": True}) if is_named else found
         known = self.given.fill_in(self.like.dialect.model_copy(update={"encoding": None})).fill_in(PLAIN)
         if known.header and self.like.names and {*self.like.names} <= {*self._read_first_row(known)}:
             return known

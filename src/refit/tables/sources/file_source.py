@@ -33,11 +33,12 @@ class FileSource(TableSource):
         name: The source as it was asked for.
         given: What the settings say of the dialect of CSV files.
         like: What CSV files must be written like; None finds how the first is written, which the others must be like.
+        named: Columns that are asked for; a first row with one of them is a header.
     """
 
-    def __init__(self, name: str, given: Dialect = UNKNOWN, like: Like | None = None) -> None:
+    def __init__(self, name: str, given: Dialect = UNKNOWN, like: Like | None = None, named: frozenset[str] = frozenset()) -> None:
         super().__init__(name)
-        self.given, self.like = given, like
+        self.given, self.like, self.named = given, like, named
 
     def digest(self) -> str:
         """SHA-256 over the bytes of the files, in order, and their partitions; neither their names nor their times count.
@@ -54,7 +55,7 @@ class FileSource(TableSource):
         with naming_read_errors(self.name):
             files = find_files(self.name)
             path = files.paths[0]
-            return _add_partition_names(DataFile(files.fetch(path), path, self.given, self.like).names, path)
+            return _add_partition_names(DataFile(files.fetch(path), path, self.given, self.like, self.named).names, path)
 
     def read(self) -> Table:
         """Read all rows of all files.
@@ -67,7 +68,7 @@ class FileSource(TableSource):
             files = find_files(self.name)
             pieces, digests, read = list[LocatedRows](), [], list[DataFile]()
             for path in files.paths:
-                file = DataFile(files.fetch(path), path, self.given, self._find_like(read))
+                file = DataFile(files.fetch(path), path, self.given, self._find_like(read), self.named)
                 pieces += _hold(_read_pieces(file), path)
                 digests.append(digest_file(file.opened, path))  # after reading: if it is still the recipe's, so were the rows
                 _ = file.other_sheets
@@ -81,7 +82,7 @@ class FileSource(TableSource):
             files = find_files(self.name)
             read, sample = list[DataFile](), _Sample(max_bytes)
             for path in files.paths:
-                read.append(DataFile(files.open_lazily(path), path, self.given, self._find_like(read)))
+                read.append(DataFile(files.open_lazily(path), path, self.given, self._find_like(read), self.named))
                 for piece in _read_pieces(read[-1]):
                     sample.add(piece)
                     if sample.num_bytes_seen > max_bytes_read:
@@ -119,7 +120,7 @@ class FileSource(TableSource):
             files = find_files(self.name)
             opened = list[DataFile]()
             for path in files.paths:
-                opened.append(DataFile(files.open_lazily(path), path, self.given, self._find_like(opened)))
+                opened.append(DataFile(files.open_lazily(path), path, self.given, self._find_like(opened), self.named))
                 present = _add_partition_names(opened[-1].names, path)
                 wanted = choose_columns(columns, keep, present, path)
             pieces = (piece for file in opened for piece in _read_pieces(file, wanted, batch_size))

@@ -24,7 +24,10 @@ def open_source(url: str, settings: DataSettings | None = None, like: Like | Non
     scheme, sign, _ = url.partition("://")
     if kind := KINDS.get(scheme + sign):
         return kind(url)
-    return FileSource(url, UNKNOWN if settings is None else read_given(settings), like)
+    if settings is None:
+        return FileSource(url, UNKNOWN, like)
+    named = frozenset([settings.target, *(settings.features or ())]) - {DataSettings().target}
+    return FileSource(url, read_given(settings), like, named)
 
 
 def digest_sources(source: str, test_source: str | None) -> tuple[str, str | None]:

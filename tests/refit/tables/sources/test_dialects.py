@@ -305,6 +305,12 @@ def test_rows_to_score_that_are_written_otherwise_are_refused(
         check_alike(tmp_path / "rows.csv", content, dialect)
 
 
+def test_a_first_row_that_names_the_target_is_a_header_whatever_the_others_look_like(tmp_path: Path) -> None:
+    content = "a,b\n" + "a,b\n" * 20
+    assert read(tmp_path, content).frame.columns == ["column_1", "column_2"]
+    assert read(tmp_path, content, target="b").frame.columns == ["a", "b"]
+
+
 def test_a_file_of_two_rows_shows_no_header_and_is_taken_to_have_one() -> None:
     assert sniff_dialect(b"1,2,a\n3,4,b\n").header is None
     assert sniff_dialect(b"").separator == ","
