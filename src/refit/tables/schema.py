@@ -135,7 +135,7 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
     share = _share_of_rows(counts, is_alike)
     if share < LOOK_SHARE:
         return None
-    alike, others = (values.filter(values.is_in(counts["text"].filter(chosen))) for chosen in (is_alike, ~is_alike))
+    alike, others = (values.filter(values.is_in(counts["text"].filter(chosen).implode())) for chosen in (is_alike, ~is_alike))
     formats = find_formats(alike.unique())
     if share >= MISTAKE_SHARE and len(formats) == 1:
         refuse_cell(values, formats[0].read(values), formats[0].describe(), locate, MISTAKES)
