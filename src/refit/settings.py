@@ -84,10 +84,14 @@ def _read_list(value: Any) -> Any:
 
 
 def _read_object(value: Any) -> Any:
-    """Parse a JSON object from the environment or the command line."""
-    if isinstance(value, str) and value.startswith("{"):
+    """Parse a JSON object from the environment or the command line, and refuse what JSON cannot hold."""
+    if isinstance(value, str):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value)
+    try:
+        json.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"expected numbers, texts, true, false, and lists of them, found other values: {error}") from error
     return value
 
 
@@ -174,18 +178,6 @@ Size = Annotated[
 ]
 """A part of the rows: a share, a number of rows, or a span of time."""
 TextList = Annotated[list[str], BeforeValidator(_read_list)]
-
-
-def _read_object(value: Any) -> Any:
-    """Parse a JSON object from the environment or the command line, and refuse what JSON cannot hold."""
-    if isinstance(value, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(value)
-    try:
-        json.dumps(value)
-    except TypeError as error:
-        raise ValueError(f"expected numbers, texts, true, false, and lists of them, found other values: {error}") from error
-    return value
 
 
 Options = Annotated[dict[str, Any], BeforeValidator(_read_object)]
@@ -559,12 +551,7 @@ def resolve_settings(
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(*explain_validation(error, origins)) from error
-    return settings, {name: _find_origin(name, origins) for name, _ in walk_settings(settings)}
-
-
-def _find_origin(name: str, origins: Mapping[str, str]) -> str:
-    """Where a setting, or the first part of one that has names of its own, came from."""
-    return next((origin for known, origin in origins.items() if known == name or known.startswith(f"{name}.")), "default")
+    return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
 
 
 def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
