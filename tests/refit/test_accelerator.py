@@ -165,7 +165,10 @@ def test_plain_steps_of_sgd_are_recorded(device, monkeypatch, precision):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("optimizer", "accumulate", "norm"), [*product(OPTIMIZERS, (1, 2), (None, 0.5))])
+@pytest.mark.parametrize(
+    ("optimizer", "accumulate", "norm"),
+    [("sgd", 1, None), ("momentum", 2, None), ("adam", 1, 0.5), ("adamw", 1, None), ("adamw", 2, 0.5)],
+)
 def test_compiled_epochs_are_eager_ones_up_to_rounding_and_the_same_again(device, optimizer, accumulate, norm):
     digests, losses = [], []
     for engine in ("eager", "compiled", "compiled"):

@@ -105,7 +105,7 @@ class OrderedLoader(Batches):
     """
 
     def __init__(self, x: Tensor, y: Tensor, device: torch.device, is_crowded: bool = False) -> None:
-        self.x, self.y = x if is_crowded else _move_all(x, y, device)[0], y
+        self.x, self.y = x if is_crowded else _move_all(x, y[:0], device)[0], y
         self.device = device
         super().__init__(_rows(x, y), batch_size=EVALUATION_BATCH_SIZE)
 

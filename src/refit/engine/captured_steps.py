@@ -112,13 +112,13 @@ def find_captured(
         try:
             with putting_generators_back():
                 replay = capture(program, [*kept, *rows])
-            recorded[key] = replay if _has_same_bits(replay, program, kept, rows) else None
+            recorded[key] = replay if has_same_bits(replay, program, kept, rows) else None
         except RuntimeError:  # such as too little memory; plain steps need less
             recorded[key] = None
     return recorded[key]
 
 
-def _has_same_bits(replay: Program, program: Program, kept: list[Tensor], rows: list[Tensor]) -> bool:
+def has_same_bits(replay: Program, program: Program, kept: list[Tensor], rows: list[Tensor]) -> bool:
     """Whether both give the same losses and leave the same tensors, which are then as before."""
     before, results = [tensor.clone() for tensor in kept], []
     for run in (replay, program):

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from refit.engine.captured_steps import GRAPHS, capture, chain
+from refit.engine.captured_steps import GRAPHS, capture, chain, has_same_bits
 from refit.engine.machine_code import Program as Recordable
 from refit.engine.machine_code import list_shapes, load_program, refusal
 from refit.engine.operations import LIGHTER
@@ -208,15 +208,19 @@ def _record(program: Recordable, tensors: list[Tensor]) -> Recordable:
     """Record compiled steps as a CUDA graph.
 
     Raises:
-        SettingsError: They do something that cannot be recorded.
+        SettingsError: They do something that cannot be recorded, or have other bits when they are.
     """
     try:
         with torch.no_grad():
-            return capture(program, tensors)
+            recording = capture(program, tensors)
+            is_same = has_same_bits(recording, program, tensors[:-2], tensors[-2:])
     except RuntimeError as error:
         if is_short_of_memory(error):
             raise
         raise refusal(error) from error
+    if torch.are_deterministic_algorithms_enabled() and not is_same:
+        raise refusal("one whose recorded steps have other bits than its steps")
+    return recording
 
 
 def _refuse_unknown(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import importlib.util
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +53,15 @@ def name_accelerator(device: torch.device) -> str:
     module = _get_module(device.type)
     if device.type == "mps":
         return torch.backends.mps.get_name()
+    if device.type == "cuda" and len(models := _list_nvidia_models()) == 1:
+        return models.pop()  # asking CUDA would take seconds and memory of a GPU that the run may not need
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
+
+
+def _list_nvidia_models() -> set[str]:
+    """Name the models of the machine's NVIDIA GPUs, as the driver's files do, if there are any."""
+    files = (path.read_text() for path in NVIDIA.glob("*/information"))
+    return {match[1] for text in files if (match := re.search(r"^Model:\s*(\S.*?)\s*$", text, re.MULTILINE))}
 
 
 def measure_free_memory(device: torch.device) -> int:
@@ -60,6 +69,8 @@ def measure_free_memory(device: torch.device) -> int:
     module = _get_module(device.type)
     if device.type == "mps":
         return int(module.recommended_max_memory() - module.current_allocated_memory())
+    if not hasattr(module, "mem_get_info"):
+        return 0
     return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
 
 
@@ -116,7 +127,7 @@ def taking_turns(
         yield
         return
     path = Path(tempfile.gettempdir()) / f"refit-{os.getuid()}-{_identify(device)}.lock"
-    with path.open("w") as file:  # a process that dies lets go
+    with path.open("a") as file:  # a process that dies lets go
         kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
         if not _lock(file, kind):
             on_wait()

@@ -114,8 +114,7 @@ def list_candidates(settings: ComputeSettings) -> list[torch.device]:
         device = torch.device(name)
     except RuntimeError as error:
         raise SettingsError(f"compute.device: expected {PATTERNS[DEVICE]}, found {name!r}") from error
-    if device.type != "cpu" and device.index is None:
-        device = torch.device(device.type, 0)
+    device = CPU if device.type == "cpu" else torch.device(device.type, device.index or 0)
     if device in (CPU, *accelerators):
         return [device]
     if settings.when_missing == "cpu":

@@ -3,7 +3,7 @@
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
 import torch
@@ -31,7 +31,7 @@ TRIES = 3
 _live: dict[str, loop.TrainingState] = {}
 """The state that is trained, under the checkpoint that it equals."""
 _crowded: set[torch.device] = set()
-"""Accelerators that have run out of memory in this process, so that rows stay in the memory of the CPU."""
+"""Accelerators that have run out of memory in this run, so that rows stay in the memory of the CPU."""
 _is_training = threading.Lock()
 
 
@@ -52,6 +52,7 @@ def training_alone(on_wait: Callable[[], object] = lambda: None) -> Iterator[Non
         with devices.putting_defaults_back():
             yield
     finally:
+        _crowded.clear()
         _is_training.release()
 
 
@@ -204,7 +205,7 @@ def _explaining(device: torch.device, settings: SettingsTree) -> Iterator[None]:
                 f"compute.deterministic: expected a model whose operations give the same bits each time on {device}, found:"
                 f" {found}; change the model, or set compute.deterministic to false"
             ) from error
-        if "same device" in found and settings.model.factory is not None:
+        if ("same device" in found or "Placeholder storage" in found) and settings.model.factory is not None:
             raise SettingsError(
                 f"model.factory: expected {settings.model.factory} to make its tensors on the device of its inputs, {device},"
                 f" found: {found}; make them buffers, or pass `device=x.device`"
@@ -232,7 +233,9 @@ def _train_epoch(
         if deadline is not None:
             loop.check_deadline(deadline, epoch, 0)
 
-    with taking_turns(accelerator, is_crowded, tell_of_waiting, stop_waiting):
+    with ExitStack() as turns:
+        if is_crowded:
+            turns.enter_context(taking_turns(accelerator, True, tell_of_waiting, stop_waiting))
         # Taken out, so that a state that a failed try leaves half-trained is never found again.
         state = _live.pop(_live_key(checkpoint, settings), None)
         partial = checkpoints.find_partial(key, store)
@@ -242,6 +245,8 @@ def _train_epoch(
             if partial is not None:
                 report(f"epoch {epoch}: going on after batch {state.num_batches}")
         device = state.device
+        if not is_crowded:
+            turns.enter_context(taking_turns(device, False, tell_of_waiting, stop_waiting))
         devices.prepare_compute(settings.compute, device)
         train_loader, val_loader = open_loaders(loaders_ref, settings.store.url, device, is_crowded)
         num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)

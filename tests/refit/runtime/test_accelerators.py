@@ -5,6 +5,7 @@ import pytest
 import torch
 from stand_in import FIRST, SECOND
 
+from refit.runtime import accelerators
 from refit.runtime.accelerators import (
     CPU,
     can_compile,
@@ -80,6 +81,17 @@ def test_a_run_on_the_cpu_keeps_and_disturbs_no_state_of_an_accelerator(standin)
     restore_random_state(state)
     assert torch.equal(standin.get_rng_state(FIRST), drawn)
     assert not torch.equal(before, drawn)
+
+
+def test_the_driver_names_a_gpu_without_waking_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerators, "NVIDIA", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "asked CUDA")
+    for bus, model in (("0000:00:1e.0", "NVIDIA H200"), ("0000:00:1f.0", "NVIDIA H200")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 10\n")
+    assert name_accelerator(torch.device("cuda:0")) == "NVIDIA H200"
+    (tmp_path / bus / "information").write_text("Model: \t\t Tesla T4\n")
+    assert name_accelerator(torch.device("cuda:0")) == "asked CUDA"
 
 
 def test_only_a_gpu_needs_triton_and_emulates_bf16(monkeypatch):
