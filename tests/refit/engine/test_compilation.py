@@ -296,7 +296,7 @@ def test_products_are_as_exact_as_single_precision_allows():
     torch.manual_seed(0)
     x, weight = torch.randn(512, 512), torch.randn(512, 512)
     graph = make_fx(lambda x, weight: (x.mm(weight.t()),), LIGHTER)(x, weight)
-    (product,) = machine_code.load_program(graph, (x, weight))([x, weight])
+    (product,) = machine_code.load_program(graph, (x, weight), CPU)([x, weight])
     exact = x.double() @ weight.double().t()
     assert (product - exact).norm() < 1e-6 * exact.norm()
 
@@ -304,7 +304,7 @@ def test_products_are_as_exact_as_single_precision_allows():
 def test_programs_keep_their_own_memory_and_leave_what_they_returned():
     torch.manual_seed(0)
     x, weight = torch.randn(6, 6), torch.randn(6, 6)
-    view = machine_code.load_program(make_fx(lambda x, weight: (x.mm(weight)[:3].t(),), LIGHTER)(x, weight), (x, weight))
+    view = machine_code.load_program(make_fx(lambda x, weight: (x.mm(weight)[:3].t(),), LIGHTER)(x, weight), (x, weight), CPU)
     product = machine_code.load_program(make_fx(lambda x, weight: (x.mm(weight),), LIGHTER)(x[:4], weight), (x[:4], weight))
     factors = [torch.randn(6, 6) for _ in range(4)]
     results = [(*view([x, factor]), *product([x[:4], factor])) for factor in factors]
