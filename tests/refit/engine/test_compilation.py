@@ -305,7 +305,7 @@ def test_programs_keep_their_own_memory_and_leave_what_they_returned():
     torch.manual_seed(0)
     x, weight = torch.randn(6, 6), torch.randn(6, 6)
     view = machine_code.load_program(make_fx(lambda x, weight: (x.mm(weight)[:3].t(),), LIGHTER)(x, weight), (x, weight), CPU)
-    product = machine_code.load_program(make_fx(lambda x, weight: (x.mm(weight),), LIGHTER)(x[:4], weight), (x[:4], weight))
+    product = machine_code.load_program(make_fx(lambda x, weight: (x.mm(weight),), LIGHTER)(x[:4], weight), (x[:4], weight), CPU)
     factors = [torch.randn(6, 6) for _ in range(4)]
     results = [(*view([x, factor]), *product([x[:4], factor])) for factor in factors]
     for factor, (columns, rows) in zip(factors, results, strict=True):
