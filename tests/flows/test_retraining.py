@@ -204,6 +204,7 @@ def test_a_flows_result_alone_is_kept_and_where_flow_or_settings_say(tmp_path):
     assert read_back(first).result() == first.result()
 
 
+@pytest.mark.slow
 def test_each_decision_is_an_event_of_the_model_that_names_version_champion_reason_and_run(await_events):
     states = [run(GOOD, name="told"), run(GOOD, name="told"), run(BAD, name="told")]
     damage("told")

@@ -67,6 +67,7 @@ def test_a_server_as_prefect_starts_it_forgets_soon():
         assert forgets_soon(client)
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_server_that_still_starts_is_told(capsys):
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(ServerError, match="start it"):
         await_server(5, seconds_to_say_so=0.1)

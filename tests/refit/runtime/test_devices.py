@@ -159,6 +159,7 @@ def test_an_accelerator_computes_the_same_bits_each_time_and_the_cpu_as_ever():
         assert read() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("switch", "precision"),
     [("torch.backends.cuda.matmul", "tf32"), ("torch.backends", "tf32"), ("torch.backends.cudnn.conv", "ieee")],

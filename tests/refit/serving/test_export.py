@@ -135,6 +135,7 @@ def test_date_parts_are_those_of_polars_from_year_1_to_9999():
     assert found["hour"].tolist() == ((times - times.dt.truncate("1d")).dt.total_microseconds() / 3.6e9).to_list()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 @pytest.mark.parametrize(
     ("classes", "is_whole", "names"),
@@ -154,6 +155,7 @@ def test_the_file_scores_other_rows_as_the_model_does(format, is_whole, classes,
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_model_of_numbers_alone_and_one_of_categories_alone_are_exported(format):
     for name in ("size", "colour", "is_new", "day"):

@@ -80,6 +80,7 @@ def prepare_plainly(numbers: dict[str, list[float | None]], categories: dict[str
     return np.array(inputs, dtype=np.float64).T.astype(np.float32, order="C")
 
 
+@pytest.mark.slow
 def test_plain_tables_give_the_bits_that_plain_numpy_gives(tmp_path: Path) -> None:
     with PENGUINS.open() as file:
         penguins = pl.DataFrame(
