@@ -5,6 +5,7 @@ but PyTorch's autograd knows only the first device of a kind that is written in 
 device of another maker, through PyTorch's entry points: see `as_package`.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     target = torch.device(kwargs.pop("device", None) or _find_target(op, args, given))
     index = target.index or 0
     backend.num_operations += 1
-    if backend.full_after is not None and backend.num_operations > backend.full_after:
+    is_full = backend.full_after is not None and backend.num_operations > backend.full_after
+    if is_full and threading.current_thread() is threading.main_thread():  # PyTorch would abort in the thread of a backward pass
         raise torch.OutOfMemoryError("stand-in out of memory")
     if op not in CROSSING and any(x.device != target and x.dim() for x in given):
         raise RuntimeError(f"{op}: Expected all tensors to be on the same device, found {[str(x.device) for x in given]}")
