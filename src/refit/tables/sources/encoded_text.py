@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -108,7 +109,13 @@ def find_encoding(window: bytes) -> str:
         return UTF8
     num_in_runs = sum(map(len, FOREIGN_RUN.findall(window)))
     guess = charset_normalizer.from_bytes(window).best() if 2 * num_in_runs > len(NOT_ASCII.findall(window)) else None
-    return WINDOWS if guess is None else guess.encoding
+    return WINDOWS if guess is None or _is_latin(str(guess)) else guess.encoding
+
+
+def _is_latin(text: str) -> bool:
+    """Whether most letters beyond ASCII are Latin ones, as in `Größe`."""
+    letters = [sign for sign in text if sign > "\x7f" and sign.isalpha()]
+    return 2 * sum("LATIN" in unicodedata.name(sign, "") for sign in letters) >= len(letters)
 
 
 def is_unicode(encoding: str) -> bool:

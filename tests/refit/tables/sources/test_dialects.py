@@ -147,6 +147,7 @@ def test_columns_without_a_name_are_left_out_and_said(tmp_path: Path, content: s
 
 ENCODED = [
     ("cp1252", "name,city,y\n" + repeat("Müller {},Köln €,[ja/nein]"), "as text in Windows-1252"),
+    ("cp1252", "Straße,y\n" + repeat("Größe {},[ja/nein]"), "as text in Windows-1252"),
     ("latin-1", "nom,ville\n" + repeat("Élodie {},[Besançon/Orléans]"), "as text in Windows-1252"),
     ("cp1252", "x,unit\n" + repeat("{},m") * 8000 + "5,°C\n", "as text in Windows-1252"),
     ("cp1251", "имя,город\n" + repeat("Иван {},[Москва/Казань]"), "as text in cp1251"),
