@@ -37,6 +37,9 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
+register()  # before the first backward pass of the process, as PyTorch counts devices then
+backend.is_on = False
+
 SLOW_TIMEOUT_SECONDS = 1800
 
 
@@ -120,7 +123,6 @@ def await_events(prefect_server: None) -> Callable[..., list[Any]]:  # noqa: ARG
 @pytest.fixture
 def standin() -> Iterator[Any]:
     """An accelerator for the block, `standin:0`, and what PyTorch asks of it."""
-    register()
     backend.__dict__.clear()
     backend.manual_seed_all(0)
     with putting_defaults_back():
