@@ -3,7 +3,7 @@
 import json as jsonlib
 import shlex
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -57,10 +57,12 @@ def look(
     flags["data"] = {**flags.get("data", {}), "source": table, **({} if target is None else {"target": target})}
     settings, origins = resolve_settings(flags, settings_file)
     from refit.tables.overview import look_at_table
+    from refit.tables.typed_columns import write_flags
 
     found = look_at_table(settings.data, settings.seed, is_target_given=not origins["data.target"].startswith("default"))
     likely = found.targets[0] if found.targets else None
-    command = _write_command({**flags["data"], **({} if likely is None else {"target": likely}), **found.remedy}, flags)
+    data = {**flags.pop("data"), **({} if likely is None else {"target": likely}), **found.remedy}
+    command = shlex.join(["refit", "train", *write_flags({"data": data, **flags})])
     if json:
         print(jsonlib.dumps({**found.model_dump(), "command": command}))
         return REFUSED if found.faults else COMPLETED
@@ -97,15 +99,3 @@ def _print(found: "Overview") -> None:
         say(f"classes: {', '.join(shown)}{more}")
     for remark in found.remarks:
         say(remark)
-
-
-def _write_command(data: dict[str, Any], flags: dict[str, Any]) -> str:
-    """The command that trains with the settings that were given here."""
-    words = ["refit", "train"]
-    for section, values in {"data": data, **{name: values for name, values in flags.items() if name != "data"}}.items():
-        for name, value in values.items() if isinstance(values, dict) else [("", values)]:
-            words += [
-                f"--{section}.{name}".removesuffix("."),
-                value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False),
-            ]
-    return shlex.join(words)

@@ -123,7 +123,7 @@ def raise_faults(settings: DataSettings, faults: Sequence[DataError]) -> None:
         return
     lines = [line for fault in faults for line in fault.args]
     if remedies := merge_remedies(settings, faults):
-        lines.append(f"to train on it as it is, add: {shlex.join(write_flags(remedies))}")
+        lines.append(f"to train on it as it is, add: {shlex.join(write_flags({'data': remedies}))}")
     raise DataError(*lines, remedy=remedies)
 
 
@@ -137,9 +137,15 @@ def merge_remedies(settings: DataSettings, faults: Sequence[DataError]) -> dict[
     return merged if all(fault.remedy for fault in faults) else {}
 
 
-def write_flags(data: Mapping[str, Any]) -> list[str]:
-    """Settings of `data` as words of a command."""
-    return [word for name, value in data.items() for word in (f"--data.{name}", json.dumps(value, ensure_ascii=False))]
+def write_flags(settings: Mapping[str, Any], prefix: str = "--") -> list[str]:
+    """Given settings, by section, as words of a command."""
+    words = []
+    for name, value in settings.items():
+        if prefix == "--" and isinstance(value, Mapping):
+            words += write_flags(value, f"--{name}.")
+        else:
+            words += [prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+    return words
 
 
 def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
