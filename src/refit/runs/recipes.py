@@ -86,7 +86,7 @@ def find_lost_device(recipe: Recipe, settings: SettingsTree, store: Store) -> st
     """
     if not recipe.processor.startswith("cpu") or " or " in recipe.processor or settings.compute.device == "cpu":
         return None
-    before = next((run for run in load_runs(store).values() if run.settings["name"] == settings.name), None)
+    before = next((run for _, run in _iterate_runs(store) if run.settings["name"] == settings.name), None)
     if (
         before is None
         or before.settings["compute"]["device"] != settings.compute.device
@@ -113,11 +113,14 @@ def record_run(run: Run, store: Store, name: str | None = None) -> str:
 
 def load_runs(store: Store) -> dict[str, Run]:
     """Load the records of all runs by name, newest first."""
-    runs = {}
+    return dict(_iterate_runs(store))
+
+
+def _iterate_runs(store: Store) -> Iterator[tuple[str, Run]]:
+    """Load one record after the other, newest first."""
     for name in reversed(store.names(RUNS)):
         with contextlib.suppress(ValidationError):  # a record of another version of Refit
-            runs[name] = Run.model_validate_json(store.read(f"{RUNS}/{name}"))
-    return runs
+            yield name, Run.model_validate_json(store.read(f"{RUNS}/{name}"))
 
 
 def forecast(settings: Settings, store: Store) -> list[Forecast]:
