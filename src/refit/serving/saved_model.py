@@ -126,13 +126,13 @@ def load_model(path: str | PathLike[str], held_back: bool = False, trust: bool =
 
 def _load_by_name(store: Store, reference: str, trust: bool, held_back: bool) -> Model:
     """Load the version that a name means now, as a model that can find out what it means later."""
-    name, number = versions.resolve_reference(store, reference)
+    name, number = found = versions.resolve_reference(store, reference)
     model = _load(store, versions.version_folder(name, number), None, trust, held_back)
     model.reference = f"{name}@v{number}"
 
     def find_now(known: Model) -> Model:
-        name, number = versions.resolve_reference(store, reference)
-        return known if known.reference == f"{name}@v{number}" else _load_by_name(store, reference, trust, held_back)
+        is_same = versions.resolve_reference(store, reference) == found
+        return known if is_same else _load_by_name(store, reference, trust, held_back)
 
     model._find_now = find_now
     return model

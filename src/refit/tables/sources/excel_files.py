@@ -13,8 +13,7 @@ from refit.tables.sources.files import Opened, check_names, open_bytes
 
 def read_names(opened: Opened, path: str) -> list[str]:
     """Read the names of the columns, in the first row that is not empty; raises as `iterate_excel` does."""
-    _, (names, *_) = _read(opened, path)
-    return check_names([_show(cell) or "" for cell in names], path)
+    return _read_table(opened, path)[0]
 
 
 def iterate_excel(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
@@ -23,8 +22,7 @@ def iterate_excel(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
     Raises:
         DataError: It cannot be read, holds nothing, or its names are not as `check_names` expects.
     """
-    _, (_, *rows) = _read(opened, path)
-    names = read_names(opened, path)
+    names, rows = _read_table(opened, path)
     columns = {name: [_show(row[place]) for row in rows] for place, name in enumerate(names) if name}
     yield pl.DataFrame(columns, dict.fromkeys(columns, pl.String))
 
@@ -32,6 +30,12 @@ def iterate_excel(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
 def list_other_sheets(opened: Opened, path: str) -> list[str]:
     """List the sheets that are not read; raises as `iterate_excel` does."""
     return _read(opened, path)[0]
+
+
+def _read_table(opened: Opened, path: str) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns, and the rows below them."""
+    _, (first, *rows) = _read(opened, path)
+    return check_names([_show(cell) or "" for cell in first], path), rows
 
 
 def _read(opened: Opened, path: str) -> tuple[list[str], list[list[Any]]]:
