@@ -38,7 +38,8 @@ from refit.server.own_server import starting_server
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import Manifest, load_manifest
+from refit.tables.manifest import Manifest
+from refit.tables.table_examples import load_manifest
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch
 from refit.training.objective import Classification

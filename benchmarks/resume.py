@@ -39,7 +39,7 @@ from rich.table import Table
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "e2e"))

@@ -12,7 +12,8 @@ from prefect.runtime import flow_run
 from refit.errors import DataError, RefitError, SettingsError
 from refit.flows.approval import Answer, ask_person, find_answer
 from refit.flows.training import build_snapshot, tell_of_wait, train_version
-from refit.promotion.comparison import Verdict, check_slices
+from refit.makers import find_maker
+from refit.promotion.comparison import Verdict
 from refit.promotion.news import KEY, find_champion, find_decision
 from refit.promotion.questions import Question, remove_question
 from refit.promotion.retraining_report import describe_outcome
@@ -49,7 +50,7 @@ def judge_candidate(
     store, recipe, seconds = Store(settings.store.url), None, dict[str, float]()
     newest = find_newest(store, settings.name)
     if decided is None and asked is None:
-        check_slices(settings.promotion, settings.data)
+        find_maker(settings.data).check_slices(settings.promotion.slices, settings.data)
         champion = _find_start(settings, store)
         with training_alone(tell_of_wait):
             first_weights = (champion.held_back_digest or champion.weights_digest) if champion else None

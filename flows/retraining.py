@@ -6,6 +6,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from refit.flows.approval import check_server
+from refit.makers import find_maker
 from refit.promotion.news import find_champion, find_decision, is_reported
 from refit.promotion.questions import find_question, list_questions
 from refit.refs import RetrainingResult
@@ -26,7 +27,6 @@ from refit.server.flow_runs import (
 from refit.server.results import KEPT
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
-from refit.tables.sources.opening import digest_sources
 
 
 @flow(name="retrain", flow_run_name=name_run, **KEPT)
@@ -50,7 +50,7 @@ def retrain(settings: SettingsTree = DEFAULTS, changes: SettingsTree = DEFAULTS)
         name_next_runs(name)
         if (reason := _find_precedence(resolved)) is not None:
             return _skip(store, name, reason)
-        source_digests = digest_sources(resolved.data.source, resolved.data.test_source)
+        source_digests = find_maker(resolved.data).digest_sources(resolved)
         key = retraining_key(resolved, *source_digests)
         asking = [question.run for question in list_questions(store, name) if question.key == key]
         if (other := find_waiting_run(asking)) is not None:

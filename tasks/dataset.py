@@ -2,10 +2,10 @@
 
 from prefect import get_run_logger, task
 
+from refit.makers import find_maker
 from refit.refs import DatasetRef
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables import dataset
 from refit.tasks.caching import CACHED, RETRIED
 
 
@@ -13,4 +13,6 @@ from refit.tasks.caching import CACHED, RETRIED
 def build_dataset(key: str, settings: SettingsTree, source_digests: list[str | None]) -> DatasetRef:  # noqa: ARG001
     """Read the sources, prepare and freeze them, if they still have the digests of the recipe; log what they hold."""
     logger = get_run_logger()
-    return dataset.build_snapshot(settings, source_digests, Store(settings.store.url), logger.info, logger.warning)
+    return find_maker(settings.data).build_snapshot(
+        settings, source_digests, Store(settings.store.url), logger.info, logger.warning
+    )

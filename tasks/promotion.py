@@ -6,6 +6,7 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from refit.errors import ConflictError
+from refit.makers import load_record
 from refit.promotion import comparison, fair_rows
 from refit.promotion.comparison import Verdict
 from refit.refs import DatasetRef, SavedModel
@@ -13,7 +14,6 @@ from refit.registry import ledger, versions
 from refit.registry.ledger import Entry
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.manifest import load_manifest
 from refit.tasks.caching import RETRIED
 
 
@@ -27,7 +27,7 @@ def compare(candidate: SavedModel, champion: int | None, settings: SettingsTree)
 def explain_missing_rows(snapshot: DatasetRef, champion: int | None, settings: SettingsTree) -> str | None:
     """Say what is needed if no test row could judge a candidate; None if there are some."""
     store = Store(settings.store.url)
-    return fair_rows.explain_missing_rows(load_manifest(snapshot, store), settings.name, champion, store, settings)
+    return fair_rows.explain_missing_rows(load_record(snapshot, store), settings.name, champion, store, settings)
 
 
 @task(task_run_name="promote", persist_result=False, **RETRIED)

@@ -25,7 +25,7 @@ from refit.runtime.devices import putting_defaults_back
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 from refit.training import trainer
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate

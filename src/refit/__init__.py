@@ -4,11 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refit.data.seeded import seeded
     from refit.runs.train import train
     from refit.serving.saved_model import Model, load_model
 
-__all__ = ["Model", "load_model", "train"]
-_HOMES = {"Model": "refit.serving.saved_model", "load_model": "refit.serving.saved_model", "train": "refit.runs.train"}
+__all__ = ["Model", "load_model", "seeded", "train"]
+_HOMES = {
+    "Model": "refit.serving.saved_model",
+    "load_model": "refit.serving.saved_model",
+    "seeded": "refit.data.seeded",
+    "train": "refit.runs.train",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,8 @@ class LoadersRef(Handle):
     """Training batches in an epoch."""
     splits: list[str] = ["train"]
     """The splits whose rows are trained on, in this order."""
+    sampler: str | None = None
+    """The user's function that weighs the train rows; None shuffles them."""
 
 
 class EpochResult(Handle):

@@ -274,6 +274,14 @@ class DataSettings(Section):
     """`rows` splits row by row; `features` puts all rows with equal features into the same split."""
     group_column: str | None = None
     """A column such as a customer number: all rows with the same value go into the same split. It is not used as a feature."""
+    factory: str | None = Field(None, pattern=FACTORY)
+    """Your own data sets instead of a table, `package.module:function`; it returns one, or a mapping of `train`, `val`, `test`."""
+    options: Options = {}
+    """Keyword arguments that this function is called with, such as `{"folder": "images"}`."""
+    inputs: TextList = []
+    """Files, folders or globs that your data sets read. They are data: if none of them changes, nothing is trained."""
+    cache: bool = False
+    """Whether items, which must not be random then, are read once and kept as tensors in the store."""
 
 
 class LoaderSettings(Section):
@@ -283,6 +291,18 @@ class LoaderSettings(Section):
     """Rows in a training batch; None means 256, or 32 below 5,000 train rows. For the notebook table: 2."""
     drop_last: bool = False
     """Whether to leave out a last, shorter training batch. For the notebook table: true."""
+    num_workers: int = Field(0, ge=0, le=1024)
+    """Processes that read the items of your own data set; 0 reads them while nothing is computed. No bit depends on it."""
+    prefetch_factor: int = Field(2, ge=1)
+    """Batches that each of these processes reads ahead."""
+    pin_memory: bool = False
+    """Whether batches are copied to a GPU from memory that the system cannot move, while it computes."""
+    persistent_workers: bool = False
+    """Whether these processes live on between epochs."""
+    collate: str | None = Field(None, pattern=FACTORY)
+    """Your own function that makes a batch of a list of items, `package.module:function`, as `collate_fn` of a DataLoader."""
+    sampler: str | None = Field(None, pattern=FACTORY)
+    """Your own weights of the train rows, `package.module:function`: called with their targets, it returns one weight for each."""
 
 
 class ModelSettings(Section):
@@ -468,6 +488,13 @@ class Settings(SettingsTree, BaseSettings):
                 f"model.options: expected none without a factory that takes them, found {list_names(self.model.options)};"
                 " set model.factory, or drop them"
             )
+        if data.options and data.factory is None:
+            raise ValueError(
+                f"data.options: expected none without a factory that takes them, found {list_names(data.options)};"
+                " set data.factory, or drop them"
+            )
+        if data.factory is not None:
+            _refuse_table_settings(data, self.promotion)
         if data.split == "time" and data.time_column is None:
             raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`, found none; name one")
         if data.split == "random" and data.time_column is not None:
@@ -502,6 +529,26 @@ class Settings(SettingsTree, BaseSettings):
         if self.promotion.min_effect and self.promotion.rule == "not_worse":
             raise ValueError("promotion.min_effect: expected 0, as promotion.rule is `not_worse`; leave it 0, or take `better`")
         return self
+
+
+TABLE_SETTINGS = ("source", "test_source", "features", "exclude", "categorical", "formats", "time_column", "group_column")
+
+
+def _refuse_table_settings(data: DataSettings, promotion: PromotionSettings) -> None:
+    """Raise ValueError for settings that only a table has, beside a data set of the user's own."""
+    given = [name for name in TABLE_SETTINGS if getattr(data, name) != DataSettings.model_fields[name].default]
+    if given or data.split != "random":
+        raise ValueError(
+            f"data.{(given or ['split'])[0]}: expected none beside data.factory, whose items have no columns; drop one of them"
+        )
+    if promotion.slices:
+        raise ValueError("promotion.slices: expected none beside data.factory, whose items have no columns; drop them")
+    for name in ("val", "test"):
+        if isinstance(getattr(data, name), str | int) and getattr(data, name) != 0:
+            raise ValueError(
+                f"data.{name}: expected a share in [0, 1) beside data.factory, whose items are divided by what each holds, found"
+                f" {getattr(data, name)}; name a share"
+            )
 
 
 def resolve_settings(
@@ -556,7 +603,7 @@ def resolve_settings(
 
 def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
     """Choose, by dotted name, the defaults that depend on the table or on other given settings."""
-    is_notebook = tree.data.source == NOTEBOOK
+    is_notebook = is_notebook_table(tree.data)
     defaults = {name: value for name, value in walk_settings(SettingsTree()) if name in NOTEBOOK_DEFAULTS}
     if is_notebook:
         defaults |= NOTEBOOK_DEFAULTS
@@ -566,6 +613,11 @@ def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
     if optimizer != defaults["optimizer.name"]:
         defaults["optimizer.lr"] = LR_OF_SGD if optimizer == "sgd" else OptimizerSettings().lr
     return defaults
+
+
+def is_notebook_table(data: DataSettings) -> bool:
+    """Whether the data is the built-in table."""
+    return data.source == NOTEBOOK and data.factory is None
 
 
 def walk_settings(tree: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -617,7 +669,7 @@ def _find_near(name: str, known: Sequence[str]) -> str | None:
 
 def _name_default(name: str, value: Any, tree: SettingsTree) -> str:
     """The origin of a setting that nobody gave."""
-    origin = "default for the notebook" if tree.data.source == NOTEBOOK else "default for tables"
+    origin = "default for the notebook" if is_notebook_table(tree.data) else "default for tables"
     return f"{origin}: {ROWS_OF_A_BATCH}" if name == "loader.batch_size" and value is None else origin
 
 

@@ -9,7 +9,7 @@ from refit.errors import SettingsError
 from refit.refs import DatasetRef, LoadersRef
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 from refit.tasks.dataset import build_dataset
 from refit.tasks.loaders import build_loaders
 from refit.training.trainer import open_loaders
@@ -36,10 +36,10 @@ def test_the_handle_says_what_the_loaders_are_made_of():
 
 def test_the_loaders_stay_in_the_process():
     _, ref = build(NOTEBOOK)
-    train_loader, val_loader = open_loaders(ref, NOTEBOOK.store.url)
+    train_loader, val_loader = open_loaders(ref, NOTEBOOK)
     assert len(train_loader) == ref.num_batches
     assert val_loader is None
-    assert open_loaders(LoadersRef.model_validate_json(ref.model_dump_json()), NOTEBOOK.store.url)[0] is train_loader
+    assert open_loaders(LoadersRef.model_validate_json(ref.model_dump_json()), NOTEBOOK)[0] is train_loader
 
 
 def test_the_loaders_of_all_rows_have_those_of_every_split_in_order_and_none_to_validate():
@@ -48,7 +48,7 @@ def test_the_loaders_of_all_rows_have_those_of_every_split_in_order_and_none_to_
     store = Store(settings.store.url)
     snapshot, ref = build(settings, on_all_rows=True)
     assert (ref.splits, ref.num_batches) == (["train", "val", "test"], 5)
-    loader, val_loader = open_loaders(ref, store.url)
+    loader, val_loader = open_loaders(ref, settings)
     parts = zip(*(load_manifest(snapshot, store).load_split(split, store) for split in ref.splits), strict=True)
     assert all(torch.equal(found, torch.cat(expected)) for found, expected in zip((loader.x, loader.y), parts, strict=True))
     assert val_loader is None

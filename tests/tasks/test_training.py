@@ -27,7 +27,7 @@ from refit.runtime.interruption import holding_signals
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables import dataset
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 from refit.tasks.dataset import build_dataset
 from refit.tasks.evaluation import evaluate
 from refit.tasks.loaders import build_loaders

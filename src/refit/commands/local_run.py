@@ -27,9 +27,11 @@ import refit
 from refit.code import digest_code
 from refit.commands.terminal import FAILED
 from refit.errors import SettingsError, first_line
-from refit.runs.keys import DATA_CODE, TRAINING_CODE
+from refit.makers import find_maker
+from refit.runs.keys import TRAINING_CODE
 from refit.runtime.limits import check_address_space
 from refit.server.own_server import is_server_named, starting_server
+from refit.settings import DataSettings
 from refit.texts import show_line
 
 # Prefect reads these on import. Its telemetry floods stderr; its console log would repeat every line.
@@ -129,7 +131,7 @@ def _awaiting_server() -> Iterator[str]:
 
         for module in NEEDED_LATER:
             importlib.import_module(module)
-        digest_code([*DATA_CODE, *TRAINING_CODE])  # cached for the run
+        digest_code([*find_maker(DataSettings()).list_code(), *TRAINING_CODE])  # cached for the run
         await_own_server(url, server)
 
 

@@ -238,11 +238,10 @@ def export(
     from refit.serving.export import export_model
     from refit.serving.saved_model import load_version
     from refit.store.outputs import check_outside
-    from refit.tables.manifest import load_test_rows
 
     check_outside(output, store)
     loaded = load_version(store, name, number, settings)
-    rows = load_test_rows(loaded.manifest, store)
+    rows = loaded.manifest.load_test_rows(store)
     difference = export_model(loaded, output, format, rows, f"{name}@v{number}")
     say(f"exported {name}@v{number}: {output}")
     print(f"largest difference of a probability on its {len(rows)} test rows: {difference:.2g}")

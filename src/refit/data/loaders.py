@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from refit.data.inputs import Inputs, count_examples, list_tensors, map_tensors
 from refit.errors import SettingsError
 from refit.runtime.accelerators import CPU, PINNING, is_short_of_memory, measure_free_memory
 from refit.runtime.randomness import putting_generators_back
 
 EVALUATION_BATCH_SIZE = 8192
+MAX_EVALUATION_BYTES = 1 << 26
 SMALL_TABLE, SMALL_BATCH, LARGE_BATCH = 5_000, 32, 256
 """With fewer train rows than the first, a training batch has the second number of rows, else the third, by default."""
 ALIGNMENT = 64
@@ -30,24 +32,36 @@ class ShuffledLoader(Batches):
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device, is_crowded: bool = False
+        self,
+        x: Inputs,
+        y: Tensor,
+        batch_size: int,
+        drop_last: bool,
+        device: torch.device,
+        is_crowded: bool = False,
+        weights: Tensor | None = None,
     ) -> None:
         self.x, self.y = (x, y) if is_crowded else _move_all(x, y, device)
-        self.device = device
+        self.device, self.weights = device, weights
         super().__init__(_rows(x, y), batch_size=batch_size, drop_last=drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
         return map(self.gather, self.draw_order().split(cast(int, self.batch_size))[: len(self)])
 
-    def draw_order(self) -> Tensor:
+    def draw_order(self, epoch: int = 0) -> Tensor:  # noqa: ARG002
         """Draw the rows of an epoch in the order of training, `(N,)` or fewer, with the draws of PyTorch's loader."""
-        _warn_of_other_order()
-        order = draw_permutation(len(self.y))
-        return order[: len(self) * cast(int, self.batch_size)].to(self.x.device)
+        order = draw_rows(len(self.y), self.weights)
+        return order[: len(self) * cast(int, self.batch_size)].to(self.y.device)
 
-    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, rows: Tensor) -> tuple[Inputs, Tensor]:
         """Return the rows of these numbers, on their way to the device."""
-        return _gather(self.x, rows, self.device), _gather(self.y, rows, self.device)
+        if isinstance(self.x, Tensor):
+            return _gather(self.x, rows, self.device), _gather(self.y, rows, self.device)
+        return map_tensors(lambda part: _gather(part, rows, self.device), self.x), _gather(self.y, rows, self.device)
+
+    def gather_at(self, order: Tensor, first: int) -> tuple[Inputs, Tensor]:
+        """Return the batch that begins at place `first` of an order."""
+        return self.gather(order[first : first + cast(int, self.batch_size)])
 
     def gather_groups(self, rows: Tensor, group_size: int, num_groups: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rows of these numbers in groups; on the CPU, a group is valid until the next is asked for.
@@ -60,7 +74,7 @@ class ShuffledLoader(Batches):
             return
         is_aligned = group_size * self.x[0].nbytes % ALIGNMENT == 0
         size = min((num_groups if is_aligned else 1) * group_size, len(rows))
-        x, y = self.x.new_empty(size, *self.x.shape[1:]), self.y.new_empty(size)
+        x, y = self.x.new_empty(size, *self.x.shape[1:]), self.y.new_empty(size, *self.y.shape[1:])
         groups: list[tuple[Tensor, Tensor]] = []
         for block in rows.split(size):
             if not groups or len(block) < size:
@@ -71,8 +85,20 @@ class ShuffledLoader(Batches):
             yield from groups
 
 
+def draw_rows(num_rows: int, weights: Tensor | None = None) -> Tensor:
+    """Draw the order of an epoch, `(num_rows,)`, from the global generator; with weights, `(num_rows,)`, rows come repeatedly.
+
+    Source: `WeightedRandomSampler.__iter__` of torch.utils.data, PyTorch 2.13, which draws after the loader's base seed.
+    """
+    _warn_of_other_order()
+    if weights is None:
+        return draw_permutation(num_rows)
+    torch.empty((), dtype=torch.int64).random_()
+    return torch.multinomial(weights, num_rows, replacement=True)
+
+
 def draw_permutation(num_rows: int) -> Tensor:
-    """Draw the order of an epoch, `(num_rows,)`, from the global generator.
+    """Draw all rows in random order, `(num_rows,)`, from the global generator.
 
     Source: `torch.utils.data.RandomSampler.__iter__`, PyTorch 2.13.
     """
@@ -104,28 +130,36 @@ class OrderedLoader(Batches):
     Targets stay on the CPU, where the outputs go too.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, device: torch.device, is_crowded: bool = False) -> None:
+    def __init__(self, x: Inputs, y: Tensor, device: torch.device, is_crowded: bool = False) -> None:
         self.x, self.y = x if is_crowded else _move_all(x, y[:0], device)[0], y
         self.device = device
-        super().__init__(_rows(x, y), batch_size=EVALUATION_BATCH_SIZE)
+        super().__init__(_rows(x, y), batch_size=choose_evaluation_size(x))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        copies = (part.clone().to(self.device) for part in self.x.split(EVALUATION_BATCH_SIZE))
-        return zip(copies, self.y.split(EVALUATION_BATCH_SIZE), strict=True)
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:  # type: ignore[override]
+        size = cast(int, self.batch_size)
+        for first in range(0, len(self.y) or 1, size):  # no rows are one batch, which has the shape of outputs
+            rows = slice(first, first + size)
+            yield map_tensors(lambda part, rows=rows: part[rows].clone().to(self.device), self.x), self.y[rows]  # type: ignore[misc]
 
 
 def build_train_loader(
-    x: Tensor, y: Tensor, batch_size: int, drop_last: bool, device: torch.device = CPU, is_crowded: bool = False
+    x: Inputs,
+    y: Tensor,
+    batch_size: int,
+    drop_last: bool,
+    device: torch.device = CPU,
+    is_crowded: bool = False,
+    weights: Tensor | None = None,
 ) -> ShuffledLoader:
-    """Build the loader of an epoch's shuffled batches on `device`: `x` `(N, F)`, `y` `(N,)`.
+    """Build the loader of an epoch's shuffled batches on `device`: `x` `(N, …)`, `y` `(N, …)`, weights, if any, `(N,)`.
 
     Its draws come from the global generator: one base seed and one shuffle seed each time it is iterated over. If the device is
     crowded, only batches are sent there.
     """
-    return ShuffledLoader(x, y, batch_size, drop_last, device, is_crowded)
+    return ShuffledLoader(x, y, batch_size, drop_last, device, is_crowded, weights)
 
 
-def build_evaluation_loader(x: Tensor, y: Tensor, device: torch.device = CPU, is_crowded: bool = False) -> Batches:
+def build_evaluation_loader(x: Inputs, y: Tensor, device: torch.device = CPU, is_crowded: bool = False) -> Batches:
     """Build a loader of large ordered batches, for a model on `device`, that leaves the global generator alone."""
     return OrderedLoader(x, y, device, is_crowded)
 
@@ -138,6 +172,14 @@ def choose_batch_size(batch_size: int | None, num_rows: int) -> int:
         num_rows: Rows of the train split.
     """
     return batch_size or (SMALL_BATCH if num_rows < SMALL_TABLE else LARGE_BATCH)
+
+
+def choose_evaluation_size(x: Inputs) -> int:
+    """Return the rows that are evaluated at once: many, but no more than `MAX_EVALUATION_BYTES` of images or the like."""
+    if isinstance(x, Tensor) and x.dim() <= 2:
+        return EVALUATION_BATCH_SIZE
+    bytes_a_row = sum(part.nbytes for part in list_tensors(x)) // max(1, count_examples(x))
+    return min(EVALUATION_BATCH_SIZE, max(1, MAX_EVALUATION_BYTES // max(1, bytes_a_row)))
 
 
 def count_batches(num_rows: int, batch_size: int, drop_last: bool) -> int:
@@ -155,17 +197,17 @@ def count_batches(num_rows: int, batch_size: int, drop_last: bool) -> int:
     return num_batches
 
 
-def _rows(x: Tensor, y: Tensor) -> Dataset[tuple[Tensor, Tensor]]:
+def _rows(x: Inputs, y: Tensor) -> Dataset[tuple[Tensor, Tensor]]:
     """The data set that a loader says it loads."""
-    return cast(Dataset[tuple[Tensor, Tensor]], TensorDataset(x, y))
+    return cast(Dataset[tuple[Tensor, Tensor]], TensorDataset(*list_tensors(x), y))
 
 
-def _move_all(x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _move_all(x: Inputs, y: Tensor, device: torch.device) -> tuple[Inputs, Tensor]:
     """All rows on an accelerator that has room for them twice, else where they are."""
-    if device.type == "cpu" or 2 * (x.nbytes + y.nbytes) > measure_free_memory(device):
+    if device.type == "cpu" or 2 * sum(part.nbytes for part in [*list_tensors(x), y]) > measure_free_memory(device):
         return x, y
     try:
-        return x.to(device), y.to(device)
+        return map_tensors(lambda part: part.to(device), x), y.to(device)
     except RuntimeError as error:
         if not is_short_of_memory(error):
             raise

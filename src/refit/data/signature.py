@@ -1,5 +1,6 @@
 """What a model is told of its inputs and of its target."""
 
+import math
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,19 @@ class InputColumn(BaseModel):
         return self.width if self.kind == "categorical" else 0
 
 
+class TensorSpec(BaseModel):
+    """A tensor of one item: its type, such as `float32`, and its shape, with None where items differ."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    shape: list[int | None]
+
+    def __str__(self) -> str:
+        shape = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.dtype} ({shape})"
+
+
 class Target(BaseModel):
     """What a model predicts."""
 
@@ -58,6 +72,11 @@ class Signature(BaseModel):
 
     columns: list[InputColumn]
     target: Target
+    tensors: dict[str, TensorSpec] = Field(default_factory=dict)
+    """The inputs of the user's own items by the names that `name_tensors` gives them: `x`, `x.0` of a tuple, `x:mask` of a mapping.
+
+    A table has none: its input is float32 `(num_inputs,)`.
+    """
 
     @classmethod
     def of_numbers(cls, num_inputs: int, num_classes: int) -> "Signature":
@@ -72,13 +91,21 @@ class Signature(BaseModel):
 
     @property
     def num_inputs(self) -> int:
-        """The number of inputs, F."""
+        """The number of inputs, F; for the user's own items, the numbers in the tensors of one."""
+        if self.tensors:
+            return sum(math.prod(size or 1 for size in spec.shape) for spec in self.tensors.values())
         return sum(column.width for column in self.columns)
 
     @property
     def num_outputs(self) -> int:
         """Outputs that the target needs: one for each class."""
         return len(self.target.classes)
+
+    def describe_inputs(self) -> str:
+        """Describe the tensors of an item."""
+        if [*self.tensors] == ["x"]:
+            return str(self.tensors["x"])
+        return ", ".join(f"{name[2:]}: {spec}" for name, spec in self.tensors.items())
 
     @property
     def num_numbers(self) -> int:

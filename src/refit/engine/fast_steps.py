@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import cast
 
 from torch import Tensor
 
+from refit.data.loaders import ShuffledLoader
 from refit.engine.backpropagation import backpropagate_all, build_backpropagation
 from refit.engine.captured_steps import find_captured, may_capture
 from refit.engine.compilation import Program, can_compile, compile_steps, count_steps_a_call, count_steps_before
@@ -28,6 +30,7 @@ class FastSteps(Steps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._tensors = cast(ShuffledLoader, self.loader)  # of items that are read one by one, the reference takes the steps
         self._parameters = list(self.model.parameters())
         rows_a_step = self.accumulate_batches * self.batch_size
         self._num_steps_before = count_steps_before(self.engine, self._parameters, rows_a_step)
@@ -84,7 +87,7 @@ class FastSteps(Steps):
         if len(lrs) > 1 or not (self.optimizer.state or self.optimizer.param_groups[0]["momentum"] == 0):
             return None
         (self.lr,), first = lrs, num_done * self.batch_size
-        x, y = self.loader.gather(self.order[first : first + self._num_batches_a_call * self.batch_size])
+        x, y = self._tensors.gather(self.order[first : first + self._num_batches_a_call * self.batch_size])
         sizes = self._num_batches_a_call, self.batch_size, self.accumulate_batches
         program = find_captured(self.model, self.optimizer, f"{self.lr} {sizes} {self.arithmetic}", self._take_plain, [x, y])
         return None if program is None else Taken(program([x, y]), self._num_batches_a_call, self._num_steps_a_call)
@@ -103,7 +106,7 @@ class FastSteps(Steps):
         lrs = [self.learning_rate(step + number) for number in range(self._num_steps_a_call)]
         if self._rows is None:
             group_size, num_groups = self._num_batches_a_call * self.batch_size, CALLS_A_GATHER if self._num_steps_a_call > 1 else 1
-            self._rows = self.loader.gather_groups(self.order[num_done * self.batch_size :], group_size, num_groups)
+            self._rows = self._tensors.gather_groups(self.order[num_done * self.batch_size :], group_size, num_groups)
         rows = next(self._rows)
         if self._program is None:
             started = time.perf_counter()

@@ -1,26 +1,24 @@
 """Models: one of the architectures here, by its name, or a user's own factory."""
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from refit.code import digest_user_code, importing_from_here
+from refit.code import importing_from_here
+from refit.data.inputs import Inputs, apply_model, list_tensors
+from refit.data.own_functions import convert_options, import_function
 from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.architectures import find_architecture
 from refit.runtime.devices import putting_defaults_back
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
-from refit.texts import list_names
 
-_imported: dict[str, str] = {}
-"""The modules of users that this process has imported, with their digests at that time."""
+MAX_PROBED = 4096
+"""Most numbers of each output by which a network is recognized."""
 
 
 def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
@@ -33,21 +31,28 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
             returns does not map `(B, F)` to `(B, outputs)`.
     """
     if settings.factory is None:
+        _refuse_other_inputs(signature)
         return find_architecture(settings.architecture)(signature, settings)
     factory = import_function(settings.factory, "model.factory")
-    options = _convert_options(factory, settings.factory, settings.options)
-    given = (signature,) if _takes_signature(factory, options) else (signature.num_inputs, signature.num_outputs)
+    options = convert_options(factory, settings.factory, settings.options, "model.options")
+    given, named = _list_arguments(factory, options, signature)
     with importing_from_here(), putting_defaults_back():  # it may import more when it is called
         try:
-            model: nn.Module = factory(*given, **options)
+            model: nn.Module = factory(*given, **named, **options)
         except Exception as error:
-            named = [f"{name}={value!r}" for name, value in options.items()]
-            called = f"{settings.factory}({', '.join([*(['signature'] if len(given) == 1 else map(str, given)), *named])})"
+            shown = [*("signature" if value is signature else str(value) for value in given)]
+            shown += [
+                f"{name}={'signature' if value is signature else repr(value)}" for name, value in {**named, **options}.items()
+            ]
             raise SettingsError(
-                f"model.factory: expected {called} to return a model, found {type(error).__name__}: {error};"
-                " correct the function, which is given num_inputs and num_outputs, or the Signature alone if it takes one argument"
+                f"model.factory: expected {settings.factory}({', '.join(shown)}) to return a model, found {type(error).__name__}:"
+                f" {error}; correct the function, which is given num_inputs and num_outputs, or the Signature alone if it takes one"
+                " argument, or neither if it takes none"
             ) from error
-        _check_shape(model, settings.factory, signature, "signature." if len(given) == 1 else "")
+        _check_module(model, settings.factory)
+        if not signature.tensors:
+            _check_shape(model, settings.factory, signature, "signature." if signature in given else "")
+        _check_parameters(model, settings.factory)
     return model
 
 
@@ -57,110 +62,66 @@ def build_for_weights(settings: ModelSettings, signature: Signature) -> nn.Modul
         return build_model(settings, signature)
 
 
-def probe(model: nn.Module, num_inputs: int) -> list[list[float]]:
-    """Compute logits of two fixed rows, by which a network is recognized at any matmul precision; leaves it in evaluation mode."""
+def probe(model: nn.Module, sample: Inputs) -> list[Any]:
+    """Compute outputs of a few fixed examples, by which a network is recognized at any matmul precision.
+
+    Leaves the model in evaluation mode. Of many numbers, the first count.
+    """
     with putting_generators_back(), torch.inference_mode():  # the precision is process-wide, as the generators are
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
             seed_everything(0)  # some models draw in evaluation, too
-            logits: Tensor = model.eval()(_make_rows(num_inputs))
+            outputs = list_tensors(apply_model(model.eval(), sample))
         finally:
             torch.set_float32_matmul_precision(precision)
-    return logits.float().tolist()
-
-
-def import_anew(functions: Mapping[str, str | None]) -> None:
-    """Import the modules of a user's functions as their files are now.
-
-    Python alone would keep what it imported first for the life of a process, which may be a notebook's.
-
-    Args:
-        functions: `package.module:function` by the setting that names it.
-
-    Raises:
-        SettingsError: As `import_function`, or a source cannot be read.
-    """
-    digests = {
-        own.removeprefix("code."): digest
-        for setting, name in functions.items()
-        for own, digest in digest_user_code(name, setting).items()
-        if own.startswith("code.")
-    }
-    if any(_imported.get(own, digest) != digest for own, digest in digests.items()):
-        for own in _imported:  # all, as any of them may have imported the changed one
-            sys.modules.pop(own, None)
-        _imported.clear()
-    _imported.update(digests)
-    for setting, name in functions.items():
-        if name is not None:
-            import_function(name, setting)
-
-
-def import_function(name: str, setting: str) -> Callable[..., Any]:
-    """Import `package.module:function`, which a setting names.
-
-    Raises:
-        SettingsError: There is no such module or function, or the module fails on import.
-    """
-    module_name, function_name = name.split(":")
-    try:
-        with importing_from_here(), putting_defaults_back():
-            function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:
-        raise SettingsError(
-            f"{setting}: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
-            "give package.module:function, from the working directory or installed"
-        ) from error
-    return function
+    numbers = [part.float() for part in outputs]
+    if len(numbers) == 1 and numbers[0].numel() <= MAX_PROBED:
+        return numbers[0].tolist()
+    return torch.cat([part.flatten()[:MAX_PROBED] for part in numbers] or [torch.empty(0)]).tolist()
 
 
 def check_options(settings: ModelSettings) -> None:
     """Raise SettingsError if a factory takes no argument of the name of an option, or one of another type."""
     if settings.factory is not None:
-        _convert_options(import_function(settings.factory, "model.factory"), settings.factory, settings.options)
+        convert_options(import_function(settings.factory, "model.factory"), settings.factory, settings.options, "model.options")
 
 
-def _convert_options(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a function, converted to the types that it is annotated with."""
-    try:
-        parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
-    except (TypeError, ValueError, NameError):
-        return dict(options)
-    takes_all = any(it.kind is it.VAR_KEYWORD for it in parameters.values())
-    unknown = [option for option in options if option not in parameters and not takes_all]
-    if unknown:
-        raise SettingsError(
-            f"model.options: expected arguments that {name} takes, which has {list_names(parameters)}, found {list_names(unknown)};"
-            " correct the name"
-        )
-    checked = {}
-    for option, value in options.items():
-        try:
-            checked[option] = TypeAdapter(hints[option]).validate_python(value) if option in hints else value
-        except PydanticSchemaGenerationError:  # of a type that only the function knows
-            checked[option] = value
-        except ValidationError as error:
-            expected, reason = getattr(hints[option], "__name__", hints[option]), error.errors()[0]["msg"]
-            raise SettingsError(
-                f"model.options.{option}: expected {expected}, as {name} is annotated, found {value!r}: {reason}; change it"
-            ) from error
-    return checked
+def _list_arguments(
+    factory: Callable[..., object], options: Mapping[str, Any], signature: Signature
+) -> tuple[list[Any], dict[str, Any]]:
+    """List what a factory is given besides its options, by place and by name: sizes, the signature, or nothing.
 
-
-def _takes_signature(factory: Callable[..., object], options: Mapping[str, Any]) -> bool:
-    """Whether a factory has one argument besides options, as `build(signature)`, not two, as `build(num_inputs, num_outputs)`."""
+    Arguments of known names are given what they name. Others that have no default are the signature, if there is one, or
+    `num_inputs` and `num_outputs`.
+    """
+    sizes = signature.num_inputs, signature.num_outputs
+    known = {"signature": signature, "num_inputs": sizes[0], "num_outputs": sizes[1], "num_classes": sizes[1]}
     try:
         arguments = [it for it in inspect.signature(factory).parameters.values() if it.name not in options]
     except (TypeError, ValueError):
-        return False
-    required = [it for it in arguments if it.default is it.empty and it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]
-    return len(required) == 1 and not any(it.kind is it.VAR_POSITIONAL for it in arguments)
+        return [*sizes], {}
+    by_place = [it for it in arguments if it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]
+    required = [it for it in by_place if it.default is it.empty]
+    takes_more = any(it.kind is it.VAR_POSITIONAL for it in arguments)
+    if all(it.name in known for it in required) and (required or not takes_more):
+        optional = [it.name for it in arguments if it.name in known and it not in required and it.kind is not it.VAR_KEYWORD]
+        return [known[it.name] for it in required], {name: known[name] for name in optional}
+    return ([signature] if len(required) == 1 and not takes_more else [*sizes]), {}
 
 
-def _check_shape(model: object, name: str, signature: Signature, told: str) -> None:
-    """Try two rows through the model, leaving it in training mode and the generator as it was; `told` names what has the sizes."""
-    num_inputs, num_outputs = signature.num_inputs, signature.num_outputs
+def _refuse_other_inputs(signature: Signature) -> None:
+    """Raise SettingsError for items that only a network of the user's own can take."""
+    specs = signature.tensors
+    if specs and ([*specs] != ["x"] or specs["x"].dtype != "float32" or len(specs["x"].shape) != 1 or None in specs["x"].shape):
+        raise SettingsError(
+            f"model.factory: expected a network of your own for items of {signature.describe_inputs()}, as those that Refit builds"
+            " take float32 vectors, found none; set model.factory"
+        )
+
+
+def _check_module(model: object, name: str) -> None:
+    """Refuse what cannot be saved."""
     if not isinstance(model, nn.Module):
         raise SettingsError(
             f"model.factory: expected {name} to return a torch.nn.Module, found {type(model).__name__}; return the model"
@@ -168,6 +129,24 @@ def _check_shape(model: object, name: str, signature: Signature, told: str) -> N
     odd = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise SettingsError(f"model.factory: expected only tensors in the state_dict of {name}, found {odd[0]}; make it a buffer")
+
+
+def _check_parameters(model: nn.Module, name: str) -> None:
+    """Refuse what cannot be trained."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingsError(
+            f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
+        )
+    lookups = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    if sparse := [path for path, module in lookups if module.sparse]:
+        raise SettingsError(
+            f"model.factory: expected dense gradients in {name}, found sparse ones of {sparse[0]}; leave out `sparse=True`"
+        )
+
+
+def _check_shape(model: nn.Module, name: str, signature: Signature, told: str) -> None:
+    """Try two rows through the model, leaving it in training mode and the generator as it was; `told` names what has the sizes."""
+    num_inputs, num_outputs = signature.num_inputs, signature.num_outputs
     try:
         with putting_generators_back(), torch.no_grad():
             found = model.eval()(_make_rows(num_inputs))
@@ -187,15 +166,6 @@ def _check_shape(model: object, name: str, signature: Signature, told: str) -> N
                 if shape
                 else f"found a {type(found).__name__}; return the logits alone"
             )
-        )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SettingsError(
-            f"model.factory: expected parameters to train in the model of {name}, found none that require a gradient"
-        )
-    lookups = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
-    if sparse := [path for path, module in lookups if module.sparse]:
-        raise SettingsError(
-            f"model.factory: expected dense gradients in {name}, found sparse ones of {sparse[0]}; leave out `sparse=True`"
         )
 
 

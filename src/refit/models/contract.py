@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from refit.data.inputs import Inputs, apply_model, count_examples, map_tensors
 from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.building import build_model
@@ -19,8 +20,13 @@ NUM_ROWS = (1, 2, 33)
 """Numbers of rows that a model is tried with: a single one, and more than the widest registers hold."""
 
 
-def check_contract(settings: ModelSettings, signature: Signature) -> None:
-    """Try the model with 1, 2 and 33 rows, and refuse what could not be served once it is trained.
+def check_contract(settings: ModelSettings, signature: Signature, sample: Inputs = None) -> None:
+    """Try the model with 1, 2 and 33 rows, or with one item and with all of a sample, and refuse what could not be served.
+
+    Args:
+        settings: What to build.
+        signature: What it is told.
+        sample: Inputs of a few items of the user's own; not read for a table.
 
     Raises:
         SettingsError: It does not give float32 `(B, num_outputs)` for float32 `(B, num_inputs)`, or two passes over the same rows
@@ -28,21 +34,26 @@ def check_contract(settings: ModelSettings, signature: Signature) -> None:
     """
     if settings.factory is None:
         return
-    num_inputs, num_outputs = signature.num_inputs, signature.num_outputs
     with _building(settings, signature) as model:
-        for num_rows in NUM_ROWS:
-            rows = torch.linspace(-1, 1, num_rows * num_inputs).view(num_rows, num_inputs)
-            one, other = (_score(model.eval(), settings.factory, rows, num_outputs, seed) for seed in (0, 1))
+        for rows in _list_batches(signature, sample):
+            one, other = (_score(model.eval(), settings.factory, rows, signature, seed) for seed in (0, 1))
             if not torch.equal(one.view(torch.int32), other.view(torch.int32)):  # as bits, so that NaN equals NaN
                 raise SettingsError(
                     f"model.factory: expected the model of {settings.factory} to score the same rows alike whatever the seed, found"
                     " other logits in a second pass in evaluation mode, as if it drew random numbers there; give"
                     " functional.dropout `training=self.training`, or use nn.Dropout"
                 )
-        _score(model.train(), settings.factory, rows, num_outputs, seed=0)
+        _score(model.train(), settings.factory, rows, signature, seed=0)
 
 
-def find_unkept_state(settings: ModelSettings, signature: Signature) -> list[str]:
+def _list_batches(signature: Signature, sample: Inputs) -> list[Inputs]:
+    """List batches to try a model with."""
+    if signature.tensors:
+        return [map_tensors(lambda part: part[:1], sample), sample]
+    return [torch.linspace(-1, 1, num_rows * signature.num_inputs).view(num_rows, signature.num_inputs) for num_rows in NUM_ROWS]
+
+
+def find_unkept_state(settings: ModelSettings, signature: Signature, sample: Inputs = None) -> list[str]:
     """Name attributes that the model changes in every training pass but not in its `state_dict`, such as `layers.1.num_calls`.
 
     Neither checkpoints nor saved versions hold them. Two passes over the same rows tell them from attributes that are made once,
@@ -52,10 +63,10 @@ def find_unkept_state(settings: ModelSettings, signature: Signature) -> list[str
         return []
     found = []
     with _building(settings, signature) as model:
-        rows = torch.randn(2, signature.num_inputs)
+        rows = sample if signature.tensors else torch.randn(2, signature.num_inputs)
         for _ in range(2):
             try:
-                model(rows)
+                apply_model(model, rows)
             except Exception:
                 return []  # training raises a better error
             found.append(_pickle_unkept(model))
@@ -75,18 +86,19 @@ def _building(settings: ModelSettings, signature: Signature) -> Iterator[nn.Modu
             model.train()
 
 
-def _score(model: nn.Module, name: str, rows: Tensor, num_outputs: int, seed: int) -> Tensor:
+def _score(model: nn.Module, name: str, rows: Inputs, signature: Signature, seed: int) -> Tensor:
     """Logits of the rows, `(B, F)` to contiguous `(B, C)`; raises SettingsError where they are not."""
     seed_everything(seed)
-    num_rows, mode = len(rows), "training" if model.training else "evaluation"
+    num_rows, num_outputs = count_examples(rows), signature.num_outputs
+    mode = "training" if model.training else "evaluation"
     where = f"for {num_rows} row{'s' * (num_rows > 1)} in {mode} mode"
     try:
         with torch.no_grad():
-            logits = model(rows)
+            logits = apply_model(model, rows)
     except Exception as error:
         raise SettingsError(
             f"model.factory: expected the model of {name} to give logits {where}, found {type(error).__name__}: {error};"
-            " let it take any number of rows"
+            f" let it take any number of {f'items of {signature.describe_inputs()}' if signature.tensors else 'rows'}"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (num_rows, num_outputs) or logits.dtype != torch.float32:
         found = f"{logits.dtype} of {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
-import polars as pl
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from refit.data.loaders import build_evaluation_loader
+from refit.data.drifts import Drift
+from refit.data.examples import Examples
+from refit.data.inputs import Mask
+from refit.data.live_items import build_ordered_loader
 from refit.errors import DataError, RefitError
 from refit.promotion import decision
 from refit.promotion.decision import Decision, Lead, decide, find_collapse
@@ -19,7 +22,6 @@ from refit.promotion.fair_rows import (
     Rival,
     explain_incomparable,
     explain_unfair,
-    find_clusters,
     find_fair_rows,
     find_rival,
     tell_left_out,
@@ -30,17 +32,11 @@ from refit.registry.ledger import record_opening
 from refit.registry.versions import version_folder
 from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import DEFAULTS, Model, load_version
-from refit.settings import DataSettings, PromotionSettings, SettingsTree
+from refit.settings import PromotionSettings, SettingsTree
 from refit.store.store import Store
-from refit.tables.columns import check_columns, take_column
-from refit.tables.drift import Drift, compare_profiles
-from refit.tables.manifest import Manifest, load_test_rows
-from refit.tables.row_identities import convert_rows
-from refit.tables.sources.opening import open_source
-from refit.texts import list_names
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
 from refit.training.metrics import Metrics
-from refit.training.objective import Classification, Mask, RowScores, Score, Scores, score_majority
+from refit.training.objective import Classification, RowScores, Score, Scores, score_majority
 
 TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
@@ -88,7 +84,7 @@ class ScoredRows:
     """
 
     model: Model
-    truth: pl.Series
+    truth: NDArray[np.object_]
     outputs: Tensor
     y: Tensor
     labels: list[str]
@@ -110,14 +106,7 @@ class ScoredRows:
     def score_majority(self, score: Score, rows: Mask) -> Scores:
         """Score some of the rows as a model would that knows only how many train rows each class has."""
         counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=False))
-        return score_majority(self.truth.filter(rows).to_numpy(), counts, score)
-
-
-def check_slices(promotion: PromotionSettings, data: DataSettings) -> None:
-    """Raise DataError for missing columns of `promotion.slices`, which `compare` would find only after the training."""
-    if promotion.slices:
-        source = data.test_source or data.source
-        check_columns("promotion.slices", promotion.slices, open_source(source, data).names(), source)
+        return score_majority(self.truth[rows], counts, score)
 
 
 def compare(
@@ -145,9 +134,9 @@ def compare(
     """
     model = load_version(store, candidate.name, candidate.version, local, held_back=True)
     manifest = model.manifest
-    rows = load_test_rows(manifest, store)
-    check_columns("promotion.slices", settings.slices, rows.columns, "the table")
-    earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_rows).digest)
+    rows = manifest.load_test_rows(store)
+    manifest.check_slices(settings.slices, rows)
+    earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_ref).digest)
     scored = score_rows(model, rows)
     rival, rival_scored = find_rival(candidate.name, champion, manifest, rows, store, local), None
     if rival.model is not None:
@@ -158,7 +147,7 @@ def compare(
     is_fair, left_out = find_fair_rows(manifest, rival, rows, store)
     if not is_fair.any():
         raise DataError(explain_unfair(left_out, len(is_fair)))
-    clusters = find_clusters(manifest, rows, store)
+    clusters = manifest.find_clusters(rows, store)
     clusters = None if clusters is None else clusters[is_fair]
     scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
     majority, of_champion, collapse = scored.score_majority(settings.score, is_fair), None, None
@@ -167,13 +156,13 @@ def compare(
         of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
         collapse = find_collapse(of_champion, majority, settings, lead_before=lead, clusters=clusters)
     decision = decide(
-        scored.truth.filter(is_fair).to_numpy(),
+        scored.truth[is_fair],
         scored.score(settings.score, is_fair),
         of_champion,
         majority,
         settings,
         clusters=clusters,
-        slices={name: mask[is_fair] for name, mask in find_slices(rows, settings.slices)},
+        slices={name: mask[is_fair] for name, mask in manifest.find_slices(rows, settings.slices)},
         latency_ms=scores[candidate.reference][LATENCY] or 0.0,
         size_mb=scores[candidate.reference][SIZE] or 0.0,
     )
@@ -183,7 +172,7 @@ def compare(
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
         decision, remedies = decision.refuse(), [*remedies, "promotion.when_incomparable is `keep`"]
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
-    useless = explain_useless_slices(rows.filter(is_fair), settings.slices)
+    useless = manifest.explain_useless_slices(rows.filter(is_fair), settings.slices)
     notes = [tell_left_out(left_out), manifest.tell_rare_classes(), rival.problem, *remedies, fallen, useless]
     return Verdict(
         decision=decision,
@@ -197,11 +186,11 @@ def compare(
         confusion=scored.measure(is_fair).confusion,
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),
-        drifts=[] if rival.model is None else compare_profiles(rival.model.manifest.profiles, manifest.profiles),
+        drifts=[] if rival.model is None else manifest.find_drifts(rival.model.manifest),
     )
 
 
-def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree, store: Store) -> Lead:
+def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree, store: Store) -> Lead:
     """Measure by how much a network beats the majority class on the rows that it is judged on, as `compare` would.
 
     Args:
@@ -212,11 +201,11 @@ def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree,
     """
     split = list(manifest.splits)[-1]
     x, y = manifest.load_split(split, store)
-    outputs, _ = compute_outputs(network, build_evaluation_loader(x, y), CPU, settings.compute.precision)
-    score, labels = settings.promotion.score, list(map(str, manifest.classes))
+    outputs, _ = compute_outputs(network, build_ordered_loader(x, y), CPU, settings.compute.precision)
+    score, labels = settings.promotion.score, manifest.list_labels()
     counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
     clusters = (
-        find_clusters(manifest, load_test_rows(manifest, store), store)
+        manifest.find_clusters(manifest.load_test_rows(store), store)
         if split == "test"
         else manifest.load_identities(split, store).groups
     )
@@ -229,43 +218,26 @@ def measure_lead(network: nn.Module, manifest: Manifest, settings: SettingsTree,
     )
 
 
-def score_rows(model: Model, rows: pl.DataFrame) -> ScoredRows:
+def score_rows(model: Model, rows: Any) -> ScoredRows:
     """Score raw rows. A class that the model does not know is as likely as if one more train row had been of that class.
 
     Raises:
         RefitError: A row cannot be scored.
     """
-    truth, *_ = convert_rows(model.manifest, rows)
+    truth = np.array(model.manifest.read_truth(rows), object)
     logits = model.predict_logits(rows)
     refuse_non_finite_outputs(logits, "test")
-    known = pl.Series(model.manifest.classes).cast(pl.String).to_list()
+    known = model.manifest.list_labels()
     unknown = sorted(set(truth) - set(known))
     if unknown:
         share = logits.logsumexp(dim=1, keepdim=True) - math.log(model.manifest.splits["train"].rows)
         logits = torch.cat([logits, share.expand(-1, len(unknown))], dim=1)
     labels = [*known, *unknown]
-    y = truth.replace_strict(labels, range(len(labels)), return_dtype=pl.Int64)
-    return ScoredRows(model, truth, logits, torch.tensor(y.to_numpy()), labels)
+    places = {label: place for place, label in enumerate(labels)}
+    return ScoredRows(model, truth, logits, torch.tensor([places[label] for label in truth]), labels)
 
 
-def find_slices(rows: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Mask]]:
-    """Name the rows of each value of each column."""
-    for column in columns:
-        values = take_column(rows, column).cast(pl.String)
-        for value in values.unique().sort():
-            name = f"{column} is missing" if value is None else f"{column} = {value}"
-            yield name, values.eq_missing(value).to_numpy()
-
-
-def explain_useless_slices(rows: pl.DataFrame, columns: Sequence[str]) -> str | None:
-    """Name the columns whose values are all different, so that their slices cannot show anything; None if there is none."""
-    useless = [name for name in columns if rows.height > 1 and rows[name].n_unique() == rows.height]
-    if not useless:
-        return None
-    return f"promotion.slices by {list_names(useless)} have one row each, which cannot show a drop; name columns with fewer values"
-
-
-def time_row(model: Model, rows: pl.DataFrame) -> float:
+def time_row(model: Model, rows: Any) -> float:
     """Measure the median time to score one raw row, in milliseconds."""
     seconds = []
     for _ in range(TIMES_TIMED):
@@ -283,7 +255,7 @@ def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, i
     return "collapsed" if collapse else None if is_compared else "incomparable"
 
 
-def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: int, store: Store) -> dict[str, float | None]:
+def _list_scores(scored: ScoredRows, is_fair: Mask, rows: Any, number: int, store: Store) -> dict[str, float | None]:
     """List the metrics on the fair rows, and the model's latency and size."""
     metrics = scored.measure(is_fair)
     folder = version_folder(scored.model.settings.name, number)
@@ -294,5 +266,5 @@ def _list_scores(scored: ScoredRows, is_fair: Mask, rows: pl.DataFrame, number: 
     }
 
 
-def _count_rows(manifest: Manifest) -> dict[str, int]:
+def _count_rows(manifest: Examples) -> dict[str, int]:
     return {split: info.rows for split, info in manifest.splits.items()}

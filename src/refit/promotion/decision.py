@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from refit.data.inputs import Mask
 from refit.errors import DataError
 from refit.promotion.bounds import bound_accuracy, bound_mean, compute_sign_p_value, share_chance
 from refit.refs import Handle
 from refit.settings import PromotionSettings
-from refit.training.objective import SPANS, Labels, Mask, RowScores, Score, Scores
+from refit.training.objective import SPANS, Labels, RowScores, Score, Scores
 
 FEW_ROWS = 30
 """With fewer test rows, the reason of a decision begins with their number."""

@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel
 
 from refit.code import digest_user_code
+from refit.data.examples import Examples
+from refit.data.inputs import Inputs
 from refit.data.loaders import choose_batch_size
 from refit.models.building import build_for_weights, probe
 from refit.refs import Ref, SavedModel
@@ -18,11 +20,12 @@ from refit.registry.ledger import record_opening
 from refit.reports import figures, markdown
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.tables.manifest import Manifest
 from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
 from refit.training.loop import EpochLog
 from refit.training.metrics import FIGURES, Metrics
 
+SAMPLE = "sample.safetensors"
+"""File of the items that the network is recognized by."""
 MAX_SOURCE_LENGTH = 200
 """Most characters of a path or URL on the card."""
 
@@ -30,7 +33,7 @@ MAX_SOURCE_LENGTH = 200
 def save_version(
     checkpoint: Ref,
     settings: SettingsTree,
-    manifest: Manifest,
+    manifest: Examples,
     logs: Sequence[EpochLog],
     metrics: Mapping[str, Metrics],
     store: Store,
@@ -56,7 +59,9 @@ def save_version(
     settings = settings.model_copy(update={"loader": settings.loader.model_copy(update={"batch_size": batch_size})})
     refs = {"model.pt": checkpoint} if refitted is None else {"model.pt": refitted, "held_back.pt": checkpoint}
     contents = {name: read_checkpoint(ref, store) for name, ref in refs.items()}
-    known = {name: _identify(contents[name], ref, settings, manifest) for name, ref in refs.items()}
+    sample = None if manifest.sample is None else store.get(manifest.sample.digest)
+    inputs, _ = manifest.read_sample(sample)
+    known = {name: _identify(contents[name], ref, settings, manifest, inputs) for name, ref in refs.items()}
     record = known["model.pt"] | {
         "refit_on_all": refitted is not None,
         "held_back": known.get("held_back.pt"),
@@ -71,6 +76,7 @@ def save_version(
         **{name: to_bytes(content["model"]) for name, content in contents.items()},
         "settings.json": _to_json(settings),
         "manifest.json": _to_json(manifest),
+        **({} if sample is None else {SAMPLE: sample}),
         "metrics.json": _to_json(metrics),
         "log.json": _to_json(logs),
         "loss.png": figures.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
@@ -83,8 +89,8 @@ def save_version(
     number = None if key is None else versions.find_saved(store, settings.name, key)
     if number is None:
         number = versions.add_version(store, settings.name, files, record)
-    if manifest.test_rows is not None:
-        record_opening(store, settings.name, number, manifest.test_rows.digest)
+    if manifest.test_ref is not None:
+        record_opening(store, settings.name, number, manifest.test_ref.digest)
     path, judged = store.location(versions.version_folder(settings.name, number)), record["held_back"]
     return SavedModel(
         name=settings.name,
@@ -95,27 +101,27 @@ def save_version(
     )
 
 
-def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Manifest) -> dict[str, Any]:
+def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Examples, sample: Inputs) -> dict[str, Any]:
     """Collect what identifies the weights of a checkpoint and their network."""
     model = build_for_weights(settings.model, manifest.signature)
     model.load_state_dict(content["model"])
     return {
         "weights_digest": digest_weights(content["model"]),
         "epoch": content["epoch"],
-        "probe": probe(model, manifest.signature.num_inputs),
+        "probe": probe(model, sample),
         "checkpoint": ref.digest,
     }
 
 
 def _render_card(
-    settings: SettingsTree, manifest: Manifest, num_epochs: int, metrics: Mapping[str, Metrics], record: Mapping[str, Any]
+    settings: SettingsTree, manifest: Examples, num_epochs: int, metrics: Mapping[str, Metrics], record: Mapping[str, Any]
 ) -> str:
     judged_on, last = list(metrics.items())[-1]
-    kinds = [column.kind for column in manifest.columns]
     overview = {
-        "predicts": f"{markdown.render_name(manifest.target)}, one of {len(manifest.classes)} classes",
-        "from": ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns",
-        "learned from": f"{markdown.render_name(settings.data.source, MAX_SOURCE_LENGTH)}, {manifest.splits['train'].rows} rows",
+        "predicts": f"{markdown.render_name(manifest.signature.target.name)}, one of {len(manifest.classes)} classes",
+        "from": manifest.summarize_inputs(),
+        "learned from": f"{markdown.render_name(settings.data.factory or settings.data.source, MAX_SOURCE_LENGTH)},"
+        f" {manifest.splits['train'].rows} rows",
         "model": settings.model.factory
         or f"{settings.model.architecture.upper()} {settings.model.hidden_sizes}, {settings.model.activation}",
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
@@ -148,7 +154,7 @@ By class, on the rows of {judged_on}:
 """
 
 
-def _describe_refit(manifest: Manifest, judged_on: str, num_epochs: int) -> str:
+def _describe_refit(manifest: Examples, judged_on: str, num_epochs: int) -> str:
     num_rows = sum(info.rows for info in manifest.splits.values())
     return (
         f"on all {num_rows} rows for {num_epochs} epoch{'s' * (num_epochs > 1)}, from the same start; these weights predict."

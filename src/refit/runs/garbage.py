@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 
 from refit.errors import StoreError
+from refit.makers import parse_record
 from refit.registry import versions
 from refit.runs.recipes import RUNS, load_runs
 from refit.runs.results import RESULTS, find_refs, load_result
 from refit.store.store import DAMAGED, OBJECTS, Store
-from refit.tables.manifest import Manifest
 from refit.training.checkpoints import PARTIAL, find_partial
 
 RUNS_KEPT = 20
@@ -54,17 +54,14 @@ def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
     record = versions.read_record(store, name, number)
     try:
         digests = {str(weights["checkpoint"]) for weights in (record, record.get("held_back") or record)}
-        manifest = Manifest.model_validate_json(store.read(f"{folder}/manifest.json"))
+        record_of_data = parse_record(store.read(f"{folder}/manifest.json"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{store.location(folder)}: expected the record and the manifest of a saved version, found damaged ones;"
             " put them back from a backup"
         ) from error
-    digests.add(hashlib.sha256(manifest.model_dump_json().encode()).hexdigest())
-    digests |= {info.digest for info in manifest.splits.values()}
-    if manifest.test_rows is not None:
-        digests.add(manifest.test_rows.digest)
-    return digests
+    digests.add(hashlib.sha256(record_of_data.model_dump_json().encode()).hexdigest())
+    return digests | {ref.digest for ref in record_of_data.refs}
 
 
 def _digests_of_steps(keys: set[str], store: Store) -> set[str]:

@@ -17,20 +17,12 @@ from pydantic import BaseModel, ConfigDict
 
 import refit
 from refit.code import digest_code, digest_user_code, list_modules
+from refit.makers import find_maker
 from refit.settings import Settings, walk_settings
 
-TABLES = (
-    *("columns", "formats", "conversion", "schema", "row_labels", "targets", "hashes", "preprocessing", "profiles", "copies"),
-    *("table_splits", "typed_columns", "remarks", "manifest", "row_identities", "freezing", "draft", "dataset"),
-)
 PACKAGE = Path(refit.__file__).parent
-DATA_CODE = (
-    *(f"refit.tables.sources.{path.stem}" for path in sorted(PACKAGE.glob("tables/sources/[!_]*.py"))),
-    *(f"refit.tables.{name}" for name in TABLES),
-    *(f"refit.data.{name}" for name in ("examples", "identities", "signature", "splits")),
-)
 EVALUATION_CODE = (
-    *(f"refit.data.{name}" for name in ("loaders", "signature")),
+    *(f"refit.data.{name}" for name in ("inputs", "live_items", "loaders", "own_dataset", "own_functions", "seeded", "signature")),
     "refit.models.building",
     *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
     *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
@@ -38,6 +30,10 @@ EVALUATION_CODE = (
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
 """Empty if the folder of faster engines is missing: that is another engine, whose steps may have other bits."""
 TRAINING_CODE = (*EVALUATION_CODE, *(f"refit.training.{name}" for name in ("loop", "optimizers", "steps")), *ENGINE_CODE)
+PLACES = ("data.source", "data.test_source", "data.inputs")
+"""Settings that name places, of which only the contents count."""
+READERS = ("loader.num_workers", "loader.prefetch_factor", "loader.pin_memory", "loader.persistent_workers")
+"""Settings that say who reads items, which no bit depends on."""
 ROWS = "rows"
 """Name of the ingredient of epochs that train on other rows than the train split."""
 
@@ -147,10 +143,13 @@ def write_recipe(
     Raises:
         SettingsError: The source code of the user's factory cannot be read.
     """
-    chosen = {name: value for name, value in walk_settings(settings.data, "data.") if not name.endswith("source")}
+    maker = find_maker(settings.data)
+    chosen = {name: value for name, value in walk_settings(settings.data, "data.") if name not in PLACES}
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
-    versions = {name: version(name) for name in ("polars", "numpy", "duckdb", "charset-normalizer")}
-    dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **versions, **digest_code(DATA_CODE)})
+    code: dict[str, Any] = {name: version(name) for name in maker.packages} | digest_code(maker.list_code())
+    for setting, function in maker.list_functions(settings).items():
+        code |= {setting: function, **digest_user_code(function, setting)}
+    dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **code})
     network = [] if settings.model.factory else list_modules(f"refit.models.{settings.model.architecture}")
     more_code = network if first_weights is None else [*network, "refit.serving.warm_start"]
     start = {
@@ -168,7 +167,8 @@ def write_recipe(
     loop = {
         **digest_user_code(settings.training.loss, "training.loss"),
         "training.loss": settings.training.loss,
-        **dict(walk_settings(settings.loader, "loader.")),
+        **digest_user_code(settings.loader.sampler, "loader.sampler"),
+        **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,
         "training.num_epochs": None if settings.optimizer.schedule == "constant" else settings.training.num_epochs,

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from refit.data import own_functions
 from refit.errors import SettingsError, StoreError
+from refit.makers import find_maker, load_record
 from refit.models import architectures, building
 from refit.refs import DatasetRef, EpochResult
 from refit.runs.keys import Recipe, Stage, write_recipe
@@ -17,8 +19,6 @@ from refit.runtime import devices
 from refit.runtime.accelerators import CPU
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
-from refit.tables.manifest import load_manifest
-from refit.tables.sources.opening import digest_sources, open_source
 from refit.texts import list_names
 from refit.training.loop import best_epoch, has_lost_patience
 
@@ -60,7 +60,7 @@ def build_recipe(
 
     Args:
         settings: Settings of the run.
-        source_digests: As `digest_sources` returns them; None digests the sources as they are now.
+        source_digests: Of what the data set is made from, as its maker digests it; None digests the sources as they are now.
         first_weights: Digest of the weights to start from; None starts from new ones.
 
     Raises:
@@ -70,10 +70,16 @@ def build_recipe(
     """
     processor = devices.describe_processors(settings.compute)
     scorer = devices.describe_processor(CPU, devices.choose_num_threads(settings.compute))
-    digests = source_digests or digest_sources(settings.data.source, settings.data.test_source)
+    maker = find_maker(settings.data)
+    own = {
+        "model.factory": settings.model.factory,
+        "training.loss": settings.training.loss,
+        "loader.sampler": settings.loader.sampler,
+    }
+    own_functions.import_anew({**own, **maker.list_functions(settings)})
+    digests = source_digests or maker.digest_sources(settings)
     if settings.model.factory is None:
         architectures.find_architecture(settings.model.architecture)
-    building.import_anew({"model.factory": settings.model.factory, "training.loss": settings.training.loss})
     building.check_options(settings.model)
     return write_recipe(settings, *digests, processor, scorer, first_weights)
 
@@ -208,7 +214,7 @@ def _explain(
         if name == "data set":
             lines.append("the data set will change")
         elif name == "data.source":
-            lines += _compare_tables(nearest.key, settings, store)
+            lines += _compare_sources(nearest.key, settings, store)
         elif name.startswith("code."):
             continue
         else:
@@ -221,23 +227,13 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
 
 
-def _compare_tables(earlier_key: str, settings: Settings, store: Store) -> list[str]:
+def _compare_sources(earlier_key: str, settings: Settings, store: Store) -> list[str]:
     """Say what has changed in the source since the data set of `earlier_key`."""
     content = load_usable_result(earlier_key, store)
     if content is None:
         return ["data.source: other bytes"]
     try:
-        before = load_manifest(DatasetRef.model_validate(content), store)
+        before = load_record(DatasetRef.model_validate(content), store)
     except StoreError:
         return ["data.source: other bytes"]
-    now = open_source(settings.data.source, settings.data).read().frame
-    lines = []
-    if more := now.height - before.source_rows:
-        change = f"{abs(more)} {'added' if more > 0 else 'removed'}"
-        lines.append(f"data.source: {before.source_rows} -> {now.height} rows ({change})")
-    if settings.data.features is None:
-        apart = {*filter(None, (before.target, settings.data.time_column, settings.data.group_column)), *settings.data.exclude}
-        known = {column.name for column in before.columns} | before.dropped_columns.keys() | apart
-        lines += [f"data.source: column {name} added" for name in now.columns if name not in known]
-        lines += [f"data.source: column {name} removed" for name in sorted(known - {*now.columns})]
-    return lines or ["data.source: other values, same number of rows"]
+    return find_maker(settings.data).explain_change(before, settings, store)

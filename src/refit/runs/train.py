@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from refit.makers import find_maker, load_record
 from refit.models.building import build_for_weights
 from refit.promotion.comparison import measure_lead
 from refit.refs import DatasetRef, EpochResult, Handle, LoadersRef, Ref, SavedModel, TrainingResult
@@ -18,8 +19,6 @@ from refit.runtime import devices
 from refit.runtime.interruption import holding_signals
 from refit.settings import Settings, SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables import dataset
-from refit.tables.manifest import load_manifest
 from refit.training import checkpoints, loop, trainer
 from refit.training.metrics import Metrics
 
@@ -63,7 +62,7 @@ def save_best(
 ) -> SavedModel:
     """Save the weights of epoch `best` and, if given, of the last fit on all rows as the model's next version."""
     store = Store(settings.store.url)
-    manifest = load_manifest(snapshot, store)
+    manifest = load_record(snapshot, store)
     devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store)
     lead = measure_lead(network, manifest, settings, store)
@@ -147,7 +146,8 @@ class _Run:
         self.report("another process trains this recipe; waiting for it to end")
 
     def _build_dataset(self, recipe: Recipe) -> DatasetRef:
-        return dataset.build_snapshot(self.settings, recipe.source_digests, self.store, self.report, self.report)
+        maker = find_maker(self.settings.data)
+        return maker.build_snapshot(self.settings, recipe.source_digests, self.store, self.report, self.report)
 
     def _fit(self, recipe: Recipe, snapshot: DatasetRef) -> trainer.Fit:
         """Train the epochs of a recipe that are not done. If the best one's checkpoint is lost, train up to it again."""

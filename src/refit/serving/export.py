@@ -25,7 +25,7 @@ from refit.runtime.randomness import putting_generators_back
 from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_CATEGORY, Scorer, build_array, describe_column
 from refit.store.outputs import check_output, replacing
-from refit.tables.manifest import Manifest
+from refit.tables.manifest import Manifest, expect_table
 from refit.tables.preprocessing import CategoricalColumn
 from refit.training.objective import Classification
 
@@ -92,19 +92,16 @@ def export_model(
         RefitError: The model cannot be exported, the file gives other results, or `output` cannot be written.
     """
     check_output(output, SUFFIXES[format])
+    manifest = expect_table(model.manifest, "refit export")
     if rows.is_empty():
         raise DataError("rows to check the export on: expected rows, found none; give the test rows")
     if format == "onnx":
         _refuse_missing_packages()
-        _refuse_reserved_names(model.manifest)
+        _refuse_reserved_names(manifest)
     name = model_name or model.settings.name
     with putting_generators_back(), replacing(output) as path:
-        scorer = Scorer(model.manifest.columns, model.module, model.objective).eval()
-        run = (
-            _write_onnx(scorer, model.manifest, name, path)
-            if format == "onnx"
-            else _write_torch(scorer, model.manifest, name, path)
-        )
+        scorer = Scorer(manifest.columns, model.module, model.objective).eval()
+        run = _write_onnx(scorer, manifest, name, path) if format == "onnx" else _write_torch(scorer, manifest, name, path)
         for num_rows in NUM_ROWS:  # some programs are traced for two or more rows only
             _check(run, model, rows[np.arange(num_rows) % rows.height], has_text=format == "onnx")
         return _check(run, model, rows, has_text=format == "onnx")
@@ -262,7 +259,7 @@ def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
     """Return the largest difference of a probability; raise RefitError if it is too large or another class is the likeliest."""
     compute = model.settings.compute.model_copy(update={"precision": "fp32"})
     original = Model(model.module, model.manifest, model.settings.model_copy(update={"compute": compute}))
-    arrays = [build_array(column, rows, has_text) for column in model.manifest.columns]
+    arrays = [build_array(column, rows, has_text) for column in expect_table(model.manifest, "refit export").columns]
     try:
         logits, (classes, found) = original.predict_logits(rows), run(arrays)
     except RefitError:

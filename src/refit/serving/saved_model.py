@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refit.code import digest_user_code
-from refit.data.loaders import build_evaluation_loader
+from refit.data.examples import Examples
+from refit.data.inputs import count_examples
+from refit.data.live_items import LiveItems, build_ordered_loader
 from refit.errors import SettingsError, StoreError
+from refit.makers import parse_record
 from refit.models.building import build_for_weights, probe
 from refit.registry import versions
+from refit.registry.saving import SAMPLE
 from refit.runtime.accelerators import CPU
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.tables.manifest import Manifest
-from refit.tables.preprocessing import apply_columns, read_frame
 from refit.training.checkpoints import digest_weights
 from refit.training.evaluation import compute_outputs
 from refit.training.objective import Classification
@@ -38,7 +40,7 @@ class Model:
     Rows are a polars or pandas frame, or a mapping of column names to lists. Columns may have any order; unknown ones are ignored.
     """
 
-    def __init__(self, module: nn.Module, manifest: Manifest, settings: SettingsTree) -> None:
+    def __init__(self, module: nn.Module, manifest: Examples, settings: SettingsTree) -> None:
         self.module = module
         self.manifest = manifest
         self.settings = settings
@@ -67,8 +69,9 @@ class Model:
 
     def predict_logits(self, rows: Any) -> Tensor:
         """Return the outputs before the softmax, `(N, C)`; raises as `predict` does."""
-        x = apply_columns(self.manifest.columns, read_frame(rows))
-        loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
+        x = self.manifest.prepare(rows)
+        num_rows = len(x) if isinstance(x, LiveItems) else count_examples(x)
+        loader = build_ordered_loader(x, torch.zeros(num_rows, dtype=torch.int64))
         return compute_outputs(self.module, loader, CPU, self.settings.compute.precision)[0]
 
     def refresh(self) -> "Model":
@@ -149,19 +152,20 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
     files = dict(versions.read_files(store, folder))
     try:
         settings = SettingsTree.model_validate_json(files["settings.json"])
-        manifest = Manifest.model_validate_json(files["manifest.json"])
+        manifest = parse_record(files["manifest.json"])
         record = json.loads(files["version.json"])
         judged = record.get("held_back") if held_back else None
         known, file = (record, "model.pt") if judged is None else (judged, "held_back.pt")
         expected = torch.tensor(known["probe"])
+        sample, _ = manifest.read_sample(files.get(SAMPLE))
         weights = torch.load(io.BytesIO(files[file]), weights_only=True)
         if digest_weights(weights) != known["weights_digest"]:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:
         cause = "more than tensors in model.pt" if isinstance(error, UnpicklingError) else error  # torch advises to run them
         raise StoreError(f"{path}: expected a saved version, found a damaged one: {cause}; load another") from error
-    if settings.model.factory is not None and not trust:
-        _refuse_unknown_factory(path, settings.model.factory, local or resolve_settings()[0])
+    if not trust:
+        _refuse_unknown_functions(path, settings, manifest, local)
     module = build_for_weights(settings.model, manifest.signature)
     try:
         module.load_state_dict(weights)
@@ -170,7 +174,7 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
             f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
             " restore that function"
         ) from error
-    found = torch.tensor(probe(module, manifest.signature.num_inputs))
+    found = torch.tensor(probe(module, sample))
     tolerance = ROUNDING * max(1.0, expected.nan_to_num(0, 0, 0).abs().max().item())
     if not torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         raise SettingsError(
@@ -180,16 +184,23 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
     return Model(module, manifest, settings)
 
 
-def _refuse_unknown_factory(path: str, factory: str, local: SettingsTree) -> None:
-    """Raise SettingsError unless the local settings name the factory or trust the store: a version can name any function."""
-    if local.store.trust or local.model.factory == factory:
+def _refuse_unknown_functions(path: str, settings: SettingsTree, manifest: Examples, local: SettingsTree | None) -> None:
+    """Raise SettingsError unless the local settings name a version's functions or trust the store: it can name any function."""
+    collate = None if manifest.source is None else manifest.source.collate
+    functions = {"model.factory": settings.model.factory, "loader.collate": collate}
+    functions = {setting: function for setting, function in functions.items() if function is not None}
+    local = local or (resolve_settings()[0] if functions else DEFAULTS)
+    if local.store.trust:
         return
-    known = f"`{local.model.factory}`" if local.model.factory else "none"
-    raise SettingsError(
-        f"{path}: expected a version of the factory that model.factory names here, {known}, found one of `{factory}`, which would"
-        f" be called; if you know that function, set model.factory to `{factory}`, or trust all versions of the store (--trust,"
-        " trust=True, or the setting store.trust)"
-    )
+    here = {"model.factory": local.model.factory, "loader.collate": local.loader.collate}
+    for setting, function in functions.items():
+        if here[setting] != function:
+            known = f"`{here[setting]}`" if here[setting] else "none"
+            raise SettingsError(
+                f"{path}: expected a version of the {setting.partition('.')[2]} that {setting} names here, {known}, found one of"
+                f" `{function}`, which would be called; if you know that function, set {setting} to `{function}`, or trust all"
+                " versions of the store (--trust, trust=True, or the setting store.trust)"
+            )
 
 
 def _explain(record: dict[str, Any], settings: SettingsTree) -> str:

@@ -16,6 +16,7 @@ from refit.serving.saved_model import Model
 from refit.settings import DataSettings
 from refit.store.outputs import check_output, replacing
 from refit.tables.deviations import Deviations
+from refit.tables.manifest import Manifest, expect_table
 from refit.tables.preprocessing import apply_columns
 from refit.tables.sources.data_file import Like
 from refit.tables.sources.located_rows import LocatedRows
@@ -68,10 +69,11 @@ def score_files(
     twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
     if twice is not None:
         raise DataError(f"--keep: expected columns once, and named unlike those of the predictions, found `{twice}`; leave it out")
-    columns = [column.name for column in model.manifest.columns]
-    deviations = Deviations(model.manifest.profiles)
-    batches = open_source(source, like=_find_like(model)).iterate(columns, keep, rows_per_batch)
-    tables = (_score(model, batch, model_name, keep, deviations) for batch in batches)
+    manifest = expect_table(model.manifest, "refit predict")
+    columns = [column.name for column in manifest.columns]
+    deviations = Deviations(manifest.profiles)
+    batches = open_source(source, like=_find_like(manifest)).iterate(columns, keep, rows_per_batch)
+    tables = (_score(model, manifest, batch, model_name, keep, deviations) for batch in batches)
     first = next(tables)
     num_rows = 0
     with replacing(output) as path, pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
@@ -97,15 +99,17 @@ def check_files(source: str, output: str) -> None:
     table.names()
 
 
-def _find_like(model: Model) -> Like | None:
+def _find_like(manifest: Manifest) -> Like | None:
     """What files must be written like to mean the same as those that the model learned from."""
-    dialect = model.manifest.dialect
-    names = tuple(column.name for column in model.manifest.columns)
+    dialect = manifest.dialect
+    names = tuple(column.name for column in manifest.columns)
     return None if dialect is None else Like(dialect, "the files that the model learned from", "or train on such files", names)
 
 
-def _score(model: Model, batch: LocatedRows, model_name: str, keep: Sequence[str], deviations: Deviations) -> pa.Table:
-    x = apply_columns(model.manifest.columns, batch.frame, batch.locate, observe=deviations.count)
+def _score(
+    model: Model, manifest: Manifest, batch: LocatedRows, model_name: str, keep: Sequence[str], deviations: Deviations
+) -> pa.Table:
+    x = apply_columns(manifest.columns, batch.frame, batch.locate, observe=deviations.count)
     loader = build_evaluation_loader(x, torch.zeros(len(x), dtype=torch.int64))
     outputs, _ = compute_outputs(model.module, loader, CPU, model.settings.compute.precision)
     if not outputs.sum().isfinite():  # a quick check of all rows

@@ -13,7 +13,7 @@ from refit.store.store import Store
 from refit.tables.copies import Copies, count_copies
 from refit.tables.draft import draft_dataset, remark
 from refit.tables.freezing import freeze_rows, freeze_split
-from refit.tables.manifest import Manifest, check_sources, load_manifest
+from refit.tables.manifest import Manifest, check_sources
 from refit.tables.preprocessing import AnyColumn, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.row_identities import identify_rows
@@ -106,7 +106,7 @@ def build_snapshot(
 ) -> DatasetRef:
     """Build the data set of a run, if its sources still have the digests of the recipe, and report what it holds."""
     ref = build_dataset(settings.data, settings.seed, store)
-    manifest = load_manifest(ref, store)
+    manifest = Manifest.model_validate_json(store.get(ref.digest))
     check_sources(manifest, source_digests)
     for line in manifest.describe():
         report(line)

@@ -1,19 +1,14 @@
 """How far a column has moved between two data sets, by its profiles, and how much of that is chance; does not judge models."""
 
 from collections.abc import Sequence
-from typing import Literal
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from refit.data.drifts import Drift
 from refit.tables.profiles import MAX_CATEGORIES, MIN_ROWS, NUM_BUCKETS, Numbers, Profile, find_95th, find_bucket
 
-LITTLE_PSI = 0.1
-"""Below it a column counts as stable (Siddiqi 2006): a rule of thumb."""
-LARGE_PSI = 0.25
-"""From it on a column counts as shifted (Siddiqi 2006): a rule of thumb."""
 MIN_SHARE = 0.0001
 """Stands for the share of an empty bin, whose logarithm would be infinite."""
 MAX_BINS = 10
@@ -26,36 +21,6 @@ MANY_ROWS = 100
 """If each bin can expect so many rows of each data set, the index has a chi-square distribution (Yurdakul 2018)."""
 MAX_ROWS_DRAWN = 10**8
 """At most so many rows of a data set are drawn from; NumPy's limit is 10^9."""
-
-Extent = Literal["stable", "shifted a little", "shifted", "added", "gone", "of another kind"]
-
-
-class Drift(BaseModel):
-    """How far a column has moved between two data sets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    column: str
-    psi: float | None
-    """Population stability index; None where only one data set has the column, or where it holds another kind now."""
-    noise: float | None
-    """The index is no larger than this in 19 of 20 unchanged columns, or more."""
-    missing_before: float | None
-    """Share of the rows without a value; None where the column was not there."""
-    missing_now: float | None
-    new_categories: list[str]
-    """Categories that the column never held before, most frequent first; none are known where it held too many to list."""
-
-    @property
-    def extent(self) -> Extent:
-        """The index in a word; a change that chance explains counts as stable."""
-        if self.psi is None or self.noise is None:
-            if self.missing_before is None:
-                return "added"
-            return "gone" if self.missing_now is None else "of another kind"
-        if self.psi < LITTLE_PSI or self.psi <= self.noise:
-            return "stable"
-        return "shifted" if self.psi >= LARGE_PSI else "shifted a little"
 
 
 def compare_profiles(before: Sequence[Profile], now: Sequence[Profile]) -> list[Drift]:

@@ -1,12 +1,13 @@
 """The record of a data set: what it holds, how its rows become inputs, and what people should know about it."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import polars as pl
 from pydantic import ConfigDict, Field
 
 from refit.data.examples import Examples
-from refit.errors import DataError
+from refit.errors import DataError, SettingsError
 from refit.refs import Ref
 from refit.store.store import Store
 from refit.tables.copies import Copies
@@ -33,6 +34,7 @@ class Manifest(Examples):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    maker: Literal["tables"] = "tables"
     columns: list[AnyColumn]
     profiles: list[Profile]
     time_column: str | None
@@ -44,10 +46,7 @@ class Manifest(Examples):
     source_rows: int
     test_copies: Copies | None
     dropped_columns: dict[str, str]
-    remarks: list[str] = Field(default_factory=list)
     rare_classes: dict[str, int] = Field(default_factory=dict)
-    source_digest: str
-    test_source_digest: str | None
     dialect: Dialect | None = None
 
     @property
@@ -55,10 +54,20 @@ class Manifest(Examples):
         """The column that is predicted."""
         return self.signature.target.name
 
+    def summarize_inputs(self) -> str:
+        """Count the columns by their kind."""
+        kinds = [column.kind for column in self.columns]
+        return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + " columns"
+
     @property
-    def classes(self) -> list[bool | int | str]:
-        """Its classes."""
-        return self.signature.target.classes
+    def refs(self) -> list[Ref]:
+        """Everything in the store that belongs to the data set, besides this record."""
+        return [*super().refs, *([] if self.test_rows is None else [self.test_rows])]
+
+    @property
+    def test_ref(self) -> Ref | None:
+        """What identifies the test rows: all their cells."""
+        return self.test_rows
 
     def describe(self) -> list[str]:
         """Lines for people: rows, columns by kind, classes, and what was dropped."""
@@ -130,9 +139,14 @@ class Manifest(Examples):
         return f"{copies.rows} of {self.splits['test'].rows} test rows have the features of a train row ({by_chance})"
 
 
-def load_manifest(ref: Ref, store: Store) -> Manifest:
-    """Load the manifest whose ref `build_dataset` returned."""
-    return Manifest.model_validate_json(store.get(ref.digest))
+def expect_table(examples: Examples, what: str) -> Manifest:
+    """Return the examples of a table; raise SettingsError if a model has learned from other ones."""
+    if isinstance(examples, Manifest):
+        return examples
+    raise SettingsError(
+        f"{what}: expected a model of a table, found one of items of a data set; load it by `refit.load_model`, whose `predict`"
+        " takes a data set or tensors"
+    )
 
 
 def check_sources(manifest: Manifest, digests: Sequence[str | None]) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from refit.data.inputs import apply_model, map_tensors
 from refit.data.loaders import Batches
 from refit.errors import TrainingError
 from refit.runtime.devices import autocast
@@ -20,12 +21,13 @@ def compute_outputs(model: nn.Module, loader: Batches, device: torch.device, pre
     model.eval()
     # One tensor from the start: small ones, kept between the large ones of each batch, would fragment memory.
     outputs, target = torch.empty(0), torch.empty(len(cast(Sized, loader.dataset)), dtype=torch.int64)
+    num_rows = len(target)
     end = 0
     for x, y in loader:
         with torch.inference_mode(), autocast(device, precision):
-            batch_outputs = model(x.to(device))
+            batch_outputs = apply_model(model, map_tensors(lambda part: part.to(device), x))
         if end == 0:
-            outputs = torch.empty(len(target), *batch_outputs.shape[1:])
+            outputs, target = torch.empty(num_rows, *batch_outputs.shape[1:]), y.new_empty(num_rows, *y.shape[1:])
         start, end = end, end + len(y)
         outputs[start:end] = batch_outputs
         target[start:end] = y

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from refit.data.live_items import ItemLoader
 from refit.data.loaders import Batches, ShuffledLoader
 from refit.data.signature import Signature
 from refit.errors import TrainingError
@@ -19,7 +20,7 @@ from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
 from refit.training.objective import Loss, Objective, build_objective
 from refit.training.optimizers import LearningRate, build_optimizer
-from refit.training.steps import find_engine
+from refit.training.steps import Steps, find_engine
 
 LOSSES_BETWEEN_CHECKS = 200
 
@@ -116,7 +117,7 @@ def build_training_state(
 @holding_generators(for_an_epoch=True)
 def train_epoch(
     state: TrainingState,
-    loader: ShuffledLoader,
+    loader: ShuffledLoader | ItemLoader,
     learning_rate: LearningRate,
     *,
     device: torch.device,
@@ -134,7 +135,7 @@ def train_epoch(
 
     Args:
         state: What is trained; left half-trained if this raises.
-        loader: Batches `(B, F)` and `(B,)` in training order.
+        loader: Batches in training order, for a table `(B, F)` and `(B,)`.
         learning_rate: The learning rate of a step; steps are counted from 0 over the whole run.
         device: Where the model is.
         precision: `fp32` or `bf16`.
@@ -157,7 +158,8 @@ def train_epoch(
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
     order = _draw_order(loader, state, partial)
-    steps = find_engine(engine)(
+    is_plain = isinstance(loader, ShuffledLoader) and isinstance(loader.x, Tensor)
+    steps = (find_engine(engine) if is_plain else Steps)(
         model=model,
         optimizer=state.optimizer,
         learning_rate=learning_rate,
@@ -263,10 +265,10 @@ def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) 
     return patience is not None and len(val_losses) - best_epoch(val_losses) >= patience
 
 
-def _draw_order(loader: ShuffledLoader, state: TrainingState, partial: PartialEpoch) -> Tensor:
+def _draw_order(loader: ShuffledLoader | ItemLoader, state: TrainingState, partial: PartialEpoch) -> Tensor:
     """The rows of the epoch in its own order; leaves the generators where its next batch finds them."""
     restore_random_state(partial.first_random_state)
-    order = loader.draw_order()
+    order = loader.draw_order(state.epoch + 1)
     if partial.batch_losses:
         restore_random_state(state.random_state)
     return order

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from refit.data.inputs import Mask
 from refit.data.signature import Target
 from refit.training.metrics import ClassMetrics, Metrics
 
@@ -23,7 +24,6 @@ MIN_PROBABILITY = 0.01
 
 Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
 Scores = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Score = Literal["accuracy", "log_likelihood", "brier"]
 
 SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from refit.data.own_functions import import_function
 from refit.data.signature import Signature
 from refit.errors import SettingsError
-from refit.models.building import import_function
 from refit.runtime.randomness import putting_generators_back
 from refit.training.objective import Loss
 

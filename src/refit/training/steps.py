@@ -10,14 +10,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from refit.data.inputs import Inputs, apply_model
+from refit.data.live_items import ItemLoader
 from refit.data.loaders import ShuffledLoader
 from refit.errors import SettingsError, TrainingError
 from refit.runtime.devices import autocast
 from refit.training.objective import Objective
 from refit.training.optimizers import LearningRate, set_learning_rate
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs `(B, F)` and targets `(B,)`."""
+Batch = tuple[Inputs, Tensor]
+"""Inputs, for a table `(B, F)`, and targets, for classes `(B,)`."""
 ENGINE = "refit.engine"
 """The package of faster engines; without it the reference takes all steps."""
 
@@ -52,7 +54,7 @@ def compute_gradients(
     losses = []
     for x, y in batches:
         with autocast(device, precision):
-            loss = objective.loss(forward(x), y)
+            loss = objective.loss(apply_model(forward, x), y)
         (loss * (len(y) / num_rows) if len(batches) > 1 else loss).backward()
         losses.append(loss.detach())
     return losses, None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)
@@ -69,7 +71,7 @@ class Steps:
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
     """The rate of a step; steps are counted from 0 over the whole run."""
-    loader: ShuffledLoader
+    loader: ShuffledLoader | ItemLoader
     order: Tensor
     """The loader's rows in the order of training, `(N,)`."""
     epoch: int
@@ -104,7 +106,7 @@ class Steps:
         """
         end, self.lr = min(num_done + self.accumulate_batches, self.num_batches), self.learning_rate(step)
         firsts = range(num_done * self.batch_size, end * self.batch_size, self.batch_size)
-        batches = [self.loader.gather(self.order[first : first + self.batch_size]) for first in firsts]
+        batches = [self.loader.gather_at(self.order, first) for first in firsts]
         try:
             losses, self.norm = self.compute_gradients(batches)
         except ValueError as error:

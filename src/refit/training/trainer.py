@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from refit.data import loaders
+from refit.data import live_items, loaders, sampling
 from refit.data.examples import Examples, load_examples
 from refit.data.signature import Signature
 from refit.errors import SettingsError, StoreError, TrainingError, first_line
@@ -25,6 +25,7 @@ from refit.training import checkpoints, evaluation, loop, optimizers, own_loss
 from refit.training.objective import build_objective
 
 Report = Callable[[str], object]
+TrainLoader = loaders.ShuffledLoader | live_items.ItemLoader
 TRIES = 3
 """How often the best epoch is trained if its checkpoint is lost or damaged each time."""
 
@@ -58,7 +59,7 @@ def training_alone(on_wait: Callable[[], object] = lambda: None) -> Iterator[Non
 
 def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
     """Raise SettingsError for training settings that need rows which the data set does not have."""
-    if settings.training.patience is not None and "val" not in snapshot.splits:
+    if settings.training.patience is not None and "val" not in snapshot.splits and settings.data.factory is None:
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
     if settings.training.refit_on_all and len(snapshot.splits) == 1:
         raise SettingsError(
@@ -74,30 +75,47 @@ def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: boo
     batch_size = loaders.choose_batch_size(settings.loader.batch_size, infos["train"].rows)
     drop_last = settings.loader.drop_last
     num_batches = loaders.count_batches(sum(infos[split].rows for split in splits), batch_size, drop_last)
-    ref = LoadersRef(dataset=snapshot, batch_size=batch_size, drop_last=drop_last, num_batches=num_batches, splits=splits)
-    open_loaders(ref, settings.store.url)
+    ref = LoadersRef(
+        dataset=snapshot,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        num_batches=num_batches,
+        splits=splits,
+        sampler=settings.loader.sampler,
+    )
+    open_loaders(ref, settings)
     return ref
 
 
 def open_loaders(
-    ref: LoadersRef, url: str, device: torch.device = CPU, is_crowded: bool = False
-) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
+    ref: LoadersRef, settings: SettingsTree, device: torch.device = CPU, is_crowded: bool = False
+) -> tuple[TrainLoader, loaders.Batches | None]:
     """Return the loaders of the rows to train on and, if others are left, of the validation rows; the last ones made are kept."""
-    return _open_loaders(ref.model_dump_json(), url, device, is_crowded)
+    return _open_loaders(ref.model_dump_json(), settings.store.url, _read_options(settings), device, is_crowded)
+
+
+def _read_options(settings: SettingsTree) -> live_items.LoaderOptions:
+    loader = settings.loader
+    return live_items.LoaderOptions(loader.num_workers, loader.prefetch_factor, loader.pin_memory, loader.persistent_workers)
 
 
 @lru_cache(maxsize=1)
 def _open_loaders(
-    json: str, url: str, device: torch.device, is_crowded: bool
-) -> tuple[loaders.ShuffledLoader, loaders.Batches | None]:
+    json: str, url: str, options: live_items.LoaderOptions, device: torch.device, is_crowded: bool
+) -> tuple[TrainLoader, loaders.Batches | None]:
     ref, store = LoadersRef.model_validate_json(json), Store(url)
     examples = load_examples(ref.dataset, store)
     parts = [examples.load_split(split, store) for split in ref.splits]
-    x, y = map(torch.cat, zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
-    train_loader = loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device, is_crowded)
+    x, y = live_items.join_splits(parts)
+    weights = sampling.weigh(ref.sampler, y)
+    train_loader: TrainLoader = (
+        live_items.ItemLoader(x, ref.batch_size, ref.drop_last, device, options, weights)
+        if isinstance(x, live_items.LiveItems)
+        else loaders.build_train_loader(x, y, ref.batch_size, ref.drop_last, device, is_crowded, weights)
+    )
     if "val" not in examples.splits or "val" in ref.splits:
         return train_loader, None
-    return train_loader, loaders.build_evaluation_loader(*examples.load_split("val", store), device, is_crowded)
+    return train_loader, live_items.build_ordered_loader(*examples.load_split("val", store), device, is_crowded, options)
 
 
 def start(
@@ -122,11 +140,12 @@ def start(
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
     signature = examples.signature
-    contract.check_contract(settings.model, signature)
+    sample, _ = examples.load_sample(store)
+    contract.check_contract(settings.model, signature, sample)
     own_loss.check_loss(settings.training.loss, signature)
     with _explaining(devices.list_candidates(settings.compute)[-1], settings):
         state = _build_state(examples, settings, report)
-    unkept = contract.find_unkept_state(settings.model, signature)
+    unkept = contract.find_unkept_state(settings.model, signature, sample)
     if unkept:
         warn(
             f"model.factory: {settings.model.factory} changes {', '.join(unkept)} in training, which no checkpoint and no saved"
@@ -248,7 +267,7 @@ def _train_epoch(
         if not is_crowded:
             turns.enter_context(taking_turns(device, False, tell_of_waiting, stop_waiting))
         devices.prepare_compute(settings.compute, device)
-        train_loader, val_loader = open_loaders(loaders_ref, settings.store.url, device, is_crowded)
+        train_loader, val_loader = open_loaders(loaders_ref, settings, device, is_crowded)
         num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
         clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
         log = None
@@ -291,7 +310,7 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     devices.prepare_compute(settings.compute)
     metrics = evaluation.evaluate(
         checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),
-        loaders.build_evaluation_loader(*examples.load_split(split, store)),
+        live_items.build_ordered_loader(*examples.load_split(split, store), options=_read_options(settings)),
         build_objective(examples.signature.target),
         CPU,
         settings.compute.precision,

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from refit.data.own_functions import import_anew
 from refit.data.signature import Signature
 from refit.errors import SettingsError
-from refit.models.building import build_model, check_options, import_anew
+from refit.models.building import build_model, check_options
 from refit.models.contract import check_contract, find_unkept_state
 from refit.models.mlp import ACTIVATIONS, build_mlp
 from refit.settings import ModelSettings
@@ -195,7 +196,7 @@ def test_a_factory_that_raises_is_refused(write_factory):
 
 
 def test_a_factory_of_other_parameters_is_refused(write_factory):
-    name = write_factory("def build():\n    pass\n")
+    name = write_factory("def build(a, b, c):\n    pass\n")
     assert f"expected {name}(3, 2) to return a model, found TypeError" in refused(name)
 
 

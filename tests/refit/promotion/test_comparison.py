@@ -12,8 +12,9 @@ import pytest
 from torch import nn
 
 from refit.errors import DataError, RefitError
+from refit.makers import find_maker
 from refit.promotion import comparison
-from refit.promotion.comparison import Verdict, check_slices, compare, find_slices, measure_lead, score_rows, time_row
+from refit.promotion.comparison import Verdict, compare, measure_lead, score_rows, time_row
 from refit.promotion.fair_rows import explain_missing_rows
 from refit.refs import SavedModel
 from refit.registry.versions import move_alias
@@ -21,7 +22,8 @@ from refit.serving.saved_model import Model, load_model
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest, load_test_rows
+from refit.tables.manifest import load_test_rows
+from refit.tables.table_examples import load_manifest
 
 
 def make_rows(num_rows: int, classes: str = "ab", seed: int = 0) -> pl.DataFrame:
@@ -379,14 +381,14 @@ def test_a_champion_that_no_longer_beats_the_majority_class_has_collapsed_whatev
 
 def test_slices_are_the_rows_of_each_value_of_a_column(save_version, store):
     rows = make_rows(200)
-    assert len(list(find_slices(rows, ["shop"]))) == 3
-    found = dict(find_slices(rows, ["shop"]))
+    candidate = save_version(rows)
+    found = dict(load_model(candidate.path).manifest.find_slices(rows, ["shop"]))
+    assert len(found) == 3
     assert {name: int(mask.sum()) for name, mask in found.items()} == {
         "shop is missing": rows["shop"].null_count(),
         "shop = north": (rows["shop"] == "north").sum(),
         "shop = south": (rows["shop"] == "south").sum(),
     }
-    candidate = save_version(rows)
     with pytest.raises(DataError, match=r"promotion\.slices: expected a column of the table, found no `ship`.*did you mean `shop`"):
         judge(store, candidate, None, slices=["ship"])
 
@@ -395,13 +397,14 @@ def test_slices_are_the_rows_of_each_value_of_a_column(save_version, store):
 def test_a_slice_that_is_no_column_of_the_test_rows_is_refused_before_there_is_a_candidate(tmp_path, name):
     rows, path = make_rows(4), tmp_path / name
     rows.write_csv(path) if name.endswith("csv") else rows.write_parquet(path)
+    check_slices = find_maker(DataSettings()).check_slices
     for data in (DataSettings(source=str(path)), DataSettings(source="none.csv", test_source=str(path))):
-        check_slices(PromotionSettings(slices=["shop", "id"]), data)
+        check_slices(["shop", "id"], data)
         with pytest.raises(
             DataError, match=rf"promotion\.slices: expected a column of .*{name}, found no `ship`.*did you mean `shop`"
         ):
-            check_slices(PromotionSettings(slices=["ship"]), data)
-    check_slices(PromotionSettings(slices=["x1"]), DataSettings())
+            check_slices(["ship"], data)
+    check_slices(["x1"], DataSettings())
 
 
 def test_slices_of_one_row_each_are_said_to_show_nothing(save_version, store):

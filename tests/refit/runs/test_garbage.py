@@ -15,7 +15,7 @@ from refit.runs.results import result_path
 from refit.settings import DataSettings, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 from refit.training.checkpoints import find_partial, save_partial
 
 NUM_RUNS_KEPT = 20

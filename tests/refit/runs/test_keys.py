@@ -11,14 +11,20 @@ from pydantic import ValidationError
 
 import refit
 from refit import code
+from refit.makers import find_maker
 from refit.models.architectures import ARCHITECTURES
 from refit.runs import keys
 from refit.runs.keys import Recipe, digest_json, write_recipe
-from refit.settings import resolve_settings, walk_settings
+from refit.settings import DataSettings, resolve_settings, walk_settings
 
 BASE = {"optimizer": {"name": "sgd", "lr": 0.1}, "training": {"num_epochs": 3}, "data": {"source": "rows.csv", "val": 0.2}}
 SOURCE, OTHER_SOURCE = "1" * 64, "2" * 64
 PROCESSOR = "cpu AVX2, 2 threads"
+OWN = {f"refit.data.{name}" for name in ("input_files", "inputs", "own_dataset", "own_functions", "seeded")}
+"""What reads items of a user's own."""
+READ_LATER = OWN | {f"refit.data.{name}" for name in ("drifts", "examples", "live_items", "loaders")}
+"""What serves training, for which a data set is made."""
+PROCESSORS = {f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")}
 WITHOUT_A_SAY = {
     f"refit.{name}"
     for name in (
@@ -99,8 +105,18 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.gap": ("7d", DATASET),
     "data.split_by": ("features", DATASET),
     "data.group_column": ("x1", DATASET),
+    "data.factory": ("json:loads", DATASET),
+    "data.options": ({"folder": "images"}, DATASET),
+    "data.inputs": (["images"], set()),
+    "data.cache": (True, DATASET),
     "loader.batch_size": (3, LOADERS),
     "loader.drop_last": (True, LOADERS),
+    "loader.num_workers": (2, set()),
+    "loader.prefetch_factor": (4, set()),
+    "loader.pin_memory": (True, set()),
+    "loader.persistent_workers": (True, set()),
+    "loader.collate": ("json:loads", DATASET),
+    "loader.sampler": ("json:loads", LOADERS),
     "model.architecture": ("resnet", START),
     "model.hidden_sizes": ([16], START),
     "model.activation": ("tanh", START),
@@ -151,6 +167,9 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
 """A value of each setting, and the steps whose keys it changes; device, determinism and threads come in by the processor's name."""
 
 
+OWN_DATA = {"data.source": "notebook", "data.factory": "json:dumps"}
+
+
 def test_every_setting_has_its_place_in_the_keys():
     assert set(CHANGES) == {name for name, _ in walk_settings(resolve_settings({})[0])}
 
@@ -162,6 +181,8 @@ def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
     by_other = {**by_time, "data.time_column": "x2"}
     needed = {
         "model.options": {"model.factory": "json:dumps"},
+        "data.factory": OWN_DATA,
+        **{other: OWN_DATA for other in ("data.options", "data.inputs", "data.cache", "loader.collate")},
         "data.time_column": by_other,
         "data.window": by_time,
         "data.gap": by_time,
@@ -258,10 +279,10 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
     loop = {"training.loss", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
     names = {
-        "dataset": {*settings["data"], "seed", "polars", "numpy", "duckdb", "charset-normalizer"},
-        "loaders": {"data set", *settings["loader"]},
+        "dataset": {*settings["data"] - {"data.inputs"}, "seed", "polars", "numpy", "duckdb", "charset-normalizer"},
+        "loaders": {"data set", *settings["loader"] - {*keys.READERS}},
         "start": {"data set", "seed", *settings["model"], *settings["optimizer"], *compute, "processor", "torch", "first weights"},
-        "epoch": {*settings["loader"], *loop},
+        "epoch": {*settings["loader"] - {*keys.READERS}, *loop},
         "evaluate val": {"weights", "split", "processor", "torch", "torchmetrics"},
         "save": {"name", "weights", "epochs", "metrics", "served"},
     }
@@ -310,11 +331,16 @@ def test_another_process_makes_the_same_keys():
 @pytest.mark.parametrize(
     ("roots", "without_a_say", "counted"),
     [
-        (["refit.tables.dataset"], WITHOUT_A_SAY, keys.DATA_CODE),
+        (["refit.tables.dataset"], WITHOUT_A_SAY | READ_LATER | PROCESSORS, find_maker(DataSettings()).list_code()),
+        (
+            ["refit.items.making"],
+            WITHOUT_A_SAY | PROCESSORS | READ_LATER - OWN,
+            find_maker(DataSettings(factory="a:b")).list_code(),
+        ),
         (["refit.training.loop", *keys.ENGINE_CODE], WITHOUT_A_SAY, keys.TRAINING_CODE),
-        (["refit.training.evaluation", "refit.models.building"], WITHOUT_A_SAY, keys.EVALUATION_CODE),
+        (["refit.training.evaluation", "refit.models.building", "refit.data.live_items"], WITHOUT_A_SAY, keys.EVALUATION_CODE),
     ],
-    ids=["data set", "training", "evaluation"],
+    ids=["table", "items", "training", "evaluation"],
 )
 def test_all_code_that_computes_is_an_ingredient(roots, without_a_say, counted):
     imports = grimp.build_graph("refit")

@@ -17,8 +17,8 @@ from refit.runtime import devices
 from refit.settings import Settings, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
 from refit.tables.sources.opening import digest_sources
+from refit.tables.table_examples import load_manifest
 from refit.training.checkpoints import save_report
 from refit.training.loop import EpochLog, best_epoch, has_lost_patience
 
@@ -311,7 +311,7 @@ def test_where_the_manifest_before_cannot_be_read_the_bytes_are_all_that_can_be_
     def fail(*_: object) -> None:
         raise StoreError("gone since")
 
-    monkeypatch.setattr(recipes, "load_manifest", fail)
+    monkeypatch.setattr(recipes, "load_record", fail)
     assert reasons(forecast(resolve(source), store), "build data set") == ["data.source: other bytes"]
 
 

@@ -240,7 +240,7 @@ def test_a_thread_that_waits_to_probe_a_model_leaves_the_precision_of_products_u
     torch.set_float32_matmul_precision("medium")
     try:
         with holding_generators():
-            thread = start_thread(lambda: probe(torch.nn.Linear(2, 2), 2))
+            thread = start_thread(lambda: probe(torch.nn.Linear(2, 2), torch.ones(2, 2)))
             assert torch.get_float32_matmul_precision() == "medium"
         thread.join(20)
         assert not thread.is_alive()

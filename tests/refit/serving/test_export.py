@@ -21,8 +21,8 @@ from refit.serving.export import export_model
 from refit.serving.saved_model import Model
 from refit.serving.tensor_model import MISSING_TIME, Preparation, build_array, compute_date_parts
 from refit.settings import SettingsTree
-from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
+from refit.tables.table_examples import TableExamples
 
 Run = Callable[[pl.DataFrame], list[np.ndarray]]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -71,7 +71,7 @@ def make_model(
     """A model with random weights, fitted on rows with or without missing values."""
     settings, classes = SettingsTree(name="penguins"), classes or ["no", "perhaps", "yes"]
     columns = fit_columns(make_rows(0, is_whole=is_whole), {name: KINDS[name] for name in names}, settings.data.null_values)
-    manifest = Manifest.model_construct(signature=sign_columns(columns, Target(name="y", classes=classes)), columns=columns)
+    manifest = TableExamples.model_construct(signature=sign_columns(columns, Target(name="y", classes=classes)), columns=columns)
     torch.manual_seed(0)
     network = network or build_model(settings.model, manifest.signature)
     return Model(network.eval(), manifest, settings)
@@ -307,7 +307,7 @@ def test_a_column_named_like_an_output_is_refused_in_onnx_alone():
     settings = SettingsTree()
     rows = make_rows(0).rename({"size": "class"})
     columns = fit_columns(rows, {"class": "numeric"}, settings.data.null_values)
-    manifest = Manifest.model_construct(signature=sign_columns(columns, Target(name="y", classes=[0, 1])), columns=columns)
+    manifest = TableExamples.model_construct(signature=sign_columns(columns, Target(name="y", classes=[0, 1])), columns=columns)
     model = Model(nn.Linear(len(manifest.signature.input_names), 2).eval(), manifest, settings)
     with pytest.raises(RefitError, match=r"expected columns named unlike the outputs .*, found `class`; rename it"):
         export_model(model, "model.onnx", "onnx", rows)

@@ -21,7 +21,7 @@ from refit.serving.saved_model import load_version
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 from refit.training.checkpoints import save_state
 from refit.training.evaluation import evaluate
 from refit.training.loop import build_training_state, train_epoch

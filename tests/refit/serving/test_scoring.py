@@ -16,12 +16,12 @@ from refit.models.building import build_model
 from refit.serving.saved_model import Model
 from refit.serving.scoring import score_files
 from refit.settings import SettingsTree
-from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import fit_columns, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.sources import csv_files
 from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
+from refit.tables.table_examples import TableExamples
 
 NUM_ROWS = 1000
 KINDS = {"size": "numeric", "colour": "categorical", "is_new": "boolean", "seen": "datetime"}
@@ -49,10 +49,10 @@ def make_model(classes: list) -> Model:
     columns = fit_columns(make_rows(), KINDS, settings.data.null_values)
     unused = {"splits": {}, "rows": 0, "rows_without_target": 0, "source_rows": 0, "dropped_columns": {}}
     unused |= {"source_digest": "", "test_source_digest": None, "profiles": profile_columns(make_rows(), KINDS)}
-    fields = Manifest.model_fields
+    fields = TableExamples.model_fields
     signature = sign_columns(columns, Target(name="y", classes=classes))
     known = {"signature": signature, "columns": columns, **{k: v for k, v in unused.items() if k in fields}}
-    manifest = Manifest.model_construct(**known)
+    manifest = TableExamples.model_construct(**known)
     torch.manual_seed(0)
     return Model(build_model(settings.model, manifest.signature).eval(), manifest, settings)
 

@@ -20,11 +20,12 @@ from sklearn.preprocessing import StandardScaler
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import Manifest, load_manifest, load_test_rows
+from refit.tables.manifest import Manifest, load_test_rows
 from refit.tables.preprocessing import apply_columns, fit_columns
 from refit.tables.row_identities import convert_rows
 from refit.tables.schema import find_reading
 from refit.tables.sources.opening import open_source
+from refit.tables.table_examples import load_manifest
 
 PENGUINS = Path(__file__).parents[3] / "examples" / "penguins.csv"
 

@@ -10,7 +10,8 @@ from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
 from refit.tables.draft import check_data
-from refit.tables.manifest import Manifest, load_manifest
+from refit.tables.manifest import Manifest
+from refit.tables.table_examples import load_manifest
 
 
 @pytest.fixture

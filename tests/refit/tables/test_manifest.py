@@ -9,7 +9,8 @@ from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import Manifest, load_manifest
+from refit.tables.manifest import Manifest
+from refit.tables.table_examples import load_manifest
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables import overview
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
 from refit.tables.overview import Overview, look_at_table
+from refit.tables.table_examples import load_manifest
 
 KINDS = {"number": "numeric", "time": "numeric", "date": "datetime", "boolean": "boolean", "category": "categorical"}
 N = 80

@@ -10,8 +10,8 @@ import pytest
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
 from refit.tables.remarks import find_stand_ins
+from refit.tables.table_examples import load_manifest
 
 
 def build_lines(store: Store, columns: dict[str, Any], end: str = "csv", **settings: Any) -> list[str]:

@@ -10,8 +10,9 @@ from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import Manifest, load_manifest, load_test_rows
+from refit.tables.manifest import Manifest, load_test_rows
 from refit.tables.row_identities import convert_rows
+from refit.tables.table_examples import load_manifest
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from refit.reports import figures
 from refit.runs.garbage import find_garbage
 from refit.settings import DataSettings, ModelSettings, OptimizerSettings, SettingsTree, resolve_settings
 from refit.tables.dataset import build_dataset
-from refit.tables.manifest import load_manifest
+from refit.tables.table_examples import load_manifest
 from refit.training import checkpoints
 from refit.training.checkpoints import (
     digest_weights,
@@ -400,7 +400,7 @@ def test_a_saved_version_holds_all_that_it_needs(saved, store):
     record = json.loads((folder / "version.json").read_text())
     assert (record["epoch"], record["checkpoint"]) == (1, ref.digest)
     assert (record["weights_digest"], record["torch"]) == (model.weights_digest, torch.__version__)
-    assert record["probe"] == probe(state.model.eval(), 2)
+    assert record["probe"] == probe(state.model.eval(), manifest.read_sample(None)[0])
     assert (record["code"], record["key"]) == ({}, None)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["created"])
     assert record["files"] == {

@@ -1,0 +1,84 @@
+"""The files that the user's data sets read: digested by content, each once as long as it is unchanged."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from refit.errors import DataError, StoreError
+from refit.store.store import Store
+
+FOLDER = "inputs"
+GLOB_SIGNS = "*?["
+
+
+def digest_inputs(inputs: Sequence[str], store: Store) -> dict[str, str]:
+    """Digest the files that `data.inputs` names, by their paths below what names them.
+
+    A file that looks unchanged, by its size and time or what else its file system tells, is not read again.
+
+    Raises:
+        DataError: There is no such file, or one cannot be read.
+    """
+    place = f"{FOLDER}/{hashlib.sha256(json.dumps([*inputs]).encode()).hexdigest()}.json"
+    known, found = _read(place, store), dict[str, Any]()
+    digests = {}
+    for position, source in enumerate(inputs):
+        system, root = url_to_fs(source)
+        system.invalidate_cache()
+        try:
+            paths = _list_files(system, root, source)
+            for path, info in paths.items():
+                token = hashlib.sha256(str(sorted(info.items(), key=str)).encode()).hexdigest()
+                before = known.get(path)
+                if before is None or before[0] != token:
+                    with system.open(path, "rb") as file:
+                        before = [token, hashlib.file_digest(file, "sha256").hexdigest()]
+                found[path] = before
+                digests[f"{position}:{path.removeprefix(root.split('*')[0]).lstrip('/')}"] = before[1]
+        except OSError as error:
+            raise DataError(f"data.inputs: expected files that can be read in {source}, found: {error}; mend it") from error
+    if found != known:
+        store.write(place, json.dumps(found).encode())
+    return digests
+
+
+def join_digests(digests: Mapping[str, str]) -> str:
+    """SHA-256 over the paths and contents of files, in any order."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def compare_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Say how many files are new, gone or changed."""
+    counts = {
+        "new": len(now.keys() - before.keys()),
+        "gone": len(before.keys() - now.keys()),
+        "changed": sum(now[path] != before[path] for path in now.keys() & before.keys()),
+    }
+    told = [f"{count} {what} file{'s' * (count != 1)}" for what, count in counts.items() if count]
+    return [f"data.inputs: {', '.join(told)}"] if told else []
+
+
+def _list_files(system: Any, root: str, source: str) -> dict[str, dict[str, Any]]:
+    """Describe the files of a source by their paths: a file, those below a folder, or those that match."""
+    if any(sign in root for sign in GLOB_SIGNS):
+        found = system.glob(root, detail=True)
+    elif system.isfile(root):
+        found = {root: system.info(root)}
+    else:
+        found = system.find(root, detail=True)
+    files = {path: info for path, info in found.items() if info["type"] == "file"}
+    if not files:
+        raise DataError(f"data.inputs: expected files in {source}, found none; check the path")
+    return dict(sorted(files.items()))
+
+
+def _read(place: str, store: Store) -> dict[str, Any]:
+    """What is known of the files by their paths."""
+    try:
+        content = json.loads(store.read(place))
+    except (StoreError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,186 @@
+"""The user's own data sets: opened by the factory that the settings name, and read in batches of items."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from refit.code import importing_from_here
+from refit.data.inputs import Inputs
+from refit.data.own_functions import convert_options, import_function
+from refit.data.seeded import keeping_generators, seed_item
+from refit.errors import DataError, RefitError, SettingsError
+from refit.runtime.randomness import putting_generators_back
+from refit.texts import list_names
+
+SPLITS = ("train", "val", "test")
+WHOLE = "all"
+"""Stands for the one data set that a factory returns, which is divided."""
+PARTS = (*SPLITS, WHOLE)
+
+
+class OwnSource(BaseModel):
+    """What opens the user's data sets, and how their items become batches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factory: str
+    options: dict[str, Any]
+    seed: int
+    """With epoch and index, it seeds each item."""
+    collate: str | None = None
+    has_targets: bool = True
+    """Whether an item is `(inputs, target)`; a step of the user's own may take other items."""
+
+    def open(self) -> dict[str, Any]:
+        """Open the data sets by split; the last ones opened are kept, as opening may take long.
+
+        Raises:
+            SettingsError: The factory cannot be called, or does not return map-style data sets.
+            DataError: One of them has no items.
+        """
+        return _open(self.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _open(source_json: str) -> dict[str, Any]:
+    source = OwnSource.model_validate_json(source_json)
+    factory = import_function(source.factory, "data.factory")
+    options = convert_options(factory, source.factory, source.options, "data.options")
+    with importing_from_here(), putting_generators_back():
+        try:
+            found = factory(**options)
+        except RefitError:
+            raise
+        except Exception as error:
+            named = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise SettingsError(
+                f"data.factory: expected {source.factory}({named}) to return a data set, found {type(error).__name__}: {error};"
+                " correct the function, or give its arguments by data.options"
+            ) from error
+    return _check(found, source.factory)
+
+
+def forget_datasets() -> None:
+    """Open data sets anew when they are next asked for, as the files that they read may have changed."""
+    _open.cache_clear()
+
+
+def _check(found: Any, name: str) -> dict[str, Any]:
+    """Return data sets by split, and a single one as `all`."""
+    datasets = dict(found) if isinstance(found, Mapping) else {WHOLE: found}
+    if WHOLE not in datasets and not {"train"} <= datasets.keys() <= {*SPLITS}:
+        raise SettingsError(
+            f"data.factory: expected {name} to return one data set, or a mapping of `train`, `test` and, if there is one, `val`,"
+            f" found {list_names(map(str, datasets)) or 'an empty mapping'}; rename them"
+        )
+    for split, dataset in datasets.items():
+        is_iterable = isinstance(dataset, IterableDataset)
+        if is_iterable or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            kind = "an IterableDataset" if is_iterable else f"a {type(dataset).__name__}"
+            raise SettingsError(
+                f"data.factory: expected a map-style data set, with `__len__` and `__getitem__`, from {name}, found {kind}"
+                f"{'' if split == WHOLE else f' as {split}'}; give each item by its index, so that items can be shuffled and an"
+                " interrupted epoch can go on"
+            )
+        if len(dataset) == 0:
+            raise DataError(f"{describe_part(split)} of {name}: expected items, found none; look at its files and options")
+    return {split: datasets[split] for split in PARTS if split in datasets}
+
+
+def describe_part(part: str) -> str:
+    """Name one of the user's data sets."""
+    return "the data set" if part == WHOLE else f"the {part} data set"
+
+
+def name_item(dataset: Any, index: int) -> str:
+    """Name an item by its index and, if the data set tells it, its id or file."""
+    found = find_id(dataset, index)
+    return f"item {index}" if found is None else f"item {index} ({found})"
+
+
+def find_id(dataset: Any, index: int) -> str | None:
+    """Find what the data set calls an item: its entry of `ids`, or the path in `samples` below `root`, as torchvision has them."""
+    ids = getattr(dataset, "ids", None)
+    if ids is not None:
+        return str(ids[index])
+    samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
+    if samples is None:
+        return None
+    path = str(samples[index][0])
+    return path if root is None else path.removeprefix(str(root)).lstrip("/")
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """Why an item, or a batch that begins with it, cannot be read."""
+
+    part: str
+    index: int
+    reason: str
+
+
+class ItemReader(Dataset[Any]):
+    """Reads batches: for epoch, part and indices, the collated items, each with generators seeded for it.
+
+    Collating draws from seeded generators, too, so that a batch does not depend on who makes it.
+    """
+
+    def __init__(self, source: OwnSource, datasets: Mapping[str, Any] | None = None) -> None:
+        self.source, self.datasets = source, source.open() if datasets is None else datasets
+        self.collate = default_collate if source.collate is None else import_function(source.collate, "loader.collate")
+
+    def __getitem__(self, key: tuple[int, Sequence[tuple[str, int]]]) -> tuple[Inputs, Tensor] | BadItem:
+        epoch, places = key
+        with keeping_generators():
+            items = []
+            for part, index in places:
+                seed_item(self.source.seed, epoch, index)
+                try:
+                    items.append(self.datasets[part][index])
+                except Exception as error:
+                    return BadItem(part, index, f"{type(error).__name__}: {error}")
+            try:
+                return as_batch(self.collate(items), len(items), self.source.has_targets)
+            except Exception as error:
+                reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
+                return BadItem(*places[0], reason)
+
+    def read_item(self, part: str, index: int, epoch: int = 0) -> Any:
+        """Read one item as the data set gives it.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        with keeping_generators():
+            seed_item(self.source.seed, epoch, index)
+            try:
+                return self.datasets[part][index]
+            except Exception as error:
+                raise self.explain(BadItem(part, index, f"{type(error).__name__}: {error}")) from error
+
+    def explain(self, bad: BadItem) -> DataError:
+        """Make the error for an item that cannot be read."""
+        named = name_item(self.datasets[bad.part], bad.index)
+        return DataError(
+            f"{named} of {describe_part(bad.part)} of {self.source.factory}: expected inputs and target, found {bad.reason};"
+            " mend its file or the data set"
+        )
+
+
+def as_batch(batch: Any, num_items: int, has_targets: bool) -> tuple[Inputs, Tensor]:
+    """Return inputs and targets of a collated batch; zeros stand for targets that items do not have."""
+    if not has_targets:
+        return batch, torch.zeros(num_items, dtype=torch.int64)
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        kind = f"{len(batch)} parts" if isinstance(batch, list | tuple) else type(batch).__name__
+        raise TypeError(f"expected pairs of inputs and target, found {kind}")
+    x, y = batch
+    if not isinstance(y, Tensor):
+        raise TypeError(f"expected targets that are numbers or tensors, found {type(y).__name__}")
+    return tuple(x) if isinstance(x, list) else x, y.float() if y.is_floating_point() else y.long()

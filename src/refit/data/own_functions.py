@@ -1,0 +1,93 @@
+"""Imports the user's own functions, by the names that settings give them, and checks their options."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from refit.code import digest_user_code, importing_from_here
+from refit.errors import SettingsError
+from refit.runtime.devices import putting_defaults_back
+from refit.texts import list_names
+
+_imported: dict[str, str] = {}
+"""The modules of users that this process has imported, with their digests at that time."""
+
+
+def import_anew(functions: Mapping[str, str | None]) -> None:
+    """Import the modules of a user's functions as their files are now.
+
+    Python alone would keep what it imported first for the life of a process, which may be a notebook's.
+
+    Args:
+        functions: `package.module:function` by the setting that names it.
+
+    Raises:
+        SettingsError: As `import_function`, or a source cannot be read.
+    """
+    digests = {
+        own.removeprefix("code."): digest
+        for setting, name in functions.items()
+        for own, digest in digest_user_code(name, setting).items()
+        if own.startswith("code.")
+    }
+    if any(_imported.get(own, digest) != digest for own, digest in digests.items()):
+        for own in _imported:  # all, as any of them may have imported the changed one
+            sys.modules.pop(own, None)
+        _imported.clear()
+    _imported.update(digests)
+    for setting, name in functions.items():
+        if name is not None:
+            import_function(name, setting)
+
+
+def import_function(name: str, setting: str) -> Callable[..., Any]:
+    """Import `package.module:function`, which a setting names.
+
+    Raises:
+        SettingsError: There is no such module or function, or the module fails on import.
+    """
+    module_name, function_name = name.split(":")
+    try:
+        with importing_from_here(), putting_defaults_back():
+            function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:
+        raise SettingsError(
+            f"{setting}: expected a function that can be imported, found {name!r}: {type(error).__name__}: {error}; "
+            "give package.module:function, from the working directory or installed"
+        ) from error
+    return function
+
+
+def convert_options(function: Callable[..., Any], name: str, options: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    """Return the options of a function, converted to the types that it is annotated with.
+
+    Raises:
+        SettingsError: The function takes no argument of the name of an option, or one of another type.
+    """
+    try:
+        parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
+    except (TypeError, ValueError, NameError):
+        return dict(options)
+    takes_all = any(it.kind is it.VAR_KEYWORD for it in parameters.values())
+    unknown = [option for option in options if option not in parameters and not takes_all]
+    if unknown:
+        raise SettingsError(
+            f"{setting}: expected arguments that {name} takes, which has {list_names(parameters)}, found {list_names(unknown)};"
+            " correct the name"
+        )
+    checked = {}
+    for option, value in options.items():
+        try:
+            checked[option] = TypeAdapter(hints[option]).validate_python(value) if option in hints else value
+        except PydanticSchemaGenerationError:  # of a type that only the function knows
+            checked[option] = value
+        except ValidationError as error:
+            expected, reason = getattr(hints[option], "__name__", hints[option]), error.errors()[0]["msg"]
+            raise SettingsError(
+                f"{setting}.{option}: expected {expected}, as {name} is annotated, found {value!r}: {reason}; change it"
+            ) from error
+    return checked

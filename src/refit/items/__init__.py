@@ -1,0 +1,1 @@
+"""One maker of examples: the items of the user's own data sets."""

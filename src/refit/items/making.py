@@ -1,0 +1,254 @@
+"""Builds the data set of a run from the user's own data sets: divides them, and freezes items or their places in the store."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from refit.data.examples import Examples, SplitInfo
+from refit.data.identities import Hashes, mix, number_copies
+from refit.data.input_files import digest_inputs, join_digests
+from refit.data.inputs import Inputs, list_tensors, name_tensors
+from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, describe_part, name_item
+from refit.data.signature import Signature, TensorSpec
+from refit.errors import DataError
+from refit.items.digests import FIRST_PASS, find_digest, join_parts, read_source
+from refit.items.reading import hash_ids, hash_item, read_facts
+from refit.items.targets import find_target, read_targets
+from refit.refs import DatasetRef, Ref
+from refit.runtime.limits import find_free_memory
+from refit.settings import DataSettings, SettingsTree
+from refit.store.store import Store
+
+DEFAULT_SHARE = 0.15
+NUM_SAMPLED = 3
+NUM_COMPARED = 16
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set with N items.
+
+    Args:
+        name: Its split, or `all`.
+        hashes: What identifies each item, `(N,)`.
+        y: Their targets, `(N, …)`.
+        contents: Hashes of what each holds, `(N,)`; None if not all were read.
+        x: Their inputs, if they are to be frozen.
+    """
+
+    name: str
+    hashes: Hashes
+    y: Tensor
+    contents: Hashes | None = None
+    x: Inputs | None = None
+
+
+def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store: Store, report: Report, warn: Report) -> DatasetRef:
+    """Build the data set of a run, if what it is made from still has the digest of the recipe, and report what it holds.
+
+    Raises:
+        DataError: Items cannot be read, differ from read to read, or are not enough for the splits.
+        SettingsError: The factory cannot be used.
+    """
+    source, data = read_source(settings), settings.data
+    files = digest_inputs(data.inputs, store) if data.inputs else None
+    if files is not None and join_digests(files) != digests[0]:
+        raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
+    reader = ItemReader(source)
+    parts = {name: _read_part(reader, name, settings, report) for name in reader.datasets}
+    if files is None and join_parts({name: part.contents for name, part in parts.items()}, reader) != digests[0]:
+        raise DataError(_explain_other_items(source.factory))
+    places = divide(parts, data, settings.seed)
+    origin, train = places["train"]
+    target = find_target(reader.datasets[origin], {split: parts[name].y[rows] for split, (name, rows) in places.items()}, source)
+    splits = {split: _freeze(parts[name], rows, len(target.classes), store) for split, (name, rows) in places.items()}
+    x, y = _take_sample(reader, origin, train)
+    examples = Examples(
+        signature=Signature(columns=[], target=target, tensors=_describe_tensors(reader, origin, train)),
+        splits=splits,
+        source=source,
+        sample=_keep(store, "arrays", safetensors.torch.save(_contiguous({**name_tensors(x), "y": y}))),
+        inputs=None if files is None else _keep(store, "rows", json.dumps(files).encode()),
+        source_digest=str(digests[0]),
+    )
+    for line in examples.describe():
+        report(line)
+    for line in examples.list_warnings():
+        warn(line)
+    record = _keep(store, "dataset", examples.model_dump_json().encode())
+    return DatasetRef(**record.model_dump(), splits={split: info.ref for split, info in splits.items()}, test_rows=None)
+
+
+def divide(parts: Mapping[str, Part], data: DataSettings, seed: int) -> dict[str, tuple[str, Tensor]]:
+    """Divide items: for each split, the data set that it is from and its indices there.
+
+    What the factory does not divide, a hash of each item's identity does: an item never changes sides as others come and go.
+
+    Raises:
+        DataError: A split has no items.
+    """
+    if WHOLE in parts:
+        shares = {
+            name: DEFAULT_SHARE if share is None else float(share) for name, share in (("val", data.val), ("test", data.test))
+        }
+        origin = WHOLE
+    else:
+        shares = {name: float(getattr(data, name) or 0) for name in ("val", "test") if name not in parts}
+        origin = "train"
+    sides = choose_sides(parts[origin].hashes, shares, seed)
+    found = {split: (origin, torch.from_numpy(np.flatnonzero(sides == split))) for split in ("train", *shares)}
+    found = {split: place for split, place in found.items() if split == "train" or shares[split]}
+    found |= {name: (name, torch.arange(len(part.y))) for name, part in parts.items() if name != origin}
+    for split, (_, rows) in found.items():
+        if len(rows) == 0:
+            share = f"a share of {shares[split]:g}" if split in shares else "what is left"
+            raise DataError(
+                f"{split} split: expected items, found none, as {share} of {len(parts[origin].y)} items, each divided by what it"
+                f" holds, has none; add items, or change data.{split if split in shares else 'val'}"
+            )
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def choose_sides(hashes: Hashes, shares: Mapping[str, float], seed: int) -> Any:
+    """Choose `train` or a split with a share for each item, by its hash, `(N,)`."""
+    draws = mix(hashes ^ mix(np.full(1, seed, np.uint64))) / 2.0**64
+    sides = np.full(len(hashes), "train", "<U5")
+    start = 0.0
+    for split, share in reversed([*shares.items()]):  # the test split first, so that another share for validation does not move it
+        sides[(draws >= start) & (draws < start + share)] = split
+        start += share
+    return sides
+
+
+def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Report) -> Part:
+    """Read what a data set does not tell by itself: its items, if they are to be frozen or nothing else says what they hold."""
+    dataset, targets = reader.datasets[name], read_targets(reader, name)
+    ids = hash_ids(dataset)
+    is_given = bool(settings.data.inputs) or find_digest(dataset) is not None
+    is_frozen = settings.data.cache or (not is_given and settings.loader.collate is None)
+    if is_given and not is_frozen and targets is not None and ids is not None:
+        return Part(name, ids, targets)
+    room = find_free_memory() // 4 if is_frozen else -1
+    contents, ys, items = list[int](), list[Tensor](), list[Any]()
+    for fact in read_facts(reader, name, report, num_workers=settings.loader.num_workers, keep=is_frozen):
+        contents.append(fact.hash)
+        ys.append(torch.zeros((), dtype=torch.int64) if fact.target is None else fact.target)
+        room -= sum(part.nbytes for part in list_tensors(fact.item))
+        items = [*()] if room < 0 else items
+        if room >= 0:
+            items.append(fact.item)
+    hashes = np.array(contents, np.uint64)
+    x = _stack(items, reader) if len(items) == len(hashes) else None
+    if settings.data.cache:
+        _refuse_uncached(reader, name, hashes, x)
+    y = _stack_targets(ys, reader, name) if targets is None else targets
+    return Part(name, hashes if ids is None else ids, y, hashes, x)
+
+
+def _stack(items: Sequence[Any], reader: ItemReader) -> Inputs | None:
+    """Make one batch of the inputs of all items; None if they do not have the same shapes."""
+    inputs = [item[0] for item in items] if reader.source.has_targets else items
+    try:
+        x = default_collate([*inputs])
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    x = tuple(x) if isinstance(x, list) else x
+    return x if list_tensors(x) else None
+
+
+def _stack_targets(ys: Sequence[Tensor], reader: ItemReader, name: str) -> Tensor:
+    try:
+        y = torch.stack(list(ys))
+    except RuntimeError:
+        odd = next(index for index, one in enumerate(ys) if one.shape != ys[0].shape)
+        named = name_item(reader.datasets[name], odd)
+        raise DataError(
+            f"{named} of {describe_part(name)} of {reader.source.factory}: expected a target of {tuple(ys[0].shape)}, as of item 0,"
+            f" found {tuple(ys[odd].shape)}; make targets of one shape, or set training.step"
+        ) from None
+    return y.float() if y.is_floating_point() else y.long()
+
+
+def _refuse_uncached(reader: ItemReader, name: str, hashes: Hashes, x: Inputs | None) -> None:
+    """Refuse items that cannot be kept as tensors: they differ in shape, do not fit into memory, or are random."""
+    what = describe_part(name)
+    if x is None:
+        raise DataError(
+            f"data.cache: expected items of one shape, which fit into memory together, in {what}, found others; set it to false"
+        )
+    for index in range(0, len(hashes), max(1, len(hashes) // NUM_COMPARED)):
+        if hash_item(reader.read_item(name, index, FIRST_PASS)) != hashes[index]:
+            raise DataError(
+                f"data.cache: expected items that are the same whenever they are read, found that"
+                f" {name_item(reader.datasets[name], index)} of {what} is random; set it to false"
+            )
+
+
+def _explain_other_items(factory: str) -> str:
+    return (
+        f"data.factory: expected items of {factory} that are the same whenever they are read, found that they differ, so that"
+        " nobody could say whether the data has changed; name the files that they are made from in data.inputs, or give the data"
+        " set a method `digest()`, which says what it holds, or leave what is random out"
+    )
+
+
+def _take_sample(reader: ItemReader, name: str, rows: Tensor) -> tuple[Inputs, Tensor]:
+    """Return a batch of the first items."""
+    batch = reader[0, [(name, index) for index in rows[:NUM_SAMPLED].tolist()]]
+    if isinstance(batch, BadItem):
+        raise reader.explain(batch)
+    if not list_tensors(batch[0]):
+        raise reader.explain(BadItem(name, int(rows[0]), f"no tensor among its inputs, but a {type(batch[0]).__name__}"))
+    return batch
+
+
+def _describe_tensors(reader: ItemReader, name: str, rows: Tensor) -> dict[str, TensorSpec]:
+    """Describe the tensors of an item by a few of them, collated alone; what differs among them is None."""
+    singles = []
+    for index in rows[:NUM_SAMPLED].tolist():
+        batch = reader[0, [(name, index)]]
+        if isinstance(batch, BadItem):
+            raise reader.explain(batch)
+        singles.append(name_tensors(batch[0]))
+    specs = {}
+    for key, tensor in singles[0].items():
+        shapes = [tuple(single[key].shape[1:]) for single in singles if key in single]
+        same = len({len(shape) for shape in shapes}) == 1
+        shape = [size if same and len({other[place] for other in shapes}) == 1 else None for place, size in enumerate(shapes[0])]
+        specs[key] = TensorSpec(dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
+    return specs
+
+
+def _freeze(part: Part, rows: Tensor, num_classes: int, store: Store) -> SplitInfo:
+    """Keep the examples of a split: their inputs, or where their items are."""
+    y = part.y[rows]
+    hashes = part.hashes[rows.numpy()]
+    tensors = {
+        "y": y,
+        "hashes": torch.from_numpy(hashes.view(np.int64)),
+        "numbers": torch.from_numpy(number_copies(hashes)),
+    }
+    if part.x is None:
+        tensors |= {"indices": rows, "parts": torch.full_like(rows, PARTS.index(part.name))}
+    else:
+        tensors |= {name: tensor[rows] for name, tensor in name_tensors(part.x).items()}
+    ref = _keep(store, "arrays", safetensors.torch.save(_contiguous(tensors)))
+    counts: list[int] = torch.bincount(y, minlength=num_classes).tolist() if num_classes else []
+    return SplitInfo(rows=len(rows), class_counts=counts, digest=ref.digest, size=ref.size)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, as safetensors refuses views that share memory."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _keep(store: Store, kind: Any, data: bytes) -> Ref:
+    return Ref(kind=kind, digest=store.put(data), size=len(data))

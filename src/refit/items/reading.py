@@ -1,0 +1,132 @@
+"""Reads items to the end: what identifies each, and its target."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from refit.data.identities import Hashes
+from refit.data.inputs import list_tensors
+from refit.data.own_dataset import ItemReader, describe_part, find_id, name_item
+from refit.errors import DataError
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of an item: a hash of its content, and its target, `(…)`, if it has one."""
+
+    hash: int
+    target: Tensor | None
+    item: Any
+
+
+class _Facts(Dataset[Any]):
+    """The facts of items, read with the seeds of an epoch."""
+
+    def __init__(self, reader: ItemReader, part: str, epoch: int, keep: bool) -> None:
+        self.reader, self.part, self.epoch, self.keep = reader, part, epoch, keep
+
+    def __len__(self) -> int:
+        return len(self.reader.datasets[self.part])
+
+    def __getitem__(self, index: int) -> Fact | DataError:
+        try:
+            item = self.reader.read_item(self.part, index, self.epoch)
+        except DataError as error:
+            return error
+        target = None
+        if self.reader.source.has_targets:
+            try:
+                _, target = item
+                target = default_collate([target])[0]
+            except (TypeError, ValueError) as error:
+                named = name_item(self.reader.datasets[self.part], index)
+                return DataError(
+                    f"{named} of {describe_part(self.part)} of {self.reader.source.factory}: expected (inputs, target), the target"
+                    f" a number or a tensor, found {_describe(item)}: {error}; return both, or set training.step"
+                )
+        return Fact(hash_item(item), target, item if self.keep else None)
+
+
+def read_facts(
+    reader: ItemReader, part: str, report: Callable[[str], object], epoch: int = 0, num_workers: int = 0, keep: bool = False
+) -> Iterator[Fact]:
+    """Read all items of a data set in order.
+
+    Args:
+        reader: Opens and reads them.
+        part: Which of the data sets.
+        report: Receives a line now and then.
+        epoch: With whose seeds they are read.
+        num_workers: Processes that read them.
+        keep: Whether facts have the items.
+
+    Raises:
+        DataError: An item cannot be read.
+    """
+    facts = _Facts(reader, part, epoch, keep)
+    loader = DataLoader(facts, batch_size=None, collate_fn=_as_is, num_workers=num_workers, generator=torch.Generator())
+    told = time.monotonic()
+    for number, fact in enumerate(loader, start=1):
+        if isinstance(fact, DataError):
+            raise fact
+        if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            report(f"read {number:,} of {len(facts):,} items of {describe_part(part)}")
+        yield fact
+
+
+def hash_ids(dataset: Any) -> Hashes | None:
+    """Hash what the data set calls each item; None if it does not."""
+    if find_id(dataset, 0) is None:
+        return None
+    return np.array([hash_bytes(str(find_id(dataset, index)).encode()) for index in range(len(dataset))], np.uint64)
+
+
+def hash_item(item: Any) -> int:
+    """Hash the content of an item, however nested."""
+    digest = hashlib.blake2b(digest_size=8)
+    _add(digest, item)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def hash_bytes(data: bytes) -> int:
+    """Hash bytes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _add(digest: Any, item: Any) -> None:
+    if isinstance(item, Tensor):
+        item = item.detach().contiguous().numpy()
+    if isinstance(item, np.ndarray):
+        digest.update(f"{item.dtype}{item.shape}".encode())
+        digest.update(np.ascontiguousarray(item).data)
+    elif isinstance(item, dict):
+        for name, value in item.items():
+            digest.update(f"{name}:".encode())
+            _add(digest, value)
+    elif isinstance(item, tuple | list):
+        digest.update(f"[{len(item)}".encode())
+        for value in item:
+            _add(digest, value)
+    else:
+        digest.update(f"{type(item).__name__} {item!r}".encode())
+
+
+def _describe(item: Any) -> str:
+    tensors = list_tensors(item)
+    if isinstance(item, tuple | list):
+        return f"{len(item)} parts"
+    return f"a tensor of {tuple(tensors[0].shape)}" if tensors and isinstance(item, Tensor) else f"a {type(item).__name__}"
+
+
+def _as_is(fact: Any) -> Any:
+    return fact

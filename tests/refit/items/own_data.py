@@ -1,0 +1,178 @@
+"""Data sets and networks as notebooks have them."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+NUM_ITEMS = 60
+
+
+class ToyDataset(Dataset):
+    def __init__(self, features, labels):
+        self.features, self.labels = features, labels
+
+    def __getitem__(self, index):
+        return self.features[index], self.labels[index]
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def draw(num_items=NUM_ITEMS, shape=(4,)):
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(num_items) % 3
+    return torch.randn(num_items, *shape, generator=generator) + y.view(-1, *[1] * len(shape)), y
+
+
+def toy(num_items: int = NUM_ITEMS):
+    x, y = draw(num_items)
+    return {"train": ToyDataset(x, y), "val": ToyDataset(x[:30], y[:30]), "test": ToyDataset(-x[:31], y[:31])}
+
+
+def whole(num_items: int = NUM_ITEMS):
+    return ToyDataset(*draw(num_items))
+
+
+class Net(nn.Module):
+    """Of any inputs: they are flattened and put side by side."""
+
+    def __init__(self, num_inputs=4, num_outputs=3):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(num_inputs, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, num_outputs))
+
+    def forward(self, *xs, **named):
+        return self.layers(torch.cat([x.flatten(1) for x in (*xs, *named.values())], dim=1))
+
+
+class Files(Dataset):
+    """A file of numbers an item, moved at random by each of the three generators, in training."""
+
+    def __init__(self, folder, is_random):
+        self.samples = [(str(path), int(path.stem) % 3) for path in sorted(Path(folder).glob("*.npy"))]
+        self.targets = [target for _, target in self.samples]
+        self.classes = ["cat", "dog", "owl"]
+        self.is_random = is_random
+        self.log = os.environ.get("READS")
+
+    def __getitem__(self, index):
+        path, target = self.samples[index]
+        if self.log:
+            with open(self.log, "a") as log:
+                log.write(f"{index}\n")
+        x = torch.from_numpy(np.load(path))
+        return x + self.is_random * (torch.randn(4) + np.random.randn() + random.random()), target
+
+    def __len__(self):
+        return len(self.samples)
+
+
+def files(folder: str = "files", is_random: bool = True):
+    return {
+        "train": Files(f"{folder}/train", is_random),
+        "val": Files(f"{folder}/val", False),
+        "test": Files(f"{folder}/test", False),
+    }
+
+
+def write_files(folder="files"):
+    for split, num_items in (("train", 50), ("val", 12), ("test", 12)):
+        Path(folder, split).mkdir(parents=True, exist_ok=True)
+        x, _ = draw(num_items)
+        for number, row in enumerate(x):
+            np.save(f"{folder}/{split}/{number:03}.npy", row.numpy())
+
+
+class Changed(Dataset):
+    """Another data set, whose items a function changes."""
+
+    def __init__(self, dataset, change):
+        self.dataset, self.change = dataset, change
+
+    def __getitem__(self, index):
+        return self.change(index, *self.dataset[index])
+
+    def __len__(self):
+        return len(self.dataset)
+
+
+def misnamed():
+    return {"training": toy()["train"]}
+
+
+def changed(change):
+    return {split: Changed(dataset, change) for split, dataset in toy().items()}
+
+
+def pairs():
+    return changed(lambda _, x, y: ((x[:2], x[2:]), y))
+
+
+def named():
+    return changed(lambda _, x, y: ({"left": x[:2], "right": x[2:]}, y))
+
+
+def noisy():
+    return changed(lambda _, x, y: (x + torch.randn(4), y))
+
+
+def lengths():
+    return changed(lambda index, x, y: (x.repeat(1 + index % 3), y))
+
+
+def add_up(items):
+    """Make a batch of items of several lengths."""
+    return torch.stack([x.view(-1, 4).sum(dim=0) for x, _ in items]), torch.tensor([int(y) for _, y in items])
+
+
+def weigh(targets):
+    return 1.0 + targets
+
+
+class Failing(Files):
+    def __getitem__(self, index):
+        if index == 7 and self.is_random:
+            raise OSError("image file is truncated")
+        return super().__getitem__(index)
+
+
+def failing():
+    return {"train": Failing("files/train", True), "test": Failing("files/test", False)}
+
+
+class Killing(Files):
+    """Kills the loader process that reads item 7, once."""
+
+    def __getitem__(self, index):
+        if index == 7 and self.is_random and torch.utils.data.get_worker_info() is not None and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def killing():
+    return {"train": Killing("files/train", True), "test": Killing("files/test", False)}
+
+
+def train_plainly(dataset, num_epochs, batch_size=8, seed=0, sampler=None, collate_fn=None, num_inputs=4):
+    """The notebook's loop: losses, and weights."""
+    torch.manual_seed(seed)
+    model = Net(num_inputs, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler, collate_fn=collate_fn)
+    losses = []
+    for epoch in range(1, num_epochs + 1):
+        dataset.epoch = epoch
+        for x, y in loader:
+            outputs = model(x) if isinstance(x, torch.Tensor) else model(**x) if isinstance(x, dict) else model(*x)
+            loss = nn.functional.cross_entropy(outputs, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses, model.state_dict()

@@ -1,0 +1,197 @@
+"""Whole runs on the user's own data sets, which have the bits of a plain loop over a DataLoader."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import WeightedRandomSampler
+
+import refit
+from refit.data.live_items import ItemLoader
+from refit.errors import DataError, RefitError, SettingsError
+from refit.reports import figures
+from refit.runs.recipes import forecast
+from refit.settings import resolve_settings
+from refit.store.store import Store
+
+NUM_EPOCHS = 3
+
+
+@pytest.fixture(autouse=True)
+def _own_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.delitem(sys.modules, "own_data", raising=False)
+
+
+def name_settings(factory: str, store: str = "store", **sections) -> dict:
+    return {
+        "data": {"factory": f"own_data:{factory}", **sections.pop("data", {})},
+        "model": {"factory": "own_data:Net", **sections.pop("model", {})},
+        "loader": {"batch_size": 8, **sections.pop("loader", {})},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "training": {"num_epochs": NUM_EPOCHS, **sections.pop("training", {})},
+        "store": {"url": store, "trust": True},
+        **sections,
+    }
+
+
+def train(factory: str, **sections) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses, and the weights of the last epoch."""
+    result = refit.train(name_settings(factory, **sections), report=lambda _: None)
+    log = json.loads(Path(result.model.path, "log.json").read_text())
+    return [loss for epoch in log for loss in epoch["batch_losses"]], torch.load(f"{result.model.path}/model.pt")
+
+
+def assert_equal(found, expected) -> None:
+    assert found[0] == expected[0]
+    assert all(torch.equal(weights, expected[1][name]) for name, weights in found[1].items())
+
+
+@pytest.mark.parametrize("factory", ["toy", "pairs", "named"])
+def test_items_of_any_kind_give_the_bits_of_the_plain_loop(factory):
+    import own_data
+
+    found = train(factory, training={"num_epochs": 1})
+    assert_equal(found, own_data.train_plainly(getattr(own_data, factory)()["train"], 1, num_inputs=4))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_items_give_the_bits_of_the_plain_loop_over_seeded_ones(num_workers):
+    import own_data
+
+    own_data.write_files()
+    inputs = {"inputs": ["files"]}
+    found = train("files", data=inputs, loader={"num_workers": num_workers}, training={"num_epochs": 1})
+    dataset = refit.seeded(own_data.files()["train"], seed=0)
+    assert_equal(found, own_data.train_plainly(dataset, 1))
+
+
+def test_items_of_several_lengths_are_collated_by_the_users_function():
+    import own_data
+
+    found = train("lengths", loader={"collate": "own_data:add_up"}, training={"num_epochs": 1})
+    assert_equal(found, own_data.train_plainly(own_data.lengths()["train"], 1, collate_fn=own_data.add_up))
+
+
+def test_weighted_items_come_as_from_the_plain_sampler():
+    import own_data
+
+    found = train("toy", loader={"sampler": "own_data:weigh"}, training={"num_epochs": 1})
+    dataset = own_data.toy()["train"]
+    sampler = WeightedRandomSampler(own_data.weigh(dataset.labels), len(dataset))
+    assert_equal(found, own_data.train_plainly(dataset, 1, sampler=sampler))
+
+
+def test_a_cache_of_items_gives_their_bits():
+    import own_data
+
+    own_data.write_files()
+    given = {"inputs": ["files"], "options": {"is_random": False}}
+    live = train("files", store="live", data=given)
+    assert_equal(live, train("files", store="kept", data={**given, "cache": True}))
+    with pytest.raises(
+        DataError, match=r"data\.cache: expected items that are the same .*item 0 \(files/train/000\.npy\).* is random"
+    ):
+        train("files", data={"inputs": ["files"], "cache": True})
+
+
+def test_an_epoch_that_was_interrupted_goes_on_without_reading_items_again(monkeypatch):
+    import own_data
+
+    own_data.write_files()
+    given = {"data": {"inputs": ["files"]}, "checkpoint": {"every_seconds": 1e-9}}
+    undisturbed = train("files", store="undisturbed", **given)
+    gather_at, done = ItemLoader.gather_at, []
+
+    def disturb(loader, order, first):
+        done.append(first)
+        if len(done) in (4, 9):
+            raise OSError("disturbed")
+        return gather_at(loader, order, first)
+
+    monkeypatch.setattr(ItemLoader, "gather_at", disturb)
+    for _ in range(2):
+        with pytest.raises(OSError, match="disturbed"):
+            train("files", **given)
+    monkeypatch.setenv("READS", "reads.txt")
+    assert_equal(train("files", **given), undisturbed)
+    to_train, to_score = 50 * NUM_EPOCHS - 7 * 8, 12 * NUM_EPOCHS + 50 + 12 + 12
+    assert len(Path("reads.txt").read_text().splitlines()) - to_train - to_score <= 20, "a few are read to try the model with"
+
+
+def test_a_killed_loader_process_is_started_anew():
+    import own_data
+
+    own_data.write_files()
+    with pytest.warns(UserWarning, match="starting the loader processes anew: DataLoader worker"):
+        found = train("killing", data={"inputs": ["files"]}, loader={"num_workers": 2}, training={"num_epochs": 1})
+    assert Path("killed").exists()
+    assert_equal(found, own_data.train_plainly(refit.seeded(own_data.killing()["train"], 0), 1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_item_that_cannot_be_read_is_named(num_workers):
+    import own_data
+
+    own_data.write_files()
+    with pytest.raises(DataError) as caught:
+        train("failing", data={"inputs": ["files"]}, loader={"num_workers": num_workers})
+    assert str(caught.value) == (
+        "item 7 (files/train/007.npy) of the train data set of own_data:failing: expected inputs and target, found OSError: image"
+        " file is truncated; mend its file or the data set"
+    )
+
+
+def test_random_items_without_a_digest_are_refused_before_training():
+    with pytest.raises(DataError, match=r"expected items of own_data:noisy that are the same .* name the files .*data\.inputs"):
+        train("noisy")
+
+
+def test_what_the_factory_returns_is_checked():
+    for factory, message in {
+        "draw": r"item 0 of the data set of own_data:draw: expected \(inputs, target\).*found a tensor of \(60, 4\)",
+        "misnamed": "expected own_data:misnamed to return one data set, or a mapping of `train`, .*, found `training`; rename",
+        "write_files": "expected a map-style data set, with `__len__` and `__getitem__`, from own_data:write_files, found a NoneType",
+        "nothing": "data.factory: expected a function that can be imported",
+        "weigh": r"expected own_data:weigh\(\) to return a data set, found TypeError",
+    }.items():
+        with pytest.raises(RefitError, match=message):
+            train(factory)
+    with pytest.raises(SettingsError, match=r"data\.options: expected arguments that own_data:toy takes.*`size`"):
+        train("toy", data={"options": {"size": 3}})
+
+
+def test_one_data_set_is_divided_by_what_each_item_holds_so_that_none_changes_sides(tmp_path):
+    sides = {}
+    for num_items in (60, 90):
+        result = refit.train(
+            name_settings("whole", data={"options": {"num_items": num_items}}, training={"num_epochs": 1}), report=lambda _: None
+        )
+        manifest = refit.load_model(result.model.path, trust=True).manifest
+        hashes = {split: manifest.load_identities(split, Store("store")).hashes.tolist() for split in manifest.splits}
+        assert sum(map(len, hashes.values())) == num_items
+        assert len(hashes["val"]) and len(hashes["test"])
+        for split, found in hashes.items():
+            for one in found:
+                assert sides.setdefault(one, split) == split
+
+
+def test_why_tells_how_many_files_are_new_and_gone():
+    import own_data
+
+    own_data.write_files()
+    given = name_settings("files", data={"inputs": ["files"]}, training={"num_epochs": 1})
+    refit.train(given, report=lambda _: None)
+    settings = resolve_settings(given)[0]
+    assert all(step.is_done for step in forecast(settings, Store("store")))
+    for number in (50, 51, 52):
+        Path(f"files/train/{number:03}.npy").write_bytes(Path("files/train/000.npy").read_bytes())
+    Path("files/train/001.npy").unlink()
+    step = forecast(settings, Store("store"))[0]
+    assert not step.is_done
+    assert step.because == ["data.inputs: 3 new files, 1 gone file"]
