@@ -15,6 +15,7 @@ from refit.data.loaders import Batches, build_evaluation_loader, draw_rows
 from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource
 from refit.errors import TrainingError
 from refit.runtime.accelerators import CPU, PINNING
+from refit.runtime.forks import leave_at_once
 
 LIVE_EVALUATION_SIZE = 64
 """Items that are evaluated at once."""
@@ -161,6 +162,7 @@ class ItemLoader(Batches):
                 sampler=cast(Any, self._keys),
                 collate_fn=_as_is,
                 num_workers=workers,
+                worker_init_fn=leave_at_once,
                 pin_memory=self.options.pin_memory and self.device.type in PINNING,
                 generator=torch.Generator(),  # the base seed, which nothing depends on, must not come from the global generator
                 **(more if workers else {}),

@@ -15,6 +15,7 @@ from refit.data.identities import Hashes
 from refit.data.inputs import list_tensors
 from refit.data.own_dataset import ItemReader, describe_part, find_id, name_item
 from refit.errors import DataError
+from refit.runtime.forks import leave_at_once
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -73,7 +74,14 @@ def read_facts(
         DataError: An item cannot be read.
     """
     facts = _Facts(reader, part, epoch, keep)
-    loader = DataLoader(facts, batch_size=None, collate_fn=_as_is, num_workers=num_workers, generator=torch.Generator())
+    loader = DataLoader(
+        facts,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        worker_init_fn=leave_at_once,
+        generator=torch.Generator(),
+    )
     told = time.monotonic()
     for number, fact in enumerate(loader, start=1):
         if isinstance(fact, DataError):

@@ -1,6 +1,7 @@
 """Processes that were forked: the threads of PyTorch and Prefect are not in the copy, but what waits for them is."""
 
 import os
+from multiprocessing.util import Finalize
 
 from refit.errors import SettingsError
 
@@ -21,3 +22,11 @@ def check_process() -> None:
             ' start it by `multiprocessing.get_context("spawn")`, or train in it first'
         )
     _trained_in = os.getpid()
+
+
+def leave_at_once(_: int = 0) -> None:
+    """Let this process of `multiprocessing` end without the exit steps of threads that its copy does not have.
+
+    Prefect's wait for its threads, and fail, and with them a loader process of every flow run (Prefect 3.8).
+    """
+    Finalize(None, os._exit, args=(0,), exitpriority=-100)
