@@ -47,5 +47,8 @@ def _describe(saved: SavedModel, snapshot: DatasetRef, best: EpochResult, settin
         "weights_digest": saved.weights_digest,
         "dataset_digest": snapshot.digest,
         "epoch": best.epoch,
-        "scores": {split: {name: scored[name] for name in ("num_rows", *FIGURES)} for split, scored in metrics.items()},
+        "scores": {
+            split: {name: scored.get(name) for name in ("num_rows", *FIGURES)} | scored["figures"]
+            for split, scored in metrics.items()
+        },
     }

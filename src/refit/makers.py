@@ -32,6 +32,9 @@ class Maker(Protocol):
     def list_functions(self, settings: SettingsTree) -> dict[str, str | None]:
         """List the user's own functions that examples depend on, by setting."""
 
+    def list_ingredients(self, settings: SettingsTree) -> dict[str, object]:
+        """List what examples depend on besides the settings of the data."""
+
     def build_snapshot(
         self, settings: SettingsTree, digests: Sequence[str | None], store: Store, report: Report, warn: Report
     ) -> DatasetRef:
@@ -66,6 +69,9 @@ class _Tables:
         return digest_sources(settings.data.source, settings.data.test_source)
 
     def list_functions(self, settings: SettingsTree) -> dict[str, str | None]:  # noqa: ARG002
+        return {}
+
+    def list_ingredients(self, settings: SettingsTree) -> dict[str, object]:  # noqa: ARG002
         return {}
 
     def build_snapshot(
@@ -113,6 +119,10 @@ class _Items:
 
     def list_functions(self, settings: SettingsTree) -> dict[str, str | None]:
         return {"data.factory": settings.data.factory, "loader.collate": settings.loader.collate}
+
+    def list_ingredients(self, settings: SettingsTree) -> dict[str, object]:
+        loss = settings.training.loss
+        return {"target": "none" if settings.training.step else "any" if loss is None or ":" in loss else loss}
 
     def build_snapshot(
         self, settings: SettingsTree, digests: Sequence[str | None], store: Store, report: Report, warn: Report

@@ -62,11 +62,13 @@ SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
 """Text that may be meant as a span."""
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 FACTORY = r"^[\w.]+:\w+$"
+LOSS = r"^([\w.]+:\w+|cross_entropy|squared|absolute|huber|binary)$"
 DEVICE = r"^(auto|cpu|[a-z]+(:\d+)?)$"
 PATTERNS = {
     f"^{SPAN}$": "a span of time such as `14d`",
     MODEL_NAME: "lower-case letters, digits, `-` and `_`, a letter or digit first",
     FACTORY: "`package.module:function`",
+    LOSS: "`cross_entropy`, `squared`, `absolute`, `huber`, `binary`, or `package.module:function`",
     DEVICE: "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`",
 }
 """What each pattern asks for, in words."""
@@ -346,8 +348,12 @@ class TrainingSettings(Section):
     """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved. For the notebook table: 3."""
     patience: int | None = Field(10, ge=1)
     """Epochs without a lower validation loss before training stops; None never stops early. Without validation rows: None."""
-    loss: str | None = Field(None, pattern=FACTORY)
-    """Your own loss, `package.module:function`, called as `function(outputs, target)`; None is the cross-entropy."""
+    loss: str | None = Field(None, pattern=LOSS)
+    """`cross_entropy` of classes, `squared`, `absolute` or `huber` of numbers, `binary` of labels, or `package.module:function`."""
+    step: str | None = Field(None, pattern=FACTORY)
+    """Your own step, `package.module:function`, called as `function(model, batch)`, which returns the loss of a batch."""
+    metrics: TextList = []
+    """More metrics, `package.module:function`, each called as `function(outputs, target)`, such as those of torchmetrics."""
     accumulate_batches: int = Field(1, ge=1)
     """Batches whose gradients are combined into one step, weighted by rows as if they were one large batch."""
     max_grad_norm: float | None = Field(None, gt=0)
@@ -495,6 +501,12 @@ class Settings(SettingsTree, BaseSettings):
             )
         if data.factory is not None:
             _refuse_table_settings(data, self.promotion)
+        if self.training.step is not None and (data.factory is None or self.training.loss is not None):
+            problem = "data.factory gives no items" if data.factory is None else "training.loss is set"
+            raise ValueError(f"training.step: expected none, as {problem}; drop one of them, or set data.factory")
+        for name in self.training.metrics:
+            if not re.match(FACTORY, name):
+                raise ValueError(f"training.metrics: expected `package.module:function`, found {name!r}; name one")
         if data.split == "time" and data.time_column is None:
             raise ValueError("data.time_column: expected a column to order rows by, as data.split is `time`, found none; name one")
         if data.split == "random" and data.time_column is not None:

@@ -46,7 +46,7 @@ from refit.settings import (
     walk_settings,
 )
 from refit.store.store import Store
-from refit.training.metrics import FIGURES
+from refit.training.metrics import ClassificationMetrics, read_metrics
 
 MAX_LOSSES_SHOWN = 8
 
@@ -383,8 +383,10 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
         figures = (f"{entry['train_loss']:.4f}", *val_figures, f"{entry['lr']:.4g}", f"{entry['rows_per_second']:,.0f}")
         epochs.add_row(str(entry["epoch"]), shown, *figures)
     console.print(epochs)
-    scores = Table("split", "correct", *FIGURES.values())
-    for split, scored in metrics.items():
-        cells = ("-" if scored[name] is None else f"{scored[name]:.4f}" for name in FIGURES)
-        scores.add_row(split, f"{scored['num_correct']}/{scored['num_rows']}", *cells)
+    found = {split: read_metrics(scored) for split, scored in metrics.items()}
+    scores = Table("split", "correct", *next(iter(found.values())).list_figures())
+    for split, scored in found.items():
+        cells = ("-" if figure is None else f"{figure:.4f}" for figure in scored.list_figures().values())
+        num_correct = scored.num_correct if isinstance(scored, ClassificationMetrics) else "-"
+        scores.add_row(split, f"{num_correct}/{scored.num_rows}", *cells)
     console.print(scores)

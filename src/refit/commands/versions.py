@@ -266,7 +266,13 @@ def _describe_version(store: Store, name: str, number: int) -> list[str]:
     try:
         split, scores = list(metrics.items())[-1]
         created = record["created"][:16].replace("T", " ")
-        return [created, f"{scores['num_rows']} {split} rows", f"{scores['accuracy']:.4f}", f"{scores['loss']:.4f}"]
+        accuracy = scores.get("accuracy")
+        return [
+            created,
+            f"{scores['num_rows']} {split} rows",
+            "-" if accuracy is None else f"{accuracy:.4f}",
+            f"{scores['loss']:.4f}",
+        ]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         folder = store.location(versions.version_folder(name, number))
         raise StoreError(f"{folder}: expected the record and scores of a version, found others; {versions.RESTORE}") from error

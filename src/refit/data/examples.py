@@ -144,9 +144,16 @@ class Examples(BaseModel):
         """Say in a few words what a model learns from."""
         return f"items of {self.signature.describe_inputs()}"
 
+    def summarize_target(self) -> str:
+        """Say in a few words what a model predicts."""
+        target = self.signature.target
+        count = len(target.classes or target.centers)
+        kinds = {"classes": f"one of {count} classes", "numbers": "a number" if count == 1 else f"{count} numbers"}
+        return {**kinds, "labels": f"any of {count} labels", "none": "of a step of its own"}[target.kind]
+
     def _describe_target(self) -> list[str]:
-        if not self.classes:
-            return []
+        if self.signature.target.kind != "classes":
+            return [f"target: {self.summarize_target()}"]
         totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
         named = [f"{show(label)} ({total})" for label, total in zip(self.list_labels(), totals, strict=True)]
         more = f" and {len(named) - MAX_CLASSES_SHOWN} more" if len(named) > MAX_CLASSES_SHOWN else ""
@@ -194,6 +201,9 @@ class Examples(BaseModel):
             return f"expected {_MADE[self.maker]}, found {_MADE[now.maker]}", remedy
         if self.maker == "items" and self.signature.tensors != now.signature.tensors:
             return f"expected inputs of {self.signature.describe_inputs()}, found {now.signature.describe_inputs()}", remedy
+        kinds = [(record.signature.target.kind, len(record.signature.target.centers)) for record in (self, now)]
+        if kinds[0] != kinds[1]:
+            return f"expected {self.summarize_target()} to predict, found {now.summarize_target()}", remedy
         lost = [label for label in self.list_labels() if label not in now.list_labels()] if self.maker == "items" else []
         if lost:
             return f"expected items of every class that it knows, found none of {list_names(lost)}", remedy

@@ -36,6 +36,8 @@ class OwnSource(BaseModel):
     collate: str | None = None
     has_targets: bool = True
     """Whether an item is `(inputs, target)`; a step of the user's own may take other items."""
+    has_numbers: bool = False
+    """Whether whole numbers among the targets are numbers to predict, not classes."""
 
     def open(self) -> dict[str, Any]:
         """Open the data sets by split; the last ones opened are kept, as opening may take long.
@@ -146,7 +148,7 @@ class ItemReader(Dataset[Any]):
                 except Exception as error:
                     return BadItem(part, index, f"{type(error).__name__}: {error}")
             try:
-                return as_batch(self.collate(items), len(items), self.source.has_targets)
+                return as_batch(self.collate(items), len(items), self.source)
             except Exception as error:
                 reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
                 return BadItem(*places[0], reason)
@@ -173,9 +175,9 @@ class ItemReader(Dataset[Any]):
         )
 
 
-def as_batch(batch: Any, num_items: int, has_targets: bool) -> tuple[Inputs, Tensor]:
+def as_batch(batch: Any, num_items: int, source: OwnSource) -> tuple[Inputs, Tensor]:
     """Return inputs and targets of a collated batch; zeros stand for targets that items do not have."""
-    if not has_targets:
+    if not source.has_targets:
         return batch, torch.zeros(num_items, dtype=torch.int64)
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         kind = f"{len(batch)} parts" if isinstance(batch, list | tuple) else type(batch).__name__
@@ -183,4 +185,9 @@ def as_batch(batch: Any, num_items: int, has_targets: bool) -> tuple[Inputs, Ten
     x, y = batch
     if not isinstance(y, Tensor):
         raise TypeError(f"expected targets that are numbers or tensors, found {type(y).__name__}")
-    return tuple(x) if isinstance(x, list) else x, y.float() if y.is_floating_point() else y.long()
+    return tuple(x) if isinstance(x, list) else x, type_targets(y, source)
+
+
+def type_targets(y: Tensor, source: OwnSource) -> Tensor:
+    """Return targets as float32, or, if they are classes, as int64."""
+    return y.float() if y.is_floating_point() or source.has_numbers else y.long()

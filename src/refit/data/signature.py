@@ -60,9 +60,12 @@ class Target(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    kind: Literal["classes"] = "classes"
-    classes: list[StrictBool | StrictInt | StrictStr]
-    """As the data writes them, in the order of the model's outputs."""
+    kind: Literal["classes", "numbers", "labels", "none"] = "classes"
+    """One of some classes, numbers, any of some labels, or nothing: a step of the user's own knows."""
+    classes: list[StrictBool | StrictInt | StrictStr] = Field(default_factory=list)
+    """Classes or labels, as the data writes them, in the order of the model's outputs."""
+    centers: list[float] = Field(default_factory=list)
+    """Mean of each number, or share of each label, among the train examples."""
 
 
 class Signature(BaseModel):
@@ -98,8 +101,8 @@ class Signature(BaseModel):
 
     @property
     def num_outputs(self) -> int:
-        """Outputs that the target needs: one for each class."""
-        return len(self.target.classes)
+        """Outputs that the target needs: one for each class, label or number."""
+        return len(self.target.classes or self.target.centers)
 
     def describe_inputs(self) -> str:
         """Describe the tensors of an item."""

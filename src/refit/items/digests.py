@@ -26,6 +26,8 @@ def read_source(settings: SettingsTree) -> OwnSource:
         options=settings.data.options,
         seed=settings.seed,
         collate=settings.loader.collate,
+        has_targets=settings.training.step is None,
+        has_numbers=settings.training.loss in ("squared", "absolute", "huber", "binary"),
     )
 
 

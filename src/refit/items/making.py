@@ -15,7 +15,7 @@ from refit.data.examples import Examples, SplitInfo
 from refit.data.identities import Hashes, mix, number_copies
 from refit.data.input_files import digest_inputs, join_digests
 from refit.data.inputs import Inputs, list_tensors, name_tensors
-from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, describe_part, name_item
+from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, describe_part, name_item, type_targets
 from refit.data.signature import Signature, TensorSpec
 from refit.errors import DataError
 from refit.items.digests import FIRST_PASS, find_digest, join_parts, read_source
@@ -68,8 +68,16 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         raise DataError(_explain_other_items(source.factory))
     places = divide(parts, data, settings.seed)
     origin, train = places["train"]
-    target = find_target(reader.datasets[origin], {split: parts[name].y[rows] for split, (name, rows) in places.items()}, source)
-    splits = {split: _freeze(parts[name], rows, len(target.classes), store) for split, (name, rows) in places.items()}
+    target = find_target(
+        reader.datasets[origin],
+        {split: parts[name].y[rows] for split, (name, rows) in places.items()},
+        source,
+        settings.training.loss,
+    )
+    splits = {
+        split: _freeze(parts[name], rows, len(target.classes) if target.kind == "classes" else 0, store)
+        for split, (name, rows) in places.items()
+    }
     x, y = _take_sample(reader, origin, train)
     examples = Examples(
         signature=Signature(columns=[], target=target, tensors=_describe_tensors(reader, origin, train)),
@@ -174,7 +182,7 @@ def _stack_targets(ys: Sequence[Tensor], reader: ItemReader, name: str) -> Tenso
             f"{named} of {describe_part(name)} of {reader.source.factory}: expected a target of {tuple(ys[0].shape)}, as of item 0,"
             f" found {tuple(ys[odd].shape)}; make targets of one shape, or set training.step"
         ) from None
-    return y.float() if y.is_floating_point() else y.long()
+    return type_targets(y, reader.source)
 
 
 def _refuse_uncached(reader: ItemReader, name: str, hashes: Hashes, x: Inputs | None) -> None:
@@ -205,7 +213,7 @@ def _take_sample(reader: ItemReader, name: str, rows: Tensor) -> tuple[Inputs, T
     batch = reader[0, [(name, index) for index in rows[:NUM_SAMPLED].tolist()]]
     if isinstance(batch, BadItem):
         raise reader.explain(batch)
-    if not list_tensors(batch[0]):
+    if reader.source.has_targets and not list_tensors(batch[0]):
         raise reader.explain(BadItem(name, int(rows[0]), f"no tensor among its inputs, but a {type(batch[0]).__name__}"))
     return batch
 

@@ -72,13 +72,25 @@ def probe(model: nn.Module, sample: Inputs) -> list[Any]:
         torch.set_float32_matmul_precision("highest")
         try:
             seed_everything(0)  # some models draw in evaluation, too
-            outputs = list_tensors(apply_model(model.eval(), sample))
+            outputs = list_tensors(_apply_to_any(model.eval(), sample))
         finally:
             torch.set_float32_matmul_precision(precision)
     numbers = [part.float() for part in outputs]
     if len(numbers) == 1 and numbers[0].numel() <= MAX_PROBED:
         return numbers[0].tolist()
     return torch.cat([part.flatten()[:MAX_PROBED] for part in numbers] or [torch.empty(0)]).tolist()
+
+
+def _apply_to_any(model: nn.Module, sample: Inputs) -> Any:
+    """Outputs for items or, of items that a step of the user's own takes apart, for their first part; none if it takes neither."""
+    first = next(iter(sample.values() if isinstance(sample, dict) else sample)) if isinstance(sample, dict | tuple) else sample
+    for x in (sample, first):
+        try:
+            return apply_model(model, x)
+        except (TypeError, RuntimeError, ValueError, AttributeError):
+            if x is first:
+                return ()
+    return ()
 
 
 def check_options(settings: ModelSettings) -> None:

@@ -100,7 +100,8 @@ def _score(model: nn.Module, name: str, rows: Inputs, signature: Signature, seed
             f"model.factory: expected the model of {name} to give logits {where}, found {type(error).__name__}: {error};"
             f" let it take any number of {f'items of {signature.describe_inputs()}' if signature.tensors else 'rows'}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (num_rows, num_outputs) or logits.dtype != torch.float32:
+    shapes = [(num_rows, num_outputs), *([(num_rows,)] if signature.target.kind == "numbers" and num_outputs == 1 else [])]
+    if not isinstance(logits, Tensor) or tuple(logits.shape) not in shapes or logits.dtype != torch.float32:
         found = f"{logits.dtype} of {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise SettingsError(
             f"model.factory: expected the model of {name} to give float32 logits of ({num_rows}, {num_outputs}) {where}, found"

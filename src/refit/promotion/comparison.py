@@ -32,17 +32,16 @@ from refit.registry.ledger import record_opening
 from refit.registry.versions import version_folder
 from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import DEFAULTS, Model, load_version
-from refit.settings import PromotionSettings, SettingsTree
+from refit.settings import PromotionSettings, SettingsTree, TrainingSettings
 from refit.store.store import Store
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
 from refit.training.metrics import Metrics
-from refit.training.objective import Classification, RowScores, Score, Scores, score_majority
+from refit.training.objective import Classification, Objective, RowScores, Score, Scores, score_majority
+from refit.training.objectives import build_objective, score_without_inputs
 
 TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
 SCORES_OF_MAJORITY: dict[str, Score] = {"accuracy": "accuracy", "log likelihood": "log_likelihood"}
-MAJORITY = "majority class"
-"""Name in tables of scores of the model that knows only how many train rows each class has."""
 
 
 class Verdict(Handle):
@@ -80,31 +79,30 @@ class Verdict(Handle):
 class ScoredRows:
     """A model's outputs for N raw rows. Classes that it does not know are added to its C classes.
 
-    Shape: truth `(N,)`, outputs `(N, C)`, y `(N,)`.
+    Shape: truth, of classes, `(N,)`, outputs `(N, …)`, of classes `(N, C)`, y `(N, …)`.
     """
 
     model: Model
-    truth: NDArray[np.object_]
+    truth: NDArray[np.object_] | None
     outputs: Tensor
     y: Tensor
     labels: list[str]
+    objective: Objective
 
     def measure(self, rows: Mask) -> Metrics:
         """Compute the metrics of some of the rows."""
         chosen = torch.from_numpy(rows)
-        return self._objective.measure(self.outputs[chosen], self.y[chosen])
+        return self.objective.measure(self.outputs[chosen], self.y[chosen])
 
     def score(self, score: Score, rows: Mask) -> RowScores:
         """Score some of the rows."""
         chosen = torch.from_numpy(rows)
-        return self._objective.score_rows(self.outputs[chosen], self.y[chosen], score)
+        return self.objective.score_rows(self.outputs[chosen], self.y[chosen], score)
 
-    @property
-    def _objective(self) -> Classification:
-        return Classification(tuple(self.labels))
-
-    def score_majority(self, score: Score, rows: Mask) -> Scores:
-        """Score some of the rows as a model would that knows only how many train rows each class has."""
+    def score_baseline(self, score: Score, rows: Mask) -> Scores | None:
+        """Score some of the rows as a model would that knows the train targets alone, such as how many rows each class has."""
+        if self.truth is None:
+            return score_without_inputs(self.objective, self.y[torch.from_numpy(rows)])
         counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=False))
         return score_majority(self.truth[rows], counts, score)
 
@@ -137,11 +135,12 @@ def compare(
     rows = manifest.load_test_rows(store)
     manifest.check_slices(settings.slices, rows)
     earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_ref).digest)
-    scored = score_rows(model, rows)
+    settings = settings.model_copy(update={"score": choose_score(manifest, settings)})
+    scored = score_rows(model, rows, local.training)
     rival, rival_scored = find_rival(candidate.name, champion, manifest, rows, store, local), None
     if rival.model is not None:
         try:
-            rival_scored = score_rows(rival.model, rows)
+            rival_scored = score_rows(rival.model, rows, local.training)
         except RefitError as error:
             rival = Rival(problem=explain_incomparable(candidate.name, rival.number, error))
     is_fair, left_out = find_fair_rows(manifest, rival, rows, store)
@@ -150,23 +149,29 @@ def compare(
     clusters = manifest.find_clusters(rows, store)
     clusters = None if clusters is None else clusters[is_fair]
     scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
-    majority, of_champion, collapse = scored.score_majority(settings.score, is_fair), None, None
+    baseline, of_champion, collapse = scored.score_baseline(settings.score, is_fair), None, None
     if rival_scored is not None and rival.number is not None:
         scores[f"{candidate.name}@v{rival.number}"] = _list_scores(rival_scored, is_fair, rows, rival.number, store)
         of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
-        collapse = find_collapse(of_champion, majority, settings, lead_before=lead, clusters=clusters)
+        collapse = find_collapse(
+            of_champion, baseline, settings, lead_before=lead, clusters=clusters, name=scored.objective.baseline
+        )
     decision = decide(
-        scored.truth[is_fair],
+        None if scored.truth is None else scored.truth[is_fair],
         scored.score(settings.score, is_fair),
         of_champion,
-        majority,
+        baseline,
         settings,
+        baseline=scored.objective.baseline,
         clusters=clusters,
         slices={name: mask[is_fair] for name, mask in manifest.find_slices(rows, settings.slices)},
         latency_ms=scores[candidate.reference][LATENCY] or 0.0,
         size_mb=scores[candidate.reference][SIZE] or 0.0,
     )
-    scores[MAJORITY] = {name: float(scored.score_majority(score, is_fair).mean()) for name, score in SCORES_OF_MAJORITY.items()}
+    if baseline is not None and scored.objective.baseline is not None:
+        names = SCORES_OF_MAJORITY if scored.truth is not None else {"negative loss": settings.score}
+        found = {name: scored.score_baseline(score, is_fair) for name, score in names.items()}
+        scores[scored.objective.baseline] = {name: float(part.mean()) for name, part in found.items() if part is not None}
     alarm = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged)
     remedies = [] if decision.is_better and settings.when_incomparable == "promote" else [rival.remedy]
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
@@ -183,15 +188,15 @@ def compare(
         earlier_looks=earlier_looks,
         scores=scores,
         labels=scored.labels,
-        confusion=scored.measure(is_fair).confusion,
+        confusion=getattr(scored.measure(is_fair), "confusion", []),
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),
         drifts=[] if rival.model is None else manifest.find_drifts(rival.model.manifest),
     )
 
 
-def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree, store: Store) -> Lead:
-    """Measure by how much a network beats the majority class on the rows that it is judged on, as `compare` would.
+def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree, store: Store) -> Lead | None:
+    """Measure by how much a network beats the baseline on the rows that it is judged on, as `compare` would; None without one.
 
     Args:
         network: The network, on the CPU.
@@ -201,29 +206,53 @@ def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree,
     """
     split = list(manifest.splits)[-1]
     x, y = manifest.load_split(split, store)
-    outputs, _ = compute_outputs(network, build_ordered_loader(x, y), CPU, settings.compute.precision)
-    score, labels = settings.promotion.score, manifest.list_labels()
-    counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
+    objective = _build_judge(manifest, settings.training)
+    outputs, y = compute_outputs(network, build_ordered_loader(x, y), CPU, settings.compute.precision, objective.compute)
+    score = choose_score(manifest, settings.promotion)
+    labels = manifest.list_labels()
+    if manifest.signature.target.kind == "classes":
+        counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
+        baseline: Scores | None = score_majority([labels[index] for index in y.tolist()], counts, score)
+    else:
+        baseline = score_without_inputs(objective, y)
+    if baseline is None:
+        return None
     clusters = (
         manifest.find_clusters(manifest.load_test_rows(store), store)
         if split == "test"
         else manifest.load_identities(split, store).groups
     )
-    return decision.measure_lead(
-        Classification(tuple(labels)).score_rows(outputs, y, score),
-        score_majority([labels[index] for index in y.tolist()], counts, score),
-        settings.promotion,
-        split,
-        clusters,
-    )
+    promotion = settings.promotion.model_copy(update={"score": score})
+    return decision.measure_lead(objective.score_rows(outputs, y, score), baseline, promotion, split, clusters, objective.baseline)
 
 
-def score_rows(model: Model, rows: Any) -> ScoredRows:
-    """Score raw rows. A class that the model does not know is as likely as if one more train row had been of that class.
+def choose_score(manifest: Examples, settings: PromotionSettings) -> Score:
+    """Choose how rows are scored: of classes as the settings say, of all else by the negative loss."""
+    return settings.score if manifest.signature.target.kind == "classes" else "negative_loss"
+
+
+def _build_judge(manifest: Examples, training: TrainingSettings) -> Objective:
+    """Build what judges a model: classes by their probabilities, all else by the loss that it is trained by."""
+    target = manifest.signature.target
+    if target.kind == "classes":
+        return Classification(tuple(manifest.list_labels()))
+    return build_objective(target, training.loss, training.step)
+
+
+def score_rows(model: Model, rows: Any, training: TrainingSettings = DEFAULTS.training) -> ScoredRows:
+    """Score raw rows, those without classes by the loss or the step of the settings.
+
+    A class that the model does not know is as likely as if one more train row had been of that class.
 
     Raises:
         RefitError: A row cannot be scored.
     """
+    if model.manifest.signature.target.kind != "classes":
+        objective = _build_judge(model.manifest, training)
+        loader = build_ordered_loader(model.manifest.prepare(rows), rows.y)
+        outputs, y = compute_outputs(model.module, loader, CPU, model.settings.compute.precision, objective.compute)
+        refuse_non_finite_outputs(outputs, "test")
+        return ScoredRows(model, None, outputs, y, model.manifest.list_labels(), objective)
     truth = np.array(model.manifest.read_truth(rows), object)
     logits = model.predict_logits(rows)
     refuse_non_finite_outputs(logits, "test")
@@ -234,7 +263,7 @@ def score_rows(model: Model, rows: Any) -> ScoredRows:
         logits = torch.cat([logits, share.expand(-1, len(unknown))], dim=1)
     labels = [*known, *unknown]
     places = {label: place for place, label in enumerate(labels)}
-    return ScoredRows(model, truth, logits, torch.tensor([places[label] for label in truth]), labels)
+    return ScoredRows(model, truth, logits, torch.tensor([places[label] for label in truth]), labels, Classification((*labels,)))
 
 
 def time_row(model: Model, rows: Any) -> float:
@@ -242,7 +271,7 @@ def time_row(model: Model, rows: Any) -> float:
     seconds = []
     for _ in range(TIMES_TIMED):
         started = time.perf_counter()
-        model.predict_proba(rows[:1])
+        model.predict_logits(rows[:1])
         seconds.append(time.perf_counter() - started)
     return 1000 * median(seconds)
 

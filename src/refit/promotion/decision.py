@@ -44,15 +44,17 @@ class Lead(Handle):
     majority: float
     bound: float
     """Lower bound of the lead, with the confidence of the settings."""
+    baseline: str | None = "majority class"
+    """What is compared with; None if there is nothing."""
 
     def warn(self) -> str | None:
         """Say that the model does not beat the majority class by more than noise, with the figures; None if it does."""
-        objection = _object_to_lead(self.model, self.majority, self.bound)
+        objection = _object_to_lead(self.model, self.majority, self.bound, self.baseline)
         if objection is None:
             return None
         only = "only " if self.num_rows < FEW_ROWS else ""
         figures = f"{self.score.replace('_', ' ')} {self.model:.4f} on {only}{self.num_rows:,} {self.split} rows"
-        return f"the model {objection}: {figures}, where the majority class has {self.majority:.4f}"
+        return f"the model {objection}: {figures}, where the {self.baseline} has {self.majority:.4f}"
 
 
 class Decision(Handle):
@@ -78,6 +80,8 @@ class Decision(Handle):
     """The refused ones first, then the largest drops first."""
     not_judged: list[str]
     """Classes and slices with too few rows to show any drop."""
+    baseline: str | None = "majority class"
+    """What a model must beat anyway; None if there is nothing."""
 
     def warn(self) -> str | None:
         """Return `Lead.warn` for the candidate."""
@@ -88,6 +92,7 @@ class Decision(Handle):
             model=self.candidate,
             majority=self.majority,
             bound=self.lead,
+            baseline=self.baseline,
         )
         return lead.warn()
 
@@ -103,12 +108,13 @@ class Decision(Handle):
 
 
 def decide(
-    classes: Labels,
+    classes: Labels | None,
     candidate: RowScores,
     champion: RowScores | None,
-    majority: Scores,
+    majority: Scores | None,
     settings: PromotionSettings,
     *,
+    baseline: str | None = "majority class",
     clusters: Clusters | None = None,
     slices: Mapping[str, Mask] | None = None,
     latency_ms: float = 0.0,
@@ -117,12 +123,13 @@ def decide(
     """Decide whether the candidate beats the champion and the majority class and stays within all limits.
 
     Args:
-        classes: True class of each row.
+        classes: True class of each row; None if rows have none.
         candidate: The candidate's score of each row.
         champion: The champion's score of each row; None in a first run. Classes and slices are not compared then, as the majority
             class is always right on its own rows.
-        majority: As `score_majority` returns it.
+        majority: As `score_majority` returns it, or the scores of another baseline; None if there is none.
         settings: The rule and its limits.
+        baseline: Its name.
         clusters: Rows with the same number depend on one another; None treats all rows as independent.
         slices: The rows of each named slice. Classes are compared anyway.
         latency_ms: Time that the candidate takes to score a row.
@@ -134,34 +141,40 @@ def decide(
     Shape:
         classes, scores, clusters and each of slices: (N,).
     """
-    if not len(classes):
+    num_rows = len(candidate.scores)
+    if not num_rows:
         raise DataError("expected test rows to compare models on, found none; raise data.test")
     score, chance = settings.score, 1 - settings.confidence
-    rival = majority if champion is None else champion.scores
+    is_alone = champion is None and majority is None
+    rival = champion.scores if champion is not None else candidate.scores if majority is None else majority
     difference = float((candidate.scores - rival).mean())
     bound = _bound(candidate.scores - rival, score, chance, clusters)
-    lead = bound if champion is None else _bound(candidate.scores - majority, score, chance, clusters)
+    lead = bound if champion is None or majority is None else _bound(candidate.scores - majority, score, chance, clusters)
     has_gain, gain = _describe_gain(difference, bound, settings, is_first=champion is None)
+    if is_alone:
+        has_gain, gain = True, "the first of its name, with nothing to compare it with"
     worse, not_judged = list[WorseSlice](), list[str]()
     if champion is not None:
-        parts = [*_list_classes(classes), *(slices or {}).items()]
+        parts = [*([] if classes is None else _list_classes(classes)), *(slices or {}).items()]
         worse, not_judged = _find_worse(parts, candidate.is_right, champion.is_right, clusters, settings)
-    mean, average = float(candidate.scores.mean()), float(majority.mean())
+    mean = float(candidate.scores.mean())
+    average = mean if majority is None else float(majority.mean())
+    objection = None if majority is None else _object_to_lead(mean, average, lead, baseline)
     objections = [
-        *([f"it {objection} ({average:.4f})"] if (objection := _object_to_lead(mean, average, lead)) and champion else ()),
+        *([f"it {objection} ({average:.4f})"] if objection and champion else ()),
         *_object_to_score(mean, settings.min_score),
         *_object_to_drops(worse),
         *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),
         *_object_to_cost("the weights take", size_mb, settings.max_size_mb, "MB"),
     ]
     is_better = has_gain and not objections
-    against = f"{rival.mean():.4f}{' of the majority class' * (champion is None)}"
-    figures = f"{_describe_scores(score, f'{mean:.4f} against {against}', len(classes), clusters)}, {gain}"
+    against = f" against {rival.mean():.4f}{f' of the {baseline}' * (champion is None)}" * (not is_alone)
+    figures = f"{_describe_scores(score, f'{mean:.4f}{against}', num_rows, clusters)}, {gain}"
     return Decision(
         is_better=is_better,
         reason="; ".join([f"{'promoted' if is_better else 'not promoted'}: {figures}", *objections]),
         score=score,
-        num_rows=len(classes),
+        num_rows=num_rows,
         num_clusters=None if clusters is None else len(np.unique(clusters)),
         candidate=mean,
         champion=float(rival.mean()),
@@ -171,13 +184,19 @@ def decide(
         lead=lead,
         worse=worse,
         not_judged=not_judged,
+        baseline=None if majority is None else baseline,
     )
 
 
 def measure_lead(
-    model: RowScores, majority: Scores, settings: PromotionSettings, split: str, clusters: Clusters | None = None
+    model: RowScores,
+    majority: Scores,
+    settings: PromotionSettings,
+    split: str,
+    clusters: Clusters | None = None,
+    baseline: str | None = "majority class",
 ) -> Lead:
-    """Measure by how much a model beats the majority class; `decide` uses the same bound.
+    """Measure by how much a model beats the majority class or another baseline; `decide` uses the same bound.
 
     Args:
         model: The model's score of each row.
@@ -185,6 +204,7 @@ def measure_lead(
         settings: Score and confidence.
         split: The split that the rows are from.
         clusters: As in `decide`.
+        baseline: Its name.
     """
     return Lead(
         split=split,
@@ -193,16 +213,18 @@ def measure_lead(
         model=float(model.scores.mean()),
         majority=float(majority.mean()),
         bound=_bound(model.scores - majority, settings.score, 1 - settings.confidence, clusters),
+        baseline=baseline,
     )
 
 
 def find_collapse(
     champion: RowScores,
-    majority: Scores,
+    majority: Scores | None,
     settings: PromotionSettings,
     *,
     lead_before: float | None = None,
     clusters: Clusters | None = None,
+    name: str | None = "majority class",
 ) -> str | None:
     """Say how the champion has collapsed.
 
@@ -211,21 +233,21 @@ def find_collapse(
 
     Args:
         champion: The champion's score of each row that it has not learned from.
-        majority: As `score_majority` returns it.
+        majority: As `score_majority` returns it, or the scores of another baseline; None if there is none.
         settings: Score, confidence, and the lowest score.
         lead_before: Lower bound of its lead over the majority class when it was promoted; None if that is not known.
         clusters: As in `decide`.
+        name: Name of the baseline.
 
     Returns:
         A clause with its figures; None if it has not collapsed.
     """
     score, chance = settings.score, 1 - settings.confidence
-    most = _bound(majority - champion.scores, score, chance, clusters)
     least = max(lead_before or 0.0, 0.0)
-    figures = _describe_scores(score, f"{champion.scores.mean():.4f}", len(majority), clusters)
-    if -most < (LEAD_LOST * least if least else 0):
+    figures = _describe_scores(score, f"{champion.scores.mean():.4f}", len(champion.scores), clusters)
+    if majority is not None and -_bound(majority - champion.scores, score, chance, clusters) < (LEAD_LOST * least if least else 0):
         before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
-        return f"{figures}, where the majority class has {majority.mean():.4f}{before}"
+        return f"{figures}, where the {name} has {majority.mean():.4f}{before}"
     if settings.min_score is not None:
         missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
         if missing > 0:
@@ -241,11 +263,13 @@ def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters 
 
 
 def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
+    # Losses have no largest value: none is taken to differ by more than those that are seen.
+    span = SPANS[score] if score in SPANS else float(np.abs(values).max()) or 1.0
     if clusters is None:
-        return bound_mean(values, np.ones(len(values)), SPANS[score], chance)
+        return bound_mean(values, np.ones(len(values)), span, chance)
     _, indices = np.unique(clusters, return_inverse=True)
     sums, sizes = np.bincount(indices, values), np.bincount(indices).astype(np.float64)
-    return bound_mean(sums.astype(np.float64), sizes, SPANS[score], chance)
+    return bound_mean(sums.astype(np.float64), sizes, span, chance)
 
 
 def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
@@ -303,10 +327,10 @@ def _describe_gain(difference: float, bound: float, settings: PromotionSettings,
     return True, f"{gain}{sure}"
 
 
-def _object_to_lead(score: float, majority: float, bound: float) -> str | None:
-    if bound > 0:
+def _object_to_lead(score: float, majority: float, bound: float, baseline: str | None) -> str | None:
+    if bound > 0 or baseline is None:
         return None
-    return "does not beat the majority class" + " by more than noise" * (score > majority)
+    return f"does not beat the {baseline}" + " by more than noise" * (score > majority)
 
 
 def _object_to_score(score: float, min_score: float | None) -> Iterator[str]:

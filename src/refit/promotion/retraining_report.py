@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 
-from refit.promotion.comparison import MAJORITY, Verdict
+from refit.promotion.comparison import Verdict
 from refit.refs import SavedModel
 from refit.registry.ledger import Entry
 from refit.registry.versions import find_version, report_path, version_folder
@@ -30,7 +30,7 @@ def render_report(
         worse_slices=[SliceRow(part.name, part.num_rows, part.candidate, part.champion) for part in verdict.decision.worse],
         epochs=[EpochRow(**{name: epoch[name] for name in EpochRow.__dataclass_fields__}) for epoch in log],
         best_epoch=record["epoch"],
-        confusion=verdict.confusion,
+        confusion=verdict.confusion or None,
         labels=verdict.labels,
         rows_before=verdict.rows_before,
         rows_now=verdict.rows_now,
@@ -40,7 +40,7 @@ def render_report(
             )
             for drift in verdict.drifts
         ],
-        versions={name: store.location(find_version(store, name)) for name in verdict.scores if name != MAJORITY},
+        versions={name: store.location(find_version(store, name)) for name in verdict.scores if "@" in name},
         earlier_looks=verdict.earlier_looks,
     )
     return render_run_report(report)

@@ -72,7 +72,12 @@ def _describe_digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _list_metrics(metrics: Mapping[str, Any]) -> dict[tuple[str, str], float | None]:
-    return {(split, name): scores.get(name) for split, scores in metrics.items() for name in FIGURES}
+    figures = {
+        split: {**{name: scores.get(name) for name in FIGURES}, **scores.get("figures", {})} for split, scores in metrics.items()
+    }
+    return {
+        (split, name): figure for split, named in figures.items() for name, figure in named.items() if name in FIGURES or figure
+    }
 
 
 def _compare(describe: Callable[[Any], dict[Any, Any]], contents: tuple[Any, Any]) -> dict[Any, Pair]:

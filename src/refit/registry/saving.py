@@ -22,7 +22,7 @@ from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
 from refit.training.loop import EpochLog
-from refit.training.metrics import FIGURES, Metrics
+from refit.training.metrics import ClassificationMetrics, Metrics
 
 SAMPLE = "sample.safetensors"
 """File of the items that the network is recognized by."""
@@ -80,9 +80,7 @@ def save_version(
         "metrics.json": _to_json(metrics),
         "log.json": _to_json(logs),
         "loss.png": figures.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
-        "confusion.png": figures.draw_confusion(
-            metrics[judged_on].confusion, [entry.label for entry in metrics[judged_on].classes], judged_on
-        ),
+        **_draw_confusion(metrics[judged_on], judged_on),
         "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
     }
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -99,6 +97,13 @@ def save_version(
         weights_digest=record["weights_digest"],
         held_back_digest=judged and judged["weights_digest"],
     )
+
+
+def _draw_confusion(metrics: Metrics, split: str) -> dict[str, bytes]:
+    """Draw the confusion matrix, if there are classes."""
+    if not isinstance(metrics, ClassificationMetrics):
+        return {}
+    return {"confusion.png": figures.draw_confusion(metrics.confusion, [entry.label for entry in metrics.classes], split)}
 
 
 def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Examples, sample: Inputs) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def _render_card(
 ) -> str:
     judged_on, last = list(metrics.items())[-1]
     overview = {
-        "predicts": f"{markdown.render_name(manifest.signature.target.name)}, one of {len(manifest.classes)} classes",
+        "predicts": f"{markdown.render_name(manifest.signature.target.name)}, {manifest.summarize_target()}",
         "from": manifest.summarize_inputs(),
         "learned from": f"{markdown.render_name(settings.data.factory or settings.data.source, MAX_SOURCE_LENGTH)},"
         f" {manifest.splits['train'].rows} rows",
@@ -131,9 +136,6 @@ def _render_card(
         "weights": f"SHA-256 `{record['weights_digest']}`",
     }
     scores = [(split, scored.num_rows, *scored.list_figures().values()) for split, scored in metrics.items()]
-    classes = [
-        (markdown.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in last.classes
-    ]
     warning = record["lead"] and record["lead"]["warning"]
     caution = f"\n{markdown.render_caution(warning)}\n" if warning else ""
     return f"""# {settings.name}
@@ -142,15 +144,25 @@ def _render_card(
 
 ## Scores
 
-{markdown.render_table(["split", "rows", *FIGURES.values()], scores)}
+{markdown.render_table(["split", "rows", *last.list_figures()], scores)}
 {caution}
-By class, on the rows of {judged_on}:
+{_render_classes(last, judged_on)}![loss by epoch](loss.png)
+"""
+
+
+def _render_classes(metrics: Metrics, judged_on: str) -> str:
+    """Render the metrics by class, if there are classes."""
+    if not isinstance(metrics, ClassificationMetrics):
+        return ""
+    classes = [
+        (markdown.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in metrics.classes
+    ]
+    return f"""By class, on the rows of {judged_on}:
 
 {markdown.render_table(["class", "precision", "recall", "F1", "rows"], classes)}
 
 ![confusion matrix](confusion.png)
 
-![loss by epoch](loss.png)
 """
 
 

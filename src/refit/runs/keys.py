@@ -25,7 +25,7 @@ EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("inputs", "live_items", "loaders", "own_dataset", "own_functions", "seeded", "signature")),
     "refit.models.building",
     *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
-    *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective")),
+    *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective", "objectives", "own_metrics")),
 )
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
 """Empty if the folder of faster engines is missing: that is another engine, whose steps may have other bits."""
@@ -70,6 +70,8 @@ class Recipe(BaseModel):
     processor: str
     scorer: str
     """The CPU, on which weights are evaluated wherever they were trained."""
+    judges: dict[str, Any] = {}
+    """The user's own metrics, step and loss, which evaluation depends on besides the weights."""
     refit_on_all: bool = False
 
     @property
@@ -111,7 +113,7 @@ class Recipe(BaseModel):
         """Return the stage of the metrics of one split at one epoch."""
         versions = {name: version(name) for name in ("torch", "torchmetrics")}
         weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.scorer}
-        return Stage(name=f"evaluate {split}", ingredients={**weights, **versions, **digest_code(EVALUATION_CODE)})
+        return Stage(name=f"evaluate {split}", ingredients={**weights, **versions, **self.judges, **digest_code(EVALUATION_CODE)})
 
     def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Stage:
         """Return the stage of saving a version: its name, the weights chosen and served, the epochs logged, the metrics' keys."""
@@ -147,6 +149,7 @@ def write_recipe(
     chosen = {name: value for name, value in walk_settings(settings.data, "data.") if name not in PLACES}
     sources = {"data.source": source_digest, "data.test_source": test_source_digest}
     code: dict[str, Any] = {name: version(name) for name in maker.packages} | digest_code(maker.list_code())
+    code |= maker.list_ingredients(settings)
     for setting, function in maker.list_functions(settings).items():
         code |= {setting: function, **digest_user_code(function, setting)}
     dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **code})
@@ -165,14 +168,17 @@ def write_recipe(
         **digest_code([*TRAINING_CODE, *more_code]),
     }
     loop = {
-        **digest_user_code(settings.training.loss, "training.loss"),
-        "training.loss": settings.training.loss,
+        **_digest_own(settings.training.loss, "training.loss"),
+        **_digest_own(settings.training.step, "training.step"),
         **digest_user_code(settings.loader.sampler, "loader.sampler"),
         **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,
         "training.num_epochs": None if settings.optimizer.schedule == "constant" else settings.training.num_epochs,
     }
+    judges: dict[str, Any] = {"training.metrics": settings.training.metrics} if settings.training.metrics else {}
+    for metric in settings.training.metrics:
+        judges |= digest_user_code(metric, "training.metrics")
     return Recipe(
         dataset=dataset,
         start=Stage(name="start", ingredients=start),
@@ -180,8 +186,14 @@ def write_recipe(
         num_epochs=settings.training.num_epochs,
         processor=processor,
         scorer=scorer,
+        judges=judges,
         refit_on_all=settings.training.refit_on_all,
     )
+
+
+def _digest_own(name: str | None, setting: str) -> dict[str, Any]:
+    """The name of a loss or a step and, if it is the user's own, its code."""
+    return {setting: name, **(digest_user_code(name, setting) if name is not None and ":" in name else {})}
 
 
 def retraining_key(settings: Settings, source_digest: str, test_source_digest: str | None) -> str:

@@ -71,17 +71,21 @@ def build_recipe(
     processor = devices.describe_processors(settings.compute)
     scorer = devices.describe_processor(CPU, devices.choose_num_threads(settings.compute))
     maker = find_maker(settings.data)
-    own = {
-        "model.factory": settings.model.factory,
-        "training.loss": settings.training.loss,
-        "loader.sampler": settings.loader.sampler,
-    }
-    own_functions.import_anew({**own, **maker.list_functions(settings)})
+    own_functions.import_anew({**list_own_functions(settings), **maker.list_functions(settings)})
     digests = source_digests or maker.digest_sources(settings)
     if settings.model.factory is None:
         architectures.find_architecture(settings.model.architecture)
     building.check_options(settings.model)
     return write_recipe(settings, *digests, processor, scorer, first_weights)
+
+
+def list_own_functions(settings: SettingsTree) -> dict[str, str | None]:
+    """List the functions of the user's own that a run calls, by the setting that names them."""
+    training = settings.training
+    loss = training.loss if training.loss is not None and ":" in training.loss else None
+    metrics = {f"training.metrics {name}": name for name in training.metrics}
+    named = {"model.factory": settings.model.factory, "loader.sampler": settings.loader.sampler}
+    return {**named, "training.loss": loss, "training.step": training.step, **metrics}
 
 
 def find_lost_device(recipe: Recipe, settings: SettingsTree, store: Store) -> str | None:

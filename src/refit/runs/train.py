@@ -1,5 +1,6 @@
 """A whole run without Prefect: the same steps as the flow `train`, the same results in the store, the same bits."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from refit.runtime.interruption import holding_signals
 from refit.settings import Settings, SettingsTree, resolve_settings
 from refit.store.store import Store
 from refit.training import checkpoints, loop, trainer
-from refit.training.metrics import Metrics
+from refit.training.metrics import read_metrics
 
 Made = TypeVar("Made", bound=Handle)
 NO_SETTINGS = SettingsTree()
@@ -66,17 +67,17 @@ def save_best(
     devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store)
     lead = measure_lead(network, manifest, settings, store)
-    warning = lead.warn()
+    warning = None if lead is None else lead.warn()
     saved = saving.save_version(
         best.checkpoint,
         settings,
         manifest,
         [checkpoints.load_report(result.log, loop.EpochLog, store) for result in epochs],
-        {split: checkpoints.load_report(ref, Metrics, store) for split, ref in metrics.items()},
+        {split: read_metrics(json.loads(store.get(ref.digest))) for split, ref in metrics.items()},
         store,
         key=None if load_result(key, store) else key,  # with a result, a repetition wants a new version
         refitted=None if refitted is None else refitted.checkpoint,
-        lead=lead.model_dump() | {"warning": warning},
+        lead=None if lead is None else lead.model_dump() | {"warning": warning},
     )
     if warning:
         warn(warning)

@@ -28,6 +28,7 @@ from refit.store.store import Store
 from refit.training.checkpoints import digest_weights
 from refit.training.evaluation import compute_outputs
 from refit.training.objective import Classification
+from refit.training.objectives import build_objective
 
 DEFAULTS = SettingsTree()
 ROUNDING = 1e-3
@@ -47,15 +48,15 @@ class Model:
         self.reference: str | None = None
         """Name and number of its version, as in `penguins@v3`, if it was loaded by a name."""
         self._find_now: Callable[[Model], Model] | None = None
-        self.objective = Classification(tuple(manifest.classes))
+        self.objective = build_objective(manifest.signature.target)
 
     @property
     def classes(self) -> NDArray[Any]:
         """The classes, `(C,)`, as the target column writes them."""
-        return self.objective.labels
+        return Classification(tuple(self.manifest.classes)).labels
 
     def predict(self, rows: Any) -> NDArray[Any]:
-        """Return the likeliest class of each row, `(N,)`, as the target column writes it.
+        """Return what is predicted for each row: the likeliest class `(N,)`, as the target column writes it, labels or numbers.
 
         Raises:
             DataError: A column is missing or has a value that training would refuse.

@@ -18,7 +18,8 @@ from refit.models.building import build_model
 from refit.runtime.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
-from refit.training.objective import Loss, Objective, build_objective
+from refit.training.objective import Objective
+from refit.training.objectives import build_objective
 from refit.training.optimizers import LearningRate, build_optimizer
 from refit.training.steps import Steps, find_engine
 
@@ -93,7 +94,7 @@ def build_training_state(
     signature: Signature,
     seed: int,
     device: torch.device | Callable[[nn.Module], torch.device],
-    loss: Loss | None = None,
+    objective: Objective | None = None,
 ) -> TrainingState:
     """Seed everything, then build the model on the CPU, move it to its device, and build its optimizer.
 
@@ -103,7 +104,7 @@ def build_training_state(
         signature: What the model is told of its inputs.
         seed: Of all generators.
         device: Where to train, or a function that chooses that for the model.
-        loss: The user's own; None takes that of the kind of target.
+        objective: What it is trained for; None takes that of the kind of target.
 
     Raises:
         SettingsError: The user's model factory cannot be used.
@@ -111,7 +112,7 @@ def build_training_state(
     seed_everything(seed)
     module = build_model(model, signature)
     module = module.to(device if isinstance(device, torch.device) else device(module))
-    return TrainingState(module, build_optimizer(optimizer, module.parameters()), build_objective(signature.target, loss))
+    return TrainingState(module, build_optimizer(optimizer, module.parameters()), objective or build_objective(signature.target))
 
 
 @holding_generators(for_an_epoch=True)
@@ -276,7 +277,7 @@ def _draw_order(loader: ShuffledLoader | ItemLoader, state: TrainingState, parti
 
 def _validate(model: nn.Module, loader: Batches, objective: Objective, device: torch.device, precision: str) -> tuple[float, float]:
     """Mean loss and score on all rows of `loader`."""
-    outputs, target = compute_outputs(model, loader, device, precision)
+    outputs, target = compute_outputs(model, loader, device, precision, objective.compute)
     refuse_non_finite_outputs(outputs, "validation")
     return objective.loss(outputs, target).item(), objective.score(outputs, target)
 

@@ -1,9 +1,11 @@
 """The metrics of a model, as they are kept and shown."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 FIGURES = {"accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "calibration_error": "calibration error"}
-"""The metrics that people are shown side by side, and their titles."""
+"""The metrics of classes that people are shown side by side, and their titles."""
 
 
 class ClassMetrics(BaseModel):
@@ -25,9 +27,24 @@ class Metrics(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_rows: int
-    num_correct: int
     loss: float
-    """Mean cross-entropy, in nats."""
+    """Mean loss; for classes the cross-entropy, in nats."""
+    figures: dict[str, float | None] = Field(default_factory=dict)
+    """Metrics of targets that are no classes, and the user's own, by their titles."""
+
+    def list_figures(self) -> dict[str, float | None]:
+        """Return the figures that people are shown, by their titles."""
+        return {"loss": self.loss, **self.figures}
+
+    def list_scores(self) -> dict[str, float | None]:
+        """Return the same with the negative loss, higher being better, in place of the loss."""
+        return {"negative loss": -self.loss, **self.figures}
+
+
+class ClassificationMetrics(Metrics):
+    """Those of a target that has classes."""
+
+    num_correct: int
     accuracy: float
     roc_auc: float | None
     """Area under the ROC curve, each class against the rest, averaged over classes; None where a class has no rows."""
@@ -39,9 +56,14 @@ class Metrics(BaseModel):
 
     def list_figures(self) -> dict[str, float | None]:
         """Return the figures that people are shown, by their titles."""
-        return {title: getattr(self, name) for name, title in FIGURES.items()}
+        return {title: getattr(self, name) for name, title in FIGURES.items()} | self.figures
 
     def list_scores(self) -> dict[str, float | None]:
         """Return the same with the mean log likelihood in place of the loss."""
         scores = self.list_figures().items()
         return dict(("log likelihood", -self.loss) if title == "loss" else (title, figure) for title, figure in scores)
+
+
+def read_metrics(content: dict[str, Any]) -> Metrics:
+    """Read the metrics of either kind from their JSON."""
+    return (ClassificationMetrics if "confusion" in content else Metrics).model_validate(content)

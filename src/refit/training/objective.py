@@ -6,17 +6,16 @@ N is the number of rows, C of classes.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from refit.data.inputs import Mask
-from refit.data.signature import Target
-from refit.training.metrics import ClassMetrics, Metrics
+from refit.data.inputs import Inputs, Mask, apply_model
+from refit.training.metrics import ClassificationMetrics, ClassMetrics, Metrics
 
 CALIBRATION_BINS = 15
 MIN_PROBABILITY = 0.01
@@ -24,7 +23,8 @@ MIN_PROBABILITY = 0.01
 
 Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
 Scores = NDArray[np.float64]
-Score = Literal["accuracy", "log_likelihood", "brier"]
+Score = Literal["accuracy", "log_likelihood", "brier", "negative_loss"]
+"""Of classes, the first three; of all else, the last, the negative loss of a row alone."""
 
 SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}
 """How far two scores of a row may be apart."""
@@ -44,6 +44,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 class Objective(Protocol):
     """All that depends on the kind of target."""
+
+    baseline: ClassVar[str | None]
+    """What a model must beat to be worth anything, in words."""
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar to differentiate, from the model's inputs."""
+
+    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:
+        """Return the outputs of a batch by which its examples are scored, `(B, …)`."""
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar to differentiate."""
@@ -70,12 +79,6 @@ class Objective(Protocol):
         """Score each row, for the decision about a promotion."""
 
 
-def build_objective(target: Target, loss: Loss | None = None) -> Objective:
-    """Build the objective for a kind of target, with a loss of the user's own if that is given."""
-    classes = tuple(target.classes)
-    return Classification(classes) if loss is None else OwnLoss(classes, loss)
-
-
 @dataclass(frozen=True)
 class Classification:
     """One of C classes, by softmax.
@@ -84,6 +87,15 @@ class Classification:
     """
 
     classes: tuple[bool | int | str, ...]
+    baseline: ClassVar[str | None] = "majority class"
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.loss(apply_model(forward, x), y)
+
+    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the logits of a batch."""
+        return apply_model(model, x)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats."""
@@ -117,7 +129,7 @@ class Classification:
         is_unsigned = any(isinstance(label, int) and label >= 2**63 for label in self.classes)
         return np.array(self.classes, np.uint64 if is_unsigned else None)  # numpy alone would take floats
 
-    def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
+    def measure(self, outputs: Tensor, target: Tensor) -> ClassificationMetrics:
         """Compute the metrics of finite logits."""
         from torchmetrics.functional import classification  # which loads scipy
 
@@ -139,7 +151,7 @@ class Classification:
             classification.binary_auroc(probabilities[:, place], (target == place).long())
             for place in range(num_classes if all(supports) else 0)
         ]
-        return Metrics(
+        return ClassificationMetrics(
             num_rows=len(target),
             num_correct=int((predicted == target).sum()),
             loss=functional.cross_entropy(outputs, target).item(),

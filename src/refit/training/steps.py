@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from refit.data.inputs import Inputs, apply_model
+from refit.data.inputs import Inputs
 from refit.data.live_items import ItemLoader
 from refit.data.loaders import ShuffledLoader
 from refit.errors import SettingsError, TrainingError
@@ -34,7 +34,7 @@ class Taken(NamedTuple):
 
 
 def compute_gradients(
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[..., Any],
     parameters: Sequence[Tensor],
     batches: Sequence[Batch],
     *,
@@ -54,7 +54,7 @@ def compute_gradients(
     losses = []
     for x, y in batches:
         with autocast(device, precision):
-            loss = objective.loss(apply_model(forward, x), y)
+            loss = objective.batch_loss(forward, x, y)
         (loss * (len(y) / num_rows) if len(batches) > 1 else loss).backward()
         losses.append(loss.detach())
     return losses, None if max_grad_norm is None else nn.utils.clip_grad_norm_(parameters, max_grad_norm)

@@ -11,6 +11,7 @@ from torch import nn
 
 from refit.data import live_items, loaders, sampling
 from refit.data.examples import Examples, load_examples
+from refit.data.inputs import map_tensors
 from refit.data.signature import Signature
 from refit.errors import SettingsError, StoreError, TrainingError, first_line
 from refit.models import building, contract
@@ -21,8 +22,9 @@ from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.training import checkpoints, evaluation, loop, optimizers, own_loss
-from refit.training.objective import build_objective
+from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, own_metrics
+from refit.training.objective import Objective
+from refit.training.objectives import build_objective
 
 Report = Callable[[str], object]
 TrainLoader = loaders.ShuffledLoader | live_items.ItemLoader
@@ -140,18 +142,24 @@ def start(
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
     signature = examples.signature
-    sample, _ = examples.load_sample(store)
-    contract.check_contract(settings.model, signature, sample)
-    own_loss.check_loss(settings.training.loss, signature)
+    x, y = examples.load_sample(store)
+    if signature.target.kind != "none":
+        contract.check_contract(settings.model, signature, x)
+    if signature.target.kind == "classes":
+        own_loss.check_loss(settings.training.loss, signature)
     with _explaining(devices.list_candidates(settings.compute)[-1], settings):
         state = _build_state(examples, settings, report)
-    unkept = contract.find_unkept_state(settings.model, signature, sample)
+    unkept = [] if signature.target.kind == "none" else contract.find_unkept_state(settings.model, signature, x)
     if unkept:
         warn(
             f"model.factory: {settings.model.factory} changes {', '.join(unkept)} in training, which no checkpoint and no saved"
             " version holds; if results depend on it, they will differ when a run is resumed and when the model is loaded:"
             " make it a buffer"
         )
+    if signature.tensors:
+        setting = "training.loss" if settings.training.step is None else f"training.step {settings.training.step}"
+        x, y = map_tensors(lambda part: part.to(state.device), (x, y))
+        own_loss.check_objective(state.objective, state.model, x, y, setting)
     if prepare is not None:
         prepare(state, signature)
     return _keep(state, settings, store)
@@ -311,9 +319,10 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     metrics = evaluation.evaluate(
         checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),
         live_items.build_ordered_loader(*examples.load_split(split, store), options=_read_options(settings)),
-        build_objective(examples.signature.target),
+        _build_objective(examples.signature, settings, is_judge=True),
         CPU,
         settings.compute.precision,
+        own_metrics.import_metrics(settings.training.metrics),
     )
     return checkpoints.save_report("metrics", metrics, store)
 
@@ -391,8 +400,14 @@ def _build_state(examples: Examples, settings: SettingsTree, report: Report) -> 
         examples.signature,
         seed=settings.seed,
         device=choose_device,
-        loss=own_loss.import_loss(settings.training.loss),
+        objective=_build_objective(examples.signature, settings),
     )
+
+
+def _build_objective(signature: Signature, settings: SettingsTree, is_judge: bool = False) -> Objective:
+    """Build the objective of a run; classes are judged by the cross-entropy, whatever they were trained by."""
+    loss = None if is_judge and signature.target.kind == "classes" else settings.training.loss
+    return build_objective(signature.target, loss, settings.training.step)
 
 
 def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:

@@ -195,3 +195,71 @@ def test_why_tells_how_many_files_are_new_and_gone():
     step = forecast(settings, Store("store"))[0]
     assert not step.is_done
     assert step.because == ["data.inputs: 3 new files, 1 gone file"]
+
+
+def read_metrics(store: str = "store") -> dict:
+    return json.loads(Path(store, "models/model/v1/metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("loss", "function"), [(None, "mse_loss"), ("squared", "mse_loss"), ("absolute", "l1_loss"), ("huber", "huber_loss")]
+)
+def test_numbers_are_predicted_with_the_bits_of_the_plain_loop(loss, function):
+    import own_data
+
+    plain = getattr(torch.nn.functional, function)
+    found = train("numbers", training={"num_epochs": 1, "loss": loss, "metrics": ["own_data:largest_error"]})
+    dataset = own_data.numbers()["train"]
+    expected = own_data.train_by(
+        lambda model, it: plain(model(it[0]).squeeze(1), it[1].float()), dataset, lambda: own_data.Net(4, 1)
+    )
+    assert_equal(found, expected)
+    test = read_metrics()["test"]
+    assert set(test["figures"]) == {"RMSE", "MAE", "R²", "largest error"}
+    model, data = refit.load_model("store/models/model/v1", trust=True), own_data.numbers()["test"]
+    truth = torch.tensor([y for _, y in data])
+    errors = torch.from_numpy(model.predict(data)).double() - truth
+    assert test["figures"]["MAE"] == pytest.approx(errors.abs().mean().item())
+    assert test["figures"]["largest error"] == pytest.approx(errors.abs().max().item())
+    assert test["figures"]["R²"] == pytest.approx(1 - (errors.square().sum() / (truth - truth.mean()).square().sum()).item())
+
+
+def test_several_labels_at_once_are_learned_with_the_bits_of_the_plain_loop():
+    import own_data
+
+    plain = torch.nn.functional.binary_cross_entropy_with_logits
+    found = train("labels", training={"num_epochs": 1, "loss": "binary"})
+    expected = own_data.train_by(lambda model, it: plain(model(it[0]), it[1].float()), own_data.labels()["train"], own_data.Net)
+    assert_equal(found, expected)
+    figures = read_metrics()["test"]["figures"]
+    predicted = refit.load_model("store/models/model/v1", trust=True).predict(own_data.labels()["test"])
+    truth = torch.stack([y for _, y in own_data.labels()["test"]]).bool().numpy()
+    assert figures["label accuracy"] == pytest.approx((predicted == truth).mean())
+    assert figures["exact match"] == pytest.approx((predicted == truth).all(axis=1).mean())
+
+
+def test_a_step_of_the_users_own_gives_the_bits_of_the_plain_loop_and_scores_each_item_by_its_loss():
+    import own_data
+
+    found = train("toy", model={"factory": "own_data:AutoEncoder"}, training={"num_epochs": 1, "step": "own_data:restore"})
+    dataset = own_data.toy()
+    assert_equal(found, own_data.train_by(own_data.restore, dataset["train"], own_data.AutoEncoder))
+    model = refit.load_model("store/models/model/v1", trust=True)
+    x = torch.stack([x for x, _ in dataset["test"]])
+    restored = torch.from_numpy(model.predict(x))
+    assert read_metrics()["test"]["loss"] == pytest.approx((restored - x).square().mean().item(), rel=1e-6)
+
+
+def test_outputs_that_do_not_fit_the_loss_are_refused_before_the_first_step():
+    with pytest.raises(
+        SettingsError, match=r"expected the model of own_data:Net to give float32 logits of \(1, 1\) .* found .*3\)"
+    ):
+        train("numbers", model={"factory": "own_data:Net", "options": {"num_outputs": 3}})
+    with pytest.raises(SettingsError, match=r"training\.step own_data:restore: expected a loss for a batch of 3 items, .* found"):
+        train("toy", model={"options": {"num_inputs": 4, "num_outputs": 3}}, training={"step": "own_data:restore"})
+    with pytest.raises(
+        DataError, match=r"expected a vector of zeros and ones for each item .* as it is `binary`, found targets of"
+    ):
+        train("toy", training={"loss": "binary"})
+    with pytest.raises(DataError, match=r"training\.loss: expected targets .* that are whole numbers, found torch\.float32"):
+        train("numbers", training={"loss": "cross_entropy"})

@@ -244,7 +244,7 @@ def test_classes_that_a_model_does_not_know_come_after_those_that_it_knows_in_th
     model = load_model(save_version(make_rows(40, classes="ezz")).path)
     scored = score_rows(model, make_rows(16, classes="zyhgfdcb"))
     assert scored.labels == [*"ez", *"bcdfghy"]
-    assert scored.score_majority("accuracy", np.ones(16, bool)).tolist() == [1.0, *[0.0] * 7] * 2
+    assert scored.score_baseline("accuracy", np.ones(16, bool)).tolist() == [1.0, *[0.0] * 7] * 2
 
 
 def damage(version: SavedModel) -> None:
@@ -429,7 +429,7 @@ def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, stor
 
 def test_the_time_of_a_row_is_the_median_in_milliseconds(monkeypatch):
     class Timed:
-        def predict_proba(self, rows: pl.DataFrame) -> None:
+        def predict_logits(self, rows: pl.DataFrame) -> None:
             assert rows.height == 1
 
     calls = itertools.count()

@@ -132,6 +132,8 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.num_epochs": (3, set()),
     "training.patience": (2, set()),
     "training.loss": ("json:dumps", LATER),
+    "training.step": ("json:loads", DATASET),
+    "training.metrics": (["json:loads"], {"evaluation", "saving"}),
     "training.accumulate_batches": (2, LATER),
     "training.max_grad_norm": (1.0, LATER),
     "training.epochs_per_task": (5, set()),
@@ -182,6 +184,7 @@ def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
     needed = {
         "model.options": {"model.factory": "json:dumps"},
         "data.factory": OWN_DATA,
+        "training.step": OWN_DATA,
         **{other: OWN_DATA for other in ("data.options", "data.inputs", "data.cache", "loader.collate")},
         "data.time_column": by_other,
         "data.window": by_time,
@@ -277,7 +280,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     recipe = write()
     settings = {section: names_of(section) for section in ("data", "loader", "model", "optimizer")}
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
-    loop = {"training.loss", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
+    loop = {"training.loss", "training.step", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
     names = {
         "dataset": {*settings["data"] - {"data.inputs"}, "seed", "polars", "numpy", "duckdb", "charset-normalizer"},
         "loaders": {"data set", *settings["loader"] - {*keys.READERS}},
@@ -338,7 +341,11 @@ def test_another_process_makes_the_same_keys():
             find_maker(DataSettings(factory="a:b")).list_code(),
         ),
         (["refit.training.loop", *keys.ENGINE_CODE], WITHOUT_A_SAY, keys.TRAINING_CODE),
-        (["refit.training.evaluation", "refit.models.building", "refit.data.live_items"], WITHOUT_A_SAY, keys.EVALUATION_CODE),
+        (
+            ["refit.training.evaluation", "refit.models.building", "refit.data.live_items", "refit.training.objectives"],
+            WITHOUT_A_SAY,
+            keys.EVALUATION_CODE,
+        ),
     ],
     ids=["table", "items", "training", "evaluation"],
 )

@@ -42,7 +42,7 @@ from refit.training.checkpoints import (
 )
 from refit.training.evaluation import evaluate
 from refit.training.loop import EpochLog, TrainingState, build_training_state, train_epoch
-from refit.training.metrics import Metrics
+from refit.training.metrics import read_metrics
 from refit.training.objective import Classification
 
 CPU = torch.device("cpu")
@@ -396,7 +396,7 @@ def test_a_saved_version_holds_all_that_it_needs(saved, store):
     assert type(manifest).model_validate_json((folder / "manifest.json").read_text()) == manifest
     assert [EpochLog(**entry) for entry in json.loads((folder / "log.json").read_text())] == [log]
     read = json.loads((folder / "metrics.json").read_text())
-    assert {split: Metrics(**scores) for split, scores in read.items()} == metrics
+    assert {split: read_metrics(scores) for split, scores in read.items()} == metrics
     record = json.loads((folder / "version.json").read_text())
     assert (record["epoch"], record["checkpoint"]) == (1, ref.digest)
     assert (record["weights_digest"], record["torch"]) == (model.weights_digest, torch.__version__)

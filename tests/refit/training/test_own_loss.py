@@ -11,6 +11,7 @@ from refit.errors import SettingsError
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.checkpoints import digest_weights
 from refit.training.loop import build_training_state, train_epoch
+from refit.training.objective import OwnLoss
 from refit.training.own_loss import check_loss
 
 LOSSES = """
@@ -54,7 +55,7 @@ def test_epochs_have_the_bits_of_the_plain_loop_with_that_loss():
     x, y = torch.randn(50, 4, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
     settings = ModelSettings(hidden_sizes=[8]), OptimizerSettings(name="sgd", lr=0.1)
     cpu, signature = torch.device("cpu"), Signature.of_numbers(4, 3)
-    state = build_training_state(*settings, signature, 0, cpu, loss=smoothed)
+    state = build_training_state(*settings, signature, 0, cpu, OwnLoss((*signature.target.classes,), smoothed))
     logs = [train_epoch(state, build_train_loader(x, y, 8, False), lambda _: 0.1, device=cpu) for _ in range(2)]
 
     torch.manual_seed(0)

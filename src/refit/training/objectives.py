@@ -1,0 +1,269 @@
+"""The objective of each kind of target, and of a step of the user's own.
+
+N is the number of examples, D of numbers to predict, L of labels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refit.data.inputs import Inputs, apply_model, list_tensors
+from refit.data.own_functions import import_function
+from refit.data.signature import Target
+from refit.errors import SettingsError
+from refit.training.metrics import Metrics
+from refit.training.objective import Classification, Loss, Objective, OwnLoss, RowScores, Score, Scores
+
+LOSSES: Mapping[str, Loss] = {
+    "cross_entropy": functional.cross_entropy,
+    "squared": functional.mse_loss,
+    "absolute": functional.l1_loss,
+    "huber": functional.huber_loss,
+    "binary": functional.binary_cross_entropy_with_logits,
+}
+"""By the names that `training.loss` can have, their means over all numbers of a batch."""
+OF_NUMBERS = ("squared", "absolute", "huber")
+
+
+def build_objective(target: Target, loss: str | None = None, step: str | None = None) -> Objective:
+    """Build the objective for a kind of target.
+
+    Args:
+        target: What is predicted.
+        loss: One of `LOSSES`, or the name of the user's own; None takes that of the kind.
+        step: The name of a step of the user's own, which takes the place of all else. Only predictions do without it.
+
+    Raises:
+        SettingsError: The user's function cannot be imported.
+    """
+    if step is not None or target.kind == "none":
+        return OwnStep(_lack_step if step is None else import_function(step, "training.step"))
+    own = None if loss is None or loss in LOSSES else import_function(loss, "training.loss")
+    if target.kind == "numbers":
+        return Numbers(own or LOSSES[loss or "squared"], tuple(target.centers))
+    if target.kind == "labels":
+        return Labels(tuple(target.classes), own or LOSSES["binary"], tuple(target.centers))
+    classes = tuple(target.classes)
+    return Classification(classes) if own is None else OwnLoss(classes, own)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers to predict.
+
+    Shape: outputs and targets `(N,)` or `(N, D)`; `(N, 1)` stands for `(N,)`.
+    """
+
+    function: Loss
+    centers: tuple[float, ...] = ()
+    """Means of the train targets, which the baseline predicts."""
+    baseline: ClassVar[str | None] = "mean of the targets"
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.loss(apply_model(forward, x), y)
+
+    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the outputs of a batch."""
+        return apply_model(model, x)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss."""
+        return self.function(outputs.reshape(target.shape), target)
+
+    def score(self, outputs: Tensor, target: Tensor) -> float:
+        """Return the negative loss."""
+        return -self.loss(outputs, target).item()
+
+    def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
+        """Compute the metrics: root of the mean squared error, mean absolute error, explained share of the variance."""
+        errors = (outputs.reshape(target.shape) - target).double()
+        spread = (target.double() - target.double().mean(dim=0)).square().sum().item()
+        figures = {
+            "RMSE": errors.square().mean().sqrt().item(),
+            "MAE": errors.abs().mean().item(),
+            "R²": None if spread == 0 else 1 - errors.square().sum().item() / spread,
+        }
+        return Metrics(num_rows=len(target), loss=self.loss(outputs, target).item(), figures=figures)
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers, twice."""
+        numbers = outputs.squeeze(1) if outputs.dim() == 2 and outputs.shape[1] == 1 else outputs
+        return numbers, numbers
+
+    def predict(self, outputs: Tensor) -> NDArray[Any]:
+        """Return the numbers."""
+        numbers: NDArray[np.float32] = self.answer(outputs)[0].numpy()
+        return numbers
+
+    def list_columns(self) -> list[str]:
+        """Name the columns of a table of predictions."""
+        return ["prediction", *(f"prediction {place}" for place in range(1, len(self.centers)))]
+
+    def tabulate(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the columns of a table of predictions."""
+        return dict(zip(self.list_columns(), self.answer(outputs)[0].reshape(len(outputs), -1).numpy().T, strict=True))
+
+    def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:  # noqa: ARG002
+        """Score each row by its negative loss."""
+        return score_by_loss(self.loss, outputs, target)
+
+    def score_baseline(self, target: Tensor) -> Scores:
+        """Score each row as if the mean of the train targets were predicted for it."""
+        outputs = target.new_tensor(self.centers).reshape(target.shape[1:]).expand(target.shape)
+        return score_by_loss(self.loss, outputs, target).scores
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Any number of L labels at once, by a sigmoid each.
+
+    Shape: outputs are logits `(N, L)`, targets 0 or 1 `(N, L)`.
+    """
+
+    classes: tuple[bool | int | str, ...]
+    function: Loss
+    centers: tuple[float, ...] = ()
+    """Shares of the labels among the train items."""
+    baseline: ClassVar[str | None] = "shares of the labels"
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.loss(apply_model(forward, x), y)
+
+    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the outputs of a batch."""
+        return apply_model(model, x)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss over examples and labels."""
+        return self.function(outputs, target)
+
+    def score(self, outputs: Tensor, target: Tensor) -> float:
+        """Return the share of right labels."""
+        return ((outputs > 0) == (target > 0.5)).double().mean().item()
+
+    def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
+        """Compute the metrics: shares of right labels and of examples with all labels right, and the mean F1 of labels."""
+        predicted, truth = outputs > 0, target > 0.5
+        hits = (predicted & truth).sum(dim=0).double()
+        f1 = 2 * hits / (predicted.sum(dim=0) + truth.sum(dim=0)).clamp(min=1)
+        is_right = predicted == truth
+        return Metrics(
+            num_rows=len(target),
+            loss=self.loss(outputs, target).item(),
+            figures={
+                "label accuracy": is_right.double().mean().item(),
+                "exact match": is_right.all(dim=1).double().mean().item(),
+                "mean F1": f1.mean().item(),
+            },
+        )
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether an example has each label, and how likely that is, `(N, L)`."""
+        return outputs > 0, outputs.sigmoid()
+
+    def predict(self, outputs: Tensor) -> NDArray[Any]:
+        """Return whether each example has each label, `(N, L)`."""
+        found: NDArray[np.bool_] = self.answer(outputs)[0].numpy()
+        return found
+
+    def list_columns(self) -> list[str]:
+        """Name the columns of a table of predictions."""
+        return [f"probability of {label}" for label in self.classes]
+
+    def tabulate(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the probability of each label."""
+        return dict(zip(self.list_columns(), self.answer(outputs)[1].numpy().T, strict=True))
+
+    def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:  # noqa: ARG002
+        """Score each example by its negative loss."""
+        return score_by_loss(self.loss, outputs, target)
+
+    def score_baseline(self, target: Tensor) -> Scores:
+        """Score each example as if the shares of the labels were predicted for it."""
+        shares = target.new_tensor(self.centers).clamp(0.001, 0.999)
+        return score_by_loss(self.loss, shares.logit().expand(target.shape), target).scores
+
+
+@dataclass(frozen=True)
+class OwnStep:
+    """A step of the user's own: a function of the model and a batch, as the loader gives it, that returns the loss."""
+
+    function: Callable[[Any, Any], Tensor]
+    baseline: ClassVar[str | None] = None
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
+        """Return what the user's function does."""
+        return self.function(forward, list(x) if isinstance(x, tuple) else x)
+
+    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:
+        """Return the loss of each example alone, `(B,)`: how good the model is for it."""
+        batches = [_take_one(x, place) for place in range(len(y))]
+        return torch.stack([self.batch_loss(model, one, y[:1]).detach().float() for one in batches])
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the mean of the losses of examples."""
+        return outputs.mean()
+
+    def score(self, outputs: Tensor, target: Tensor) -> float:
+        """Return the negative loss."""
+        return -self.loss(outputs, target).item()
+
+    def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
+        """Compute the mean loss, the only metric."""
+        return Metrics(num_rows=len(target), loss=outputs.double().mean().item(), figures={})
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs of the model as they are, twice."""
+        return outputs, outputs
+
+    def predict(self, outputs: Tensor) -> NDArray[Any]:
+        """Return the outputs of the model as they are."""
+        found: NDArray[np.float32] = outputs.numpy()
+        return found
+
+    def list_columns(self) -> list[str]:
+        """Name the columns of a table of predictions."""
+        return ["output"]
+
+    def tabulate(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the outputs of the model."""
+        return {"output": outputs.reshape(len(outputs), -1)[:, 0].numpy()}
+
+    def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:  # noqa: ARG002
+        """Score each example by its negative loss."""
+        return RowScores(-outputs.double().numpy(), np.zeros(len(outputs), bool))
+
+
+def score_without_inputs(objective: Objective, target: Tensor) -> Scores | None:
+    """Score each row as the baseline of an objective without classes would; None if it has none."""
+    return objective.score_baseline(target) if isinstance(objective, Numbers | Labels) else None
+
+
+def score_by_loss(loss: Loss, outputs: Tensor, target: Tensor) -> RowScores:
+    """Score each row by the negative loss that it has alone."""
+    losses = [loss(outputs[row : row + 1].double(), target[row : row + 1].double()).item() for row in range(len(target))]
+    return RowScores(-np.array(losses), np.zeros(len(losses), bool))
+
+
+def _lack_step(*_: object) -> Tensor:
+    raise SettingsError("training.step: expected the step that the model was trained by, to score it, found none; set it")
+
+
+def _take_one(x: Inputs, place: int) -> Inputs:
+    """A batch of one example."""
+    if isinstance(x, Tensor):
+        return x[place : place + 1]
+    if isinstance(x, dict):
+        return {name: _take_one(part, place) for name, part in x.items()}
+    if isinstance(x, tuple | list):
+        is_deep = bool(list_tensors(x))
+        return [_take_one(part, place) for part in x] if is_deep else x[place : place + 1]
+    return x
