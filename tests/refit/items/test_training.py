@@ -11,6 +11,7 @@ from torch.utils.data import WeightedRandomSampler
 import refit
 from refit.data.live_items import ItemLoader
 from refit.errors import DataError, RefitError, SettingsError
+from refit.promotion.comparison import Verdict, compare
 from refit.reports import figures
 from refit.runs.recipes import forecast
 from refit.settings import resolve_settings
@@ -33,7 +34,7 @@ def name_settings(factory: str, store: str = "store", **sections) -> dict:
         "data": {"factory": f"own_data:{factory}", **sections.pop("data", {})},
         "model": {"factory": "own_data:Net", **sections.pop("model", {})},
         "loader": {"batch_size": 8, **sections.pop("loader", {})},
-        "optimizer": {"name": "sgd", "lr": 0.1},
+        "optimizer": {"name": "sgd", "lr": 0.1, **sections.pop("optimizer", {})},
         "training": {"num_epochs": NUM_EPOCHS, **sections.pop("training", {})},
         "store": {"url": store, "trust": True},
         **sections,
@@ -263,3 +264,48 @@ def test_outputs_that_do_not_fit_the_loss_are_refused_before_the_first_step():
         train("toy", training={"loss": "binary"})
     with pytest.raises(DataError, match=r"training\.loss: expected targets .* that are whole numbers, found torch\.float32"):
         train("numbers", training={"loss": "cross_entropy"})
+
+
+def judge(factory: str, champion: int | None, **sections) -> Verdict:
+    """Train a candidate, and compare it with the champion."""
+    settings, _ = resolve_settings(name_settings(factory, **sections))
+    candidate = refit.train(settings, report=lambda _: None).model
+    return compare(candidate, champion, settings.promotion, Store("store"), settings)
+
+
+@pytest.mark.parametrize(
+    ("factory", "baseline", "training"),
+    [
+        ("toy_again", "majority class", {}),
+        ("numbers_again", "mean of the targets", {}),
+        ("labels_again", "shares of the labels", {"loss": "binary"}),
+    ],
+)
+def test_a_candidate_of_any_kind_must_beat_the_baseline_and_the_champion_on_the_same_items(factory, baseline, training):
+    first = judge(factory, None, training={**training, "num_epochs": 1}, optimizer={"name": "sgd", "lr": 1e-4})
+    assert f"of the {baseline}" in first.reason
+    second = judge(factory, 1, training={**training, "num_epochs": 30}, optimizer={"name": "adam", "lr": 0.01})
+    assert second.decision.is_better
+    assert second.judged_by == 1
+    assert list(second.scores) == ["model@v2", "model@v1", baseline]
+    assert second.decision.num_rows == 60
+    assert not judge(
+        factory, 2, training={**training, "num_epochs": 30}, optimizer={"name": "adam", "lr": 0.0101}
+    ).decision.is_better
+
+
+def test_the_first_model_of_a_step_has_nothing_to_be_compared_with_and_the_next_has_it():
+    given = {"model": {"factory": "own_data:AutoEncoder"}}
+    first = judge("toy", None, **given, training={"step": "own_data:restore", "num_epochs": 1})
+    assert first.decision.is_better
+    assert "the first of its name, with nothing to compare it with" in first.reason
+    second = judge("toy", 1, **given, training={"step": "own_data:restore", "num_epochs": 40})
+    assert second.decision.is_better
+    assert second.decision.score == "negative_loss"
+
+
+def test_items_that_the_champion_has_learned_from_judge_no_candidate():
+    judge("toy_again", None, training={"num_epochs": 1})
+    verdict = judge("toy_again", 1, training={"num_epochs": 1}, data={"options": {"first": 100}})
+    assert verdict.num_left_out == 40
+    assert "without rows that were learned from (40 by the champion)" in verdict.reason

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -428,13 +429,10 @@ def test_latency_and_size_are_measured_and_their_budgets_kept(save_version, stor
 
 
 def test_the_time_of_a_row_is_the_median_in_milliseconds(monkeypatch):
-    class Timed:
-        def predict_logits(self, rows: pl.DataFrame) -> None:
-            assert rows.height == 1
-
     calls = itertools.count()
     monkeypatch.setattr(comparison.time, "perf_counter", lambda: (number := next(calls)) * 0.002 + 9.0 * (number > 40))
-    assert time_row(Timed(), make_rows(40)) == pytest.approx(2.0)
+    scored = SimpleNamespace(score_one=lambda _: None)
+    assert time_row(scored, None) == pytest.approx(2.0)
 
 
 def test_a_champion_that_cannot_score_the_rows_is_not_compared(save_version, store, monkeypatch):
@@ -455,7 +453,7 @@ def test_a_champion_that_cannot_score_the_rows_is_not_compared(save_version, sto
 
 
 def test_limits_of_time_and_size_hold_for_the_candidate_alone(save_version, store, monkeypatch):
-    monkeypatch.setattr(comparison, "time_row", lambda model, _: float(len(model.settings.model.hidden_sizes)))
+    monkeypatch.setattr(comparison, "time_row", lambda scored, _: float(len(scored.model.settings.model.hidden_sizes)))
     rows = make_rows(200)
     champion, candidate = save_version(rows, hidden_sizes=(64, 64), seed=1), save_version(rows, seed=1)
     sizes = [Path(version.path, "model.pt").stat().st_size / 1e6 for version in (candidate, champion)]
