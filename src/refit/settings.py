@@ -62,12 +62,14 @@ SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
 """Text that may be meant as a span."""
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 FACTORY = r"^[\w.]+:\w+$"
+SCHEDULE = r"^(constant|cosine|[A-Z]\w+)$"
 LOSS = r"^([\w.]+:\w+|cross_entropy|squared|absolute|huber|binary)$"
 DEVICE = r"^(auto|cpu|[a-z]+(:\d+)?)$"
 PATTERNS = {
     f"^{SPAN}$": "a span of time such as `14d`",
     MODEL_NAME: "lower-case letters, digits, `-` and `_`, a letter or digit first",
     FACTORY: "`package.module:function`",
+    SCHEDULE: "`constant`, `cosine`, or a class of torch.optim.lr_scheduler such as `StepLR`",
     LOSS: "`cross_entropy`, `squared`, `absolute`, `huber`, `binary`, or `package.module:function`",
     DEVICE: "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`",
 }
@@ -322,23 +324,37 @@ class ModelSettings(Section):
     """Your own model, `package.module:function`, called as `function(num_inputs, num_outputs)` or `function(signature)`."""
     options: Options = {}
     """Keyword arguments that your function is called with as well, such as `{"width": 64}`."""
+    weights: Url | None = None
+    """A file of weights to start from, by `torch.save` or safetensors; those whose names or shapes differ are new."""
 
 
 class OptimizerSettings(Section):
     """How the parameters are updated."""
 
-    name: Literal["sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "rprop"] = "adamw"
+    name: Literal[
+        "sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "adafactor", "asgd", "rmsprop", "rprop"
+    ] = "adamw"
     """The PyTorch optimizer. For the notebook table: sgd."""
+    options: Options = {}
+    """More options of its class, such as `{"betas": [0.9, 0.95]}` or `{"nesterov": true}`."""
     lr: float = Field(0.001, gt=0, lt=1e38)
     """Learning rate; with a schedule, its highest value. With sgd: 0.01. For the notebook table: 1."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of SGD and RMSprop, in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0, lt=1e38)
     """Weight decay: an L2 penalty in SGD and Adam, decoupled in AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate after the warm-up: `constant`, or `cosine`, which lowers it to 0 along half a cosine."""
+    schedule: str = Field("constant", pattern=SCHEDULE)
+    """The learning rate after the warm-up: `constant`, `cosine` (along half a cosine to 0), or PyTorch's, as `StepLR`."""
+    schedule_options: Options = {}
+    """Options of a scheduler of PyTorch, such as `{"step_size": 10}`."""
+    schedule_by: Literal["epoch", "step"] = "epoch"
+    """When a scheduler of PyTorch goes on: after each `epoch` or after each `step`."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises linearly to `lr`."""
+    lr_factors: Annotated[dict[str, float], BeforeValidator(_read_object)] = {}
+    """Factors of the learning rate by patterns of parameter names, such as `{"encoder.*": 0.1}`; the first that matches counts."""
+    weight_decay_factors: Annotated[dict[str, float], BeforeValidator(_read_object)] = {}
+    """Factors of the weight decay by patterns of parameter names, such as `{"*.bias": 0}`."""
 
 
 class TrainingSettings(Section):

@@ -113,7 +113,7 @@ def train(
         print(jsonlib.dumps({**fields, "seconds": result.seconds}))
     else:
         _print_result(log, metrics)
-        if lead["warning"]:
+        if lead and lead["warning"]:
             say(f"warning: {lead['warning']}")
         say(f"{'saved' if result.is_new else 'nothing has changed since'} {result.model.reference} in {result.model.path}")
     return COMPLETED
@@ -331,9 +331,10 @@ def _check_header(source: str) -> None:
 
 def _check_data(settings: SettingsTree) -> None:
     """Refuse a table that training would refuse, before anything slow is started or imported."""
-    from refit.tables.draft import check_data
+    if settings.data.factory is None:
+        from refit.tables.draft import check_data
 
-    check_data(settings.data, settings.seed)
+        check_data(settings.data, settings.seed)
 
 
 def _check_files(source: str, output: str) -> None:
@@ -349,11 +350,11 @@ def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
         manifest["signature"]["target"],
     )
     return {
-        **{name: manifest[name] for name in names},
+        **{name: manifest[name] for name in names if name in manifest},
         "target": target["name"],
         "classes": target["classes"],
         "splits": {split: info["rows"] for split, info in manifest["splits"].items()},
-        "kinds": {column["name"]: column["kind"] for column in manifest["columns"]},
+        "kinds": {column["name"]: column["kind"] for column in manifest.get("columns", [])},
     }
 
 

@@ -63,7 +63,7 @@ def _describe_target(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_columns(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"column {column['name']}": column["kind"] for column in manifest["columns"]}
+    return {f"column {column['name']}": column["kind"] for column in manifest.get("columns", [])}
 
 
 def _describe_digests(manifest: Mapping[str, Any]) -> dict[str, Any]:

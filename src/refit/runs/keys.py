@@ -13,10 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from pydantic import BaseModel, ConfigDict
 
 import refit
 from refit.code import digest_code, digest_user_code, list_modules
+from refit.errors import SettingsError
 from refit.makers import find_maker
 from refit.settings import Settings, walk_settings
 
@@ -154,12 +156,14 @@ def write_recipe(
         code |= {setting: function, **digest_user_code(function, setting)}
     dataset = Stage(name="dataset", ingredients={**sources, **chosen, "seed": settings.seed, **code})
     network = [] if settings.model.factory else list_modules(f"refit.models.{settings.model.architecture}")
+    network += [] if settings.model.weights is None else ["refit.training.start_weights"]
     more_code = network if first_weights is None else [*network, "refit.serving.warm_start"]
     start = {
         **digest_user_code(settings.model.factory),
         "data set": dataset.key,
         "seed": settings.seed,
         **dict(walk_settings(settings.model, "model.")),
+        "model.weights": None if settings.model.weights is None else _digest_file(settings.model.weights, "model.weights"),
         **dict(walk_settings(settings.optimizer, "optimizer.")),
         **{f"compute.{name}": getattr(settings.compute, name) for name in ("engine", "precision", "matmul_precision")},
         "processor": processor,
@@ -174,7 +178,7 @@ def write_recipe(
         **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,
-        "training.num_epochs": None if settings.optimizer.schedule == "constant" else settings.training.num_epochs,
+        "training.num_epochs": settings.training.num_epochs if settings.optimizer.schedule == "cosine" else None,
     }
     judges: dict[str, Any] = {"training.metrics": settings.training.metrics} if settings.training.metrics else {}
     for metric in settings.training.metrics:
@@ -189,6 +193,15 @@ def write_recipe(
         judges=judges,
         refit_on_all=settings.training.refit_on_all,
     )
+
+
+def _digest_file(path: str, setting: str) -> str:
+    """SHA-256 of a file; raises SettingsError if it cannot be read."""
+    try:
+        with fsspec.open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{setting}: expected a file that can be read, found {path}: {error}; name another") from error
 
 
 def _digest_own(name: str | None, setting: str) -> dict[str, Any]:

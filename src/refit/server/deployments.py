@@ -105,9 +105,9 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
     """
     resolved, origins = resolve_settings(settings)
     name = resolved.name
-    if origins["data.source"] == "default":
+    if origins["data.source"] == "default" and resolved.data.factory is None:
         raise SettingsError(
-            "data.source: expected the rows to learn from, found none; add --data.source, or set it in refit.toml"
+            "data.source: expected the rows to learn from, found none; add --data.source or --data.factory, or set one in refit.toml"
             " (`notebook` deploys the toy table)"
         )
     fields = read_plan({**settings, "name": name}, plan)

@@ -86,7 +86,8 @@ def resolve_given(settings: SettingsTree, changes: SettingsTree, learns: bool = 
     enter_project()
     stop_server_with_process()
     resolved, origins = _resolve(settings, changes)
-    if learns and origins["data.source"] == "default" and find_deployed_run() is not None:
+    is_unsaid = origins["data.source"] == "default" and resolved.data.factory is None
+    if learns and is_unsaid and find_deployed_run() is not None:
         raise SettingsError(
             "data.source: expected the rows that a deployment learns from, found none; set it (`notebook` is the toy table), for"
             " a single run among its `changes`"

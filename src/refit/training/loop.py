@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from refit.data.live_items import ItemLoader
 from refit.data.loaders import Batches, ShuffledLoader
 from refit.data.signature import Signature
-from refit.errors import TrainingError
+from refit.errors import SettingsError, TrainingError
 from refit.models.building import build_model
 from refit.runtime.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
 from refit.training.objective import Objective
 from refit.training.objectives import build_objective
-from refit.training.optimizers import LearningRate, build_optimizer
+from refit.training.optimizers import LearningRate, build_optimizer, group_parameters
 from refit.training.steps import Steps, find_engine
 
 LOSSES_BETWEEN_CHECKS = 200
@@ -112,7 +112,9 @@ def build_training_state(
     seed_everything(seed)
     module = build_model(model, signature)
     module = module.to(device if isinstance(device, torch.device) else device(module))
-    return TrainingState(module, build_optimizer(optimizer, module.parameters()), objective or build_objective(signature.target))
+    return TrainingState(
+        module, build_optimizer(optimizer, group_parameters(optimizer, module)), objective or build_objective(signature.target)
+    )
 
 
 @holding_generators(for_an_epoch=True)
@@ -159,7 +161,14 @@ def train_epoch(
     state.partial = partial = state.partial or PartialEpoch(state.random_state)
     started = time.perf_counter()
     order = _draw_order(loader, state, partial)
-    is_plain = isinstance(loader, ShuffledLoader) and isinstance(loader.x, Tensor)
+    is_plain = (
+        isinstance(loader, ShuffledLoader) and isinstance(loader.x, Tensor) and all(p.requires_grad for p in model.parameters())
+    )
+    if engine == "compiled" and not is_plain:
+        raise SettingsError(
+            "compute.engine: expected `eager` or `auto`, as items are read one by one, are no single tensor, or parameters are"
+            " frozen, found `compiled`; change it"
+        )
     steps = (find_engine(engine) if is_plain else Steps)(
         model=model,
         optimizer=state.optimizer,

@@ -2,16 +2,29 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from refit.errors import SettingsError
 from refit.settings import OptimizerSettings
+from refit.texts import list_names
 
 LearningRate = Callable[[int], float]
+NO_SCHEDULERS = (
+    "LRScheduler",
+    "_LRScheduler",
+    "ReduceLROnPlateau",
+    "LambdaLR",
+    "MultiplicativeLR",
+    "SequentialLR",
+    "ChainedScheduler",
+)
+"""Schedulers that need more than numbers, or the loss."""
 BASE_RATE = "initial_lr"
 """The option of a group that holds its own base rate, as PyTorch's schedulers name it."""
 
@@ -36,9 +49,52 @@ def build_optimizer(settings: OptimizerSettings, parameters: Iterable[Tensor | d
         value = options.pop(name)
         if value:
             raise SettingsError(f"optimizer.{name}: expected 0, as {settings.name} has none, found {value:g}; leave it 0")
+    for name, value in settings.options.items():
+        if name in (*vars(settings), "params") or name not in inspect.signature(kind).parameters:
+            known = [it for it in inspect.signature(kind).parameters if it not in (*vars(settings), "params")]
+            raise SettingsError(
+                f"optimizer.options: expected options of {kind.__name__} that are no settings, {list_names(known)}, found `{name}`;"
+                " correct the name"
+            )
+        options[name] = tuple(value) if isinstance(value, list) else value
     groups = [{**it, BASE_RATE: it["lr"]} if isinstance(it, dict) and "lr" in it else it for it in parameters]
-    optimizer: torch.optim.Optimizer = kind(groups, lr=settings.lr, **options)
+    try:
+        optimizer: torch.optim.Optimizer = kind(groups, lr=settings.lr, **options)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"optimizer.options: expected values that {kind.__name__} takes, found {settings.options}: {error}; change them"
+        ) from error
     return optimizer
+
+
+def group_parameters(settings: OptimizerSettings, module: nn.Module) -> list[Tensor] | list[dict[str, Any]]:
+    """List the parameters that are trained, in groups if settings give some of them other rates.
+
+    Raises:
+        SettingsError: A pattern matches the name of no such parameter.
+    """
+    trained: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for setting in ("lr_factors", "weight_decay_factors"):
+        for pattern in getattr(settings, setting):
+            if not any(fnmatchcase(name, pattern) for name in trained):
+                raise SettingsError(
+                    f"optimizer.{setting}: expected patterns of names of parameters that are trained, {list_names(trained, 10)},"
+                    f" found `{pattern}`; correct it"
+                )
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in trained.items():
+        factors = _find_factor(settings.lr_factors, name), _find_factor(settings.weight_decay_factors, name)
+        groups.setdefault(factors, []).append(parameter)
+    if not settings.lr_factors and not settings.weight_decay_factors:
+        return [*trained.values()]
+    return [
+        {"params": parameters, "lr": settings.lr * lr_factor, "weight_decay": settings.weight_decay * decay_factor}
+        for (lr_factor, decay_factor), parameters in groups.items()
+    ]
+
+
+def _find_factor(factors: Mapping[str, float], name: str) -> float:
+    return next((factor for pattern, factor in factors.items() if fnmatchcase(name, pattern)), 1.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -52,15 +108,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = group[BASE_RATE] * (lr / optimizer.defaults["lr"]) if BASE_RATE in group else lr
 
 
-def build_learning_rate(settings: OptimizerSettings, num_steps: int) -> LearningRate:
+def build_learning_rate(settings: OptimizerSettings, num_steps: int, steps_an_epoch: int = 1) -> LearningRate:
     """Build the learning rate of each step, counted from 0 over the `num_steps` of a run.
 
     It rises linearly over the warm-up's steps, is `lr` right after them, and then stays or falls by a half cosine to 0 (at the
-    end of the last step).
+    end of the last step), or goes on as a scheduler of PyTorch.
 
     Source: the cosine is equation 5 of Loshchilov and Hutter, SGDR, 2017, without restarts.
     """
     warmup_steps = settings.warmup_steps
+    if settings.schedule not in ("constant", "cosine"):
+        rates, every = _Rates(settings), steps_an_epoch if settings.schedule_by == "epoch" else 1
+        return lambda step: (
+            settings.lr * (step + 1) / (warmup_steps + 1) if step < warmup_steps else rates[(step - warmup_steps) // every]
+        )
 
     def learning_rate(step: int) -> float:
         if step < warmup_steps:
@@ -71,6 +132,41 @@ def build_learning_rate(settings: OptimizerSettings, num_steps: int) -> Learning
         return settings.lr * (1 + math.cos(math.pi * progress)) / 2
 
     return learning_rate
+
+
+class _Rates:
+    """The rates of a scheduler of PyTorch, from its first on, as it computes them one after the other."""
+
+    def __init__(self, settings: OptimizerSettings) -> None:
+        name, options = settings.schedule, settings.schedule_options
+        found = getattr(torch.optim.lr_scheduler, name, None)
+        if not (isinstance(found, type) and issubclass(found, LRScheduler)) or name in NO_SCHEDULERS:
+            raise SettingsError(
+                "optimizer.schedule: expected `constant`, `cosine` or a scheduler of torch.optim.lr_scheduler whose rates depend on"
+                f" the step alone, such as `StepLR`, found {name!r}; name another"
+            )
+        kind: Any = found
+        self._optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr, momentum=0.9)
+        lengths = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        try:
+            self._scheduler = kind(self._optimizer, **lengths)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"optimizer.schedule_options: expected options of {name}, found {options}: {error}; change them"
+            ) from error
+        if self._optimizer.param_groups[0]["momentum"] != 0.9:
+            raise SettingsError(
+                f"optimizer.schedule_options: expected a {name} of the learning rate alone, found one that changes the momentum,"
+                ' too; add `"cycle_momentum": false`'
+            )
+        self._rates = [self._optimizer.param_groups[0]["lr"]]
+
+    def __getitem__(self, place: int) -> float:
+        while len(self._rates) <= place:
+            self._optimizer.step()
+            self._scheduler.step()
+            self._rates.append(float(self._optimizer.param_groups[0]["lr"]))
+        return float(self._rates[place])
 
 
 def _leave_compiler_out() -> None:

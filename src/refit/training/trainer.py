@@ -22,7 +22,7 @@ from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
 from refit.store.store import Store
-from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, own_metrics
+from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, own_metrics, start_weights
 from refit.training.objective import Objective
 from refit.training.objectives import build_objective
 
@@ -142,6 +142,7 @@ def start(
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
     signature = examples.signature
+    optimizers.build_learning_rate(settings.optimizer, 1)  # refuses what is no schedule
     x, y = examples.load_sample(store)
     if signature.target.kind != "none":
         contract.check_contract(settings.model, signature, x)
@@ -156,6 +157,8 @@ def start(
             " version holds; if results depend on it, they will differ when a run is resumed and when the model is loaded:"
             " make it a buffer"
         )
+    if settings.model.weights is not None:
+        report(start_weights.load_start(state.model, settings.model.weights))
     if signature.tensors:
         setting = "training.loss" if settings.training.step is None else f"training.step {settings.training.step}"
         x, y = map_tensors(lambda part: part.to(state.device), (x, y))
@@ -284,7 +287,7 @@ def _train_epoch(
                 log = loop.train_epoch(
                     state,
                     train_loader,
-                    optimizers.build_learning_rate(settings.optimizer, num_steps),
+                    optimizers.build_learning_rate(settings.optimizer, num_steps, num_steps // settings.training.num_epochs),
                     device=device,
                     precision=settings.compute.precision,
                     engine=settings.compute.engine,

@@ -232,3 +232,11 @@ def numbers_again():
 
 def labels_again():
     return {split: Changed(dataset, lambda _, x, __: (x, (x[:3] > 0.5).long())) for split, dataset in toy_again().items()}
+
+
+class Tuned(Net):
+    """Whose first layer is frozen."""
+
+    def __init__(self, num_inputs=4, num_outputs=3):
+        super().__init__(num_inputs, num_outputs)
+        self.layers[0].requires_grad_(False)

@@ -309,3 +309,36 @@ def test_items_that_the_champion_has_learned_from_judge_no_candidate():
     verdict = judge("toy_again", 1, training={"num_epochs": 1}, data={"options": {"first": 100}})
     assert verdict.num_left_out == 40
     assert "without rows that were learned from (40 by the champion)" in verdict.reason
+
+
+def test_a_network_with_frozen_layers_and_weights_to_start_from_gives_the_bits_of_the_plain_loop():
+    import own_data
+
+    torch.manual_seed(7)
+    kept = {f"layers.{name}": value for name, value in own_data.Net().layers.state_dict().items() if name.startswith("0.")}
+    torch.save({"state_dict": {**kept, "head.weight": torch.ones(3)}}, "published.pt")
+    given = {"factory": "own_data:Tuned", "weights": "published.pt"}
+    optimizer = {"name": "adam", "lr": 0.05, "lr_factors": {"layers.3.bias": 0.1}}
+    found = train("toy", model=given, optimizer=optimizer, training={"num_epochs": 2})
+
+    torch.manual_seed(0)
+    model = own_data.Tuned()
+    model.load_state_dict(kept, strict=False)
+    head = model.layers[3]
+    plain = torch.optim.Adam([{"params": [head.weight]}, {"params": [head.bias], "lr": 0.005}], lr=0.05)
+    losses = []
+    for _ in range(2):
+        for x, y in torch.utils.data.DataLoader(own_data.toy()["train"], 8, shuffle=True):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            plain.zero_grad()
+            loss.backward()
+            plain.step()
+            losses.append(loss.item())
+    assert_equal(found, (losses, model.state_dict()))
+    assert torch.equal(found[1]["layers.0.weight"], kept["layers.0.weight"])
+
+    torch.save({"other": torch.ones(2)}, "published.pt")
+    with pytest.raises(
+        SettingsError, match=r"model\.weights: expected weights of the names and shapes .*, found `other` in published"
+    ):
+        train("toy", model=given, optimizer=optimizer)

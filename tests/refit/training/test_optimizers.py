@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,7 +14,7 @@ from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.checkpoints import digest_weights, load_state, save_state
 from refit.training.loop import TrainingState, build_training_state, train_epoch
 from refit.training.objective import Classification
-from refit.training.optimizers import build_learning_rate, build_optimizer
+from refit.training.optimizers import build_learning_rate, build_optimizer, group_parameters
 
 CPU = torch.device("cpu")
 NUM_EPOCHS = 3
@@ -166,3 +167,74 @@ def test_a_warm_up_as_long_as_the_run_or_longer_stays_finite_and_below_the_rate(
     rates = [rate(step) for step in range(10)]
     assert all(math.isfinite(r) and 0 < r <= 0.3 for r in rates)
     assert rates == sorted(rates)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("StepLR", {"step_size": 3, "gamma": 0.5}),
+        ("MultiStepLR", {"milestones": [2, 5]}),
+        ("ExponentialLR", {"gamma": 0.9}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 4}),
+        ("PolynomialLR", {"total_iters": 6}),
+        ("OneCycleLR", {"max_lr": 0.3, "total_steps": 12, "cycle_momentum": False}),
+    ],
+)
+@pytest.mark.parametrize("by", ["epoch", "step"])
+def test_a_scheduler_of_pytorch_gives_its_own_rates_at_any_step(name, options, by):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler, expected = getattr(lr_scheduler, name)(optimizer, **options), []
+    for _ in range(12):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 12:
+            scheduler.step()
+    settings = OptimizerSettings(lr=0.1, schedule=name, schedule_options=options, schedule_by=by)
+    rate = build_learning_rate(settings, 12 * 5, steps_an_epoch=5)
+    every = 5 if by == "epoch" else 1
+    assert rate(11 * every) == expected[11], "the last first, as after an interruption"
+    assert [rate(step) for step in range(12 * every)] == [lr for lr in expected for _ in range(every)]
+
+
+def test_what_is_no_schedule_is_refused():
+    for settings, message in {
+        ("ReduceLROnPlateau", "{}"): r"expected `constant`, `cosine` or a scheduler .*, found 'ReduceLROnPlateau'",
+        ("StepsLR", "{}"): "found 'StepsLR'",
+        ("StepLR", "step=3"): r"optimizer\.schedule_options: expected options of StepLR, found \{'step': 3\}: .*unexpected keyword",
+        ("OneCycleLR", "max_lr=0.1 total_steps=3"): "found one that changes the momentum, too; add `?.cycle_momentum",
+    }.items():
+        name, options = settings[0], dict(pair.split("=") for pair in settings[1].strip("{}").split())
+        given = {key: float(value) if "." in value else int(value) for key, value in options.items()}
+        with pytest.raises(SettingsError, match=message):
+            build_learning_rate(OptimizerSettings(lr=0.1, schedule=name, schedule_options=given), 10)
+
+
+def test_options_are_those_of_the_class_and_others_are_refused():
+    weights = [torch.zeros(2, requires_grad=True)]
+    built = build_optimizer(OptimizerSettings(name="adam", options={"betas": [0.8, 0.9], "amsgrad": True}), weights)
+    assert (built.defaults["betas"], built.defaults["amsgrad"]) == ((0.8, 0.9), True)
+    for options, message in {
+        "beta": r"optimizer\.options: expected options of Adam that are no settings, `betas`.*, found `beta`; correct",
+        "lr": r"that are no settings, .*found `lr`",
+    }.items():
+        with pytest.raises(SettingsError, match=message):
+            build_optimizer(OptimizerSettings(name="adam", options={options: 0.1}), weights)
+    with pytest.raises(SettingsError, match=r"expected values that Adam takes, found .*eps.*Invalid epsilon"):
+        build_optimizer(OptimizerSettings(name="adam", options={"eps": -1.0}), weights)
+
+
+def test_patterns_of_names_give_parameters_other_rates_and_frozen_ones_are_in_no_group():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[0].bias.requires_grad = False
+    settings = OptimizerSettings(lr=0.1, weight_decay=0.5, lr_factors={"0.*": 0.1}, weight_decay_factors={"*.bias": 0})
+    groups = group_parameters(settings, module)
+    shown = [(group["lr"], group["weight_decay"], [id(it) for it in group["params"]]) for group in groups]
+    assert shown == [
+        (0.1 * 0.1, 0.5, [id(module[0].weight)]),
+        (0.1, 0.5, [id(module[1].weight)]),
+        (0.1, 0.0, [id(module[1].bias)]),
+    ]
+    with pytest.raises(
+        SettingsError, match=r"optimizer\.lr_factors: expected patterns of names of parameters .*`0\.weight`.*`2\.\*`"
+    ):
+        group_parameters(OptimizerSettings(lr_factors={"2.*": 0.1}), module)
