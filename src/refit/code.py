@@ -16,6 +16,10 @@ from pathlib import Path
 
 from refit.errors import SettingsError
 
+SESSION = "session"
+"""Stands for the module of objects that a notebook gives, which cannot be imported by a name."""
+session_digests: dict[str, str] = {}
+"""Digests of the code of such objects, by their names."""
 PACKAGES = {"site-packages", "dist-packages"}
 """Names of folders with installed packages."""
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -80,6 +84,8 @@ def digest_user_code(function: str | None, setting: str = "model.factory") -> di
     if function is None:
         return {}
     module = function.partition(":")[0]
+    if module == SESSION:
+        return {f"code.{function}": session_digests.get(function, "")}
     importlib.invalidate_caches()
     digests, versions, seen, pending = dict[str, str](), dict[str, str](), set[str](), [module]
     while pending:

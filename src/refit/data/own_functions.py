@@ -1,18 +1,23 @@
 """Imports the user's own functions, by the names that settings give them, and checks their options."""
 
+import contextlib
+import hashlib
 import importlib
 import inspect
+import marshal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from refit.code import digest_user_code, importing_from_here
+from refit.code import SESSION, digest_user_code, importing_from_here, session_digests
 from refit.errors import SettingsError
 from refit.runtime.devices import putting_defaults_back
 from refit.texts import list_names
 
+_given: dict[str, Callable[..., Any]] = {}
+"""Objects of this session, by the names that settings give them."""
 _imported: dict[str, str] = {}
 """The modules of users that this process has imported, with their digests at that time."""
 
@@ -44,13 +49,47 @@ def import_anew(functions: Mapping[str, str | None]) -> None:
             import_function(name, setting)
 
 
+def give(function: Callable[..., Any], name: str) -> str:
+    """Make a function or class of this session known by a name, which is that of its module if it can be imported from there.
+
+    Args:
+        function: What settings are to name.
+        name: Its name if it cannot be imported: `session:` and this.
+    """
+    module, own = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module not in (None, "__main__") and own.isidentifier():
+        with contextlib.suppress(SettingsError):
+            found = f"{module}:{own}"
+            digest_user_code(found)
+            if import_function(found, name) is function:
+                return found
+    given = f"{SESSION}:{name}"
+    _given[given] = function
+    session_digests[given] = _digest_object(function)
+    return given
+
+
+def _digest_object(function: Callable[..., Any]) -> str:
+    """SHA-256 of the code of a function, or of those of a class."""
+    parts = vars(function).values() if isinstance(function, type) else [function]
+    codes = [part.__code__ for part in parts if hasattr(part, "__code__")]
+    return hashlib.sha256(b"".join(marshal.dumps(code.replace(co_filename="", co_firstlineno=1)) for code in codes)).hexdigest()
+
+
 def import_function(name: str, setting: str) -> Callable[..., Any]:
     """Import `package.module:function`, which a setting names.
 
     Raises:
         SettingsError: There is no such module or function, or the module fails on import.
     """
+    if name in _given:
+        return _given[name]
     module_name, function_name = name.split(":")
+    if module_name == SESSION:
+        raise SettingsError(
+            f"{setting}: expected the object that `refit.train` was given in a session, found another process; put it into a"
+            " module, and name it as package.module:function"
+        )
     try:
         with importing_from_here(), putting_defaults_back():
             function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)

@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from torch import nn
+
+from refit.code import SESSION
+from refit.data import own_functions
+from refit.errors import SettingsError
 from refit.makers import find_maker, load_record
 from refit.models.building import build_for_weights
 from refit.promotion.comparison import measure_lead
@@ -28,7 +33,12 @@ NO_SETTINGS = SettingsTree()
 
 
 def train(
-    settings: SettingsTree | Mapping[str, Any] = NO_SETTINGS, *, refresh: bool = False, report: Callable[[str], object] = print
+    settings: SettingsTree | Mapping[str, Any] = NO_SETTINGS,
+    *,
+    datasets: Any = None,
+    model: Callable[..., Any] | None = None,
+    refresh: bool = False,
+    report: Callable[[str], object] = print,
 ) -> TrainingResult:
     """Train a model and save it as the next version of its name. Steps that are done already are not repeated.
 
@@ -37,6 +47,8 @@ def train(
     Args:
         settings: Given settings, as a tree or as dictionaries by section. The environment, `.env` and `refit.toml` fill in the
             others.
+        datasets: Data sets of this session, as `data.factory` returns them, or the function that does.
+        model: A function or class of this session, as `model.factory` names one.
         refresh: Repeat every step, even those that are done already.
         report: Called with each line of progress.
 
@@ -44,9 +56,31 @@ def train(
         RefitError: Settings, data or model cannot be used, or training fails.
     """
     given = settings.model_dump(exclude_unset=True) if isinstance(settings, SettingsTree) else settings
-    resolved, _ = resolve_settings(given)
+    resolved, _ = resolve_settings(_name_objects(given, datasets, model, report))
     with trainer.training_alone(lambda: report("another run of this process trains; waiting for it to end")):
         return _Run(resolved, refresh, report).train()
+
+
+def _name_objects(
+    given: Mapping[str, Any], datasets: Any, model: Callable[..., Any] | None, report: Callable[[str], object]
+) -> dict[str, Any]:
+    """Let settings name the objects of a session."""
+    named = {section: dict(values) if isinstance(values, Mapping) else values for section, values in given.items()}
+    if isinstance(model, nn.Module):
+        raise SettingsError(
+            f"model: expected a class or a function that makes a model, found a {type(model).__name__}, whose weights are made"
+            f" already; give `{type(model).__name__}`, or a lambda"
+        )
+    functions = {"data": datasets if callable(datasets) or datasets is None else lambda: datasets, "model": model}
+    found = {section: own_functions.give(function, section) for section, function in functions.items() if function is not None}
+    for section, name in found.items():
+        named[section] = {**named.get(section, {}), "factory": name}
+    if session := [section for section, name in found.items() if name.startswith(SESSION)]:
+        report(
+            f"{' and '.join(session)}: from this session; a deployment could not make it anew: put it into a module, and set"
+            f" {' and '.join(f'{section}.factory' for section in session)}"
+        )
+    return named
 
 
 def save_best(

@@ -107,8 +107,8 @@ def deploy(settings: Mapping[str, Any], plan: Plan) -> Registered:
     name = resolved.name
     if origins["data.source"] == "default" and resolved.data.factory is None:
         raise SettingsError(
-            "data.source: expected the rows to learn from, found none; add --data.source or --data.factory, or set one in refit.toml"
-            " (`notebook` deploys the toy table)"
+            "data.source: expected the rows to learn from, found none; add --data.source or --data.factory, or set one in"
+            " refit.toml (`notebook` deploys the toy table)"
         )
     fields = read_plan({**settings, "name": name}, plan)
     with connected(SECONDS_TO_DEPLOY) as client:

@@ -342,3 +342,44 @@ def test_a_network_with_frozen_layers_and_weights_to_start_from_gives_the_bits_o
         SettingsError, match=r"model\.weights: expected weights of the names and shapes .*, found `other` in published"
     ):
         train("toy", model=given, optimizer=optimizer)
+
+
+def test_objects_of_a_session_are_trained_and_only_there(capsys):
+    import own_data
+
+    class Small(own_data.Net):
+        pass
+
+    x, y = own_data.draw()
+    given = {"loader": {"batch_size": 8}, "optimizer": {"name": "sgd", "lr": 0.1}, "training": {"num_epochs": 1}}
+    datasets = {"train": own_data.ToyDataset(x, y), "test": own_data.ToyDataset(x[:9], y[:9])}
+    result = refit.train(given, datasets=datasets, model=Small)
+    assert "data and model: from this session; a deployment could not make it anew" in capsys.readouterr().out
+    _, expected = own_data.train_plainly(datasets["train"], 1)
+    weights = refit.load_model(result.model.path, trust=True).module.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert not refit.train(given, datasets=datasets, model=Small).is_new
+    more = {**datasets, "train": own_data.ToyDataset(-x, y)}
+    assert refit.train(given, datasets=more, model=Small).is_new
+    assert refit.load_model(
+        refit.train(given, datasets=datasets, model=own_data.Net).model.path, trust=True
+    ).settings.model.factory == ("own_data:Net")
+    with pytest.raises(
+        SettingsError, match="model: expected a class or a function that makes a model, found a Small, whose weights"
+    ):
+        refit.train(given, datasets=datasets, model=Small())
+
+
+def test_what_a_session_gave_is_unknown_to_another_process(monkeypatch):
+    import own_data
+
+    from refit.data import own_functions
+
+    x, y = own_data.draw()
+    given = {"training": {"num_epochs": 1}, "model": {"factory": "own_data:Net"}}
+    path = refit.train(given, datasets={"train": own_data.ToyDataset(x, y)}, model=lambda: own_data.Net()).model.path
+    monkeypatch.setattr(own_functions, "_given", {})
+    with pytest.raises(
+        SettingsError, match=r"model\.factory: expected the object that `refit\.train` was given in a session, found"
+    ):
+        refit.load_model(path, trust=True)
