@@ -79,7 +79,13 @@ def prefect_database(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server, and a folder for what Prefect keeps of tasks that a test calls outside of `results_in`."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOCAL_STORAGE_PATH,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
 
     from refit.server import own_server
     from refit.server.api import await_own_server
@@ -95,7 +101,12 @@ def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFact
         with own_server.starting_server() as (url, server):
             await_own_server(url, server)
     storage = tmp_path_factory.mktemp("storage")
-    changes = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOCAL_STORAGE_PATH: storage}
+    changes = {
+        PREFECT_API_URL: url,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_LOCAL_STORAGE_PATH: storage,
+        PREFECT_LOGGING_TO_API_ENABLED: False,  # a tenth of a run's time; tests read `caplog`, and those of commands the server's
+    }
     with temporary_settings(changes):
         yield
 
