@@ -96,12 +96,12 @@ def rows_per_batch(request, monkeypatch) -> int:
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
 def test_scores_are_those_of_predict_to_the_bit_in_the_order_of_files_and_rows(model, tmp_path, suffix, rows_per_batch):
-    rows = make_rows(200)
+    rows = make_rows(100)
     for name, part in {"b": rows[80:], "a/z": rows[:50], "a/z2": rows[50:80], "a/empty": rows[:0]}.items():
         write(part, tmp_path / "rows" / f"{name.replace('/', '-')}{suffix}")
     scored = score_files(model, f"{tmp_path}/rows", "scored.parquet", "penguins@v3", keep=["number"], rows_per_batch=rows_per_batch)
-    assert scored.num_rows == 200
-    assert pl.read_parquet("scored.parquet")["number"].cast(int).to_list() == list(range(200))
+    assert scored.num_rows == 100
+    assert pl.read_parquet("scored.parquet")["number"].cast(int).to_list() == list(range(100))
     assert_scores_are_those_of_predict(model, f"{tmp_path}/rows", "scored.parquet")
 
 
@@ -280,13 +280,13 @@ def test_a_column_more_is_ignored_and_an_unseen_category_counts_as_another(model
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_column_that_has_changed_is_told_with_a_count_and_refused_where_strict(model, tmp_path, change, told, suffix):
     like = write(make_rows(seed=1), tmp_path / f"like{suffix}")
-    assert score_files(model, like, "scored.parquet", "penguins@v3", rows_per_batch=77).deviations == []
+    assert score_files(model, like, "scored.parquet", "penguins@v3", rows_per_batch=400).deviations == []
     source = write(make_rows().with_columns(**change), tmp_path / f"rows{suffix}")
-    (deviation,) = score_files(model, source, "scored.parquet", "penguins@v3", rows_per_batch=77).deviations
+    (deviation,) = score_files(model, source, "scored.parquet", "penguins@v3", rows_per_batch=400).deviations
     assert re.match(told, deviation.describe())
     Path("scored.parquet").write_text("old")
     with pytest.raises(DataError, match=rf"rows\..*: expected rows like those that penguins@v3 learned from, found\n{told}"):
-        score_files(model, source, "scored.parquet", "penguins@v3", rows_per_batch=77, is_strict=True)
+        score_files(model, source, "scored.parquet", "penguins@v3", rows_per_batch=400, is_strict=True)
     assert Path("scored.parquet").read_text() == "old"
 
 
