@@ -252,14 +252,8 @@ def damage(name: str = "model") -> None:
     [
         (damage, "model@v1 is damaged: ", "damaged", "Damaged"),
         (lambda: write_table(200, without="x1"), "found no `x1` in the data", "incomparable", "Skipped"),
-        (
-            lambda: write_table(200, num_classes=2),
-            "expected rows of every class that it knows, found none of `c2`",
-            "incomparable",
-            "Skipped",
-        ),
     ],
-    ids=["damaged champion", "lost column", "lost class"],
+    ids=["damaged champion", "lost column"],
 )
 def test_a_champion_that_cannot_be_compared_stays_and_the_runs_state_says_so(happens, reason, alarm, next_night):
     longer = {"num_epochs": 8}
