@@ -231,15 +231,6 @@ def test_the_defaults_train_the_notebook():
     assert set(result.seconds) == {"build_dataset", "train", "evaluate", "save_version"}
 
 
-def test_the_same_settings_done_anew_give_the_same_bits_as_another_version():
-    first, second = train(), train(refresh=True)
-    assert (first.model.version, second.model.version) == (1, 2)
-    assert second.is_new
-    assert first.model.weights_digest == second.model.weights_digest
-    assert [epoch["batch_losses"] for epoch in read(first, "log")] == [epoch["batch_losses"] for epoch in read(second, "log")]
-    assert read(first, "metrics") == read(second, "metrics")
-
-
 @pytest.mark.parametrize("first", ["the flow", "refit.train"])
 def test_the_flow_and_the_run_without_prefect_find_what_the_other_did(first, tmp_path, done):
     given = by_time(write_table(tmp_path / "table.csv", noise=3.0), num_epochs=4, refit_on_all=True)
@@ -336,13 +327,6 @@ def test_early_stopping_saves_the_weights_of_the_epoch_with_the_lowest_validatio
     assert plain.model.weights_digest == stopped.model.weights_digest
     assert read(plain, "metrics") == read(stopped, "metrics")
     assert read(stopped, "metrics")["val"]["loss"] == pytest.approx(min(val_losses), rel=1e-6)
-
-
-def test_without_patience_all_epochs_are_trained_and_the_one_with_the_lowest_validation_loss_is_saved(tmp_path):
-    given = by_time(write_table(tmp_path / "table.csv", noise=3.0), num_epochs=12)
-    result = run(given)
-    assert len(read(result, "log")) == 12 > result.best_epoch
-    assert_plain(result, train_plainly(given, 12))
 
 
 def test_a_model_that_is_trained_in_bf16_is_scored_in_bf16(tmp_path):
@@ -523,12 +507,6 @@ def test_a_held_out_row_whose_logits_overflow_is_no_crash(tmp_path, monkeypatch,
         json.dumps([read(result, "log"), read(result, "metrics")], allow_nan=False)
 
 
-def test_a_model_is_kept_in_an_object_store():
-    result = run({"store": {"url": "memory://flow-tests/store"}})
-    assert result.model.path == "memory:///flow-tests/store/models/model/v1"
-    assert result.model.weights_digest == run({}).model.weights_digest
-
-
 def test_the_same_recipe_is_not_run_again_and_its_version_stands(tmp_path, done):
     given = by_time(write_table(tmp_path / "table.csv"), num_epochs=3)
     first = run(given)
@@ -610,10 +588,12 @@ def test_a_run_that_stopped_early_is_done_and_more_patience_goes_on(tmp_path, do
     assert_plain(patient, plain)
 
 
-def test_patience_chooses_among_epochs_that_a_run_without_it_has_trained(tmp_path, done):
+def test_without_patience_all_epochs_are_trained_and_patience_chooses_among_them(tmp_path, done):
+    """Of all, too, the one with the lowest validation loss is saved."""
     source = write_table(tmp_path / "table.csv", noise=3.0)
-    run(by_time(source, num_epochs=12))
-    plain = train_plainly(by_time(source), 12)
+    whole, plain = run(by_time(source, num_epochs=12)), train_plainly(by_time(source), 12)
+    assert len(read(whole, "log")) == 12 > whole.best_epoch
+    assert_plain(whole, plain)
     done.clear()
     result = run(by_time(source, num_epochs=12, patience=2))
     assert trained(done) == []
@@ -985,9 +965,11 @@ def test_a_last_fit_without_rows_that_were_held_back_is_refused(tmp_path):
         run({"data": data, "training": {"refit_on_all": True}})
 
 
-def test_results_are_kept_in_an_object_store_too(tmp_path, done):
+def test_a_model_and_results_are_kept_in_an_object_store_too(tmp_path, done):
     given = {**by_time(write_table(tmp_path / "table.csv"), num_epochs=2), "store": {"url": "memory://flow-tests/cached"}}
-    first = run(given)
+    first, plain = run(given), train_plainly(given, 2)
+    assert first.model.path == "memory:///flow-tests/cached/models/model/v1"
+    assert first.model.weights_digest == plain.weights[first.best_epoch - 1]
     done.clear()
     second = run(given)
     assert done == []
