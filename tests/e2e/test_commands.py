@@ -136,9 +136,12 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(refit):
 
 
 ENVIRONMENTS = {
-    "a proxy": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"},
-    "a server of others": {"PREFECT_SERVER_API_AUTH_STRING": "admin:word", "PREFECT_SERVER_API_BASE_PATH": "/prefect"},
-    "ASCII": {"PYTHONIOENCODING": "ascii"},
+    "a proxy, a server of others and ASCII": {
+        **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"),
+        "PREFECT_SERVER_API_AUTH_STRING": "admin:word",
+        "PREFECT_SERVER_API_BASE_PATH": "/prefect",
+        "PYTHONIOENCODING": "ascii",
+    },
     "no UTF-8": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
 
@@ -231,12 +234,9 @@ def test_retraining_prints_its_decision_and_exits_with_zero_whatever_that_is(ref
     ("arguments", "message"),
     [
         (("--data.target", "z"), r"data\.target: expected .*`z`|`z`"),
-        (("--loader.batch_size", "6"), r"loader\.batch_size: expected at most the 5 train rows"),
-        (("--training.patience", "2"), r"training\.patience: expected validation rows to watch"),
-        (("--model.factory", "absent_networks:build"), r"model\.factory: expected a module with Python source"),
         (("--compute.device", "cuda:99"), r"compute\.device: expected a device of this machine, found 'cuda:99'"),
     ],
-    ids=["target", "batch size", "patience", "factory", "device"],
+    ids=["target", "device"],
 )
 def test_bad_data_or_settings_found_by_the_run_exit_with_two_and_one_line(refit, arguments, message):
     assert_refused(refit, arguments, message)
