@@ -21,6 +21,8 @@ from refit.store.store import Store
 ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
 TIMEOUT_SECONDS = 400
+SELDOM = 0.5
+"""Seconds between two looks for what stays once it is there: the server needs a processor to answer."""
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -150,9 +152,9 @@ def find_processes(variable: str, value: str) -> list[int]:
     return found
 
 
-def wait_for(find: Callable[[], Any]) -> Any:
+def wait_for(find: Callable[[], Any], seconds_between: float = 0.1) -> Any:
     give_up_at = time.monotonic() + TIMEOUT_SECONDS
     while not (found := find()):
         assert time.monotonic() < give_up_at
-        time.sleep(0.1)
+        time.sleep(seconds_between)
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from kill_campaign import SETTINGS, comparable, run_once
-from servers import find_processes, wait_for
+from servers import SELDOM, find_processes, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -67,13 +67,13 @@ def find_training(run: str) -> int | None:
     return None
 
 
-def await_state(site, run: str, *types: str) -> dict:
-    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in types)
+def await_state(site, run: str, *types: str, seconds_between: float = 0.1) -> dict:
+    wait_for(lambda: site.read(f"/flow_runs/{run}")["state_type"] in types, seconds_between)
     return site.read(f"/flow_runs/{run}")
 
 
 def await_end(site, run: str) -> dict:
-    return await_state(site, run, "COMPLETED", "FAILED")
+    return await_state(site, run, "COMPLETED", "FAILED", seconds_between=SELDOM)
 
 
 def test_training_goes_on_after_a_power_cut_and_a_kill_and_ends_with_the_same_bits(site, runs):

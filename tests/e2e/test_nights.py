@@ -17,7 +17,7 @@ from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, State, Suspended
-from servers import TIMEOUT_SECONDS, Site, wait_for
+from servers import SELDOM, TIMEOUT_SECONDS, Site, wait_for
 from test_schedule import MAKE_BLOCK
 
 from refit.server import automations
@@ -92,14 +92,14 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
     assert names(client, half_cancelled)[-1] == "Cancelling"
 
     for attempts in (1, 2):
-        wait_for(lambda times=attempts: names(client, unbegun).count("AwaitingRetry") == times)
+        wait_for(lambda times=attempts: names(client, unbegun).count("AwaitingRetry") == times, SELDOM)
         client.set_flow_run_state(unbegun.id, Crashed(), force=True)
-    wait_for(lambda: names(client, unbegun)[-1] == "Failed")
+    wait_for(lambda: names(client, unbegun)[-1] == "Failed", SELDOM)
     assert client.read_flow_run(unbegun.id).state.message.startswith("Died 3 times before it began: see the worker's log")
     for run in (silent, by_choice):
-        wait_for(lambda run=run: names(client, run)[-2:] == ["Crashed", "AwaitingRetry"])
-    wait_for(lambda: names(client, half_cancelled)[-1] == "Cancelled")
-    wait_for(lambda: names(client, killed)[-1] == "Cancelled")
+        wait_for(lambda run=run: names(client, run)[-2:] == ["Crashed", "AwaitingRetry"], SELDOM)
+    wait_for(lambda: names(client, half_cancelled)[-1] == "Cancelled", SELDOM)
+    wait_for(lambda: names(client, killed)[-1] == "Cancelled", SELDOM)
     time.sleep(2 * AFTER_CRASH.seconds)
     last = {"unbegun": unbegun, "worn": worn, "cancelled": cancelled, "foreign": foreign, "done": done, "elsewhere": elsewhere}
     assert {name: names(client, run)[-1] for name, run in {**last, "suspended": suspended}.items()} == {

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from kill_campaign import REFIT
-from servers import FINAL, ROOT, TIMEOUT_SECONDS, find_processes, wait_for
+from servers import FINAL, ROOT, SELDOM, TIMEOUT_SECONDS, find_processes, wait_for
 
 from refit.registry.versions import list_versions, read_alias
 from refit.server.project import name_pool
@@ -49,9 +49,9 @@ def first_champion(site) -> dict[str, float]:
     deployed = site.refit("deploy", "--cron", EVERY_THIRTY_SECONDS, "--timezone", "Europe/Berlin", *settings)
     assert deployed.returncode == 0, deployed.stderr
     assert "power cut" not in deployed.stdout
-    wait_for(lambda: read_alias(site.store, "digits"))
+    wait_for(lambda: read_alias(site.store, "digits"), SELDOM)
     seconds = {"to the first champion": time.monotonic() - started}
-    wait_for(lambda: [run for run in site.list_runs("retrain/digits") if "nothing new" in (run["state"]["message"] or "")])
+    wait_for(lambda: [run for run in site.list_runs("retrain/digits") if "nothing new" in (run["state"]["message"] or "")], SELDOM)
     seconds["to the first that found nothing new"] = time.monotonic() - started
     assert site.refit("deploy", *settings).returncode == 0
     return seconds
@@ -183,7 +183,7 @@ def test_two_workers_share_runs_that_go_on_while_the_server_is_away_and_report_t
     assert list_versions(site.store, "away") == []
     wait_for(lambda: list_versions(site.store, "away") == [1, 2])
     site.server = site.start_server()
-    wait_for(lambda: all(site.read(f"/flow_runs/{run}")["state_type"] in FINAL for run in runs))
+    wait_for(lambda: all(site.read(f"/flow_runs/{run}")["state_type"] in FINAL for run in runs), SELDOM)
     found = [site.read(f"/flow_runs/{run}") for run in runs]
     assert [(run["state_name"], run["run_count"]) for run in found] == [("Completed", 1)] * 2
     assert list_versions(site.store, "away") == [1, 2]
@@ -197,7 +197,7 @@ def test_a_run_that_asks_has_no_process_and_goes_on_when_it_is_answered_on_anoth
     answer = site.ask(f"/flow_runs/{asking}/resume", run_input={"answer": "approve", "comment": "as you like"})
     assert answer.json()["status"] == "ACCEPT"
     site.start_worker()
-    wait_for(lambda: site.read(f"/flow_runs/{asking}")["state_type"] in FINAL)
+    wait_for(lambda: site.read(f"/flow_runs/{asking}")["state_type"] in FINAL, SELDOM)
     assert site.read(f"/flow_runs/{asking}")["state_name"] == "Promoted"
     assert read_alias(site.store, "asked") == 1
     (site.project / "gone.parquet").rename(site.project / "digits.parquet")
