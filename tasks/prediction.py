@@ -5,7 +5,7 @@ import time
 from prefect import get_run_logger, task
 
 from refit.refs import Prediction
-from refit.serving import saved_model, scoring
+from refit.serving import item_scoring, saved_model, scoring
 from refit.settings import SettingsTree
 from refit.store import outputs
 from refit.store.store import Store
@@ -33,7 +33,10 @@ def score_files(
             told = now
             logger.info(_describe(num_rows, now - started), extra={"progress": (num_rows, None)})
 
-    num_rows, deviations = scoring.score_files(model, source, output, reference, tell, keep, strict)
+    if model.manifest.source is None:
+        num_rows, deviations = scoring.score_files(model, source, output, reference, tell, keep, strict)
+    else:
+        num_rows, deviations = item_scoring.score_items(model, settings.data.predict_factory, source, output, reference, tell)
     seconds = time.monotonic() - started
     logger.info(_describe(num_rows, seconds))
     for deviation in deviations:

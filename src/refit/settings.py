@@ -284,6 +284,8 @@ class DataSettings(Section):
     """Keyword arguments that this function is called with, such as `{"folder": "images"}`."""
     inputs: TextList = []
     """Files, folders or globs that your data sets read. They are data: if none of them changes, nothing is trained."""
+    predict_factory: str | None = Field(None, pattern=FACTORY)
+    """Your own function that makes a data set of the source to score, `package.module:function`, called as `function(source)`."""
     cache: bool = False
     """Whether items, which must not be random then, are read once and kept as tensors in the store."""
 

@@ -149,7 +149,9 @@ def predict(
     check_url(source, "SOURCE")
     check_url(output, "--output")
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
-    _check_header(source)
+    is_table = settings.data.predict_factory is None
+    if is_table:
+        _check_header(source)
     from refit.commands import local_run
 
     arguments = (model, source, output, keep, SettingsTree(**settings.model_dump()), strict)
@@ -157,7 +159,7 @@ def predict(
         "refit.flows.prediction:predict",
         *arguments,
         when_stopped="nothing was written, start again with",
-        check=lambda: _check_files(source, output),
+        check=(lambda: _check_files(source, output)) if is_table else (lambda: None),
     )
     if isinstance(result, BaseException):
         return complain(result)

@@ -32,8 +32,8 @@ EVALUATION_CODE = (
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
 """Empty if the folder of faster engines is missing: that is another engine, whose steps may have other bits."""
 TRAINING_CODE = (*EVALUATION_CODE, *(f"refit.training.{name}" for name in ("loop", "optimizers", "steps")), *ENGINE_CODE)
-PLACES = ("data.source", "data.test_source", "data.inputs")
-"""Settings that name places, of which only the contents count."""
+PLACES = ("data.source", "data.test_source", "data.inputs", "data.predict_factory")
+"""Settings that name places, of which only the contents count, or serve predictions alone."""
 READERS = ("loader.num_workers", "loader.prefetch_factor", "loader.pin_memory", "loader.persistent_workers")
 """Settings that say who reads items, which no bit depends on."""
 ROWS = "rows"

@@ -240,3 +240,7 @@ class Tuned(Net):
     def __init__(self, num_inputs=4, num_outputs=3):
         super().__init__(num_inputs, num_outputs)
         self.layers[0].requires_grad_(False)
+
+
+def to_score(folder):
+    return Files(folder, False)

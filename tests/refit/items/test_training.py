@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
@@ -14,6 +15,7 @@ from refit.errors import DataError, RefitError, SettingsError
 from refit.promotion.comparison import Verdict, compare
 from refit.reports import figures
 from refit.runs.recipes import forecast
+from refit.serving.item_scoring import score_items
 from refit.settings import resolve_settings
 from refit.store.store import Store
 
@@ -383,3 +385,24 @@ def test_what_a_session_gave_is_unknown_to_another_process(monkeypatch):
         SettingsError, match=r"model\.factory: expected the object that `refit\.train` was given in a session, found"
     ):
         refit.load_model(path, trust=True)
+
+
+def test_the_items_of_a_source_are_scored_by_name():
+    import own_data
+
+    own_data.write_files()
+    result = refit.train(name_settings("files", data={"inputs": ["files"]}, training={"num_epochs": 1}), report=lambda _: None)
+    model = refit.load_model(result.model.path, trust=True)
+    score_items(model, "own_data:to_score", "files/test", "scored.parquet", "model@v1")
+    scored = pl.read_parquet("scored.parquet")
+    assert scored.columns == ["item", "class", *(f"probability of {name}" for name in ("cat", "dog", "owl")), "model"]
+    assert scored["item"].to_list() == [f"files/test/{number:03}.npy" for number in range(12)]
+    assert scored["class"].to_list() == model.predict(own_data.to_score("files/test")).tolist()
+    assert scored["model"].unique().to_list() == ["model@v1"]
+    for factory, source, message in [
+        (None, "files/test", r"data\.predict_factory: expected your function .* found none; set it"),
+        ("own_data:draw", "x", r"expected own_data:draw\('x'\) to return a data set, found TypeError"),
+        ("own_data:to_score", "nowhere", "nowhere: expected items to score, found none"),
+    ]:
+        with pytest.raises(RefitError, match=message):
+            score_items(model, factory, source, "scored.parquet", "model@v1")

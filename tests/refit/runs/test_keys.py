@@ -108,6 +108,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.factory": ("json:loads", DATASET),
     "data.options": ({"folder": "images"}, DATASET),
     "data.inputs": (["images"], set()),
+    "data.predict_factory": ("json:loads", set()),
     "data.cache": (True, DATASET),
     "loader.batch_size": (3, LOADERS),
     "loader.drop_last": (True, LOADERS),
@@ -191,7 +192,7 @@ def test_a_setting_changes_the_keys_of_what_depends_on_it_and_no_other(name):
         "model.options": {"model.factory": "json:dumps"},
         "data.factory": OWN_DATA,
         "training.step": OWN_DATA,
-        **{other: OWN_DATA for other in ("data.options", "data.inputs", "data.cache", "loader.collate")},
+        **{other: OWN_DATA for other in ("data.options", "data.inputs", "data.predict_factory", "data.cache", "loader.collate")},
         "data.time_column": by_other,
         "data.window": by_time,
         "data.gap": by_time,
@@ -288,7 +289,14 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
     loop = {"training.loss", "training.step", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
     names = {
-        "dataset": {*settings["data"] - {"data.inputs"}, "seed", "polars", "numpy", "duckdb", "charset-normalizer"},
+        "dataset": {
+            *settings["data"] - {"data.inputs", "data.predict_factory"},
+            "seed",
+            "polars",
+            "numpy",
+            "duckdb",
+            "charset-normalizer",
+        },
         "loaders": {"data set", *settings["loader"] - {*keys.READERS}},
         "start": {"data set", "seed", *settings["model"], *settings["optimizer"], *compute, "processor", "torch", "first weights"},
         "epoch": {*settings["loader"] - {*keys.READERS}, *loop},
