@@ -41,6 +41,7 @@ class Pictures(Dataset[Any]):
             self.files.append(buffer.getvalue())
 
     def digest(self) -> str:
+        """Vouch for the items, so that they are read in every epoch."""
         return "the same"
 
     def __len__(self) -> int:
@@ -52,36 +53,46 @@ class Pictures(Dataset[Any]):
 
 
 def pictures() -> dict[str, Dataset[Any]]:
+    """Items that take long to read."""
     return {"train": Pictures()}
 
 
 def tensors() -> dict[str, Dataset[Any]]:
+    """Items that are rows of tensors."""
     generator = torch.Generator().manual_seed(0)
     return {"train": TensorDataset(torch.randn(20_000, 20, generator=generator), torch.arange(20_000) % 10)}
 
 
 def images() -> dict[str, Dataset[Any]]:
+    """Items that take long to compute with."""
     generator = torch.Generator().manual_seed(0)
     return {"train": TensorDataset(torch.randn(1500, 3, 32, 32, generator=generator), torch.arange(1500) % 10)}
 
 
 class Small(nn.Sequential):
+    """A network that takes little time."""
+
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(1800, 10))
 
 
 class Large(nn.Sequential):
+    """A network that takes much time."""
+
     def __init__(self) -> None:
         layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU()]
         super().__init__(*layers, nn.Flatten(), nn.Linear(64 * 256, 10))
 
 
 class Flat(nn.Sequential):
+    """A network of rows."""
+
     def __init__(self) -> None:
         super().__init__(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def time_plainly(factory: str, model: str, num_workers: int) -> list[float]:
+    """Seconds of each epoch of the plain loop."""
     dataset, network = globals()[factory]()["train"], globals()[model]()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     seconds = []
@@ -96,6 +107,7 @@ def time_plainly(factory: str, model: str, num_workers: int) -> list[float]:
 
 
 def time_refit(factory: str, model: str, num_workers: int, folder: str) -> list[float]:
+    """Seconds of each epoch, with its checkpoint."""
     given = {
         "data": {"factory": f"items:{factory}"},
         "model": {"factory": f"items:{model}"},
@@ -118,6 +130,7 @@ def time_refit(factory: str, model: str, num_workers: int, folder: str) -> list[
 
 
 def main() -> None:
+    """Print a line for each data set."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     sys.path.insert(0, os.path.dirname(__file__))
     torch.set_num_threads(1)
