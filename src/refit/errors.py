@@ -1,6 +1,6 @@
 """Errors that a user can fix: each message says what was expected, what was found and what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refit.texts import show_line
@@ -29,12 +29,13 @@ class DataError(RefitError):
 
     Args:
         lines: Lines of the message.
-        remedy: Settings of `data` that would let it be used as it is, to be added to those that are given.
+        remedies: Settings of `data` that would let it be used as it is, to be added to those that are given; several if it may mean
+            several things.
     """
 
-    def __init__(self, *lines: str, remedy: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, *lines: str, remedies: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(*lines)
-        self.remedy = dict(remedy or {})
+        self.remedies = list(remedies)
 
 
 class TrainingError(RefitError):

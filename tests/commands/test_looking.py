@@ -62,7 +62,7 @@ def test_json_holds_the_same(refit):
         "plan": "category",
         "left": "target",
     }
-    assert found["command"] == "refit train --data.source rows.csv --data.target left"
+    assert found["commands"] == ["refit train --data.source rows.csv --data.target left"]
 
 
 def test_looking_loads_neither_prefect_nor_torch():
@@ -85,11 +85,14 @@ def test_the_command_it_ends_with_mends_what_would_be_refused(refit):
     Path("rows.csv").write_text("\n".join([header, *rows, ""]))
     code, out, err = refit("look", "rows.csv", "--target", "left")
     assert (code, len(err.splitlines())) == (2, 2)
-    command = shlex.split(out.splitlines()[-1].removeprefix("to train: "))
-    assert command[:4] == ["refit", "train", "--data.source", "rows.csv"]
-    code, out, err = refit("look", "rows.csv", *command[4:])
-    assert (code, err) == (0, "")
-    assert '"sold": "%d/%m/%Y"' in " ".join(command)
+    for line, start, order in zip(
+        out.splitlines()[-2:], ("to train: ", "or, if the other meaning is right: "), ("%d/%m", "%m/%d"), strict=True
+    ):
+        command = shlex.split(line.removeprefix(start))
+        assert command[:4] == ["refit", "train", "--data.source", "rows.csv"]
+        assert f'"sold": "{order}/%Y"' in " ".join(command)
+        code, _, err = refit("look", "rows.csv", *command[4:])
+        assert (code, err) == (0, "")
 
 
 def test_of_many_columns_the_first_are_shown_and_the_others_counted(refit):

@@ -61,10 +61,12 @@ def look(
 
     found = look_at_table(settings.data, settings.seed, is_target_given=not origins["data.target"].startswith("default"))
     likely = found.targets[0] if found.targets else None
-    data = {**flags.pop("data"), **({} if likely is None else {"target": likely}), **found.remedy}
-    command = shlex.join(["refit", "train", *write_flags({"data": data, **flags})])
+    data = {**flags.pop("data"), **({} if likely is None else {"target": likely})}
+    commands = [
+        shlex.join(["refit", "train", *write_flags({"data": {**data, **remedy}, **flags})]) for remedy in found.remedies or [{}]
+    ]
     if json:
-        print(jsonlib.dumps({**found.model_dump(), "command": command}))
+        print(jsonlib.dumps({**found.model_dump(), "commands": commands}))
         return REFUSED if found.faults else COMPLETED
     _print(found)
     for fault in found.faults:
@@ -72,7 +74,8 @@ def look(
     if likely is not None:
         others = f"; it may be another column: {list_names(found.targets[1:], MAX_TARGETS_SHOWN)}" if found.targets[1:] else ""
         say(f"the target is not known: `{likely}` is a guess{others}")
-    say(f"to train: {command}")
+    for start, command in zip(("to train: ", "or, if the other meaning is right: "), commands, strict=False):
+        say(start + command)
     return REFUSED if found.faults else COMPLETED
 
 

@@ -75,7 +75,7 @@ def convert_numbers(values: pl.Series, null_values: Sequence[str], locate: Locat
         raise DataError(
             f"{locate(row)}, column `{show(values.name)}`: expected a finite number, found {numbers[row]};"
             " correct it or leave it empty",
-            remedy={"exclude": [values.name]},
+            remedies=[{"exclude": [values.name]}],
         )
     return numbers
 
@@ -119,7 +119,7 @@ def clean_cells(values: pl.Series, null_values: Sequence[str], locate: Locate) -
     expected = "expected numbers, booleans, date-times or text"
     raise DataError(
         f"{locate(0)}, column `{show(values.name)}`: {expected}, found {dtype}; leave it out with data.exclude",
-        remedy={"exclude": [values.name]},
+        remedies=[{"exclude": [values.name]}],
     )
 
 
@@ -188,7 +188,7 @@ def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Loc
     if len(texts) > 1:
         more += f", also {list_names(texts[1:], MAX_MARKS)}"
     settings = {"null_values": marks.to_list()} if _are_marks(marks, texts, values) else {"categorical": [values.name]}
-    raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedy=settings)
+    raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedies=[settings])
 
 
 def _are_marks(marks: pl.Series, broken: pl.Series, values: pl.Series) -> bool:

@@ -5,9 +5,9 @@ A column has a format if it reads every text, and no other format reads them as 
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
@@ -94,6 +94,9 @@ ANY_DATE = (
 CLOCK = r"^(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d(?:\.\d+)?))?(?: ?(?P<half>[AaPp][Mm]))?$"
 
 
+FIRST_OF_CENTURY = 2000
+YEARS_AHEAD = 5
+"""Dates that are all to come begin within so many years."""
 NUM_TRIED = 100
 """A format must read this many texts before it is tried on all."""
 
@@ -136,17 +139,23 @@ class NumberFormat(_Format):
         is_plain = texts.str.contains(r"^[+\-]?\d+(\.\d+)?$" if self.decimal == "." else r"^[+\-]?\d+$").fill_null(False)
         return number.zip_with(~is_plain, texts.cast(pl.Float64, strict=False))
 
+    @property
+    def notation(self) -> str:
+        """As `data.formats` has it."""
+        return f"1{self.thousands}234{self.decimal}5"
+
     def describe(self) -> str:
         """Describe the format by an example."""
         unit = f" with `{self.unit}`" if self.unit else ""
         unit += f" and multiples such as `{[*FAMILIES[self.family]][2]}`" if self.family else ""
-        return f"a number written as `1{self.thousands}234{self.decimal}5`{unit}"
+        return f"a number written as `{self.notation}`{unit}"
 
 
 class ClockFormat(_Format):
     """A time of day or a span, `7:45` or `7:45:30 pm`, in hours."""
 
     style: Literal["clock"] = "clock"
+    notation: ClassVar[str] = ""
 
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the hours, Float64; null for text in another format."""
@@ -167,6 +176,13 @@ class DateFormat(_Format):
     style: Literal["date"] = "date"
     pattern: str
     """As `strptime` takes it, such as `%d.%m.%Y`."""
+    last_year: int | None = None
+    """The last year that two digits mean; those beyond it are of the century before. None for 2068."""
+
+    @property
+    def notation(self) -> str:
+        """As `data.formats` has it."""
+        return self.pattern
 
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the date-times in UTC, Datetime("us"); null for text in another format."""
@@ -175,7 +191,19 @@ class DateFormat(_Format):
         has_day = "%d" in self.pattern or "%e" in self.pattern
         texts, pattern = (texts, self.pattern) if has_day else (texts + " 01", f"{self.pattern} %d")
         found = texts.str.to_datetime(pattern, time_unit="us", strict=False)
-        return found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
+        found = found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
+        return found if self.last_year is None else found.zip_with(found.dt.year() <= self.last_year, found.dt.offset_by("-100y"))
+
+    def settle_century(self, texts: pl.Series) -> "DateFormat":
+        """Take years of two digits that are still to come for the century before, if the column speaks of the past.
+
+        It does if it has years of that century anyway, or if all are far ahead.
+        """
+        if "%y" not in self.pattern:
+            return self
+        this_year, years = datetime.now(UTC).year, self.read(texts).dt.year().drop_nulls()
+        is_past = years.len() and ((years < FIRST_OF_CENTURY).any() or years.min() > this_year + YEARS_AHEAD)  # type: ignore[operator]
+        return self.model_copy(update={"last_year": this_year}) if is_past and (years > this_year).any() else self
 
     def describe(self) -> str:
         """Describe the format by an example."""
@@ -199,7 +227,11 @@ def find_formats(texts: pl.Series) -> list[AnyFormat]:
         return []
     sample, readings = texts.head(NUM_TRIED), list[tuple[AnyFormat, pl.Series]]()
     for format in _list_formats(texts[0], texts):
-        if format.read(sample).has_nulls() or (values := format.read(texts)).has_nulls():
+        if format.read(sample).has_nulls():
+            continue
+        if isinstance(format, DateFormat):
+            format = format.settle_century(texts)
+        if (values := format.read(texts)).has_nulls():
             continue
         if not any(values.equals(known) for _, known in readings):
             readings.append((format, values))
@@ -218,7 +250,7 @@ def read_notation(notation: str, texts: pl.Series) -> AnyFormat | None:
     """Read what says how texts are written, as `strptime` takes it or like `1.234,5`; None if it says neither."""
     if "%" in notation:
         parts = re.findall(r"%(?:\.f|#?\d?\w)", notation)
-        return DateFormat(pattern=notation) if all(part in DATE_PARTS for part in parts) else None
+        return DateFormat(pattern=notation).settle_century(texts) if all(part in DATE_PARTS for part in parts) else None
     match = re.match(NOTATION, notation)
     if match is None:
         return None
@@ -226,21 +258,6 @@ def read_notation(notation: str, texts: pl.Series) -> AnyFormat | None:
     return NumberFormat.model_validate(
         {"thousands": match[1], "decimal": match[2] or ("," if match[1] == "." else "."), "unit": named[0], "family": named[1]}
     )
-
-
-def choose_alike(choices: Sequence[AnyFormat], others: Iterable[AnyFormat]) -> AnyFormat | None:
-    """Choose the reading that agrees with neighbouring columns: on which of day and month is first, or on the decimal sign."""
-    orders = {_find_order(other) for other in others} - {None}
-    fitting = [choice for choice in choices if _find_order(choice) in orders]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _find_order(format: AnyFormat) -> str | None:
-    """What a column tells of its neighbours."""
-    if isinstance(format, DateFormat):
-        day, month = format.pattern.find("%d"), format.pattern.find("%m")
-        return None if min(day, month) < 0 else "day first" if day < month else "month first"
-    return f"decimal {format.decimal}" if isinstance(format, NumberFormat) else None
 
 
 def find_alike(texts: pl.Series) -> pl.Series:

@@ -16,7 +16,7 @@ from refit.tables.schema import Reading
 from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
-from refit.tables.typed_columns import Features, merge_remedies, type_features
+from refit.tables.typed_columns import ADVICE, Features, merge_remedies, type_features
 from refit.texts import show
 
 MAX_BYTES = 12_000_000
@@ -67,7 +67,7 @@ class Overview(BaseModel):
         classes: Rows of each class, the most frequent first; empty without a target.
         remarks: What people should know, a line each.
         faults: What training would refuse, a line each.
-        remedy: Settings of `data` with which it would not.
+        remedies: Settings of `data` with which it would not; two if a column may be read in two ways.
         targets: Columns that may be the target, the likeliest first, if none is known.
     """
 
@@ -81,7 +81,7 @@ class Overview(BaseModel):
     classes: dict[str, int]
     remarks: list[str]
     faults: list[str]
-    remedy: dict[str, Any]
+    remedies: list[dict[str, Any]]
     targets: list[str]
 
     @property
@@ -103,18 +103,17 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
     """
     table = open_source(settings.source, settings).sample(MAX_BYTES, MAX_BYTES_READ)
     has_target = settings.target in table.frame.columns
-    faults, remedy, draft = list[str](), dict[str, Any](), None
+    faults, remedies, draft = list[str](), list[dict[str, Any]](), None
     features = type_features(settings, table, has_target=is_target_given or has_target)
     if has_target:
         try:
             draft = draft_table(settings, seed, table, None, features)
         except DataError as fault:
-            remedy = fault.remedy
-            faults = [*fault.args[:-1]] if remedy else [*fault.args]  # its last line has the flags of the remedy
+            remedies, faults = [*map(dict, fault.remedies)], [line for line in fault.args if not line.startswith(ADVICE)]
     columns = draft.columns if draft is not None else _fit_all(settings, table, features)
     if not has_target:
         faults = [line for fault in features.faults for line in fault.args]
-        remedy = merge_remedies(settings, features.faults)
+        remedies = merge_remedies(settings, features.faults)
     if draft is None:
         told = [(name, reading.remark) for name, reading in features.readings.items()]
         remarks = [*table.remarks, *(f"column `{show(name)}`: {text}" for name, text in told if text)]
@@ -130,7 +129,7 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
         classes=_count_classes(draft),
         remarks=remarks,
         faults=faults,
-        remedy=remedy,
+        remedies=remedies,
         targets=[] if has_target else _propose_targets(overview),
     )
 

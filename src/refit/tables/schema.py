@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from refit.data.signature import Kind
+from refit.tables.ambiguity import list_readings
 from refit.tables.columns import Locate
 from refit.tables.conversion import (
     EXPECTED,
@@ -18,7 +20,16 @@ from refit.tables.conversion import (
     read_plain_numbers,
     refuse_cell,
 )
-from refit.tables.formats import COMPACT_DATE, AnyFormat, ClockFormat, DateFormat, find_alike, find_formats, is_compact_dates
+from refit.tables.formats import (
+    COMPACT_DATE,
+    AnyFormat,
+    ClockFormat,
+    DateFormat,
+    NumberFormat,
+    find_alike,
+    find_formats,
+    is_compact_dates,
+)
 from refit.texts import show
 
 ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
@@ -42,7 +53,7 @@ class Reading:
         kind: What it holds.
         format: How numbers or dates are written in text; None for plain numbers and ISO dates.
         remark: What people should know about the column, in one line.
-        choices: The formats of which it may have either.
+        choices: The formats of which it may have either. It is read by the first unless it is read as categories.
     """
 
     kind: Kind
@@ -66,7 +77,7 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
             return reading, convert_column(values, "datetime", null_values, locate, reading.format)
         floats = numbers.to_numpy()
         if (floats != np.floor(floats)).any() or not _has_codes(values):
-            return Reading("numeric"), numbers
+            return Reading("numeric", choices=list_readings(values, None)), numbers
     values = clean_cells(values, null_values, locate)
     if values.dtype == pl.Time:
         reading = Reading("numeric", ClockFormat(), "times of day are read as hours, so that `7:45` is 7.75")
@@ -104,17 +115,18 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
         return Reading("categorical", remark=f"read as categories, as numbers would lose the leading zeros of `{show(example)}`")
     for kind in kinds:
         if not parsed[kind].has_nulls():
-            return Reading(kind, remark=_remark_on_zones(texts) if kind == "datetime" else None)
+            choices = list_readings(texts, None) if kind == "numeric" else ()
+            return Reading(kind, remark=_remark_on_zones(texts) if kind == "datetime" else None, choices=choices)
     formats = find_formats(texts)
     if len(formats) == 1:
-        return Reading(
-            "datetime" if isinstance(formats[0], DateFormat) else "numeric", formats[0], describe_formats(values, formats)
-        )
+        choices = list_readings(texts, formats[0]) if isinstance(formats[0], NumberFormat) else ()
+        kind = "datetime" if isinstance(formats[0], DateFormat) else "numeric"
+        return Reading(kind, formats[0], describe_formats(values, formats), choices)
+    if formats:
+        return Reading("categorical", choices=tuple(formats))
     for kind in ("numeric", "datetime"):
         if _share_of_rows(counts, parsed[kind].is_not_null()) >= MISTAKE_SHARE:
             refuse_cell(values, parse_cells(values, kind), EXPECTED[kind], locate, MISTAKES)
-    if formats:
-        return Reading("categorical", remark=describe_formats(values, formats), choices=tuple(formats))
     return Reading("categorical", remark=_look_at(values, counts, locate))
 
 
@@ -150,14 +162,24 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
 def describe_formats(values: pl.Series, formats: Sequence[AnyFormat]) -> str:
     """Say by an example how a column is read, or, if that is ambiguous, how it may be read."""
     texts = values.drop_nulls().head(NUM_LOOKED_AT)
-    text = max(texts, key=lambda text: (len({format.read(pl.Series([text]))[0] for format in formats}), len(text)))
-    shown = [_show_value(format.read(pl.Series([text]))[0]) for format in formats]
-    if len(formats) == 1:
-        return f"`{show(text)}` is read as {shown[0]}"
-    return (
-        f"read as categories, as `{show(text)}` may mean {' or '.join(shown)}; write the values so that they have one meaning, or"
-        " name the column in data.categorical if categories are meant"
-    )
+    text = max(texts, key=lambda text: (len({_read(format, text) for format in formats}), _is_moved(formats[0], text), len(text)))
+    shown = [_show_value(_read(format, text)) for format in formats]
+    if len(formats) > 1:
+        meanings = (f"{value} (`{format.notation}`)" for value, format in zip(shown, formats, strict=True) if format.notation)
+        return f"`{show(text)}` may mean {' or '.join(meanings)}"
+    why = ", as dates are not to come" if _is_moved(formats[0], text) else ""
+    return f"`{show(text)}` is read as {shown[0]}{why}"
+
+
+def _read(format: AnyFormat, text: str) -> Any:
+    return format.read(pl.Series([text]))[0]
+
+
+def _is_moved(format: AnyFormat, text: str) -> bool:
+    """Whether a year of two digits is taken for the century before."""
+    if not isinstance(format, DateFormat) or format.last_year is None:
+        return False
+    return bool(_read(format, text) != _read(DateFormat(pattern=format.pattern), text))
 
 
 def _show_value(value: float | datetime) -> str:

@@ -4,7 +4,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -12,15 +12,20 @@ import polars as pl
 from refit.data.signature import Kind
 from refit.errors import DataError
 from refit.settings import DataSettings
+from refit.tables.ambiguity import choose_date, choose_number, find_decimal_signs
 from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import clean_cells, convert_column, read_marks
-from refit.tables.formats import AnyFormat, DateFormat, choose_alike, read_notation
+from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberFormat, read_notation
 from refit.tables.row_labels import find_label
 from refit.tables.schema import Reading, describe_formats, find_reading
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, read_groups
 from refit.tables.targets import convert_target
 from refit.texts import list_names, show
+
+ADVICE = ("to train on it as it is, add: ", "or, if the other meaning is right: ")
+"""How lines of a refusal begin that end in flags."""
+HUNDREDS = "hundreds such as `512` stand beside it"
 
 
 @dataclass(frozen=True)
@@ -94,27 +99,56 @@ def _apply_format(
 def _settle_formats(
     readings: dict[str, Reading], converted: dict[str, pl.Series], settings: DataSettings, table: Table
 ) -> list[DataError]:
-    """Read columns that have several readings like their neighbours; return what is wrong with dates that stay ambiguous."""
-    clear = [reading.format for reading in readings.values() if reading.format is not None]
-    faults = []
+    """Read columns that have several readings by their cells or their neighbours; say what is wrong with those still ambiguous."""
+    dates = [reading.format for reading in readings.values() if reading.format is not None]
+    faults, signs = [], None
     for name in [name for name, reading in readings.items() if reading.choices]:
-        values, choices = take_column(table.frame, name), readings[name].choices
-        format = choose_alike(choices, clear)
-        if format is not None:
-            texts = clean_cells(values, settings.null_values, table.locate)
-            remark = f"{describe_formats(texts, [format])}, as other columns are written"
-            readings[name], converted[name] = _apply_format(values, format, settings, table, remark)
-        elif patterns := [choice.pattern for choice in choices if isinstance(choice, DateFormat)]:
-            told = (readings[name].remark or "").removeprefix("read as categories, as ").partition(";")[0]
-            faults.append(
-                DataError(
-                    f"{table.name}, column `{show(name)}`: expected dates with one meaning, found that {told}; name the right"
-                    f" one of {list_names(patterns)} in data.formats, or the column in data.categorical",
-                    remedy={"formats": {name: patterns[0]}},
-                )
-            )
-            del readings[name], converted[name]
+        values, reading = take_column(table.frame, name), readings[name]
+        texts = clean_cells(values, settings.null_values, table.locate)
+        numbers = [choice for choice in reading.choices if isinstance(choice, NumberFormat)]
+        if numbers and signs is None:
+            signs = _find_decimal_signs(readings, settings, table)
+        chosen = choose_number(numbers, texts, signs or set()) if numbers else choose_date(reading.choices, dates)
+        if chosen is None:
+            has_semicolons = table.dialect is not None and table.dialect.separator == ";"
+            if reading.kind == "categorical" or (has_semicolons and numbers[0].thousands):
+                faults.append(_refuse_meanings(name, texts, reading, table))
+                del readings[name], converted[name]
+            else:
+                readings[name] = replace(reading, remark=_offer_second(name, texts, reading, settings))
+        elif reading.kind == "categorical" or chosen != reading.choices[0]:
+            is_alike = not isinstance(chosen, NumberFormat) or signs == {chosen.decimal}
+            remark = f"{describe_formats(texts, [chosen])}, as {'other columns are written' if is_alike else HUNDREDS}"
+            readings[name], converted[name] = _apply_format(values, chosen, settings, table, remark)
     return faults
+
+
+def _refuse_meanings(name: str, texts: pl.Series, reading: Reading, table: Table) -> DataError:
+    kind = "numbers" if isinstance(reading.choices[0], NumberFormat) else "dates"
+    return DataError(
+        f"{table.name}, column `{show(name)}`: expected {kind} with one meaning, found that"
+        f" {describe_formats(texts, reading.choices)}; name the right notation in data.formats, or the column in data.categorical",
+        remedies=[{"formats": {name: choice.notation}} for choice in reading.choices],
+    )
+
+
+def _offer_second(name: str, texts: pl.Series, reading: Reading, settings: DataSettings) -> str:
+    flags = write_flags({"data": {"formats": {**settings.formats, name: reading.choices[1].notation}}})
+    return f"{describe_formats(texts, reading.choices)}, and is read as the first; add {shlex.join(flags)} for the second"
+
+
+def _find_decimal_signs(readings: Mapping[str, Reading], settings: DataSettings, table: Table) -> set[str]:
+    """Find the decimal signs of columns that can be read in one way only, or whose notation is given."""
+    signs = set[str]()
+    for name, reading in readings.items():
+        values = take_column(table.frame, name)
+        if reading.kind != "numeric" or reading.choices or isinstance(reading.format, ClockFormat) or values.dtype != pl.String:
+            continue
+        if name in settings.formats and isinstance(reading.format, NumberFormat):
+            signs.add(reading.format.decimal)
+        else:
+            signs |= find_decimal_signs(values)
+    return signs
 
 
 def raise_faults(settings: DataSettings, faults: Sequence[DataError]) -> None:
@@ -122,19 +156,27 @@ def raise_faults(settings: DataSettings, faults: Sequence[DataError]) -> None:
     if not faults:
         return
     lines = [line for fault in faults for line in fault.args]
-    if remedies := merge_remedies(settings, faults):
-        lines.append(f"to train on it as it is, add: {shlex.join(write_flags({'data': remedies}))}")
-    raise DataError(*lines, remedy=remedies)
+    remedies = merge_remedies(settings, faults)
+    for start, remedy in zip(ADVICE, remedies, strict=False):
+        lines.append(start + shlex.join(write_flags({"data": remedy})))
+    raise DataError(*lines, remedies=remedies)
 
 
-def merge_remedies(settings: DataSettings, faults: Sequence[DataError]) -> dict[str, Any]:
-    """The settings of `data` with which nothing is wrong any more; none if there are no such."""
+def merge_remedies(settings: DataSettings, faults: Sequence[DataError]) -> list[dict[str, Any]]:
+    """The settings of `data` with which nothing is wrong any more: two where a column may be read in two ways; none if no such."""
+    if not faults or not all(fault.remedies for fault in faults):
+        return []
+    num_ways = max(len(fault.remedies) for fault in faults)
+    return [_merge(settings, [fault.remedies[min(way, len(fault.remedies) - 1)] for fault in faults]) for way in range(num_ways)]
+
+
+def _merge(settings: DataSettings, remedies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
-    for fault in faults:
-        for name, more in fault.remedy.items():
+    for remedy in remedies:
+        for name, more in remedy.items():
             known = merged.setdefault(name, getattr(settings, name))
             merged[name] = {**known, **more} if isinstance(more, dict) else [*dict.fromkeys([*known, *more])]
-    return merged if all(fault.remedy for fault in faults) else {}
+    return merged
 
 
 def write_flags(settings: Mapping[str, Any], prefix: str = "--") -> list[str]:

@@ -87,6 +87,25 @@ def test_what_may_be_read_in_two_ways_is_left_open(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("texts", "pattern", "years"),
+    [
+        (["19.06.63", "24.03.49", "26.06.98", "01.01.07"], "%d.%m.%y", [1963, 1949, 1998, 2007]),
+        (["21.02.41", "22.03.68"], "%d.%m.%y", [1941, 1968]),
+        (["31.12.24", "30.06.45"], "%d.%m.%y", [2024, 2045]),
+        (["31.12.98", "30.06.24"], "%d.%m.%y", [1998, 2024]),
+        (["Mar-98", "Dec-49"], "%b-%y", [1998, 1949]),
+    ],
+)
+def test_years_of_two_digits_are_no_years_to_come_where_a_column_speaks_of_the_past(
+    texts: list[str], pattern: str, years: list[int]
+) -> None:
+    (format,) = find_formats(pl.Series(texts))
+    assert isinstance(format, DateFormat)
+    assert format.pattern == pattern
+    assert format.read(pl.Series(texts)).dt.year().to_list() == years
+
+
+@pytest.mark.parametrize(
     "texts",
     [
         *(["a", "b"], ["18.7%", "0.3"], ["€1", "$2"], ["5 kg", "3 m"], ["1A", "2B"], ["2.01.7"], ["192.168.1.1"]),

@@ -54,10 +54,10 @@ def test_the_kind_is_what_all_values_are(cells: list[Any], kind: str, values: li
         (["7:45", "12:30"], "numeric", [7.75, 12.5], r"`12:30` is read as 12.5"),
         (["01067", "80331"], "categorical", ["01067", "80331"], r"read as categories, .* would lose the leading zeros of `01067`"),
         (
-            ["01/02/2020", "03/04/2020"],
-            "categorical",
-            ["01/02/2020", "03/04/2020"],
-            r"read as categories, as `01/02/2020` may mean 2020-02-01 or 2020-01-02; write the values .* data\.categorical",
+            ["31.01.63", "01.02.71"],
+            "datetime",
+            [datetime(1963, 1, 31), datetime(1971, 2, 1)],
+            r"`31.01.63` is read as 1963-01-31, as",
         ),
         (
             ["3750", "-", "-", "?"],
@@ -87,6 +87,27 @@ def test_text_among_most_that_is_written_as_numbers_is_refused_by_row() -> None:
     )
     with pytest.raises(DataError, match=message):
         find_reading(pl.Series("c", ["$1,200", "$3", "n.a."]), [], locate)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "notations"),
+    [
+        (["01/02/2020", "03/04/2020"], "categorical", ["%d/%m/%Y", "%m/%d/%Y"]),
+        (["3,750", "1234"], "categorical", ["1234,5", "1,234.5"]),
+        (["3,750", "950"], "numeric", ["1,234.5", "1234,5"]),
+        (["3.750", "950"], "numeric", ["1234.5", "1.234,5"]),
+        (["3.750", " -12.125", "NA"], "numeric", ["1234.5", "1.234,5"]),
+        (["3.750", "12.5"], "numeric", []),
+        (["3.750", "1234"], "numeric", []),
+        (["0.750", "1.250"], "numeric", []),
+        (["3,750", "7,250,000"], "numeric", []),
+        (["$3,750", "$950"], "numeric", []),
+        (["3", "950"], "numeric", []),
+    ],
+)
+def test_what_may_be_read_in_two_ways_has_choices(cells: list[str], kind: str, notations: list[str]) -> None:
+    reading, _ = find_reading(pl.Series("c", cells), ["NA"], locate)
+    assert (reading.kind, [choice.notation for choice in reading.choices]) == (kind, notations)
 
 
 @pytest.mark.parametrize("cells", [["20240131", "20241301"], ["20240131", "2024013"], ["20240131"] * 3, ["20240131", "5"]])
