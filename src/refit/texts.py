@@ -65,6 +65,11 @@ def list_names(names: Iterable[str], limit: int = 30) -> str:
     )
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things, whose noun takes an `s`: `1 row`, `1,200 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def _hide_in_word(word: str) -> str:
     url = word.rstrip("\"'`,;:.)")
     end = word[len(url) :]

@@ -1,6 +1,8 @@
 """What people should know about the columns of a table: how they were read, and from which nothing can be learned."""
 
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -13,7 +15,7 @@ from refit.tables.conversion import Numbers
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn
 from refit.tables.schema import Reading
 from refit.tables.targets import count_marks, quote
-from refit.texts import show
+from refit.texts import count, show
 
 NUM_LOOKED_AT = 1000
 """Train rows looked at first: for most columns, they suffice to show that it is not a copy of the target."""
@@ -31,7 +33,32 @@ BLANK_AROUND = r"^\s|\s$"
 STAND_IN = r"^(?:-?99+(?:\.9+|\.25)?|-[789]|-?32768|32767|-?2147483648|2147483647|-?9223372036854775807)$"
 """Numbers that people and programs often write for a missing value."""
 MIN_STAND_INS, MIN_STAND_IN_SHARE = 3, 0.001
-"""So many rows, and this share of them, must have a number for it to be taken for a missing value."""
+"""So many rows, and this share of them, must have a number that people rarely use for a missing value."""
+MAX_STAND_INS = 5
+FEWEST_LARGE = 100
+CODE_WORDS = {
+    *(
+        "zip",
+        "zipcode",
+        "plz",
+        "postcode",
+        "postal",
+        "postleitzahl",
+        "cap",
+        "phone",
+        "telephone",
+        "tel",
+        "telefon",
+        "mobile",
+        "fax",
+    ),
+    *("ean", "upc", "gtin", "isbn", "issn", "barcode", "sku", "iban", "blz", "siren", "siret", "imei", "fips"),
+}
+"""Words in the names of columns whose numbers are codes."""
+LEAST_CODE = 1e8
+"""Whole numbers of as many digits as this, and all of the same length, may be codes."""
+TIMES = ((8e8, 2.2e9), (8e11, 2.2e12), (8e14, 2.2e15), (8e17, 2.2e18))
+"""Seconds since 1970, and thousandths, millionths and billionths of them, from 1995 to 2039."""
 FAR_TIMES = 10.0
 """A number that people rarely use for a missing value must be this many times as far from the others as they are spread."""
 FEW_VALUES = 10
@@ -77,13 +104,13 @@ def remark_on_columns(
             told.append(_remark_on_blanks(take_column(raw, column.name)) if column.name in lengths else None)
             told.append(_remark_on_marks(take_column(frame, column.name), take_column(raw, column.name)))
         if isinstance(column, NumericColumn):
-            told.append(
-                _remark_on_digits(take_column(frame, column.name), take_column(raw, column.name), lengths.get(column.name, 0))
-            )
+            typed, cells = take_column(frame, column.name), take_column(raw, column.name)
+            digits = _remark_on_digits(typed, cells, lengths.get(column.name, 0))
+            told.append(digits or (_remark_on_digit_codes(column, typed) if column.format is None else None))
             is_plain = column.format is None and with_codes.get(column.name)
-            told.append(_remark_on_codes(take_column(frame, column.name), take_column(raw, column.name)) if is_plain else None)
+            told.append(_remark_on_codes(typed, cells) if is_plain else None)
         if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
-            told.append(_remark_on_stand_ins(take_column(frame, column.name), take_column(raw, column.name), rows))
+            told.append(_remark_on_stand_ins(column, take_column(frame, column.name), take_column(raw, column.name), rows))
         if (not column.is_constant or column.has_indicator) and _gives_away(take_column(frame, column.name), y, index, num_classes):
             told.append(
                 "one value for each class in all train rows, like a copy of the target; leave it out with data.features unless it"
@@ -188,7 +215,28 @@ def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
     return f"{'; '.join(told)}; name the column in data.categorical if they are codes or versions" if told else None
 
 
-def _remark_on_stand_ins(values: pl.Series, raw: pl.Series, rows: Rows) -> str | None:
+def _remark_on_digit_codes(column: NumericColumn, values: pl.Series) -> str | None:
+    """Remark on whole numbers that may be postcodes, telephone numbers or the like, which are no amounts."""
+    is_named_so = not CODE_WORDS.isdisjoint(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", column.name).lower()))
+    numbers = values.drop_nulls()
+    first = numbers.head(NUM_LOOKED_AT).cast(pl.Float64)
+    if not len(first) or not (is_named_so or (first.min() or 0) >= LEAST_CODE):  # type: ignore[operator]
+        return None
+    if not (first.is_finite() & (first == first.floor()) & (first >= 0)).all():
+        return None
+    if not is_named_so:
+        num_digits = first.log10().floor().unique()
+        is_time = any(low <= first.min() and first.max() < high for low, high in TIMES)  # type: ignore[operator]
+        if len(num_digits) > 1 or is_time or 2 * first.n_unique() < len(first):
+            return None
+    flags = shlex.join(["--data.categorical", json.dumps([column.name], ensure_ascii=False)])
+    return (
+        f"read as numbers, though values such as `{first[0]:.0f}` may be codes, of which neither size nor order means anything; add"
+        f" {flags} if they are"
+    )
+
+
+def _remark_on_stand_ins(column: AnyColumn, values: pl.Series, raw: pl.Series, rows: Rows) -> str | None:
     """Remark on numbers or dates that may stand for a missing value."""
     is_date = values.dtype.is_temporal()
     places = rows if not values.has_nulls() else rows[~values.is_null().to_numpy()[rows]]
@@ -199,18 +247,21 @@ def _remark_on_stand_ins(values: pl.Series, raw: pl.Series, rows: Rows) -> str |
     found = find_stand_ins(numbers, is_date)
     if not found:
         return None
-    told = [f"`{show(raw[int(places[(numbers == number).argmax()])])}` in {num_rows:,} train rows" for number, num_rows in found]
+    texts = [str(raw[int(places[(numbers == number).argmax()])]) for number, _ in found]
+    told = [f"`{show(text)}` in {count(num_rows, 'train row')}" for text, (_, num_rows) in zip(texts, found, strict=True)]
+    flags = shlex.join(["--data.null_values", json.dumps([*column.null_values, *texts], ensure_ascii=False)])
     return (
-        f"{' and '.join(told)}, though all others are far from {'it' if len(told) == 1 else 'them'}; add"
-        f" {'it' if len(told) == 1 else 'them'} to data.null_values if a missing value is meant"
+        f"{' and '.join(told)}, though all others are far from {'it' if len(told) == 1 else 'them'}; add {flags} if a missing value"
+        " is meant, in any column"
     )
 
 
 def find_stand_ins(numbers: Numbers, is_date: bool = False) -> list[tuple[float, int]]:
-    """Find whether the least or the greatest number may stand for a missing value, and the number of rows of each that may.
+    """Find numbers at either end that may stand for a missing value, and the number of rows of each.
 
-    Such a number repeats, and lies farther from all others than these are spread, or ten times as far if people rarely use it for
-    this. -1 need not be far if it is by far the most frequent and no other number is negative.
+    Such a number lies farther from all others than these are spread; or ten times as far, and it repeats, if people rarely use it
+    for this. -9 and its like need not be far if no other number is negative, nor -1 if it is by far the most frequent, or the
+    others are large.
 
     Args:
         numbers: The numbers of some rows, not NaN; dates in microseconds since 1970.
@@ -219,12 +270,21 @@ def find_stand_ins(numbers: Numbers, is_date: bool = False) -> list[tuple[float,
     Shape:
         numbers: (N,).
     """
-    if not len(numbers):
-        return []
+    found = list[tuple[float, int]]()
+    while len(numbers) and len(found) < MAX_STAND_INS and (ends := _find_ends(numbers, is_date)):
+        found += ends
+        numbers = numbers[~np.isin(numbers, [end for end, _ in ends])]
+    return found
+
+
+def _find_ends(numbers: Numbers, is_date: bool) -> list[tuple[float, int]]:
+    """Find whether the least or the greatest number may stand for a missing value."""
     ends = {float(end): int((numbers == end).sum()) for end in (numbers.min(), numbers.max())}
     fewest = max(MIN_STAND_INS, MIN_STAND_IN_SHARE * len(numbers))
     chosen = {
-        end: num_rows for end, num_rows in ends.items() if num_rows >= fewest or (is_date and not FIRST_TIME <= end < LAST_TIME)
+        end: num_rows
+        for end, num_rows in ends.items()
+        if num_rows >= fewest or (not FIRST_TIME <= end < LAST_TIME if is_date else _is_code(end))
     }
     found = []
     for end, num_rows in chosen.items():
@@ -234,19 +294,35 @@ def find_stand_ins(numbers: Numbers, is_date: bool = False) -> list[tuple[float,
     return found
 
 
+def _is_code(number: float) -> bool:
+    return re.match(STAND_IN, f"{number:.15g}") is not None
+
+
 def _stands_out(end: float, num_rows: int, others: Numbers, is_date: bool) -> bool:
     """Whether a number stands out from others, as `find_stand_ins` says."""
     low, high = float(others.min()), float(others.max())
     distance, span = max(low - end, end - high), high - low
     if is_date and not FIRST_TIME <= end < LAST_TIME:
         return True
-    if end == -1 and low >= 0 and not is_date:
-        return _is_usual(num_rows, others)
+    if end < 0 and not is_date:
+        positive = others[others >= 0]
+        is_alone = len(positive) > 0 and all(
+            number == -1 or _is_code(number) for number in np.unique(others[others < 0])[:FEW_VALUES]
+        )
+        if is_alone and (_is_code(end) or (end == -1 and (_is_usual(num_rows, positive) or _are_large(positive)))):
+            return True
+        if end == -1 and low >= 0:
+            return False
     if not span or distance <= span:
         return False
-    if _is_limit_of_year(end) if is_date else re.match(STAND_IN, f"{end:.15g}") is not None:
+    if _is_limit_of_year(end) if is_date else _is_code(end):
         return True
     return distance > FAR_TIMES * span and len(np.unique(others)) > FEW_VALUES
+
+
+def _are_large(numbers: Numbers) -> bool:
+    """Whether all numbers but 0 are so large that -1 is none of them."""
+    return bool(numbers[numbers > 0].min(initial=np.inf) >= FEWEST_LARGE) and len(np.unique(numbers)) > FEW_VALUES
 
 
 def _is_limit_of_year(microseconds: float) -> bool:

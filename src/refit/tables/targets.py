@@ -1,6 +1,7 @@
 """Finds the classes of the target; a class is exactly what a cell holds."""
 
 import contextlib
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -116,7 +117,7 @@ def _simplify(text: str) -> str:
     """Return a form that ignores letter case, outer blanks, look-alike code points and ways to write a number."""
     text = unicodedata.normalize("NFKC", text).strip().casefold()
     with contextlib.suppress(ValueError):
-        return repr(float(text))
+        return repr(float(re.sub(r"^([+-]?\d+),(\d+)$", r"\1.\2", text)))
     return text
 
 

@@ -112,9 +112,12 @@ def test_numbers_and_dates_that_may_stand_for_missing_values_are_told_until_they
         "x": list(range(200)),
     }
     level, until = build_lines(store, columns, end)
-    ending = r"` in \d+ train rows, though all others are far from it; add it to data\.null_values if a missing value is meant"
-    assert re.fullmatch(rf"column `level`: `-999(\.0)?{ending}", level)
-    assert re.fullmatch(rf"column `until`: `9999-12-31{ending}", until)
+    for line, name, text in ((level, "level", "-999.0"), (until, "until", "9999-12-31")):
+        assert re.fullmatch(
+            rf"column `{name}`: `{text}` in \d+ train rows, though all others are far from it; add --data\.null_values"
+            rf" '\[\"\", .*, \"{text}\"\]' if a missing value is meant, in any column",
+            line,
+        )
     assert build_lines(store, columns, end, null_values=["", "-999.0", "9999-12-31"]) == []
 
 
@@ -133,10 +136,13 @@ ORDINARY = np.random.default_rng(0)
         np.floor(ORDINARY.lognormal(3, 2, 1000)),
         np.where(ORDINARY.random(1000) < 0.9, 0, ORDINARY.lognormal(9, 1, 1000)),
         np.array([*range(1000), 1e9]),
+        np.arange(-9.0, 20),
+        np.arange(-1.0, 200),
+        np.array([20.0, 35, 60, 99]),
         np.arange(100.0),
         np.full(50, 3.0),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_ordinary_numbers_stand_for_nothing_else(numbers: Any) -> None:
     assert find_stand_ins(numbers) == []
@@ -149,6 +155,10 @@ def test_ordinary_numbers_stand_for_nothing_else(numbers: Any) -> None:
         ([-999.0] * 5 + [9999.0] * 4 + [*range(100)], [(-999, 5), (9999, 4)]),
         ([1e6 + 5] * 5 + [*range(100)], [(1e6 + 5, 5)]),
         ([99.0] * 5 + [0.0, 1.0] * 50, [(99, 5)]),
+        ([999.0, *[99.0] * 4, *range(20, 60)], [(999, 1), (99, 4)]),
+        ([-9.0, -9.0, *range(1, 30)], [(-9, 2)]),
+        ([-9.0] * 3 + [-8.0] * 2 + [*range(1, 30)], [(-9, 3), (-8, 2)]),
+        ([-1.0] * 5 + [0.0] * 20 + [*range(1000, 9000, 80)], [(-1, 5)]),
         ([], []),
     ],
 )
@@ -211,3 +221,24 @@ def test_of_many_lines_the_log_shows_some(store: Store) -> None:
     manifest = load_manifest(build_dataset(DataSettings(source="rows.csv"), 0, store), store)
     assert len(manifest.remarks) == 40
     assert manifest.describe()[-2:] == [manifest.remarks[29], "10 more such lines are in the version's manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "is_code"),
+    [
+        ("zip", [77259, 69975, 51306] * 20, True),
+        ("billToPhone", [*range(301, 661, 6)], True),
+        ("barcode", [4303027418909 + 37 * n * n for n in range(60)], True),
+        ("line", [8899687942 + 37 * n * n for n in range(60)], True),
+        ("seen", [1706409899 + 371 * n * n for n in range(60)], False),
+        ("population", [100 + 371_003 * n * n for n in range(60)], False),
+        ("turnover", [100_000_000 * (n % 7 + 1) for n in range(60)], False),
+        ("capacity", [n * n for n in range(60)], False),
+        ("zip", [n / 7 for n in range(60)], False),
+    ],
+)
+def test_whole_numbers_that_may_be_codes_are_told(store: Store, name: str, values: list[float], is_code: bool) -> None:
+    told = "may be codes, of which neither size nor order means anything; add --data.categorical '[\"{}\"]' if they are"
+    for end in ("csv", "parquet"):
+        lines = build_lines(store, {name: values, "x": [n % 7 for n in range(60)]}, end)
+        assert (told.format(name) in " ".join(lines)) == is_code

@@ -72,7 +72,11 @@ def test_numbers_are_classes_where_the_target_is_named_a_category() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "named"),
-    [(["1", "1.0", "01", "x"], "`01`, `1`, `1.0`"), (["caf\u00e9", "cafe\u0301", "x"], "`'cafe\\u0301'`, `caf\u00e9`")],
+    [
+        (["1", "1.0", "01", "x"], "`01`, `1`, `1.0`"),
+        (["5", "5,0", "x"], "`5`, `5,0`"),
+        (["caf\u00e9", "cafe\u0301", "x"], "`'cafe\\u0301'`, `caf\u00e9`"),
+    ],
 )
 def test_classes_that_are_one_number_or_look_alike_are_told(labels: list[str], named: str) -> None:
     cells = pl.Series("y", labels)

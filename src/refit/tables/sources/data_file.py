@@ -61,6 +61,8 @@ class DataFile:
             self.dialect = self._find_dialect() if self.kind == "csv" else None
         except UNREADABLE as error:
             raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
+        self.repeated = list[int]()
+        """Rows that were found to repeat the header, counted from 1."""
         self.names = self._read_names()
         """Of its columns; those with an empty one are not read."""
 

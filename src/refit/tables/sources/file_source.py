@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from refit.errors import DataError
 from refit.runtime.limits import find_free_memory
 from refit.store.disk import open_files
+from refit.tables.columns import take_column
 from refit.tables.sources import parquet_files
 from refit.tables.sources.data_file import ASCII, DataFile, Like
 from refit.tables.sources.dialects import UNKNOWN, Dialect, name_separator
@@ -24,6 +26,8 @@ NUM_PARTS = 16
 """Of a sample, at least, if the table has more rows than it holds."""
 MAX_PLACES = 5
 """So many columns without a name are counted out, at most."""
+MIN_NAMES = 2
+"""A cell that is called like the only column may be a value."""
 
 
 class FileSource(TableSource):
@@ -196,13 +200,32 @@ def _hold(pieces: Iterable[LocatedRows], path: str) -> list[LocatedRows]:
 def _read_pieces(
     file: DataFile, columns: list[str] | None = None, batch_size: int = parquet_files.ROWS_A_FRAME
 ) -> Iterator[LocatedRows]:
-    """Read the rows of a file in one piece or more, with the columns that its folders stand for; `columns` None reads all."""
+    """Read the rows of a file in one piece or more, with the columns that its folders stand for; `columns` None reads all.
+
+    Raises:
+        DataError: The file cannot be read; or, if columns are named, the header stands among the rows.
+    """
     start = 0
-    for frame in file.iterate(columns, batch_size):
-        frame = _add_partitions(frame, file.path, start, file.dialect)
-        part = Part(file.path, start, frame.height, file.found)
-        yield LocatedRows(frame if columns is None else frame[columns], (part,))
-        start += frame.height
+    for whole in file.iterate(columns, batch_size):
+        headers = _find_headers(whole, file)
+        if headers and columns is not None:
+            where = name_row(file.path, start + headers[0] + 1, file.dialect)
+            raise DataError(f"{where}: expected a row, found the header again; remove it")
+        file.repeated += [start + index + 1 for index in headers]
+        for first, last in itertools.pairwise([-1, *headers, whole.height]):
+            frame = _add_partitions(whole[first + 1 : last], file.path, start + first + 1, file.dialect)
+            part = Part(file.path, start + first + 1, frame.height, file.found)
+            yield LocatedRows(frame if columns is None else frame[columns], (part,))
+        start += whole.height
+
+
+def _find_headers(frame: pl.DataFrame, file: DataFile) -> list[int]:
+    """Rows of a CSV file that repeat its header, as when files were put together."""
+    if file.dialect is None or not file.dialect.header or frame.width < MIN_NAMES:
+        return []
+    name = frame.columns[0]
+    likely = (take_column(frame, name).str.strip_chars() == name).fill_null(False).arg_true()
+    return [index for index in likely if [(cell or "").strip() for cell in frame.row(index)] == frame.columns]
 
 
 def _add_partition_names(names: Iterable[str], path: str) -> list[str]:
@@ -287,6 +310,10 @@ def _describe_left_out(files: Sequence[DataFile], in_hidden: list[str]) -> Itera
     for file in files:
         if file.other_sheets:
             yield f"left out: all sheets of {file.path} but the first: {list_names(file.other_sheets)}; save one as CSV to read it"
+    for file in files:
+        if file.repeated:
+            more = f" and {len(file.repeated) - 1} more" if len(file.repeated) > 1 else ""
+            yield f"left out: {name_row(file.path, file.repeated[0], file.dialect)}{more}, where the header is repeated"
     if in_hidden:
         yield (f"left out: {_count_others(in_hidden)}, as folders that begin with `_` are not read; move files that should be read")
 

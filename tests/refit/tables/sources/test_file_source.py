@@ -345,3 +345,20 @@ def test_rows_that_end_are_read_however_large_the_file(tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
     path.write_text("x,y\n" + f"1,{'z' * 1500}\n" * 20)
     assert open_source(str(path)).read().frame.height == 20
+
+
+def test_a_header_that_is_repeated_among_the_rows_is_left_out_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n3,4\na, b \n5,6\na,c\na,b\n")
+    table = open_source(str(path)).read()
+    assert table.frame.rows() == [("1", "2"), ("3", "4"), ("5", "6"), ("a", "c")]
+    assert [table.locate(row) for row in (1, 2)] == [f"row 2 of {path}, line 3", f"row 4 of {path}, line 5"]
+    assert table.remarks == (f"left out: row 3 of {path}, line 4 and 1 more, where the header is repeated",)
+    assert open_source(str(path)).sample(10**6, 10**6).frame.equals(table.frame)
+    with pytest.raises(DataError, match=r"row 3 of .*rows\.csv, line 4: expected a row, found the header again; remove it"):
+        list(open_source(str(path)).iterate(["a"], [], 10))
+
+
+def test_the_name_of_the_only_column_may_be_a_value(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a\n1\na\n")
+    assert open_source(f"{tmp_path}/rows.csv").read().frame["a"].to_list() == ["1", "a"]
