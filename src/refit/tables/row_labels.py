@@ -17,6 +17,30 @@ CODE = r"^[A-Za-z0-9]+(?:[-_./:#][A-Za-z0-9]+)*$"
 """A code without blanks, such as `C-0017`; short ones without a letter may be months or quarters."""
 YEAR_WORDS = {"time", "year", "yr", "jahr", "jaar", "annee", "ano", "anno"}
 """They name what counts up by itself and means something."""
+QUANTITY_WORDS = {
+    *("day", "days", "week", "weeks", "month", "months", "quarter", "hour", "hours", "minute", "minutes", "second", "seconds"),
+    *("tag", "tage", "woche", "wochen", "monat", "monate", "stunde", "jour", "jours", "semaine", "mois", "dia", "mes", "semana"),
+    *(
+        "age",
+        "alter",
+        "temperature",
+        "temperatur",
+        "temp",
+        "dose",
+        "dosis",
+        "distance",
+        "depth",
+        "height",
+        "length",
+        "size",
+        "level",
+    ),
+    *("step", "steps", "iteration", "epoch", "cycle", "round", "position", "pos", "rank", "rang", "lag", "frequency", "wavelength"),
+    *("count", "counts", "amount", "price", "score", "speed", "pressure", "voltage", "level"),
+}
+"""They name what may be measured at each number in turn."""
+LEAST_START = 1000
+"""Row numbers begin at 0, at 1, or so high that nothing is measured from there on."""
 ID_WORDS = {"id", "ids", "uid", "uuid", "guid", "index", "idx", "key", "rowid", "rownames"}
 NUMBER_WORDS = {"nr", "no", "num", "number", "nummer", "numero", "code"}
 """They name an id only at the end: a house number may be one, a number of houses is not."""
@@ -38,8 +62,9 @@ def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading,
         numbers = typed.cast(pl.Float64).to_numpy()
         if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
             return None
-        is_year = bool(YEAR_WORDS.intersection(_split_name(name)))
-        if not is_year and _counts_up(numbers[:NUM_LOOKED_AT], starts) and _counts_up(numbers, starts):
+        words = {*_split_name(name)}
+        is_start = numbers[0] in (0, 1) or numbers[0] >= LEAST_START or _is_named_so(name)
+        if is_start and not words & (YEAR_WORDS | QUANTITY_WORDS) and _counts_up(numbers, starts):
             return f"row numbers, from {numbers[0]:.0f} on"
         return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
     if reading.kind != "categorical" or values.dtype != pl.String or not _all_differ(typed.head(NUM_LOOKED_AT)):
@@ -50,9 +75,22 @@ def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading,
     return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
 
 
+def remark_on_counting(name: str, typed: pl.Series, reading: Reading, starts: Sequence[int] = ()) -> str | None:
+    """Say that a column that is learned from counts up from row to row; arguments as those of `find_label`."""
+    if reading.kind != "numeric" or reading.format is not None or len(typed) < MIN_ROWS or typed.has_nulls():
+        return None
+    if YEAR_WORDS.intersection(_split_name(name)) or not _counts_up(typed.cast(pl.Float64).to_numpy(), starts):
+        return None
+    return "counts up by one from row to row; leave it out with data.exclude if it only numbers the rows"
+
+
 def _counts_up(numbers: Numbers, starts: Sequence[int]) -> bool:
     """Whether numbers grow by one from row to row; parts of the table may each begin anew."""
-    with np.errstate(over="ignore"):
+    return all(_grows_by_one(some, starts) for some in (numbers[:NUM_LOOKED_AT], numbers))
+
+
+def _grows_by_one(numbers: Numbers, starts: Sequence[int]) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
         steps = np.diff(numbers)
     steps[[start - 1 for start in starts if 0 < start <= len(steps)]] = 1
     return bool((steps == 1).all())

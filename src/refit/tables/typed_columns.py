@@ -16,7 +16,7 @@ from refit.tables.ambiguity import choose_date, choose_number, find_decimal_sign
 from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import clean_cells, convert_column, read_marks
 from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberFormat, read_notation
-from refit.tables.row_labels import find_label
+from refit.tables.row_labels import find_label, remark_on_counting
 from refit.tables.schema import Reading, describe_formats, find_reading
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, read_groups
@@ -61,6 +61,8 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
         is_chosen = settings.features is not None or name in settings.categorical
         if not is_chosen and (reason := find_label(name, values, typed, reading, starts)):
             left_out[name] = reason
+        elif told := remark_on_counting(name, typed, reading, starts):
+            reading = replace(reading, remark="; ".join(filter(None, [reading.remark, told])))
         # Numbers stay as they are: a second copy would double what a table of numbers takes.
         is_kept = reading.kind == "numeric" and values.dtype.is_numeric() and not has_marks
         readings[name], converted[name] = reading, values if is_kept else typed

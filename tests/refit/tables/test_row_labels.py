@@ -32,6 +32,9 @@ LABELS: list[tuple[str, list[Any], str]] = [
 FEATURES: list[tuple[str, list[Any]]] = [
     ("population", SHUFFLED),
     ("YEAR", list(range(1950, 1950 + N))),
+    ("day_in_study", list(range(1, N + 1))),
+    ("temperature", list(range(20, 20 + N))),
+    ("width", list(range(20, 20 + N))),
     ("quarter", [f"{1960 + number // 4}-{number % 4 + 1}" for number in range(N)]),
     ("number_of_votes", SHUFFLED),
     ("id", [number % 50 for number in range(N)]),
@@ -86,3 +89,10 @@ def test_columns_can_be_left_out_by_name(tmp_path: Path) -> None:
         draft(tmp_path, {"a": SHUFFLED}, exclude=["c"])
     with pytest.raises(DataError, match=r"data\.exclude: expected columns that data\.features does not name, found `a`; drop"):
         draft(tmp_path, {"a": SHUFFLED}, exclude=["a"], features=["a", "x"])
+
+
+@pytest.mark.parametrize(("name", "start", "is_told"), [("day", 1, True), ("width", 20, True), ("year", 1950, False)])
+def test_a_column_that_counts_up_and_is_learned_from_is_told(tmp_path: Path, name: str, start: int, is_told: bool) -> None:
+    found = draft(tmp_path, {name: list(range(start, start + N))})
+    told = "counts up by one from row to row; leave it out with data.exclude if it only numbers the rows"
+    assert (found.readings[name].remark == told) == is_told
