@@ -56,7 +56,11 @@ def test_json_holds_the_same(refit):
     write()
     code, out, _ = refit("look", "rows.csv", "--target", "left", "--json")
     found = json.loads(out)
-    assert (code, found["rows"], found["dialect"]) == (0, 60, {"separator": ",", "encoding": "ascii", "header": True})
+    assert (code, found["rows"], found["dialect"]) == (
+        0,
+        60,
+        {"separator": ",", "encoding": "ascii", "header": True, "above": None},
+    )
     assert {column["name"]: column["kind"] for column in found["columns"]} == {
         "size": "number",
         "plan": "category",

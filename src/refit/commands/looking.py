@@ -63,7 +63,7 @@ def look(
     likely = found.targets[0] if found.targets else None
     data = {**flags.pop("data"), **({} if likely is None else {"target": likely})}
     commands = [
-        shlex.join(["refit", "train", *write_flags({"data": {**data, **remedy}, **flags})]) for remedy in found.remedies or [{}]
+        shlex.join(["refit", "train", *write_flags({"data": {**data, **remedy}, **flags})]) for remedy in found.remedies or [{}] * (not found.faults)
     ]
     if json:
         print(jsonlib.dumps({**found.model_dump(), "commands": commands}))

@@ -112,7 +112,7 @@ def _read_start(opened: Opened, path: str, dialect: Dialect, settle: Settle) -> 
             lines, num_bytes = _Lines(file), 0
             records = filter(None, csv.reader(lines, delimiter=dialect.separator or ","))
             names = next(records, [])
-            if names == EXCEL_HINT:
+            for _ in range((names == EXCEL_HINT) + (dialect.above or 0)):
                 num_bytes, names = lines.num_bytes, next(records, [])
             num_bytes = num_bytes if dialect.header is False else lines.num_bytes
             rows = list(itertools.islice(records, ROWS_COMPARED))
@@ -176,7 +176,7 @@ def name_row(opened: Opened, path: str, row: int, dialect: Dialect = PLAIN) -> s
     try:
         with open_text(opened, dialect.encoding) as file:
             reader = csv.reader(_Lines(file), delimiter=dialect.separator or ",")
-            num_records, line = int(dialect.header is False), 0  # the header counts as the first
+            num_records, line = int(dialect.header is False) - (dialect.above or 0), 0  # the header counts as the first
             is_first = True
             while num_records <= row:
                 line = reader.line_num + 1

@@ -102,6 +102,7 @@ class DataFile:
         if known.header and self.like.names and {*self.like.names} <= {*self._read_first_row(known)}:
             return known
         found = sniff_dialect(self.opened, Dialect(encoding=self.given.encoding), self._settle)
+        known = known.model_copy(update={"above": found.above})
         is_split, was_split = (len(self._read_first_row(dialect)) > 1 for dialect in (found, known))
         if found.separator != known.separator and is_split and not was_split:
             raise self._differ(f"{name_separator(known.separator)} between cells", name_separator(found.separator))

@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import re
+from collections import Counter
 
 import duckdb
 from fsspec.implementations.memory import MemoryFileSystem
@@ -21,6 +22,9 @@ NUM_ROWS = 1000
 """Rows of the head that are compared with the first."""
 MIN_ROWS = 3
 """Fewer rows do not show whether the first is one of them."""
+MIN_WIDTH = 3
+"""In a narrower table, a row with one cell may be the header of a table with a comma in its texts."""
+MAX_TITLES = 30
 HEAD = "head.csv"
 HINT = re.compile(rb"\s*sep=(.)\r?\n?", re.DOTALL)
 """Excel's first line, such as `sep=;`, which names the separator."""
@@ -44,6 +48,7 @@ class Dialect(BaseModel):
         separator: The sign between cells.
         encoding: The encoding of its text, as Python names it; `ascii` where it has no other signs.
         header: Whether the first row holds names.
+        above: Rows above the header that are titles or notes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +56,7 @@ class Dialect(BaseModel):
     separator: str | None = None
     encoding: str | None = None
     header: bool | None = None
+    above: int | None = None
 
     def fill_in(self, other: "Dialect") -> "Dialect":
         """Take from another dialect what is not known of this one."""
@@ -101,9 +107,17 @@ def sniff_dialect(opened: Opened, given: Dialect = UNKNOWN, settle: Settle = tak
     separator = separator or (_find_beside_decimals(head) if found == "," else found)
     if given.separator is None and len(_split_rows(head, separator)[0]) < 2 and not hint:
         separator = " " if _is_split_by_blanks(head) else ","
+    rows = _split_rows(head, separator)
+    above = _count_titles(rows)
+    if not above and given.separator is None and not hint and len(rows[0]) < _find_width(rows):
+        titled = [sign for sign in SEPARATORS if _count_titles(_split_rows(head, sign))]
+        separator = titled[0] if titled else separator
+        rows = _split_rows(head, separator)
+        above = _count_titles(rows)
     if given.header is None:
-        has_header = _judge_first_row(_split_rows(head, separator), has_header, is_typed)
-    return Dialect(separator=separator, encoding=given.encoding, header=has_header if given.header is None else given.header)
+        has_header = _judge_first_row(rows[above:], None if above else has_header, is_typed)
+    header = has_header if given.header is None else given.header
+    return Dialect(separator=separator, encoding=given.encoding, header=header, above=above or None)
 
 
 class _Memory(MemoryFileSystem):  # type: ignore[misc]
@@ -161,6 +175,26 @@ def _split_rows(head: bytes, separator: str) -> list[list[str]]:
         for row in itertools.islice(filter(None, csv.reader(lines, delimiter=separator)), NUM_ROWS):
             rows.append([cell.strip() for cell in row])
     return rows or [[]]
+
+
+def _count_titles(rows: list[list[str]]) -> int:
+    """Count the rows above the header: titles and notes, which fill few of the table's cells, and notes after a `#`."""
+    width = _find_width(rows)
+    few = max(1, width // 3) if width >= MIN_WIDTH else 0
+
+    def is_title(row: list[str]) -> bool:
+        filled = [*filter(None, row)]
+        is_note = len(row) < width and row[0].startswith("#")
+        return is_note or (len(filled) <= few and not any(map(NUMBER.fullmatch, filled)))
+
+    above = next((place for place, row in enumerate(rows[: MAX_TITLES + 1]) if not is_title(row)), 0)
+    is_full = len(rows[above]) == width and 2 * sum(map(bool, rows[above])) > width
+    return above if is_full and sum(len(row) == width for row in rows) > MIN_ROWS else 0
+
+
+def _find_width(rows: list[list[str]]) -> int:
+    """The number of cells that most rows have."""
+    return Counter(map(len, rows)).most_common(1)[0][0]
 
 
 def _judge_first_row(rows: list[list[str]], by_duckdb: bool | None, is_typed: bool) -> bool | None:

@@ -20,7 +20,7 @@ from refit.tables.sources.encoded_text import UTF8, name_encoding
 from refit.tables.sources.files import BYTES_A_TEXT, Files, digest_file, find_files, find_partitions, naming_read_errors, outgrow
 from refit.tables.sources.located_rows import LocatedRows, Part, join, name_row, rebatch
 from refit.tables.sources.table_source import Table, TableSource, choose_columns, lack_rows
-from refit.texts import list_names, show
+from refit.texts import count, list_names, show
 
 NUM_PARTS = 16
 """Of a sample, at least, if the table has more rows than it holds."""
@@ -223,9 +223,12 @@ def _find_headers(frame: pl.DataFrame, file: DataFile) -> list[int]:
     """Rows of a CSV file that repeat its header, as when files were put together."""
     if file.dialect is None or not file.dialect.header or frame.width < MIN_NAMES:
         return []
-    name = frame.columns[0]
-    likely = (take_column(frame, name).str.strip_chars() == name).fill_null(False).arg_true()
-    return [index for index in likely if [(cell or "").strip() for cell in frame.row(index)] == frame.columns]
+    likely: set[int] = set()
+    for name in (frame.columns[0], frame.columns[-1]):
+        likely |= {*(take_column(frame, name).str.strip_chars() == name).fill_null(False).arg_true()}
+    rows = [[(cell or "").strip() for cell in frame.row(index)] for index in sorted(likely)[: frame.height // 2 + 1]]
+    # Where a single cell is called like its column, or most are, names are values, too.
+    return sorted(likely) if 2 * len(likely) <= frame.height and all(row == frame.columns for row in rows) else []
 
 
 def _add_partition_names(names: Iterable[str], path: str) -> list[str]:
@@ -311,6 +314,8 @@ def _describe_left_out(files: Sequence[DataFile], in_hidden: list[str]) -> Itera
         if file.other_sheets:
             yield f"left out: all sheets of {file.path} but the first: {list_names(file.other_sheets)}; save one as CSV to read it"
     for file in files:
+        if file.dialect is not None and (above := file.dialect.above):
+            yield f"left out: {count(above, 'row')} above the {'header' if file.dialect.header else 'table'} of {file.path}"
         if file.repeated:
             more = f" and {len(file.repeated) - 1} more" if len(file.repeated) > 1 else ""
             yield f"left out: {name_row(file.path, file.repeated[0], file.dialect)}{more}, where the header is repeated"

@@ -323,3 +323,42 @@ def test_a_file_that_names_all_columns_is_written_alike_whatever_its_rows_look_l
     assert sniff_dialect(str(path)).header is False
     like = Like(Dialect(separator=",", encoding="ascii", header=True), "the files of before", "or train", ("b", "a"))
     assert sum(batch.frame.height for batch in open_source(str(path), like=like).iterate(["a"], [], 9)) == 20
+
+
+TITLED = [
+    (
+        "Report: Churn by month;;;\nGenerated 2024-03-01;;;\n;;;\nplan;n;fee;y\n" + repeat("[S/M];{};1,5;[j/n]"),
+        3,
+        "row 2 of {}, line 6",
+    ),
+    ("Report of 2024\n\nplan;n;fee;y\n" + repeat("[S/M];{};1,5;[j/n]"), 1, "row 2 of {}, line 5"),
+    ("# from the lab, site B\n# all of it\nplan,n,y\n" + repeat("[S/M],{},[j/n]"), 2, "row 2 of {}, line 5"),
+    ("#plan,n,y\n" + repeat("[S/M],{},[j/n]"), 0, "row 2 of {}, line 3"),
+    ("plan,n,y\n5,,\n,,\n" + repeat("[S/M],{},[j/n]"), 0, "row 2 of {}, line 3"),
+    ("plan,n,,\n" + repeat("[S/M],{},[j/n],1"), 0, "row 2 of {}, line 3"),
+]
+
+
+@pytest.mark.parametrize(("content", "above", "second"), TITLED)
+def test_titles_and_notes_above_the_header_are_left_out_and_said(tmp_path: Path, content: str, above: int, second: str) -> None:
+    table = read(tmp_path, content)
+    path = f"{tmp_path}/rows.csv"
+    assert "n" in table.frame.columns
+    assert table.locate(1) == second.format(path)
+    told = [remark for remark in table.remarks if remark.startswith("left out") and "above the header" in remark]
+    assert told == ([f"left out: {above} row{'s' * (above > 1)} above the header of {path}"] if above else [])
+    again = open_source(path, like=Like(table.dialect or Dialect(), "before", "or train")).read()
+    assert again.frame.equals(table.frame)
+
+
+def test_files_of_a_folder_may_have_other_titles_or_none(tmp_path: Path) -> None:
+    rows = "plan,n,y\n" + repeat("[S/M],{},[j/n]")
+    for name, start in {"1.csv": "May\n", "2.csv": "June\nof 2024\n", "3.csv": ""}.items():
+        (tmp_path / name).write_text(start + rows)
+    table = open_source(str(tmp_path)).read()
+    assert table.frame.shape == (60, 3)
+    assert table.locate(20) == f"row 1 of {tmp_path}/2.csv, line 4"
+    assert table.remarks == (
+        f"left out: 1 row above the header of {tmp_path}/1.csv",
+        f"left out: 2 rows above the header of {tmp_path}/2.csv",
+    )
