@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import json
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -88,10 +89,12 @@ def _read_list(value: Any) -> Any:
 
 
 def _read_object(value: Any) -> Any:
-    """Parse a JSON object from the environment or the command line, and refuse what JSON cannot hold."""
-    if isinstance(value, str):
+    """Parse a JSON object, or a TOML table, from the environment or the command line, and refuse what JSON cannot hold."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value)
+        with contextlib.suppress(tomllib.TOMLDecodeError):  # as `refit.toml` has it
+            value = tomllib.loads(f"value = {value}")["value"]
     try:
         json.dumps(value)
     except TypeError as error:

@@ -542,6 +542,7 @@ def test_the_format_of_a_column_may_come_from_anywhere(monkeypatch, tmp_path):
     Path("refit.toml").write_text('[data]\nformats = {sold = "%d/%m/%Y"}\n')
     settings, origins = resolve_settings()
     assert (settings.data.formats, origins["data.formats"]) == ({"sold": "%d/%m/%Y"}, "refit.toml")
-    monkeypatch.setenv("REFIT_DATA__FORMATS", '{"sold": "%m/%d/%Y"}')
-    settings, origins = resolve_settings()
-    assert (settings.data.formats, origins["data.formats"]) == ({"sold": "%m/%d/%Y"}, "environment")
+    for written in ('{"sold": "%m/%d/%Y"}', '{sold = "%m/%d/%Y"}'):
+        monkeypatch.setenv("REFIT_DATA__FORMATS", written)
+        settings, origins = resolve_settings()
+        assert (settings.data.formats, origins["data.formats"]) == ({"sold": "%m/%d/%Y"}, "environment")

@@ -62,9 +62,8 @@ def look(
     found = look_at_table(settings.data, settings.seed, is_target_given=not origins["data.target"].startswith("default"))
     likely = found.targets[0] if found.targets else None
     data = {**flags.pop("data"), **({} if likely is None else {"target": likely})}
-    commands = [
-        shlex.join(["refit", "train", *write_flags({"data": {**data, **remedy}, **flags})]) for remedy in found.remedies or [{}] * (not found.faults)
-    ]
+    remedies = found.remedies or [{}] * (not found.faults)  # without a remedy, the command would be refused again
+    commands = [shlex.join(["refit", "train", *write_flags({"data": {**data, **remedy}, **flags})]) for remedy in remedies]
     if json:
         print(jsonlib.dumps({**found.model_dump(), "commands": commands}))
         return REFUSED if found.faults else COMPLETED

@@ -12,6 +12,8 @@ from typing import Annotated, ClassVar, Literal
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from refit.tables.months import MONTHS, translate_months
+
 CURRENCY = r"\p{Sc}|US\$|A\$|C\$|R\$|Rs\.?|USD|EUR|GBP|CHF|JPY|INR|CNY|AUD|CAD|SEK|NOK|DKK|PLN|CZK|HUF|BRL|kr\.?|zł|Kč|Ft"
 UNITS = (
     *("g", "kg", "mg", "µg", "t", "lb", "lbs", "oz", "m", "cm", "mm", "µm", "nm", "km", "in", "ft", "yd", "mi", "mile", "miles"),
@@ -46,9 +48,9 @@ READINGS = (("", "."), (",", "."), ("", ","), (".", ","), ("'", "."), (" ", ".")
 _AFTER = {*UNITS, *FAMILIES["count"], PERCENT, "‰", AT_LEAST}
 _SUFFIX = "|".join(re.escape(unit).replace(r"\ ", " ") for unit in sorted(_AFTER, key=lambda unit: (-len(unit), unit)))
 NUMBER = (
-    rf"^(?P<sign>[+\-{MINUS}]?){BLANK}?(?P<before>{CURRENCY})?{BLANK}?(?P<sign_after>[+\-{MINUS}]?)"
+    rf"^(?P<open>\(?)(?P<sign>[+\-{MINUS}]?){BLANK}?(?P<before>{CURRENCY})?{BLANK}?(?P<open_after>\(?)(?P<sign_after>[+\-{MINUS}]?)"
     rf"(?P<body>\d(?:[\d.,'\u2019 \u00a0\u2009\u202f]*\d)?\.?|[.,]\d+)(?P<exponent>[eE][+\-]?\d+)?"
-    rf"{BLANK}?(?P<after>{CURRENCY}|{_SUFFIX})?$"
+    rf"{BLANK}?(?P<after>{CURRENCY}|{_SUFFIX})?(?P<end>[)\-{MINUS}]?)$"
 )
 """A number in any of these notations."""
 
@@ -75,7 +77,7 @@ DATE_PARTS = {
 DATES = (
     *("%d.%m.%Y", "%d.%m.%y", "%Y.%m.%d", "%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
     *("%Y-%m", "%b-%y", "%b %Y", "%B %Y", "%m/%Y"),
-    *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %B %Y", "%d. %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
+    *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %b %y", "%d %B %Y", "%d. %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
 )
 DATE_TIMES = (
     *("%Y-%m-%d %H:%M:%S,%3f", "%Y-%m-%dT%H:%M:%S,%3f", "%Y-%m-%d %H:%M:%S UTC", "%Y/%m/%d %H:%M:%S%.f"),
@@ -86,10 +88,11 @@ DATE_TIMES = (
 """As logs, mail, the web and Java's `Date` write them."""
 COMPACT_DATE = "%Y%m%d"
 TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", ", %H:%M", ", %H:%M:%S")
+MONTH = r"[^\W\d_]{3}"
 LOGGED_DATE = r"^\[?\d{1,2}/[A-Za-z]{3}/\d{4}:\d|^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? (?:\d|[A-Z][a-z]{2} )"
 ANY_DATE = (
-    r"^(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}[. -] ?[A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})(?:[ T,].*)?$|"
-    + LOGGED_DATE
+    r"^(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}(?:er)?[. -] ?(?:de )?\p{L}{3,10}\.?[ -](?:de )?\d{2,4}"
+    r"|\p{L}{3,10} \d{1,2},? \d{4})(?:[ T,].*)?$|" + LOGGED_DATE
 )
 CLOCK = r"^(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d(?:\.\d+)?))?(?: ?(?P<half>[AaPp][Mm]))?$"
 
@@ -115,6 +118,8 @@ class NumberFormat(_Format):
     """A currency, a unit, `+` or `%`, before or after the digits. Cells may lack it, unless it is `%`."""
     family: Literal["", "count", "bytes", "mass", "length", "volume", "frequency"] = ""
     """The units that cells may have after the digits instead, each for its multiple of the basic one: `19M`, `2.5k`."""
+    negative: Literal["", "()", "-"] = ""
+    """What may also stand around, or after, a negative number: `(12.50)`, `12.50-`."""
 
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the numbers, Float64; null for text in another format."""
@@ -129,9 +134,10 @@ class NumberFormat(_Format):
         number = (body.str.replace(self.decimal, ".", literal=True) + parts["exponent"]).cast(pl.Float64, strict=False)
         if scales:
             number *= parts["after"].replace_strict(scales, default=1.0, return_dtype=pl.Float64)
-        signs = parts["sign"] + parts["sign_after"]
-        number = number.zip_with(~signs.is_in(["-", MINUS]).fill_null(False), -number)
-        is_written_so &= signs.str.len_chars() <= 1
+        signs, around = parts["sign"] + parts["sign_after"], _join_signs(parts)
+        is_written_so &= (signs.str.len_chars() <= 1) & around.is_in(["", self.negative]) & ((signs == "") | (around == ""))
+        is_negative = signs.is_in(["-", MINUS]) | (around != "")
+        number = number.zip_with(~is_negative.fill_null(False), -number)
         number = number.set(~is_written_so.fill_null(False), None).alias(texts.name)
         if self.unit == PERCENT:
             return number
@@ -148,7 +154,8 @@ class NumberFormat(_Format):
         """Describe the format by an example."""
         unit = f" with `{self.unit}`" if self.unit else ""
         unit += f" and multiples such as `{[*FAMILIES[self.family]][2]}`" if self.family else ""
-        return f"a number written as `{self.notation}`{unit}"
+        negative = {"()": ", negative ones in brackets", "-": ", the minus sign at the end"}.get(self.negative, "")
+        return f"a number written as `{self.notation}`{unit}{negative}"
 
 
 class ClockFormat(_Format):
@@ -176,6 +183,8 @@ class DateFormat(_Format):
     style: Literal["date"] = "date"
     pattern: str
     """As `strptime` takes it, such as `%d.%m.%Y`."""
+    language: str = ""
+    """Of the names of months; empty for English. For others, the pattern is that of `translate_months`."""
     last_year: int | None = None
     """The last year that two digits mean; those beyond it are of the century before. None for 2068."""
 
@@ -186,6 +195,7 @@ class DateFormat(_Format):
 
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the date-times in UTC, Datetime("us"); null for text in another format."""
+        texts = translate_months(texts, self.language) if self.language else texts
         is_written_so = texts.str.contains(_date_pattern(self.pattern)).fill_null(False)
         texts = texts.set(~is_written_so, None)
         has_day = "%d" in self.pattern or "%e" in self.pattern
@@ -208,7 +218,8 @@ class DateFormat(_Format):
     def describe(self) -> str:
         """Describe the format by an example."""
         pattern = self.pattern.replace("%3f", "123").replace("%.f", ".123").replace("%#z", "+00")
-        return f"a date written as `{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`"
+        names = f" with {self.language} names of months" if self.language else ""
+        return f"a date written as `{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`{names}"
 
 
 AnyFormat = NumberFormat | ClockFormat | DateFormat
@@ -250,14 +261,23 @@ def read_notation(notation: str, texts: pl.Series) -> AnyFormat | None:
     """Read what says how texts are written, as `strptime` takes it or like `1.234,5`; None if it says neither."""
     if "%" in notation:
         parts = re.findall(r"%(?:\.f|#?\d?\w)", notation)
-        return DateFormat(pattern=notation).settle_century(texts) if all(part in DATE_PARTS for part in parts) else None
+        return _choose_language(notation, texts).settle_century(texts) if all(part in DATE_PARTS for part in parts) else None
     match = re.match(NOTATION, notation)
     if match is None:
         return None
-    named = _name_units(_split(texts)) or ("", "")
-    return NumberFormat.model_validate(
-        {"thousands": match[1], "decimal": match[2] or ("," if match[1] == "." else "."), "unit": named[0], "family": named[1]}
-    )
+    split = _split(texts)
+    (unit, family), around = _name_units(split) or ("", ""), _join_signs(split)
+    known = {"thousands": match[1], "decimal": match[2] or ("," if match[1] == "." else "."), "unit": unit, "family": family}
+    known["negative"] = next((signs for signs in ("()", "-") if (around == signs).any()), "")
+    return NumberFormat.model_validate(known)
+
+
+def _choose_language(pattern: str, texts: pl.Series) -> DateFormat:
+    """The language of months with which a pattern reads all texts; English if none does."""
+    translated = translate_months(pl.Series([pattern.replace("%B", "%b").replace("%d.", "%d")]), "Spanish")[0]
+    others = (DateFormat(pattern=translated, language=language) for language in MONTHS if "%b" in translated)
+    english = DateFormat(pattern=pattern)
+    return next((format for format in (english, *others) if not format.read(texts).has_nulls()), english)
 
 
 def find_alike(texts: pl.Series) -> pl.Series:
@@ -274,6 +294,10 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
     known = (*DATE_TIMES, *(date + time for date in DATES for time in TIMES))
     dates = [pattern for pattern in known if re.match(_date_pattern(pattern), first)]
     yield from (DateFormat(pattern=pattern) for pattern in dates)
+    for language in MONTHS if re.search(MONTH, first) else ():
+        translated = translate_months(texts[:1], language)[0]
+        fitting = [pattern for pattern in known if "%b" in pattern and re.match(_date_pattern(pattern), translated)]
+        yield from (DateFormat(pattern=pattern, language=language) for pattern in fitting)
     if dates or not any(sign.isdigit() for sign in first):
         return
     parts = _split(texts)
@@ -281,13 +305,17 @@ def _list_formats(first: str, texts: pl.Series) -> Iterator[AnyFormat]:
     if bodies.has_nulls() or named is None:
         return
     unit, family = named
+    around = [*_join_signs(parts).unique().sort()]
+    if around not in ([""], ["", "()"], ["", "-"]):
+        return
     signs = [signs for signs in READINGS if bodies.str.contains(_body_pattern(*signs)).all()]
     with_commas = bodies.filter(bodies.str.contains(",", literal=True))
     if with_commas.len() and with_commas.str.contains(_body_pattern(",", ".")).all():
         # Three digits after every comma: thousands, if no number of four digits or more lacks a comma; else ambiguous.
         signs = [(",", ".")] if (",", ".") in signs else [*signs, (",", ".")]
     for thousands, decimal in signs:
-        yield NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": unit, "family": family})
+        fields = {"thousands": thousands, "decimal": decimal, "unit": unit, "family": family, "negative": around[-1]}
+        yield NumberFormat.model_validate(fields)
 
 
 def _name_units(parts: Mapping[str, pl.Series]) -> tuple[str, str] | None:
@@ -303,6 +331,11 @@ def _split(texts: pl.Series) -> dict[str, pl.Series]:
     """The parts of numbers by their name in `NUMBER`, empty where absent; the body is null if a text is not a number."""
     parts = texts.str.extract_groups(NUMBER).struct.unnest()
     return {name: parts[name] if name == "body" else parts[name].fill_null("") for name in parts.columns}
+
+
+def _join_signs(parts: Mapping[str, pl.Series]) -> pl.Series:
+    """The brackets around split numbers, or the minus sign after them."""
+    return (parts["open"] + parts["open_after"] + parts["end"]).str.replace(MINUS, "-", literal=True)
 
 
 @functools.cache

@@ -7,12 +7,13 @@ import pytest
 from refit.tables.formats import DATE_TIMES, AnyFormat, ClockFormat, DateFormat, NumberFormat, find_alike, find_formats
 
 
-def number(thousands: str = "", decimal: str = ".", unit: str = "", family: str = "") -> NumberFormat:
-    return NumberFormat.model_validate({"thousands": thousands, "decimal": decimal, "unit": unit, "family": family})
+def number(thousands: str = "", decimal: str = ".", unit: str = "", family: str = "", negative: str = "") -> NumberFormat:
+    known = {"thousands": thousands, "decimal": decimal, "unit": unit, "family": family, "negative": negative}
+    return NumberFormat.model_validate(known)
 
 
-def date(pattern: str) -> DateFormat:
-    return DateFormat(pattern=pattern)
+def date(pattern: str, language: str = "") -> DateFormat:
+    return DateFormat(pattern=pattern, language=language)
 
 
 CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
@@ -34,6 +35,26 @@ CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
     (["\u22125", "3"], number(), [-5, 3]),
     (["5 °C", "\u22123 °C"], number(unit="°C"), [5, -3]),
     (["1e3 m", "2 m"], number(unit="m"), [1000, 2]),
+    (["23. Mai 2024", "18. März 2024"], date("%d %b %Y", "German"), [datetime(2024, 5, 23), datetime(2024, 3, 18)]),
+    (
+        ["10-Jan-24", "26-Mai-24", "19-Mrz-24"],
+        date("%d-%b-%y", "German"),
+        [datetime(2024, m, d) for m, d in ((1, 10), (5, 26), (3, 19))],
+    ),
+    (["1er août 2024", "5 févr. 2024"], date("%d %b %Y", "French"), [datetime(2024, 8, 1), datetime(2024, 2, 5)]),
+    (["1 de mayo de 2024", "2 de enero de 2023"], date("%d %b %Y", "Spanish"), [datetime(2024, 5, 1), datetime(2023, 1, 2)]),
+    (
+        ["3 luglio 2024 18:30", "4 maggio 2024 7:05"],
+        date("%d %b %Y %H:%M", "Italian"),
+        [datetime(2024, 7, 3, 18, 30), datetime(2024, 5, 4, 7, 5)],
+    ),
+    (["Dezember 2023", "Mai 2024"], date("%b %Y", "German"), [datetime(2023, 12, 1), datetime(2024, 5, 1)]),
+    (["1 mrt 2024", "2 mei 2024"], date("%d %b %Y", "Dutch"), [datetime(2024, 3, 1), datetime(2024, 5, 2)]),
+    (["5 out 2024", "6 fev 2024"], date("%d %b %Y", "Portuguese"), [datetime(2024, 10, 5), datetime(2024, 2, 6)]),
+    (["(12.50)", "3.25", "-1"], number(negative="()"), [-12.5, 3.25, -1]),
+    (["$(1,004.50)", "($2)", "$3"], number(",", unit="$", negative="()"), [-1004.5, -2, 3]),
+    (["32,3-", "1.250,5", "7\u2212"], number(".", ",", negative="-"), [-32.3, 1250.5, -7]),
+    (["12.50 EUR-", "3 EUR"], number(unit="EUR", negative="-"), [-12.5, 3]),
     (["7:45", "12:30:36"], ClockFormat(), [7.75, 12.51]),
     (["7:45 pm", "12:30 AM"], ClockFormat(), [19.75, 0.5]),
     (["31.01.2020", "1.2.2020"], date("%d.%m.%Y"), [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
@@ -109,7 +130,21 @@ def test_years_of_two_digits_are_no_years_to_come_where_a_column_speaks_of_the_p
     "texts",
     [
         *(["a", "b"], ["18.7%", "0.3"], ["€1", "$2"], ["5 kg", "3 m"], ["1A", "2B"], ["2.01.7"], ["192.168.1.1"]),
-        *(["31.02.2020"], ["7:75"], ["12-34"], ["1974-1"], ["2015-16"], ["- 5 -"], ["A1"], ["5", ""], ["1/2"], ["kg5"]),
+        *(
+            ["31.02.2020"],
+            ["7:75"],
+            ["12-34"],
+            ["1974-1"],
+            ["2015-16"],
+            ["- 5 -"],
+            ["A1"],
+            ["5", ""],
+            ["1/2"],
+            ["kg5"],
+            ["5. Mai 2024", "5. Foo 2024"],
+            ["5. Mai 2024", "5. marzo 2024"],
+        ),
+        *(["(5)", "(6)"], ["(5", "6"], ["5)", "6"], ["(5-", "6"], ["(-5)", "6"], ["5-", "(6)", "7"], ["5-", "6-"], ["-5-", "6"]),
     ],
     ids=str,
 )
@@ -133,5 +168,6 @@ def test_numbers_without_signs_between_thousands_are_read_later_and_other_units_
     later = pl.Series(["1234", "1234.5", "$5", "€5", "1.234,5", "5%"])
     assert number(",", unit="$").read(later).to_list() == [1234, 1234.5, 5, None, None, None]
     assert number(".", ",", unit="€").read(later).to_list() == [1234, None, None, 5, 1234.5, None]
+    assert number(negative="()").read(pl.Series(["(5)", "5-", "-5", "(5"])).to_list() == [-5, None, -5, None]
     assert number(unit="%").read(later).to_list() == [None] * 5 + [5]
     assert number(family="count").read(pl.Series(["7", "7k", "7kg", "7 GB"])).to_list() == [7, 7000, None, None]

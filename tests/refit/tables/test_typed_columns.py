@@ -178,6 +178,9 @@ def test_numbers_of_two_meanings_between_semicolons_are_refused_with_the_flags_o
         (["1.250 €", "950 €"], "1234.5", [1.25, 950]),
         (["3,750", "1,234"], "1234,5", [3.75, 1.234]),
         (["3,750", "1,234"], "1,234", [3750, 1234]),
+        (["5. Mai 2024", "6. März 2024"], "%d. %B %Y", [datetime(2024, 5, 5), datetime(2024, 3, 6)]),
+        (["5 de mayo de 2024", "6 de enero de 2024"], "%d de %B de %Y", [datetime(2024, 5, 5), datetime(2024, 1, 6)]),
+        (["(5)", "(6)"], "1234.5", [-5, -6]),
     ],
 )
 def test_the_settings_say_how_a_column_is_written(tmp_path: Path, cells: list[str], notation: str, values: list[Any]) -> None:
