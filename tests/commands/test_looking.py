@@ -16,7 +16,7 @@ def test_a_table_is_shown_column_by_column_with_the_command_to_go_on_with(refit)
     code, out, err = refit("look", "my rows.csv", "--target", "left", "--optimizer.lr", "0.01", "--data.exclude", '["plan"]')
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "my rows.csv: 60 rows; 3 columns, as 1 inputs"
+    assert lines[0] == "my rows.csv: 60 rows; 3 columns, as 1 input"
     assert lines[1] == "written with `;` between cells, as text in ASCII, with a header"
     assert [line.split("│")[1:3] for line in lines if line.startswith("│")] == [
         [" size   ", " number   "],

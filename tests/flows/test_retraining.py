@@ -581,7 +581,7 @@ def test_a_row_of_a_new_class_loses_no_night_and_is_told():
         file.write("0.5,0.5,0.5,c3\n")
     state = run()
     assert state.name in ("Kept", "Promoted")
-    assert "left out: 1 row of classes of y that have too few rows to be in every split: c3 (1); add rows of these" in state.message
+    assert "left out: 1 row of classes of y that have too few rows to be in every split: c3 (1, in row " in state.message
 
 
 def test_a_warm_start_takes_the_champions_weights_and_a_night_without_news_is_none_after_it_either(caplog, trained):

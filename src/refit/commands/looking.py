@@ -23,7 +23,7 @@ from refit.commands.terminal import (
 )
 from refit.errors import DataError
 from refit.settings import check_url, resolve_settings
-from refit.texts import list_names, shorten, show
+from refit.texts import count, list_names, shorten, show
 
 if TYPE_CHECKING:
     from refit.tables.overview import Overview
@@ -80,7 +80,8 @@ def look(
 
 def _print(found: "Overview") -> None:
     looked_at = f", of which {found.rows_looked_at:,} were looked at" if found.rows_looked_at < found.rows else ""
-    say(f"{found.source}: {found.rows:,} rows{looked_at}; {len(found.columns):,} columns, as {found.num_inputs:,} inputs")
+    num_columns, num_inputs = count(len(found.columns), "column"), count(found.num_inputs, "input")
+    say(f"{found.source}: {count(found.rows, 'row')}{looked_at}; {num_columns}, as {num_inputs}")
     if found.dialect is not None:
         say(f"written {found.dialect.describe()}")
     table = Table("column", "kind", "missing", "distinct", "inputs", "read as", "such as")

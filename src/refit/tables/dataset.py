@@ -70,6 +70,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         },
         remarks=remark(settings, draft),
         rare_classes=draft.rare,
+        rare_places=draft.find_rare_places(),
         source_digest=source.table.digest,
         test_source_digest=test.table.digest if test else None,
         dialect=source.table.dialect,

@@ -22,6 +22,7 @@ from refit.texts import list_names, show
 
 MAX_BYTES_CHECKED = 20_000_000
 """Files up to this size are read twice, once to refuse them early."""
+MAX_PLACES = 10
 MAX_RARE_SHARE = 0.1
 """Rows of rare classes are left out up to this share of the rows with a class; beyond it, the target may not be a class at all."""
 
@@ -48,6 +49,12 @@ class Draft:
     def kinds(self) -> dict[str, Kind]:
         """What each column to learn from holds."""
         return {name: reading.kind for name, reading in self.readings.items()}
+
+    def find_rare_places(self) -> dict[str, str]:
+        """Where the first row of each rare class is, for a few of them."""
+        labels = self.target.cast(pl.String)
+        first = {label: (labels == label).arg_max() for label in [*self.rare][:MAX_PLACES]}
+        return {label: self.source.table.locate(row) for label, row in first.items() if row is not None}
 
 
 def draft_dataset(settings: DataSettings, seed: int) -> Draft:

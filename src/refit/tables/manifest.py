@@ -14,7 +14,8 @@ from refit.tables.copies import Copies
 from refit.tables.preprocessing import AnyColumn
 from refit.tables.profiles import Profile
 from refit.tables.sources.dialects import Dialect
-from refit.texts import list_names, show
+from refit.tables.targets import tell_rare_classes, tell_rows_without_target
+from refit.texts import count, list_names, show
 
 MAX_CLASSES_SHOWN = 10
 MAX_REMARKS_SHOWN = 30
@@ -23,13 +24,14 @@ MAX_REMARKS_SHOWN = 30
 class Manifest(Examples):
     """The examples of a table, and how its rows become inputs, which scoring needs to know.
 
-    Rows are counted over `source` and `test_source` together, but `source_rows` over `source` alone, with or without a target. The
-    source digests cover the files' bytes in order, but not their names or times. `test_rows` holds all cells of the test rows as
-    they were read. `time_column` is the column of a `time` split. The profiles describe the train rows, and the target too, as
-    categories. `rows_left_out` counts rows that have a target but are in no split: because of data.gap, of data.window, or, as
-    `units`, because they belong together with rows of a later split. `rare_classes` counts the rows of each class that has too few
-    rows to be in every split; they are in none. `remarks` say what people should know about the table, a line each. `dialect` says
-    how CSV files of the source are written, without the encoding if they have several.
+    Rows are counted over `source` and `test_source` together, but `source_rows` over `source` alone, with or without a target.
+    The source digests cover the files' bytes in order, but not their names or times. `test_rows` holds all cells of the test
+    rows as they were read. `time_column` is the column of a `time` split. The profiles describe the train rows, and the target
+    too, as categories. `rows_left_out` counts rows that have a target but are in no split: because of data.gap, of data.window,
+    or, as `units`, because they belong together with rows of a later split. `rare_classes` counts the rows of each class that
+    has too few rows to be in every split; they are in none; `rare_places` says where the first of them is. `remarks` say what
+    people should know about the table, a line each. `dialect` says how CSV files of the source are written, without the
+    encoding if they have several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,7 @@ class Manifest(Examples):
     test_copies: Copies | None
     dropped_columns: dict[str, str]
     rare_classes: dict[str, int] = Field(default_factory=dict)
+    rare_places: dict[str, str] = Field(default_factory=dict)
     dialect: Dialect | None = None
 
     @property
@@ -81,21 +84,17 @@ class Manifest(Examples):
         more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
         lines = [
             f"rows: {self.rows} ({splits})",
-            f"columns: {columns}, as {self.signature.num_inputs} inputs",
+            f"columns: {columns}, as {count(self.signature.num_inputs, 'input')}",
             f"classes of {show(self.target)}: {classes}{more}",
         ]
-        if self.rows_without_target:
-            lines.append(
-                f"dropped: {self.rows_without_target} rows without a value of {show(self.target)}; fill in a name if an empty cell"
-                " is a class"
-            )
+        lines += filter(None, [tell_rows_without_target(self.target, self.rows_without_target)])
         together = "features equal those" if self.group_column is None else f"{show(self.group_column)} equals that"
         reasons = {
             "gap": "in the gaps before validation and test",
             "window": "older than the window",
             "units": f"whose {together} of a row in a later split",
         }
-        lines += [f"left out: {number} rows {reasons[name]}" for name, number in self.rows_left_out.items()]
+        lines += [f"left out: {count(number, 'row')} {reasons[name]}" for name, number in self.rows_left_out.items()]
         if self.test_copies is not None:
             lines.append(f"copies: {self._count_copies(self.test_copies)}")
         lines += [f"dropped: column {show(name)}, {reason}" for name, reason in self.dropped_columns.items()]
@@ -110,15 +109,7 @@ class Manifest(Examples):
 
     def tell_rare_classes(self) -> str | None:
         """Say which classes the model does not learn, as they have too few rows."""
-        if not self.rare_classes:
-            return None
-        named = ", ".join(f"{show(label)} ({number})" for label, number in [*self.rare_classes.items()][:MAX_CLASSES_SHOWN])
-        more = f" and {len(self.rare_classes) - MAX_CLASSES_SHOWN} more" if len(self.rare_classes) > MAX_CLASSES_SHOWN else ""
-        total = sum(self.rare_classes.values())
-        return (
-            f"left out: {total} row{'s' * (total != 1)} of classes of {show(self.target)} that have too few rows to be in every"
-            f" split: {named}{more}; add rows of these"
-        )
+        return tell_rare_classes(self.target, self.rare_classes, self.rare_places, MAX_CLASSES_SHOWN)
 
     def _warn_of_copies(self) -> list[str]:
         if self.test_copies is None or not self.test_copies.is_more_than_chance:

@@ -16,6 +16,7 @@ from refit.tables.schema import Reading
 from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
+from refit.tables.targets import tell_rare_classes, tell_rows_without_target
 from refit.tables.typed_columns import ADVICE, Features, merge_remedies, type_features
 from refit.texts import show
 
@@ -118,7 +119,11 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
         told = [(name, reading.remark) for name, reading in features.readings.items()]
         remarks = [*table.remarks, *(f"column `{show(name)}`: {text}" for name, text in told if text)]
     else:
-        remarks = remark(settings, draft)
+        left_out = (
+            tell_rows_without_target(settings.target, draft.target.null_count()),
+            tell_rare_classes(settings.target, draft.rare, draft.find_rare_places()),
+        )
+        remarks = [*filter(None, left_out), *remark(settings, draft)]
     overview = _describe_all(table, settings, features, columns)
     return Overview(
         source=settings.source,

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -12,7 +12,7 @@ from refit.errors import DataError
 from refit.tables.columns import Locate
 from refit.tables.conversion import convert_column, convert_numbers, mark_missing, parse_datetimes
 from refit.tables.schema import MISTAKE_SHARE
-from refit.texts import list_names, show
+from refit.texts import count, list_names, show
 
 OTHER_TARGET = "name another column in data.target"
 CONTINUOUS = (
@@ -95,6 +95,33 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
             " write them alike if they are the same class"
         )
     return remarks
+
+
+def tell_rare_classes(name: str, rare: Mapping[str, int], places: Mapping[str, str], max_shown: int = 10) -> str | None:
+    """Say which classes of the target are not learned, as they have too few rows.
+
+    Args:
+        name: Of the target.
+        rare: The number of rows of each.
+        places: Where the first of them is.
+        max_shown: Classes to name, at most.
+    """
+    if not rare:
+        return None
+    told = {label: f", {'first ' * (number > 1)}in {places[label]}" if label in places else "" for label, number in rare.items()}
+    named = ", ".join(f"{show(label)} ({number}{told[label]})" for label, number in [*rare.items()][:max_shown])
+    more = f" and {len(rare) - max_shown} more" if len(rare) > max_shown else ""
+    return (
+        f"left out: {count(sum(rare.values()), 'row')} of classes of {show(name)} that have too few rows to be in every split:"
+        f" {named}{more}; add rows of these, or correct them if they are mistyped"
+    )
+
+
+def tell_rows_without_target(name: str, number: int) -> str | None:
+    """Say how many rows have no class, if there are such."""
+    if not number:
+        return None
+    return f"dropped: {count(number, 'row')} without a value of {show(name)}; fill in a name if an empty cell is a class"
 
 
 def count_marks(values: pl.Series, converted: pl.Series) -> list[tuple[str, int]]:

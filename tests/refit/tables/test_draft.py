@@ -352,7 +352,7 @@ def test_rows_of_a_class_too_rare_for_every_split_are_left_out_as_if_they_were_n
     assert manifest.splits == expected.splits
     assert (manifest.rows, manifest.rows_without_target) == (expected.rows, 0)
     told = (
-        rf"left out: {num_rare} rows? of classes of y that have too few rows to be in every split: 7 \({num_rare}\);"
-        " add rows of these"
+        rf"left out: {num_rare} rows? of classes of y that have too few rows to be in every split: 7 \({num_rare}, (first )?in row"
+        rf" 81 of .*{CSV}, line 82\); add rows of these, or correct them if they are mistyped"
     )
     assert re.fullmatch(told, manifest.list_warnings()[0])

@@ -80,6 +80,16 @@ def test_it_says_what_training_does(tmp_path: Path, settings: dict[str, Any]) ->
     assert found.faults == []
 
 
+def test_rows_that_are_left_out_are_said_with_where_they_are() -> None:
+    columns = make_columns()
+    columns["y"][6], columns["y"][9] = "yse", ""
+    assert look(columns).remarks[:2] == [
+        "dropped: 1 row without a value of y; fill in a name if an empty cell is a class",
+        "left out: 1 row of classes of y that have too few rows to be in every split: yse (1, in row 7 of"
+        f" {Path.cwd()}/rows.csv, line 8); add rows of these, or correct them if they are mistyped",
+    ]
+
+
 def test_without_a_target_columns_of_few_values_are_proposed() -> None:
     columns = make_columns()
     columns["churn"] = columns.pop("y")

@@ -9,6 +9,7 @@ import polars as pl
 from refit.errors import DataError
 from refit.tables.sources.encoded_text import open_text
 from refit.tables.sources.files import UNREADABLE, Opened, check_names
+from refit.texts import show
 
 ROWS_A_FRAME = 65_536
 NUM_ROWS = 1000
@@ -18,18 +19,21 @@ WORDS = {True: "true", False: "false", None: None}
 
 def read_names(opened: Opened, path: str) -> list[str]:
     """Read the names of the columns from the first rows; raises as `iterate_json_lines` does."""
-    names: dict[str, None] = {}
+    names: dict[str, bool] = {}
     for row, record in _iterate(opened, path):
-        names.update(dict.fromkeys(record))
+        for name, value in record.items():
+            names[name] = names.get(name, False) or value is not None
         if row == NUM_ROWS:
             break
+    outer = {name[:place] for name in names for place, sign in enumerate(name) if sign == "."}
+    names = {name: has_value for name, has_value in names.items() if has_value or name not in outer}
     if not all(check_names(names, path)):
         raise DataError(f"{path}: expected names, found an empty one; name or remove it")
     return list(names)
 
 
 def iterate_json_lines(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
-    """Read the rows, in one frame or more; missing names and nulls are null.
+    """Read the rows, in one frame or more; missing names and nulls are null, and what an object in a row holds is `user.age`.
 
     Raises:
         DataError: A line is no object of texts, numbers and booleans, or has a name that none of the first rows has.
@@ -38,13 +42,13 @@ def iterate_json_lines(opened: Opened, path: str) -> Iterator[pl.DataFrame]:
     held: dict[str, list[str | None]] = {name: [] for name in names}
     num_held = 0
     for row, record in _iterate(opened, path):
-        if extra := record.keys() - held.keys():
+        if extra := {name for name, value in record.items() if value is not None} - held.keys():
             raise DataError(
                 f"row {row} of {path}: expected names that one of the first {NUM_ROWS:,} rows has, found `{min(extra)}`;"
                 " add it to the first row"
             )
         for name, cells in held.items():
-            cells.append(_read_cell(record.get(name), row, path))
+            cells.append(_read_cell(record.get(name), row, name, path))
         num_held += 1
         if num_held == ROWS_A_FRAME:
             yield pl.DataFrame(held, dict.fromkeys(held, pl.String))
@@ -64,13 +68,25 @@ def _iterate(opened: Opened, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise DataError(f"row {row} of {path}: expected an object in one line, found {error}; write it so") from error
                 if not isinstance(record, dict):
                     raise DataError(f"row {row} of {path}: expected an object, found {type(record).__name__}; write one")
-                yield row, record
+                yield row, _flatten(record)
     except UNREADABLE as error:
         raise DataError(f"{path}: expected a file of JSON, found one that cannot be read ({error}); write it again") from error
 
 
-def _read_cell(value: Any, row: int, path: str) -> str | None:
+def _flatten(record: dict[str, Any]) -> dict[str, Any]:
+    """The values of an object, and those of the objects in it, as `user.age`."""
+    flat = dict[str, Any]()
+    for name, value in record.items():
+        inner = {f"{name}.{key}": cell for key, cell in _flatten(value).items()} if isinstance(value, dict) else {name: value}
+        flat |= inner
+    return flat
+
+
+def _read_cell(value: Any, row: int, name: str, path: str) -> str | None:
     """A cell as CSV would have it."""
-    if isinstance(value, list | dict):
-        raise DataError(f"row {row} of {path}: expected texts, numbers and booleans, found a list or an object; flatten the rows")
+    if isinstance(value, list):
+        raise DataError(
+            f"row {row} of {path}, column `{show(name)}`: expected a text, a number, true or false, found a list; join it into a"
+            " text, or leave it out of the file"
+        )
     return value or None if isinstance(value, str) else WORDS[value]

@@ -232,7 +232,7 @@ def test_a_parquet_file_may_have_any_name_and_folders_are_searched_for_other_end
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"a": 1}\n{"a": [1, 2]}\n', r"row 2 of .*: expected texts, numbers and booleans, found a list or an object; flatten"),
+        ('{"a": 1}\n{"a": [1, 2]}\n', r"row 2 of .*, column `a`: expected a text, .*, found a list; join it"),
         ('{"a": 1}\n{"a": 2\n', r"row 2 of .*: expected an object in one line, found Expecting ',' delimiter"),
         ('{"a": 1}\n5\n', r"row 2 of .*: expected an object, found str; write one"),
         ('{"a": 1}\n' * 1000 + '{"b": 1}\n', r"row 1001 of .*: expected names that one of the first 1,000 rows has, found `b`"),
@@ -242,6 +242,15 @@ def test_a_parquet_file_may_have_any_name_and_folders_are_searched_for_other_end
 def test_json_that_is_no_table_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, content, "rows.ndjson")
+
+
+def test_objects_in_a_row_of_json_become_columns(tmp_path: Path) -> None:
+    content = '{"user": null, "y": 1}\n{"user": {"age": 5, "plan": {"name": "x"}}, "y": 0}\n{"y": 1}\n' * 600
+    assert read(tmp_path, content, "rows.ndjson").frame[:3].to_dict(as_series=False) == {
+        "y": ["1", "0", "1"],
+        "user.age": [None, "5", None],
+        "user.plan.name": [None, "x", None],
+    }
 
 
 def test_numbers_of_json_keep_all_their_digits(tmp_path: Path) -> None:
