@@ -18,7 +18,18 @@ WINDOW_BYTES = 1 << 16
 UTF8_MARK = codecs.BOM_UTF8
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF8, UTF16, WINDOWS = "utf-8", "utf-16", "cp1252"
-TITLES = {"ascii": "ASCII", UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252"}
+LATIN, CYRILLIC = ("mac_roman", "cp850", "cp1250", "iso8859_2"), ("cp1251", "koi8_r", "cp866", "iso8859_5", "mac_cyrillic")
+TITLES = {
+    **{"ascii": "ASCII", UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252", "cp1250": "Windows-1250"},
+    **{"mac_roman": "Mac Roman", "koi8_r": "KOI8-R", "iso8859_2": "ISO 8859-2", "iso8859_5": "ISO 8859-5"},
+}
+MAX_ODD_SHARE = 0.1
+SMALL_SCRIPTS = ("GREEK", "HEBREW", "ARABIC", "THAI")
+"""Beside Cyrillic, the scripts of which an encoding has all letters in single bytes."""
+FREQUENT_CYRILLIC = re.compile("[\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440\u0432\u043b]", re.IGNORECASE)
+"""The ten letters that make up two thirds of Russian text."""
+APOSTROPHES = "\u2019\u2018\u00b4\u00b7\u00ad\u2013"
+"""Signs that may stand between letters, as in `l'été`."""
 NOT_ASCII = re.compile(rb"[\x80-\xff]")
 FOREIGN_RUN = re.compile(rb"[\x80-\xff]{2,}")
 """Letters beyond ASCII stand alone in words of Western languages, and side by side in those of other scripts."""
@@ -102,20 +113,53 @@ def open_text(opened: Opened, encoding: str | None = None, settle: Settle = take
 
 
 def find_encoding(window: bytes) -> str:
-    """Find the encoding of bytes that begin with one beyond ASCII: UTF-8, else Windows-1252 unless another script is likelier."""
+    """Find the encoding of bytes that begin with one beyond ASCII: UTF-8, else Windows-1252 unless another is likelier."""
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(window)
     num_broken = sum("\udc80" <= sign <= "\udcff" for sign in text)
     if sum(sign > "\x7f" for sign in text) >= 2 * num_broken:
         return UTF8
-    num_in_runs = sum(map(len, FOREIGN_RUN.findall(window)))
-    guess = charset_normalizer.from_bytes(window).best() if 2 * num_in_runs > len(NOT_ASCII.findall(window)) else None
-    return WINDOWS if guess is None or _is_latin(str(guess)) else guess.encoding
+    num_foreign = len(NOT_ASCII.findall(window))
+    if 2 * sum(map(len, FOREIGN_RUN.findall(window))) > num_foreign:
+        guess = charset_normalizer.from_bytes(window).best()
+        is_other = guess is not None and any(_is_mostly(str(guess), script) for script in SMALL_SCRIPTS)
+        if not is_other and (cyrillic := _find_cyrillic(window, num_foreign)):
+            return cyrillic
+        if guess is not None and not _is_mostly(str(guess), "LATIN"):
+            return guess.encoding
+    num_odd = _count_odd(window, WINDOWS)
+    if num_odd <= MAX_ODD_SHARE * num_foreign:
+        return WINDOWS
+    odd = {encoding: _count_odd(window, encoding) for encoding in LATIN}
+    likeliest = min(odd, key=lambda encoding: odd[encoding])
+    return likeliest if odd[likeliest] <= MAX_ODD_SHARE * num_odd else WINDOWS
 
 
-def _is_latin(text: str) -> bool:
-    """Whether most letters beyond ASCII are Latin ones, as in `Größe`."""
+def _find_cyrillic(window: bytes, num_foreign: int) -> str | None:
+    """The encoding in which most signs beyond ASCII are the frequent Cyrillic letters, and no word has capitals within."""
+    likely = {}
+    for encoding in CYRILLIC:
+        num_frequent = len(FREQUENT_CYRILLIC.findall(window.decode(encoding, "replace")))
+        likely[encoding] = num_frequent - _count_odd(window, encoding)
+    likeliest = max(likely, key=lambda encoding: likely[encoding])
+    return likeliest if 2 * likely[likeliest] > num_foreign else None
+
+
+def _count_odd(window: bytes, encoding: str) -> int:
+    """Count signs beyond ASCII that no word has where they stand: no letter between letters, or a capital within a word."""
+    num_odd, text = 0, window.decode(encoding, "replace")
+    for before, sign, after in zip(text, text[1:], text[2:] + " ", strict=False):
+        if sign == "\ufffd" or "\x7f" < sign < "\xa0":
+            num_odd += 1
+        elif sign > "\x7f" and before.isalpha():
+            is_within = after.isalpha() and not sign.isalpha() and sign not in APOSTROPHES
+            num_odd += is_within or (sign.isupper() and (before.islower() or after.islower()))
+    return num_odd
+
+
+def _is_mostly(text: str, script: str) -> bool:
+    """Whether most letters beyond ASCII are of a script, such as LATIN ones in `Größe`."""
     letters = [sign for sign in text if sign > "\x7f" and sign.isalpha()]
-    return 2 * sum("LATIN" in unicodedata.name(sign, "") for sign in letters) >= len(letters)
+    return 2 * sum(script in unicodedata.name(sign, "") for sign in letters) >= len(letters)
 
 
 def is_unicode(encoding: str) -> bool:
