@@ -263,6 +263,8 @@ class DataSettings(Section):
     """The encoding of a CSV file's text, such as `cp1252`; None finds it: UTF-8 if possible, else mostly Windows-1252."""
     header: bool | None = None
     """Whether the first row of a CSV file holds the names; None finds it. Without one, columns are `column_1` and so on."""
+    union: bool = False
+    """Whether files of a folder or glob may lack columns that others have; their values are missing there."""
     test_source: Url | None = None
     """Separate files that hold the test rows; None takes the test rows from `source`."""
     val: Size | None = None

@@ -21,7 +21,10 @@ def check_columns(setting: str, wanted: Iterable[str], present: Sequence[str], w
     for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, present, n=1)
-            hint = f"did you mean `{show(near[0])}`?" if near else f"set {setting} to one of them"
+            other = f"set {setting} to one of them"
+            if len(present) == 1:
+                other = "set data.separator if its cells are separated otherwise, or remove the lines above its header"
+            hint = f"did you mean `{show(near[0])}`?" if near else other
             raise DataError(f"{setting}: expected a column of {where}, found no `{show(name)}` among {list_names(present)}; {hint}")
 
 

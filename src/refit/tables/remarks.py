@@ -19,6 +19,9 @@ from refit.texts import count, show
 
 NUM_LOOKED_AT = 1000
 """Train rows looked at first: for most columns, they suffice to show that it is not a copy of the target."""
+MIN_ROWS_A_VALUE, MIN_SHARE_OF_LEAK = 5, 0.95
+"""So many rows of a value, and so many such rows, show that it is no chance if each value goes with one class."""
+LEAVE_OUT = "leave it out with data.exclude unless it is known before the class is"
 LUMPED_SHARE = 0.1
 """A remark is made if this share of the train rows has categories without an input of their own."""
 MAX_EXACT = 2.0**53
@@ -111,22 +114,37 @@ def remark_on_columns(
             told.append(_remark_on_codes(typed, cells) if is_plain else None)
         if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
             told.append(_remark_on_stand_ins(column, take_column(frame, column.name), take_column(raw, column.name), rows))
-        if (not column.is_constant or column.has_indicator) and _gives_away(take_column(frame, column.name), y, index, num_classes):
-            told.append(
-                "one value for each class in all train rows, like a copy of the target; leave it out with data.features unless it"
-                " is known before the class is"
-            )
+        if not column.is_constant or column.has_indicator:
+            told.append(_remark_on_leak(take_column(frame, column.name), y, index, num_classes))
         if any(told):
             lines.append(f"column `{show(column.name)}`: {'; '.join(filter(None, told))}")
     return lines
 
 
-def _gives_away(values: pl.Series, y: pl.Series, index: pl.Series, num_classes: int) -> bool:
-    """Whether each value goes with one class, and each class with one value, in these rows; all have a class."""
-    if take_rows(values, index.head(NUM_LOOKED_AT)).n_unique() > num_classes:
-        return False
-    pairs = pl.DataFrame([take_rows(values, index).alias("value"), take_rows(y, index).alias("class")]).unique()
-    return pairs.height == num_classes == pairs["value"].n_unique()
+def _remark_on_leak(values: pl.Series, y: pl.Series, index: pl.Series, num_classes: int) -> str | None:
+    """Remark on a column that gives the class away in these rows, all of which have a class."""
+    first = _pair(values, y, index.head(NUM_LOOKED_AT))
+    is_filled = first["value"].is_not_null()
+    may_be_mark = num_classes == 2 and is_filled.any() and first.filter(is_filled)["class"].n_unique() == 1
+    num_values = first["value"].n_unique()
+    has_few = num_values <= num_classes or MIN_ROWS_A_VALUE * num_values <= first.height
+    if not may_be_mark and (not has_few or first.unique().height > num_values):
+        return None
+    pairs = _pair(values, y, index)
+    counts = pairs.group_by("value").agg(pl.len().alias("rows"), pl.col("class").n_unique().alias("classes"))
+    if counts["classes"].max() == 1:
+        if counts.height == num_classes:
+            return f"one value for each class in all train rows, like a copy of the target; {LEAVE_OUT}"
+        if int(counts.filter(pl.col("rows") >= MIN_ROWS_A_VALUE)["rows"].sum()) >= MIN_SHARE_OF_LEAK * pairs.height:
+            return f"each of its values goes with one class, so that it gives the class away; {LEAVE_OUT}"
+    marks = pairs.select(pl.col("value").is_null(), pl.col("class")).unique()
+    if may_be_mark and marks.height == marks["value"].n_unique() == num_classes:
+        return f"filled in the rows of one class alone, so that it gives the class away; {LEAVE_OUT}"
+    return None
+
+
+def _pair(values: pl.Series, y: pl.Series, index: pl.Series) -> pl.DataFrame:
+    return pl.DataFrame([take_rows(values, index).alias("value"), take_rows(y, index).alias("class")])
 
 
 def _find_first(values: pl.Series, rows: Rows) -> int:

@@ -356,3 +356,9 @@ def test_rows_of_a_class_too_rare_for_every_split_are_left_out_as_if_they_were_n
         rf" 81 of .*{CSV}, line 82\); add rows of these, or correct them if they are mistyped"
     )
     assert re.fullmatch(told, manifest.list_warnings()[0])
+
+
+def test_a_file_that_seems_to_have_one_column_is_refused_with_what_that_may_mean(store: Store) -> None:
+    Path(CSV).write_text("Report of May\n" + "5^x\n" * 20)
+    with pytest.raises(DataError, match=r"found no `y` among `.*`; set data\.separator if .*, or remove the lines above"):
+        build(store, source=CSV)

@@ -185,7 +185,7 @@ def test_times_of_day_in_parquet_are_told(store: Store) -> None:
 @pytest.mark.parametrize("column", [["a", "b"] * 20, [1.5, -7] * 20, [True, False] * 20, [None, "late"] * 20])
 def test_a_column_that_gives_the_class_away_is_told(store: Store, column: list[Any]) -> None:
     told = (
-        "one value for each class in all train rows, like a copy of the target; leave it out with data.features unless it is known"
+        "one value for each class in all train rows, like a copy of the target; leave it out with data.exclude unless it is known"
         " before the class is"
     )
     for end in ("csv", "parquet"):
@@ -193,6 +193,26 @@ def test_a_column_that_gives_the_class_away_is_told(store: Store, column: list[A
         assert line.endswith(told)
     column = [*column[:-2], *column[:-3:-1]]
     assert told not in str(build_lines(store, {"k": column, "x": list(range(40))}, "parquet", val=0.0, test=0.0))
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ([None, "moved", None, "price"] * 30, "each of its values goes with one class, so that it gives the class away"),
+        (["u", "moved", "v", "price"] * 30, "each of its values goes with one class, so that it gives the class away"),
+        ([5, 1, 5, 2] * 30, "each of its values goes with one class, so that it gives the class away"),
+        ([f"why {n}" if n % 2 else None for n in range(120)], "filled in the rows of one class alone, so that it gives"),
+        ([None, "moved", None, "price"] * 29 + ["price", "moved", None, "price"], ""),
+        ([f"why {n}" for n in range(120)], ""),
+        ([n % 40 for n in range(120)], ""),
+    ],
+    ids=range(7),
+)
+def test_a_column_whose_values_each_go_with_one_class_is_told(store: Store, column: list[Any], told: str) -> None:
+    for end in ("csv", "parquet"):
+        lines = build_lines(store, {"k": column, "x": [n % 7 for n in range(120)]}, end, test=0.0, val=0.0)
+        about = " ".join(line for line in lines if "gives the class away" in line)
+        assert (told in about) if told else not about
 
 
 def test_rows_with_an_empty_class_are_counted(store: Store) -> None:

@@ -38,11 +38,19 @@ class FileSource(TableSource):
         given: What the settings say of the dialect of CSV files.
         like: What CSV files must be written like; None finds how the first is written, which the others must be like.
         named: Columns that are asked for; a first row with one of them is a header.
+        is_union: Whether files may lack columns that others have.
     """
 
-    def __init__(self, name: str, given: Dialect = UNKNOWN, like: Like | None = None, named: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        name: str,
+        given: Dialect = UNKNOWN,
+        like: Like | None = None,
+        named: frozenset[str] = frozenset(),
+        is_union: bool = False,
+    ) -> None:
         super().__init__(name)
-        self.given, self.like, self.named = given, like, named
+        self.given, self.like, self.named, self.is_union = given, like, named, is_union
 
     def digest(self) -> str:
         """SHA-256 over the bytes of the files, in order, and their partitions; neither their names nor their times count.
@@ -55,11 +63,13 @@ class FileSource(TableSource):
             return _join_digests(digest_file(files.fetch(path), path) for path in files.paths)
 
     def names(self) -> list[str]:
-        """Read the names of the columns from the first file; raises as `read` does."""
+        """Read the names of the columns from the first file, or from all if they may differ; raises as `read` does."""
         with naming_read_errors(self.name):
-            files = find_files(self.name)
-            path = files.paths[0]
-            return _add_partition_names(DataFile(files.fetch(path), path, self.given, self.like, self.named).names, path)
+            files, names = find_files(self.name), list[str]()
+            for path in files.paths if self.is_union else files.paths[:1]:
+                file = DataFile(files.fetch(path), path, self.given, self.like, self.named)
+                names += _add_partition_names(file.names, path)
+            return list(dict.fromkeys(names))
 
     def read(self) -> Table:
         """Read all rows of all files.
@@ -96,9 +106,9 @@ class FileSource(TableSource):
     def _make_table(
         self, pieces: Sequence[LocatedRows], files: Files, read: Sequence[DataFile], digest: str, num_seen: int | None = None
     ) -> Table:
-        rows = join(pieces)
+        rows = join(pieces, self.is_union)
         num_seen = None if num_seen == rows.frame.height else num_seen
-        remarks = (*_describe_dialects(read, self.given), *_describe_left_out(read, files.left_out))
+        remarks = (*_describe_dialects(read, self.given), *_describe_left_out(read, files.left_out), *_describe_lacking(read))
         return Table(
             rows.frame,
             rows.parts,
@@ -321,6 +331,16 @@ def _describe_left_out(files: Sequence[DataFile], in_hidden: list[str]) -> Itera
             yield f"left out: {name_row(file.path, file.repeated[0], file.dialect)}{more}, where the header is repeated"
     if in_hidden:
         yield (f"left out: {_count_others(in_hidden)}, as folders that begin with `_` are not read; move files that should be read")
+
+
+def _describe_lacking(files: Sequence[DataFile]) -> Iterator[str]:
+    """A sentence for each column that some files lack."""
+    names = dict.fromkeys(name for file in files for name in file.names if name)
+    present = {file.path: {*file.names, *find_partitions(file.path)} for file in files}
+    for name in names:
+        if lacking := [path for path, known in present.items() if name not in known]:
+            lack = "lacks" if len(lacking) == 1 else "lack"
+            yield f"column `{show(name)}`: {_count_others(lacking)} {lack} it, so that its values are missing there"
 
 
 def _count_others(paths: list[str]) -> str:

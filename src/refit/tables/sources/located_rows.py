@@ -55,9 +55,9 @@ def name_row(path: str, row: int, dialect: Dialect | None) -> str:
     return csv_files.name_row(path, path, row, dialect)
 
 
-def join(pieces: Sequence[LocatedRows]) -> LocatedRows:
-    """Return rows of single parts below one another; raises as `join_parts` does."""
-    frame = join_parts([piece.parts[0].path for piece in pieces], [piece.frame for piece in pieces])
+def join(pieces: Sequence[LocatedRows], is_union: bool = False) -> LocatedRows:
+    """Return rows of single parts below one another; arguments and errors as those of `join_parts`."""
+    frame = join_parts([piece.parts[0].path for piece in pieces], [piece.frame for piece in pieces], is_union)
     return LocatedRows(frame, tuple(part for piece in pieces for part in piece.parts))
 
 
@@ -96,12 +96,21 @@ def _check_types(first: LocatedRows, piece: LocatedRows, keep: Sequence[str]) ->
             raise DataError(f"{path}, column `{name}`: expected {known} as in {has}, found {found}; convert the column")
 
 
-def join_parts(paths: Sequence[str], frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def join_parts(paths: Sequence[str], frames: Sequence[pl.DataFrame], is_union: bool = False) -> pl.DataFrame:
     """Return all parts below one another, in the first part's order of columns; types that mean the same become one.
 
+    Args:
+        paths: Where each part comes from.
+        frames: The parts.
+        is_union: Whether a part may lack columns that others have, whose cells are null there.
+
     Raises:
-        DataError: A part has other columns than the first, or a column of another kind.
+        DataError: A part has other columns than the first, unless it may, or a column of another kind.
     """
+    if is_union:
+        all_names = dict.fromkeys(name for frame in frames for name in frame.columns)
+        lacking = ([pl.lit(None).alias(name) for name in all_names if name not in frame.columns] for frame in frames)
+        frames = [frame.with_columns(nulls) for frame, nulls in zip(frames, lacking, strict=True)]
     names = frames[0].columns
     parts = [_order_columns(names, paths[0], frame, path) for path, frame in zip(paths, frames, strict=True)]
     types = [part.dtypes for part in parts]
@@ -121,8 +130,8 @@ def _order_columns(names: list[str], first_path: str, frame: pl.DataFrame, path:
         absent = next((name for name in more if name not in fewer), None)
         if absent is not None:
             raise DataError(
-                f"{lacks}: expected the same columns as in {has}, found no column `{show(absent)}`; add it, or read the"
-                " files separately"
+                f"{lacks}: expected the same columns as in {has}, found no column `{show(absent)}`; add it, or set"
+                " data.union to take its values as missing there"
             )
     return frame[names]  # `select` takes `*` and `^…$` for patterns
 

@@ -27,7 +27,7 @@ def open_source(url: str, settings: DataSettings | None = None, like: Like | Non
     if settings is None:
         return FileSource(url, UNKNOWN, like)
     named = frozenset([settings.target, *(settings.features or ())]) - {DataSettings().target}
-    return FileSource(url, read_given(settings), like, named)
+    return FileSource(url, read_given(settings), like, named, settings.union)
 
 
 def digest_sources(source: str, test_source: str | None) -> tuple[str, str | None]:

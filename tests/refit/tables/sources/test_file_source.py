@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refit.errors import DataError
+from refit.settings import DataSettings
 from refit.tables.sources import csv_files, file_source, files
 from refit.tables.sources.located_rows import join_parts
 from refit.tables.sources.opening import open_source
@@ -363,3 +364,24 @@ def test_a_header_that_is_repeated_among_the_rows_is_left_out_and_said(tmp_path:
 def test_names_of_columns_may_be_values(tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.csv").write_text(content)
     assert open_source(f"{tmp_path}/rows.csv").read().frame.height == content.count("\n") - 1
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_files_may_lack_columns_if_they_are_united(tmp_path: Path, end: str) -> None:
+    frames = [pl.DataFrame({"a": [1, 2], "y": [0, 1]}), pl.DataFrame({"y": [1], "b": [5]}), pl.DataFrame({"a": [3], "y": [0]})]
+    for number, frame in enumerate(frames):
+        path = tmp_path / f"{number}.{end}"
+        frame.write_csv(path) if end == "csv" else frame.write_parquet(path)
+    source = open_source(str(tmp_path), DataSettings(union=True))
+    table = source.read()
+    expected = pl.concat(frames, how="diagonal")
+    assert table.frame.equals(expected.cast(pl.String) if end == "csv" else expected)
+    assert source.sample(10**6, 10**6).frame.equals(table.frame)
+    assert source.names() == ["a", "y", "b"]
+    assert table.remarks == (
+        f"column `a`: {tmp_path}/1.{end} lacks it, so that its values are missing there",
+        f"column `b`: {tmp_path}/0.{end} and 1 more lack it, so that its values are missing there",
+    )
+    message = r"1\.\w+: expected the same columns as in .*, found no column `a`; add it, or set data\.union to take its values"
+    with pytest.raises(DataError, match=message):
+        open_source(str(tmp_path)).read()
