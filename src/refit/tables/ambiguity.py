@@ -15,6 +15,8 @@ NUM_TRIED = 100
 """Another reading is only looked for if it reads this many texts."""
 FEWEST_HUNDREDS = 100
 """Numbers below a thousand that stand beside thousands are mostly hundreds; fractions stand beside small numbers."""
+MAY_BE_THOUSANDS = r"^\s*(?:[+\-]?[1-9]\d{0,2}(?:\.\d{3})?|0)\s*$|^\s*[^\d\s]*\s*$"
+"""A plain number that may have a point between its thousands, or none."""
 FOUR_DIGITS = r"^\D*\d{4,}\D*$"
 """A whole number that has no sign between its thousands."""
 PLAIN = NumberFormat()
@@ -30,7 +32,7 @@ def list_readings(texts: pl.Series, format: NumberFormat | None) -> tuple[Number
         format: The format that reads them; None for plain numbers.
     """
     known = format or PLAIN
-    if format is None and not texts.head(NUM_TRIED).str.contains(r"\d\.\d{3}\s*$").any():
+    if format is None and not texts.head(NUM_TRIED).str.contains(MAY_BE_THOUSANDS).all():
         return ()
     if known.unit in ENGLISH_UNITS or (known.thousands, known.decimal) not in (("", "."), (",", ".")):
         return ()

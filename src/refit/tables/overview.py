@@ -23,7 +23,7 @@ from refit.texts import show
 MAX_BYTES = 12_000_000
 MAX_BYTES_READ = 160_000_000
 NUM_EXAMPLES = 3
-NUM_LOOKED_AT = 1000
+NUM_LOOKED_AT_FIRST, NUM_LOOKED_AT = 20, 1000
 MAX_CLASSES = 20
 """A column with more different values is not proposed as the target."""
 TARGET_NAMES = ("target", "label", "class", "y", "outcome", "churn")
@@ -157,7 +157,7 @@ def _describe_all(table: Table, settings: DataSettings, features: Features, colu
         if name not in distinct:
             distinct[name] = 0 if raw.dtype.is_nested() else raw.drop_nulls().n_unique()
         kind, how = _name_kind(name, settings, features, table, reading, column)
-        examples = raw.filter(typed.is_not_null()).head(NUM_LOOKED_AT).unique(maintain_order=True)[:NUM_EXAMPLES]
+        examples = _find_examples(raw, typed)
         described.append(
             ColumnOverview(
                 name=name,
@@ -171,6 +171,16 @@ def _describe_all(table: Table, settings: DataSettings, features: Features, colu
             )
         )
     return described
+
+
+def _find_examples(raw: pl.Series, typed: pl.Series) -> list[Any]:
+    """The first different cells that have a value; among the very first, as a table may have thousands of columns."""
+    for num_rows in (NUM_LOOKED_AT_FIRST, len(raw)):
+        is_filled = typed.head(num_rows).is_not_null()
+        examples = raw.head(num_rows).filter(is_filled).head(NUM_LOOKED_AT).unique(maintain_order=True)
+        if len(examples) >= NUM_EXAMPLES:
+            break
+    return examples[:NUM_EXAMPLES].to_list()
 
 
 def _name_kind(

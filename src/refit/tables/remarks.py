@@ -30,8 +30,8 @@ MAX_EXACT_LENGTH = 24
 """The longest text that is needed to write a float; a longer one may have digits that no float keeps."""
 EXPONENT = r"^\d+[eE]\d+$"
 """Digits around an `E`, as in the code `10E0`; most programs write numbers with a point or a sign in the exponent."""
-LIKE_CODE = rf"{EXPONENT}|\.\d*[1-9]0+$"
-"""Also a trailing zero, which a number would lose, as in the version 1.10."""
+TRAILING_ZERO = r"\.\d*[1-9]0+$"
+"""Zeros that a number would lose, as in the version 1.10."""
 BLANK_AROUND = r"^\s|\s$"
 STAND_IN = r"^(?:-?99+(?:\.9+|\.25)?|-[789]|-?32768|32767|-?2147483648|2147483647|-?9223372036854775807)$"
 """Numbers that people and programs often write for a missing value."""
@@ -91,9 +91,15 @@ def remark_on_columns(
     texts = [name for name in (column.name for column in columns) if raw[name].dtype == pl.String]
     lengths = raw[texts].select(pl.all().str.len_bytes().max()).row(0, named=True) if texts else {}
     numbers = [column.name for column in columns if isinstance(column, NumericColumn) and column.name in lengths]
-    with_codes = raw[numbers].select(pl.all().str.contains(LIKE_CODE).any()).row(0, named=True) if numbers else {}
+    with_codes = raw[numbers].select(_resemble_codes(pl.all())).row(0, named=True) if numbers else {}
     index, lines = pl.Series(rows, dtype=pl.get_index_type()), list[str]()
     num_classes = take_rows(y, index).n_unique()
+    first = frame[index.head(NUM_LOOKED_AT)]
+    num_values = first.select(pl.all().n_unique()).row(0, named=True)
+    may_leak = {
+        name: num_values[name] <= max(num_classes, first.height // MIN_ROWS_A_VALUE) or num_nulls > 0
+        for name, num_nulls in first.null_count().row(0, named=True).items()
+    }
     for column in columns:
         told = [readings[column.name].remark]
         if column.is_constant:
@@ -114,11 +120,17 @@ def remark_on_columns(
             told.append(_remark_on_codes(typed, cells) if is_plain else None)
         if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
             told.append(_remark_on_stand_ins(column, take_column(frame, column.name), take_column(raw, column.name), rows))
-        if not column.is_constant or column.has_indicator:
+        if may_leak[column.name] and (not column.is_constant or column.has_indicator):
             told.append(_remark_on_leak(take_column(frame, column.name), y, index, num_classes))
         if any(told):
             lines.append(f"column `{show(column.name)}`: {'; '.join(filter(None, told))}")
     return lines
+
+
+def _resemble_codes(texts: pl.Expr) -> pl.Expr:
+    """Whether some texts resemble codes; trailing zeros only do where numbers differ in their decimals."""
+    num_lengths = texts.str.extract(r"\.(\d*)\s*$").str.len_bytes().n_unique()
+    return texts.str.contains(EXPONENT).any() | (texts.str.contains(TRAILING_ZERO).any() & (num_lengths > 1))
 
 
 def _remark_on_leak(values: pl.Series, y: pl.Series, index: pl.Series, num_classes: int) -> str | None:

@@ -40,6 +40,9 @@ LOOK_SHARE = 0.1
 """If this share of a column of text looks like numbers, dates or times, it may have been meant to: a remark says so."""
 NUM_LOOKED_AT = 1000
 """Cells looked at first; all are looked at only if one of these looks like a number, a date or a time."""
+NUM_TRIED = 100
+"""Numbers that show first what others of their column cannot be."""
+LEAST_COMPACT, LEAST_THOUSAND = 19_000_000, 1000
 MISTAKES = "correct the value, add it to data.null_values, or name the column in data.categorical"
 CODE = r"^[+-]?0\d+$"
 """A whole number with leading zeros, which a number would lose."""
@@ -70,14 +73,16 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
             but not all, reads as numbers or dates.
     """
     if values.dtype == pl.String and (numbers := read_plain_numbers(values, null_values)) is not None:
-        if is_compact_dates(values):
+        floats = numbers.to_numpy()
+        head = np.abs(floats[:NUM_TRIED])
+        if not (head < LEAST_COMPACT).any() and is_compact_dates(values):
             reading = Reading(
                 "datetime", DateFormat(pattern=COMPACT_DATE), describe_formats(values, [DateFormat(pattern=COMPACT_DATE)])
             )
             return reading, convert_column(values, "datetime", null_values, locate, reading.format)
-        floats = numbers.to_numpy()
         if (floats != np.floor(floats)).any() or not _has_codes(values):
-            return Reading("numeric", choices=list_readings(values, None)), numbers
+            is_clear = ((head > 0) & (head < 1) | (head >= LEAST_THOUSAND)).any()
+            return Reading("numeric", choices=() if is_clear else list_readings(values, None)), numbers
     values = clean_cells(values, null_values, locate)
     if values.dtype == pl.Time:
         reading = Reading("numeric", ClockFormat(), "times of day are read as hours, so that `7:45` is 7.75")
@@ -108,6 +113,8 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
         locate: Says where a row is.
     """
     texts = counts["text"]
+    if not texts.str.contains(r"\d").any() and texts.cast(pl.Float64, strict=False).null_count() == len(texts):
+        return Reading("categorical" if parse_cells(texts, "boolean").has_nulls() else "boolean")
     kinds: tuple[Kind, ...] = ("numeric", "datetime", "boolean")
     parsed = {kind: parse_cells(texts, kind) for kind in kinds}
     if _share_of_rows(counts, parsed["numeric"].is_not_null()) >= MISTAKE_SHARE and _has_codes(texts):
@@ -140,7 +147,9 @@ def _remark_on_zones(texts: pl.Series) -> str | None:
 
 def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | None:
     """Remark on text of which a part looks like numbers, dates or times; refuse text that was meant to be such."""
-    sample = values.drop_nulls().gather_every(max(1, values.len() // NUM_LOOKED_AT))
+    sample = counts["text"]
+    if len(sample) > NUM_LOOKED_AT:
+        sample = values.drop_nulls().gather_every(max(1, values.len() // NUM_LOOKED_AT))
     if not find_alike(sample).any():
         return None
     is_alike = find_alike(counts["text"])

@@ -25,11 +25,12 @@ from refit.tables.sources.encoded_text import UTF8, Settle, name_encoding, open_
 from refit.tables.sources.files import NO_TEXT, UNREADABLE, Opened, check_names
 from refit.texts import show
 
-BLOCK_BYTES = 1 << 20
-"""pyarrow reads so much at a time, and holds up to 32 blocks; longer rows are left to `csv`.
+BLOCK_BYTES, WIDE_BLOCK_BYTES = 1 << 20, 1 << 22
+"""pyarrow reads so much at a time, the second if there are many columns, and holds up to 32 blocks; longer rows are left to `csv`.
 
 More than one byte, as pyarrow takes a block of `\\n` alone, after one that ends in `\\r`, for the end of the file.
 """
+MANY_COLUMNS = 1000
 MAX_ROW_BYTES = 1 << 27
 """A longer row is taken for one with a quote that is never closed."""
 ROWS_A_FRAME = 65_536
@@ -226,11 +227,12 @@ class _CsvFile:
         """The rows as pyarrow reads them, up to what raises ArrowInvalid or _LoneQuoteError."""
         names = [f"column {position}" for position in range(len(self.header.names))]
         as_text = dict.fromkeys(names, pa.string())
+        block_bytes = WIDE_BLOCK_BYTES if len(names) > MANY_COLUMNS else BLOCK_BYTES
         with (
             self._open() as file,
             pa_csv.open_csv(
                 _PairedQuotes(file, self._separator),
-                pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
+                pa_csv.ReadOptions(use_threads=False, block_size=block_bytes, column_names=names),
                 pa_csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
                 pa_csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True),
             ) as reader,

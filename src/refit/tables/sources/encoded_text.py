@@ -23,7 +23,8 @@ TITLES = {
     **{"ascii": "ASCII", UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252", "cp1250": "Windows-1250"},
     **{"mac_roman": "Mac Roman", "koi8_r": "KOI8-R", "iso8859_2": "ISO 8859-2", "iso8859_5": "ISO 8859-5"},
 }
-MAX_ODD_SHARE = 0.1
+MIN_ODD, MAX_ODD_SHARE = 3, 0.1
+"""So many signs that no word has where they stand, and this share of those beyond ASCII, show that an encoding is another."""
 SMALL_SCRIPTS = ("GREEK", "HEBREW", "ARABIC", "THAI")
 """Beside Cyrillic, the scripts of which an encoding has all letters in single bytes."""
 FREQUENT_CYRILLIC = re.compile("[\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440\u0432\u043b]", re.IGNORECASE)
@@ -127,7 +128,7 @@ def find_encoding(window: bytes) -> str:
         if guess is not None and not _is_mostly(str(guess), "LATIN"):
             return guess.encoding
     num_odd = _count_odd(window, WINDOWS)
-    if num_odd <= MAX_ODD_SHARE * num_foreign:
+    if num_odd < MIN_ODD or num_odd <= MAX_ODD_SHARE * num_foreign:
         return WINDOWS
     odd = {encoding: _count_odd(window, encoding) for encoding in LATIN}
     likeliest = min(odd, key=lambda encoding: odd[encoding])

@@ -236,9 +236,11 @@ def _find_headers(frame: pl.DataFrame, file: DataFile) -> list[int]:
     likely: set[int] = set()
     for name in (frame.columns[0], frame.columns[-1]):
         likely |= {*(take_column(frame, name).str.strip_chars() == name).fill_null(False).arg_true()}
-    rows = [[(cell or "").strip() for cell in frame.row(index)] for index in sorted(likely)[: frame.height // 2 + 1]]
+    if 2 * len(likely) > frame.height:
+        return []
     # Where a single cell is called like its column, or most are, names are values, too.
-    return sorted(likely) if 2 * len(likely) <= frame.height and all(row == frame.columns for row in rows) else []
+    rows = ([(cell or "").strip() for cell in frame.row(index)] for index in likely)
+    return sorted(likely) if all(row == frame.columns for row in rows) else []
 
 
 def _add_partition_names(names: Iterable[str], path: str) -> list[str]:
