@@ -18,7 +18,7 @@ from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import EXPECTED
 from refit.tables.copies import estimate_chances, is_more_than_chance
 from refit.tables.drift import compare_profiles
-from refit.tables.formats import NumberFormat
+from refit.tables.formats import AnyFormat, DateFormat, NumberFormat
 from refit.tables.hashes import hash_rows
 from refit.tables.manifest import Manifest, load_test_rows
 from refit.tables.preprocessing import AnyColumn, apply_columns, read_frame
@@ -171,13 +171,16 @@ class TableExamples(Manifest):
 
 
 def _are_read_alike(before: AnyColumn, now: AnyColumn) -> bool:
-    """Whether cells have the same kind, unit and notation; signs between thousands may come and go."""
-    notations = [(column.format or NumberFormat(), column.kind) for column in (before, now)]
-    alike = [
-        (notation.model_copy(update={"thousands": ""}) if isinstance(notation, NumberFormat) else notation, kind)
-        for notation, kind in notations
-    ]
-    return alike[0] == alike[1]
+    """Whether cells have the same kind, unit and notation; signs between thousands and around negative numbers may come and go."""
+    return (_find_notation(before), before.kind) == (_find_notation(now), now.kind)
+
+
+def _find_notation(column: AnyColumn) -> AnyFormat:
+    """The format of a column, without what it has only if some of its cells are such."""
+    format = column.format or NumberFormat()
+    if isinstance(format, NumberFormat):
+        return format.model_copy(update={"thousands": "", "negative": ""})
+    return format.model_copy(update={"last_year": None}) if isinstance(format, DateFormat) else format
 
 
 def _describe(column: AnyColumn) -> str:
