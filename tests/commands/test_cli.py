@@ -146,6 +146,18 @@ def test_a_file_that_is_empty_or_missing_is_refused_before_anything_starts(refit
     assert re.fullmatch(rf"error: .*{name}: expected .*, {found}; .*\n", err)
 
 
+def test_a_dry_run_shows_what_is_made_of_the_table(refit):
+    Path("rows.csv").write_text("x,k,y\n" + "1,u,a\n2,v,b\n" * 20)
+    code, out, err = refit("train", "--dry-run", "--data.source", "rows.csv")
+    assert (code, err) == (0, "")
+    assert "rows.csv: 40 rows; 3 columns, as 4 inputs" in out
+    assert [line.split("│")[2].strip() for line in out.splitlines() if line.startswith("│")][-3:] == [
+        "number",
+        "category",
+        "target",
+    ]
+
+
 @pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")])
 def test_a_forecast_refuses_columns_that_are_not_there(refit, command):
     Path("rows.csv").write_text("x,y\n" + "1,a\n2,b\n" * 20)

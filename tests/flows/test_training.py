@@ -94,6 +94,7 @@ def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_ver
     card = (Path(result.model.path) / "card.md").read_text()
     assert "adamw, learning rate 0.001, batches of 32" in card
     assert "MLP [64, 64], relu" in card
+    assert "## Columns\n\n| column | kind | read as | missing | inputs |" in card
     assert read(result, "version")["lead"]["warning"] is None
     assert "Caution" not in card
 

@@ -84,10 +84,14 @@ def train(
         settings_file: A TOML file to read instead of `refit.toml`.
         json: Print one JSON object instead of tables.
         refresh: Repeat every step, even those that are done already.
-        dry_run: Only print which steps would run, and why.
+        dry_run: Only print which steps would run, and why, and what is made of the table.
     """
     if dry_run:
-        return why(given=given, settings_file=settings_file)
+        from refit.commands.looking import show_table
+
+        code = why(given=given, settings_file=settings_file)
+        show_table(resolve_settings(as_given(given), settings_file)[0])
+        return code
     settings, _ = resolve_settings(as_given(given), settings_file)
     _check_data(settings)
     from refit.commands import local_run
@@ -351,8 +355,19 @@ def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
         ("rows", "rows_without_target", "rare_classes", "dropped_columns", "remarks", "dialect"),
         manifest["signature"]["target"],
     )
+    missing = {profile["name"]: profile["num_missing"] for profile in manifest.get("profiles", [])}
+    inputs = {column["name"]: len(column["inputs"]) for column in manifest["signature"]["columns"]}
+    columns = [
+        {
+            **{name: column[name] for name in ("name", "kind", "format")},
+            "missing": missing[column["name"]],
+            "inputs": inputs[column["name"]],
+        }
+        for column in manifest.get("columns", [])
+    ]
     return {
         **{name: manifest[name] for name in names if name in manifest},
+        **({"columns": columns} if columns else {}),
         "target": target["name"],
         "classes": target["classes"],
         "splits": {split: info["rows"] for split, info in manifest["splits"].items()},

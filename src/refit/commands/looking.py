@@ -22,7 +22,7 @@ from refit.commands.terminal import (
     say,
 )
 from refit.errors import DataError
-from refit.settings import check_url, resolve_settings
+from refit.settings import NOTEBOOK, SettingsTree, check_url, resolve_settings
 from refit.texts import count, list_names, shorten, show
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ def look(
     for start, command in zip(("to train: ", "or, if the other meaning is right: "), commands, strict=False):
         say(start + command)
     return REFUSED if found.faults else COMPLETED
+
+
+def show_table(settings: SettingsTree) -> None:
+    """Print what training makes of the table that the settings name, if they name one."""
+    from refit.tables.overview import look_at_table
+
+    if settings.data.factory is None and settings.data.source != NOTEBOOK:
+        _print(look_at_table(settings.data, settings.seed, is_target_given=True))
 
 
 def _print(found: "Overview") -> None:

@@ -151,6 +151,10 @@ class Examples(BaseModel):
         kinds = {"classes": f"one of {count} classes", "numbers": "a number" if count == 1 else f"{count} numbers"}
         return {**kinds, "labels": f"any of {count} labels", "none": "of a step of its own"}[target.kind]
 
+    def list_columns(self) -> list[tuple[str, str, str, int, int]]:
+        """List the columns of a table: name, kind, how it is read, train rows without a value, and inputs."""
+        return []
+
     def _describe_target(self) -> list[str]:
         if self.signature.target.kind != "classes":
             return [f"target: {self.summarize_target()}"]

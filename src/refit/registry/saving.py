@@ -28,6 +28,8 @@ SAMPLE = "sample.safetensors"
 """File of the items that the network is recognized by."""
 MAX_SOURCE_LENGTH = 200
 """Most characters of a path or URL on the card."""
+MAX_COLUMNS = 30
+"""Most columns on the card."""
 
 
 def save_version(
@@ -147,7 +149,7 @@ def _render_card(
 {markdown.render_table(["split", "rows", *last.list_figures()], scores)}
 {caution}
 {_render_classes(last, judged_on)}![loss by epoch](loss.png)
-"""
+{_render_columns(manifest)}"""
 
 
 def _render_classes(metrics: Metrics, judged_on: str) -> str:
@@ -164,6 +166,16 @@ def _render_classes(metrics: Metrics, judged_on: str) -> str:
 ![confusion matrix](confusion.png)
 
 """
+
+
+def _render_columns(manifest: Examples) -> str:
+    """The columns that were learned from; empty for other data sets."""
+    rows = [(markdown.render_name(name), *others) for name, *others in manifest.list_columns()]
+    if not rows:
+        return ""
+    more = f"\nand {len(rows) - MAX_COLUMNS} more in `manifest.json`\n" if len(rows) > MAX_COLUMNS else ""
+    table = markdown.render_table(["column", "kind", "read as", "missing", "inputs"], rows[:MAX_COLUMNS])
+    return f"\n## Columns\n\n{table}\n{more}"
 
 
 def _describe_refit(manifest: Examples, judged_on: str, num_epochs: int) -> str:

@@ -1,5 +1,6 @@
 """The record of a data set: what it holds, how its rows become inputs, and what people should know about it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,14 +12,17 @@ from refit.errors import DataError, SettingsError
 from refit.refs import Ref
 from refit.store.store import Store
 from refit.tables.copies import Copies
-from refit.tables.preprocessing import AnyColumn
+from refit.tables.formats import ClockFormat
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, name_inputs
 from refit.tables.profiles import Profile
+from refit.tables.schema import KINDS
 from refit.tables.sources.dialects import Dialect
 from refit.tables.targets import tell_rare_classes, tell_rows_without_target
 from refit.texts import count, list_names, show
 
 MAX_CLASSES_SHOWN = 10
 MAX_REMARKS_SHOWN = 30
+MAX_COLUMNS_SHOWN = 30
 
 
 class Manifest(Examples):
@@ -85,6 +89,7 @@ class Manifest(Examples):
         lines = [
             f"rows: {self.rows} ({splits})",
             f"columns: {columns}, as {count(self.signature.num_inputs, 'input')}",
+            *self._describe_columns(),
             f"classes of {show(self.target)}: {classes}{more}",
         ]
         lines += filter(None, [tell_rows_without_target(self.target, self.rows_without_target)])
@@ -101,6 +106,27 @@ class Manifest(Examples):
         lines += self.remarks[:MAX_REMARKS_SHOWN]
         if len(self.remarks) > MAX_REMARKS_SHOWN:
             lines.append(f"{len(self.remarks) - MAX_REMARKS_SHOWN} more such lines are in the version's manifest.json")
+        return lines
+
+    def list_columns(self) -> list[tuple[str, str, str, int, int]]:
+        """List the columns that are learned from: name, kind, how it is read, train rows without a value, and inputs."""
+        missing = {profile.name: profile.num_missing for profile in self.profiles}
+        return [
+            (column.name, *_describe_column(column), missing.get(column.name, 0), len(name_inputs([column])))
+            for column in self.columns
+        ]
+
+    def _describe_columns(self) -> list[str]:
+        """A line for each of the first columns; none if they are plain numbers."""
+        rows = self.list_columns()
+        if all(kind == "number" and not how and not missing for _, kind, how, missing, _ in rows):
+            return []
+        lines = []
+        for name, kind, how, missing, num_inputs in rows[:MAX_COLUMNS_SHOWN]:
+            told = [kind, how, f"missing in {count(missing, 'train row')}" if missing else "", count(num_inputs, "input")]
+            lines.append(f"- {show(name)}: {', '.join(filter(None, told))}")
+        if others := Counter(kind for _, kind, *_ in rows[MAX_COLUMNS_SHOWN:]):
+            lines.append(f"- and {', '.join(f'{number} {kind}' for kind, number in others.most_common())} columns more")
         return lines
 
     def list_warnings(self) -> list[str]:
@@ -128,6 +154,16 @@ class Manifest(Examples):
     def _count_copies(self, copies: Copies) -> str:
         by_chance = f"about {copies.by_chance:.0f} would by chance"
         return f"{copies.rows} of {self.splits['test'].rows} test rows have the features of a train row ({by_chance})"
+
+
+def _describe_column(column: AnyColumn) -> tuple[str, str]:
+    """What a column is, and how its cells are read where that does not go without saying."""
+    how = "" if column.format is None else column.format.describe()
+    if column.is_constant:
+        return "constant", how
+    if isinstance(column, CategoricalColumn):
+        return "category", f"{len(column.categories)} kept"
+    return "time" if isinstance(column.format, ClockFormat) else KINDS[column.kind], how
 
 
 def expect_table(examples: Examples, what: str) -> Manifest:

@@ -12,7 +12,7 @@ from refit.tables.columns import take_column
 from refit.tables.draft import Draft, draft_table, remark
 from refit.tables.formats import ClockFormat
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, fit_columns, name_inputs
-from refit.tables.schema import Reading
+from refit.tables.schema import KINDS, Reading
 from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
@@ -27,7 +27,6 @@ NUM_LOOKED_AT_FIRST, NUM_LOOKED_AT = 20, 1000
 MAX_CLASSES = 20
 """A column with more different values is not proposed as the target."""
 TARGET_NAMES = ("target", "label", "class", "y", "outcome", "churn")
-KINDS = {"numeric": "number", "datetime": "date", "boolean": "boolean", "categorical": "category"}
 
 
 class ColumnOverview(BaseModel):

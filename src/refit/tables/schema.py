@@ -32,6 +32,8 @@ from refit.tables.formats import (
 )
 from refit.texts import show
 
+KINDS: dict[Kind, str] = {"numeric": "number", "datetime": "date", "boolean": "boolean", "categorical": "category"}
+"""As people call them."""
 ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 """The end of a time that names its zone."""
 MISTAKE_SHARE = 0.5

@@ -97,3 +97,26 @@ def test_a_data_set_is_described_in_lines_that_move_no_terminal_and_break_no_log
     assert r"classes of y: \x1b[2Ja\nb (20), ccccc" in "".join(lines)
     assert any(line.startswith(r"dropped: column no\nne, ") for line in lines)
     assert not [line for line in lines if len(line) > 200 or "\x1b" in line or "\n" in line]
+
+
+def test_the_first_columns_are_described_a_line_each_unless_all_are_plain_numbers(store: Store, tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {
+        "price": [f"{n},5 €" if n % 9 else None for n in range(80)],
+        "seen": [f"{n % 28 + 1}.12.2024" for n in range(80)],
+        "land": ["DE"] * 80,
+        **{f"x{n}": [(n + m) % 7 for m in range(80)] for n in range(1, 30)},
+        "town": ["Bonn", "Ulm"] * 40,
+    }
+    pl.DataFrame({**columns, "y": ["a", "b", "b", "a"] * 20}).write_csv(tmp_path / "rows.csv")
+    manifest = build(store, source=f"{tmp_path}/rows.csv")
+    lines = [line for line in manifest.describe() if line.startswith("- ")]
+    missing = manifest.profiles[0].num_missing
+    assert lines[:4] == [
+        f"- price: number, a number written as `1234,5` with `€`, missing in {missing} train rows, 2 inputs",
+        "- seen: date, a date written as `31.12.2026`, 4 inputs",
+        "- land: constant, 2 inputs",
+        "- x1: number, 1 input",
+    ]
+    assert lines[30:] == ["- and 2 number, 1 category columns more"]
+    plain = build(store, source=f"{tmp_path}/rows.csv", features=["x1", "x2"]).describe()
+    assert not [line for line in plain if line.startswith("- ")]
