@@ -59,7 +59,7 @@ def test_json_holds_the_same(refit):
     assert (code, found["rows"], found["dialect"]) == (
         0,
         60,
-        {"separator": ",", "encoding": "ascii", "header": True, "above": None},
+        {"separator": ",", "encoding": "ascii", "header": True, "above": None, "quote": None},
     )
     assert {column["name"]: column["kind"] for column in found["columns"]} == {
         "size": "number",

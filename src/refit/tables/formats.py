@@ -72,11 +72,11 @@ DATE_PARTS = {
         "%z": r"[+-]\d{2}:?\d{2}",
         "%#z": r"[+-]\d{2}(?::?\d{2})?",
     },
-    **{"%H": r"\d{1,2}", "%I": r"\d{1,2}", "%M": r"\d{2}", "%S": r"\d{2}", "%p": "[AaPp][Mm]", ".": r"\."},
+    **{"%H": r"\d{1,2}", "%I": r"\d{1,2}", "%M": r"\d{2}", "%S": r"\d{2}", "%p": "[AaPp][Mm]", ".": r"\.", " ": " {1,2}"},
 }
 DATES = (
     *("%d.%m.%Y", "%d.%m.%y", "%Y.%m.%d", "%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
-    *("%Y-%m", "%b-%y", "%b %Y", "%B %Y", "%m/%Y"),
+    *("%Y-%m", "%b-%y", "%b %Y", "%B %Y", "%b-%Y", "%B-%Y", "%m/%Y"),
     *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %b %y", "%d %B %Y", "%d. %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y"),
 )
 DATE_TIMES = (
@@ -92,7 +92,7 @@ MONTH = r"[^\W\d_]{3}"
 LOGGED_DATE = r"^\[?\d{1,2}/[A-Za-z]{3}/\d{4}:\d|^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? (?:\d|[A-Z][a-z]{2} )"
 ANY_DATE = (
     r"^(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}(?:er)?[. -] ?(?:de )?\p{L}{3,10}\.?[ -](?:de )?\d{2,4}"
-    r"|\p{L}{3,10} \d{1,2},? \d{4})(?:[ T,].*)?$|" + LOGGED_DATE
+    r"|\p{L}{3,10} \d{1,2},? \d{4}|\p{L}{3,10}-\d{4})(?:[ T,].*)?$|" + LOGGED_DATE
 )
 CLOCK = r"^(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d(?:\.\d+)?))?(?: ?(?P<half>[AaPp][Mm]))?$"
 
@@ -357,4 +357,4 @@ def _date_pattern(pattern: str) -> str:
         return r"^(?:19|20)\d{6}$"
     if "%d" not in pattern and "%e" not in pattern:
         pattern = pattern.replace("%m", "%2m")  # with one digit, it may be a quarter
-    return "^" + re.sub(r"%(?:\.f|#?\d?\w)|\.", lambda part: DATE_PARTS[part[0]], pattern) + "$"
+    return "^" + re.sub(r"%(?:\.f|#?\d?\w)|[. ]", lambda part: DATE_PARTS[part[0]], pattern) + "$"

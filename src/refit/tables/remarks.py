@@ -13,6 +13,7 @@ from refit.data.identities import Rows
 from refit.tables.columns import take_column, take_rows
 from refit.tables.conversion import Numbers
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn
+from refit.tables.row_labels import is_named_like_id, split_name
 from refit.tables.schema import Reading
 from refit.tables.targets import count_marks, quote
 from refit.texts import count, show
@@ -247,9 +248,11 @@ def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
 
 def _remark_on_digit_codes(column: NumericColumn, values: pl.Series) -> str | None:
     """Remark on whole numbers that may be postcodes, telephone numbers or the like, which are no amounts."""
-    is_named_so = not CODE_WORDS.isdisjoint(re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", column.name).lower()))
+    words = split_name(column.name)
+    is_named_so = not CODE_WORDS.isdisjoint(words)
     numbers = values.drop_nulls()
     first = numbers.head(NUM_LOOKED_AT).cast(pl.Float64)
+    is_named_so |= len(words) > 1 and is_named_like_id(column.name) and first.n_unique() > FEW_VALUES
     if not len(first) or not (is_named_so or (first.min() or 0) >= LEAST_CODE):  # type: ignore[operator]
         return None
     if not (first.is_finite() & (first == first.floor()) & (first >= 0)).all():

@@ -62,24 +62,24 @@ def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading,
         numbers = typed.cast(pl.Float64).to_numpy()
         if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
             return None
-        words = {*_split_name(name)}
-        is_start = numbers[0] in (0, 1) or numbers[0] >= LEAST_START or _is_named_so(name)
+        words = {*split_name(name)}
+        is_start = numbers[0] in (0, 1) or numbers[0] >= LEAST_START or is_named_like_id(name)
         if is_start and not words & (YEAR_WORDS | QUANTITY_WORDS) and _counts_up(numbers, starts):
             return f"row numbers, from {numbers[0]:.0f} on"
-        return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
+        return "ids: all different, and named so" if is_named_like_id(name) and _all_differ(typed) else None
     if reading.kind != "categorical" or values.dtype != pl.String or not _all_differ(typed.head(NUM_LOOKED_AT)):
         return None
     is_code = typed.str.contains(CODE) & typed.str.contains(r"\d") & (typed.str.contains("[A-Za-z]") | (typed.str.len_chars() >= 8))
     if is_code.all() and typed.str.replace_all("[A-Za-z0-9]+", "x").n_unique() == 1 and _all_differ(typed):
         return "ids: all different, and codes of one pattern"
-    return "ids: all different, and named so" if _is_named_so(name) and _all_differ(typed) else None
+    return "ids: all different, and named so" if is_named_like_id(name) and _all_differ(typed) else None
 
 
 def remark_on_counting(name: str, typed: pl.Series, reading: Reading, starts: Sequence[int] = ()) -> str | None:
     """Say that a column that is learned from counts up from row to row; arguments as those of `find_label`."""
     if reading.kind != "numeric" or reading.format is not None or len(typed) < MIN_ROWS or typed.has_nulls():
         return None
-    if YEAR_WORDS.intersection(_split_name(name)) or not _counts_up(typed.cast(pl.Float64).to_numpy(), starts):
+    if YEAR_WORDS.intersection(split_name(name)) or not _counts_up(typed.cast(pl.Float64).to_numpy(), starts):
         return None
     return "counts up by one from row to row; leave it out with data.exclude if it only numbers the rows"
 
@@ -100,11 +100,12 @@ def _all_differ(values: pl.Series) -> bool:
     return values.n_unique() == len(values)
 
 
-def _split_name(name: str) -> list[str]:
+def split_name(name: str) -> list[str]:
+    """The words of a name, in lower case: `CustomerId` has two."""
     return re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
-def _is_named_so(name: str) -> bool:
+def is_named_like_id(name: str) -> bool:
     """Whether a name ends, or begins, in a word for an id, as in `CustomerId`, `id_client` and `Unnamed: 0`."""
-    words = _split_name(name)
+    words = split_name(name)
     return bool(words) and (words[0] in {*ID_WORDS, "unnamed"} or words[-1] in ID_WORDS | NUMBER_WORDS)

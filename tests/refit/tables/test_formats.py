@@ -90,6 +90,8 @@ CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
     (["1995-07", "1996-11"], date("%Y-%m"), [datetime(1995, 7, 1), datetime(1996, 11, 1)]),
     (["Mar-98", "Dec-99"], date("%b-%y"), [datetime(1998, 3, 1), datetime(1999, 12, 1)]),
     (["January 2020", "May 2021"], date("%B %Y"), [datetime(2020, 1, 1), datetime(2021, 5, 1)]),
+    (["January-2005", "May-2006"], date("%B-%Y"), [datetime(2005, 1, 1), datetime(2006, 5, 1)]),
+    (["21 Mar  2012", "05 Mar 2012"], date("%d %b %Y"), [datetime(2012, 3, 21), datetime(2012, 3, 5)]),
     (["07/2019", "11/2020"], date("%m/%Y"), [datetime(2019, 7, 1), datetime(2020, 11, 1)]),
     (["March 9, 2021", "May 1, 2020"], date("%B %d, %Y"), [datetime(2021, 3, 9), datetime(2020, 5, 1)]),
 ]

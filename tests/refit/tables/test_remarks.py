@@ -250,6 +250,8 @@ def test_of_many_lines_the_log_shows_some(store: Store) -> None:
         ("billToPhone", [*range(301, 661, 6)], True),
         ("barcode", [4303027418909 + 37 * n * n for n in range(60)], True),
         ("line", [8899687942 + 37 * n * n for n in range(60)], True),
+        ("Vendor ID", [10016643 + n % 40 * 7 for n in range(60)], True),
+        ("is_id", [n % 2 for n in range(60)], False),
         ("seen", [1706409899 + 371 * n * n for n in range(60)], False),
         ("population", [100 + 371_003 * n * n for n in range(60)], False),
         ("turnover", [100_000_000 * (n % 7 + 1) for n in range(60)], False),

@@ -38,7 +38,7 @@ ROWS_A_FRAME = 65_536
 ROWS_COMPARED = 5
 """Rows after the header that are checked for cells without a name in it."""
 
-QUOTE, LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in '"\n\r')
+LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in "\n\r")
 EXCEL_HINT = ["sep=", ""]
 """Excel's first line, such as `sep=,`, which names the separator."""
 ROW_NUMBER = re.compile(r"\d+")
@@ -111,7 +111,7 @@ def _read_start(opened: Opened, path: str, dialect: Dialect, settle: Settle) -> 
     try:
         with open_text(opened, dialect.encoding, settle) as file:
             lines, num_bytes = _Lines(file), 0
-            records = filter(None, csv.reader(lines, delimiter=dialect.separator or ","))
+            records = filter(None, csv.reader(lines, delimiter=dialect.separator or ",", quotechar=dialect.quote or '"'))
             names = next(records, [])
             for _ in range((names == EXCEL_HINT) + (dialect.above or 0)):
                 num_bytes, names = lines.num_bytes, next(records, [])
@@ -176,7 +176,7 @@ def name_row(opened: Opened, path: str, row: int, dialect: Dialect = PLAIN) -> s
     """Say where a row of a CSV file is, and at which line it begins; rows count from 1, without the header and blank lines."""
     try:
         with open_text(opened, dialect.encoding) as file:
-            reader = csv.reader(_Lines(file), delimiter=dialect.separator or ",")
+            reader = csv.reader(_Lines(file), delimiter=dialect.separator or ",", quotechar=dialect.quote or '"')
             num_records, line = int(dialect.header is False) - (dialect.above or 0), 0  # the header counts as the first
             is_first = True
             while num_records <= row:
@@ -223,6 +223,10 @@ class _CsvFile:
     def _separator(self) -> str:
         return self.dialect.separator or ","
 
+    @property
+    def _quote(self) -> str:
+        return self.dialect.quote or '"'
+
     def _read_blocks(self) -> Iterator[pl.DataFrame]:
         """The rows as pyarrow reads them, up to what raises ArrowInvalid or _LoneQuoteError."""
         names = [f"column {position}" for position in range(len(self.header.names))]
@@ -231,9 +235,9 @@ class _CsvFile:
         with (
             self._open() as file,
             pa_csv.open_csv(
-                _PairedQuotes(file, self._separator),
+                _PairedQuotes(file, self._separator, self._quote),
                 pa_csv.ReadOptions(use_threads=False, block_size=block_bytes, column_names=names),
-                pa_csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
+                pa_csv.ParseOptions(delimiter=self._separator, quote_char=self._quote, newlines_in_values=True),
                 pa_csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True),
             ) as reader,
         ):
@@ -246,7 +250,7 @@ class _CsvFile:
         with self._open() as file:
             lines = _Lines(file)
             try:
-                for cells in filter(None, csv.reader(lines, delimiter=self._separator, strict=True)):
+                for cells in filter(None, csv.reader(lines, delimiter=self._separator, quotechar=self._quote, strict=True)):
                     row += 1
                     if row <= num_before:
                         continue
@@ -290,19 +294,19 @@ class _LoneQuoteError(Exception):
 class _PairedQuotes(io.RawIOBase):
     """The bytes of a file, up to a block with a lone quote, which pyarrow would misread without an error."""
 
-    def __init__(self, file: BinaryIO, separator: str) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, separator: str, quote: str) -> None:
+        self._file, self._quote = file, quote.encode()
         self._last = b"\n"
         self._is_within = self._has_closed = False
         # Whether a byte may stand before a quote that opens, or after one that closes.
-        self._is_beside = np.isin(np.arange(256), [QUOTE, ord(separator), LINE_FEED, CARRIAGE_RETURN])
+        self._is_beside = np.isin(np.arange(256), [ord(quote), ord(separator), LINE_FEED, CARRIAGE_RETURN])
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
-        if b'"' in data or self._has_closed:
+        if self._quote in data or self._has_closed:
             self._check(np.frombuffer(self._last + data, np.uint8))
         elif not data and self._is_within:
             raise _LoneQuoteError
@@ -311,7 +315,7 @@ class _PairedQuotes(io.RawIOBase):
 
     def _check(self, signs: NDArray[np.uint8]) -> None:
         """Check a block; `signs` begins with the last byte of the block before it."""
-        quotes = np.flatnonzero(signs[1:] == QUOTE) + 1
+        quotes = np.flatnonzero(signs[1:] == ord(self._quote)) + 1
         opening, closing = quotes[self._is_within :: 2], quotes[not self._is_within :: 2]
         if self._has_closed:
             closing = np.concatenate([[0], closing])

@@ -25,6 +25,7 @@ MIN_ROWS = 3
 MIN_WIDTH = 3
 """In a narrower table, a row with one cell may be the header of a table with a comma in its texts."""
 MAX_TITLES = 30
+APOSTROPHE, APOSTROPHE_SHARE = "'", 0.9
 HEAD = "head.csv"
 HINT = re.compile(rb"\s*sep=(.)\r?\n?", re.DOTALL)
 """Excel's first line, such as `sep=;`, which names the separator."""
@@ -49,6 +50,7 @@ class Dialect(BaseModel):
         encoding: The encoding of its text, as Python names it; `ascii` where it has no other signs.
         header: Whether the first row holds names.
         above: Rows above the header that are titles or notes.
+        quote: The sign around cells, if it is not the usual one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,7 @@ class Dialect(BaseModel):
     encoding: str | None = None
     header: bool | None = None
     above: int | None = None
+    quote: str | None = None
 
     def fill_in(self, other: "Dialect") -> "Dialect":
         """Take from another dialect what is not known of this one."""
@@ -67,6 +70,7 @@ class Dialect(BaseModel):
         same = [
             given.separator is not None or self.separator == now.separator,
             given.header is not None or self.header == now.header,
+            self.quote == now.quote,
         ]
         encodings = {self.encoding, now.encoding} - {None, "ascii"}
         return all(same) and (given.encoding is not None or len({is_unicode(str(encoding)) for encoding in encodings}) < 2)
@@ -108,8 +112,11 @@ def sniff_dialect(opened: Opened, given: Dialect = UNKNOWN, settle: Settle = tak
     if given.separator is None and len(_split_rows(head, separator)[0]) < 2 and not hint:
         separator = " " if _is_split_by_blanks(head) else ","
     rows = _split_rows(head, separator)
+    quote = APOSTROPHE if _are_in_apostrophes(rows) else None
+    rows = _split_rows(head, separator, quote) if quote else rows
     above = _count_titles(rows)
-    if not above and given.separator is None and not hint and len(rows[0]) < _find_width(rows):
+    width = _find_width(rows)
+    if not above and given.separator is None and not hint and (len(rows[0]) < width or width == 1):
         titled = [sign for sign in SEPARATORS if _count_titles(_split_rows(head, sign))]
         separator = titled[0] if titled else separator
         rows = _split_rows(head, separator)
@@ -117,7 +124,7 @@ def sniff_dialect(opened: Opened, given: Dialect = UNKNOWN, settle: Settle = tak
     if given.header is None:
         has_header = _judge_first_row(rows[above:], None if above else has_header, is_typed)
     header = has_header if given.header is None else given.header
-    return Dialect(separator=separator, encoding=given.encoding, header=header, above=above or None)
+    return Dialect(separator=separator, encoding=given.encoding, header=header, above=above or None, quote=quote)
 
 
 class _Memory(MemoryFileSystem):  # type: ignore[misc]
@@ -167,12 +174,20 @@ def _is_split_by_blanks(head: bytes) -> bool:
     return is_even and all(cells) and 2 * sum(map(bool, map(NUMBER.fullmatch, cells))) > len(cells)
 
 
-def _split_rows(head: bytes, separator: str) -> list[list[str]]:
+def _are_in_apostrophes(rows: list[list[str]]) -> bool:
+    """Whether nearly all cells of text are in apostrophes, which other programs write instead of quotes."""
+    cells = [cell for row in rows for cell in row if cell and not NUMBER.fullmatch(cell)]
+    starts, ends = ([cell[place] == APOSTROPHE for cell in cells] for place in (0, -1))  # a cell with a separator is in two parts
+    num_quoted = sum(starts[place] or ends[place] for place in range(len(cells)))
+    return len(rows) > MIN_ROWS and sum(starts) == sum(ends) and num_quoted > APOSTROPHE_SHARE * len(cells)
+
+
+def _split_rows(head: bytes, separator: str, quote: str = '"') -> list[list[str]]:
     """The first rows that are not blank, as far as they can be read; one at least."""
     rows = []
     with contextlib.suppress(csv.Error):
         lines = io.StringIO(head.decode("utf-8", "replace"), newline="")
-        for row in itertools.islice(filter(None, csv.reader(lines, delimiter=separator)), NUM_ROWS):
+        for row in itertools.islice(filter(None, csv.reader(lines, delimiter=separator, quotechar=quote)), NUM_ROWS):
             rows.append([cell.strip() for cell in row])
     return rows or [[]]
 
@@ -185,7 +200,7 @@ def _count_titles(rows: list[list[str]]) -> int:
     def is_title(row: list[str]) -> bool:
         filled = [*filter(None, row)]
         is_note = len(row) < width and row[0].startswith("#")
-        return is_note or (len(filled) <= few and not any(map(NUMBER.fullmatch, filled)))
+        return is_note or (len(filled) <= few and not NUMBER.fullmatch("".join(row[:1])))
 
     above = next((place for place, row in enumerate(rows[: MAX_TITLES + 1]) if not is_title(row)), 0)
     is_full = len(rows[above]) == width and 2 * sum(map(bool, rows[above])) > width

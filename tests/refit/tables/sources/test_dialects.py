@@ -351,6 +351,7 @@ TITLED = [
     ),
     ("Report of 2024\n\nplan;n;fee;y\n" + repeat("[S/M];{};1,5;[j/n]"), 1, "row 2 of {}, line 5"),
     ("# from the lab, site B\n# all of it\nplan,n,y\n" + repeat("[S/M],{},[j/n]"), 2, "row 2 of {}, line 5"),
+    (",Report,,,,\n,Period:,13,,,\n,,,,,2009\n,plan,n,a,b,y\n" + repeat(",[S/M],{},1,2,[j/n]"), 3, "row 2 of {}, line 6"),
     ("#plan,n,y\n" + repeat("[S/M],{},[j/n]"), 0, "row 2 of {}, line 3"),
     ("plan,n,y\n5,,\n,,\n" + repeat("[S/M],{},[j/n]"), 0, "row 2 of {}, line 3"),
     ("plan,n,,\n" + repeat("[S/M],{},[j/n],1"), 0, "row 2 of {}, line 3"),
@@ -367,6 +368,26 @@ def test_titles_and_notes_above_the_header_are_left_out_and_said(tmp_path: Path,
     assert told == ([f"left out: {above} row{'s' * (above > 1)} above the header of {path}"] if above else [])
     again = open_source(path, like=Like(table.dialect or Dialect(), "before", "or train")).read()
     assert again.frame.equals(table.frame)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_cells_in_apostrophes_are_read_without_them_and_it_is_said(tmp_path: Path, is_named: bool) -> None:
+    rows = repeat("'[4/5]0-{}','a, [b/c]',[1/2],'it''s','[yes/no]'")
+    table = read(tmp_path, ("'age','part','n','note','y'\n" if is_named else "") + rows)
+    assert table.frame.shape == (20, 5)
+    assert set(table.frame.to_series(1)) == {"a, b", "a, c"}
+    assert set(table.frame.to_series(3)) == {"it's"}
+    assert table.frame.columns[0] == ("age" if is_named else "column_1")
+    assert f"read {tmp_path}/rows.csv with `'` around cells" in table.remarks
+    assert table.locate(19) == f"row 20 of {tmp_path}/rows.csv, line {20 + is_named}"
+    again = open_source(f"{tmp_path}/rows.csv", like=Like(table.dialect or Dialect(), "before", "or train")).read()
+    assert again.frame.equals(table.frame)
+
+
+def test_names_with_apostrophes_keep_them(tmp_path: Path) -> None:
+    table = read(tmp_path, "name,y\n" + repeat("O'Brien {},[0/1]") + "'tis,1\n")
+    assert table.frame["name"][0] == "O'Brien 0"
+    assert table.frame["name"][-1] == "'tis"
 
 
 def test_files_of_a_folder_may_have_other_titles_or_none(tmp_path: Path) -> None:
