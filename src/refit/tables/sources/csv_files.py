@@ -9,9 +9,9 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 import polars as pl
@@ -37,6 +37,10 @@ ROWS_A_FRAME = 65_536
 """Rows that `csv` reads at a time."""
 ROWS_COMPARED = 5
 """Rows after the header that are checked for cells without a name in it."""
+
+MIN_WIDTH = 3
+"""A table has so many columns at least if a row with a single text below it is a note."""
+TellNotes: TypeAlias = Callable[[int, str], object]
 
 LINE_FEED, CARRIAGE_RETURN = (ord(sign) for sign in "\n\r")
 EXCEL_HINT = ["sep=", ""]
@@ -146,7 +150,13 @@ def _complete(names: list[str], rows: list[list[str]], path: str) -> list[str]:
     )
 
 
-def iterate_csv(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Settle = take_found) -> Iterator[pl.DataFrame]:
+def iterate_csv(
+    opened: Opened,
+    path: str,
+    dialect: Dialect = PLAIN,
+    settle: Settle = take_found,
+    tell_notes: TellNotes = lambda *_: None,
+) -> Iterator[pl.DataFrame]:
     """Read the rows of a CSV file, in one block or more, all cells as text; empty cells are null.
 
     Args:
@@ -154,6 +164,7 @@ def iterate_csv(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Set
         path: Its name, for messages.
         dialect: How it is written; at least its separator is known.
         settle: Asked for the encoding if the dialect does not know it.
+        tell_notes: Told how many notes stand below the rows, and how they begin; they are left out.
 
     Raises:
         DataError: As `read_header`; or a row is short, long, in another encoding, or its quotes are not in pairs around cells.
@@ -161,7 +172,7 @@ def iterate_csv(opened: Opened, path: str, dialect: Dialect = PLAIN, settle: Set
     header = read_header(opened, path, dialect, settle)
     kept = [place for place, name in enumerate(header.names) if name]
     try:
-        file = _CsvFile(opened, path, header, dialect, settle)
+        file = _CsvFile(opened, path, header, dialect, settle, tell_notes)
         frames = file.iterate()
         none = pl.DataFrame(schema=dict.fromkeys(map(str, range(len(header.names))), pl.String))
         for frame in itertools.chain([next(frames, none)], frames):
@@ -192,8 +203,9 @@ def name_row(opened: Opened, path: str, row: int, dialect: Dialect = PLAIN) -> s
 class _CsvFile:
     """A CSV file whose header is known; arguments as those of `iterate_csv`."""
 
-    def __init__(self, opened: Opened, path: str, header: Header, dialect: Dialect, settle: Settle) -> None:
+    def __init__(self, opened: Opened, path: str, header: Header, dialect: Dialect, settle: Settle, tell_notes: TellNotes) -> None:
         self.opened, self.path, self.header, self.dialect, self.settle = opened, path, header, dialect, settle
+        self.tell_notes = tell_notes
         self.encoding = dialect.encoding or UTF8
 
     def iterate(self) -> Iterator[pl.DataFrame]:
@@ -246,7 +258,7 @@ class _CsvFile:
 
     def _read_rows(self, num_before: int) -> Iterator[pl.DataFrame]:
         """The rows after the first `num_before` as `csv` reads them, which keeps a quote within an unquoted cell."""
-        row, held = 0, list[list[str]]()
+        row, held, notes = 0, list[list[str]](), list[tuple[list[str], int]]()
         with self._open() as file:
             lines = _Lines(file)
             try:
@@ -254,6 +266,11 @@ class _CsvFile:
                     row += 1
                     if row <= num_before:
                         continue
+                    if self._may_be_note(cells, bool(notes)):
+                        notes.append((cells, row))
+                        continue
+                    for note in notes:
+                        self._check_row(*note)  # which a row follows, so that it is none
                     self._check_row(cells, row)
                     held.append(cells)
                     if len(held) == ROWS_A_FRAME:
@@ -264,6 +281,14 @@ class _CsvFile:
                 raise DataError(f"{where}: {_explain(error, lines.last)}") from error
         if held:
             yield _make_frame(held)
+        if notes:
+            self.tell_notes(len(notes), notes[0][0][0])
+
+    def _may_be_note(self, cells: list[str], is_going_on: bool) -> bool:
+        """Whether a row may be a note below the table: a single text, or a short row after such."""
+        if is_going_on:
+            return len(cells) < len(self.header.names)
+        return len(cells) == 1 and len(self.header.names) >= MIN_WIDTH and not any(map(str.isdigit, cells[0]))
 
     def _check_row(self, cells: list[str], row: int) -> None:
         if len(cells) != len(self.header.names):

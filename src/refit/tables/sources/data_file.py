@@ -63,6 +63,8 @@ class DataFile:
             raise DataError(f"{path}: expected a CSV file, found one that cannot be read ({error}); write it again") from error
         self.repeated = list[int]()
         """Rows that were found to repeat the header, counted from 1."""
+        self.notes: tuple[int, str] | None = None
+        """How many notes were found below the rows, and how they begin."""
         self.names = self._read_names()
         """Of its columns; those with an empty one are not read."""
 
@@ -85,12 +87,15 @@ class DataFile:
     def iterate(self, columns: Sequence[str] | None = None, batch_size: int = parquet_files.ROWS_A_FRAME) -> Iterator[pl.DataFrame]:
         """Read its rows, at least the columns that are named; None reads all."""
         if self.dialect is not None:
-            return csv_files.iterate_csv(self.opened, self.path, self.dialect, self._settle)
+            return csv_files.iterate_csv(self.opened, self.path, self.dialect, self._settle, self._keep_notes)
         if self.kind == "json":
             return json_lines.iterate_json_lines(self.opened, self.path)
         if self.kind == "excel":
             return excel_files.iterate_excel(self.opened, self.path)
         return parquet_files.iterate_parquet(self.opened, self.path, columns, batch_size)
+
+    def _keep_notes(self, number: int, first: str) -> None:
+        self.notes = number, first
 
     def _find_dialect(self) -> Dialect:
         """What is given, what it must be like, what the file shows, and a header if it does not show any, in this order."""

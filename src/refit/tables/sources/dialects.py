@@ -25,6 +25,7 @@ MIN_ROWS = 3
 MIN_WIDTH = 3
 """In a narrower table, a row with one cell may be the header of a table with a comma in its texts."""
 MAX_TITLES = 30
+MOST_SHARE = 0.6
 APOSTROPHE, APOSTROPHE_SHARE = "'", 0.9
 HEAD = "head.csv"
 HINT = re.compile(rb"\s*sep=(.)\r?\n?", re.DOTALL)
@@ -117,8 +118,7 @@ def sniff_dialect(opened: Opened, given: Dialect = UNKNOWN, settle: Settle = tak
     above = _count_titles(rows)
     width = _find_width(rows)
     if not above and given.separator is None and not hint and (len(rows[0]) < width or width == 1):
-        titled = [sign for sign in SEPARATORS if _count_titles(_split_rows(head, sign))]
-        separator = titled[0] if titled else separator
+        separator = _find_in_most_rows(head) or separator
         rows = _split_rows(head, separator)
         above = _count_titles(rows)
     if given.header is None:
@@ -205,6 +205,17 @@ def _count_titles(rows: list[list[str]]) -> int:
     above = next((place for place, row in enumerate(rows[: MAX_TITLES + 1]) if not is_title(row)), 0)
     is_full = len(rows[above]) == width and 2 * sum(map(bool, rows[above])) > width
     return above if is_full and sum(len(row) == width for row in rows) > MIN_ROWS else 0
+
+
+def _find_in_most_rows(head: bytes) -> str | None:
+    """A separator of most rows, which begin with the first or below titles, where notes keep others from being found."""
+    for separator in SEPARATORS:
+        rows = _split_rows(head, separator)
+        width = _find_width(rows)
+        is_regular = width > 1 and sum(len(row) == width for row in rows) > MOST_SHARE * len(rows)
+        if _count_titles(rows) or (is_regular and len(rows[0]) == width and len(rows) > MIN_ROWS):
+            return separator
+    return None
 
 
 def _find_width(rows: list[list[str]]) -> int:

@@ -330,6 +330,9 @@ def _describe_left_out(files: Sequence[DataFile], in_hidden: list[str]) -> Itera
             yield f"left out: {count(above, 'row')} above the {'header' if file.dialect.header else 'table'} of {file.path}"
         if file.dialect is not None and file.dialect.quote:
             yield f"read {file.path} with `{file.dialect.quote}` around cells"
+        if file.notes is not None:
+            number, start = file.notes
+            yield f"left out: {count(number, 'row')} below the table of {file.path}, from `{show(start)}` on"
         if file.repeated:
             more = f" and {len(file.repeated) - 1} more" if len(file.repeated) > 1 else ""
             yield f"left out: {name_row(file.path, file.repeated[0], file.dialect)}{more}, where the header is repeated"

@@ -390,6 +390,21 @@ def test_names_with_apostrophes_keep_them(tmp_path: Path) -> None:
     assert table.frame["name"][-1] == "'tis"
 
 
+def test_notes_below_the_table_are_left_out_and_said(tmp_path: Path) -> None:
+    rows = "plan;n;y\n" + repeat("[S/M];{};[j/n]")
+    table = read(tmp_path, rows + "_____\n(C)opyright of the office\n\nAs of: 2024; all\n")
+    assert table.frame.shape == (20, 3)
+    assert table.remarks[-1] == f"left out: 3 rows below the table of {tmp_path}/rows.csv, from `_____` on"
+    batches = open_source(f"{tmp_path}/rows.csv").iterate(["n"], [], 7)
+    assert sum(batch.frame.height for batch in batches) == 20
+
+
+@pytest.mark.parametrize("end", ["_____\nS;5;j\n", "5\n", "S;5\n", "S;5;j;x\n"])
+def test_a_short_row_is_no_note_if_rows_follow_or_it_may_be_cut(tmp_path: Path, end: str) -> None:
+    with pytest.raises(DataError, match=r"row 21 of .*, line 22: expected 3 cells as in the header, found [124]; correct the row"):
+        read(tmp_path, "plan;n;y\n" + repeat("[S/M];{};[j/n]") + end)
+
+
 def test_files_of_a_folder_may_have_other_titles_or_none(tmp_path: Path) -> None:
     rows = "plan,n,y\n" + repeat("[S/M],{},[j/n]")
     for name, start in {"1.csv": "May\n", "2.csv": "June\nof 2024\n", "3.csv": ""}.items():
