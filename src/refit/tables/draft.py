@@ -72,6 +72,8 @@ def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Tab
     readings, frame, faults = features.readings, features.frame, [*features.faults]
     try:
         kind, target = type_target(settings, table)
+        if faults and readings:
+            _divide(settings, seed, table, None, readings, frame, kind, target)  # what is wrong with it is said, too
     except DataError as fault:
         faults.append(fault)
     raise_faults(settings, faults)

@@ -122,6 +122,12 @@ def test_day_and_month_are_told_apart_by_a_neighbouring_column(tmp_path: Path, n
     assert (features.readings["sold"].remark or "").endswith("as other columns are written")
 
 
+def test_classes_with_too_few_rows_are_said_beside_columns_that_cannot_be_read(tmp_path: Path) -> None:
+    columns = make(a=among(["1", "2"], ["?"])) | {"y": [f"class {row // 2}" for row in range(N)]}
+    with pytest.raises(DataError, match=r"column `a`: expected a number(.|\n)*column `y`: expected 3 rows or more of every class"):
+        draft(tmp_path, columns)
+
+
 COMMAS, POINTS = ["1,5", "2,25"], ["1.5", "2.25"]
 THOUSANDS = ["4.282", "1.720", "8.420"]
 
