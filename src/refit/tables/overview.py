@@ -174,12 +174,11 @@ def _describe_all(table: Table, settings: DataSettings, features: Features, colu
 
 def _find_examples(raw: pl.Series, typed: pl.Series) -> list[Any]:
     """The first different cells that have a value; among the very first, as a table may have thousands of columns."""
-    for num_rows in (NUM_LOOKED_AT_FIRST, len(raw)):
-        is_filled = typed.head(num_rows).is_not_null()
-        examples = raw.head(num_rows).filter(is_filled).head(NUM_LOOKED_AT).unique(maintain_order=True)
-        if len(examples) >= NUM_EXAMPLES:
-            break
-    return examples[:NUM_EXAMPLES].to_list()
+    first = zip(raw.head(NUM_LOOKED_AT_FIRST).to_list(), typed.head(NUM_LOOKED_AT_FIRST).to_list(), strict=True)
+    examples = [*dict.fromkeys(cell for cell, value in first if value is not None and not isinstance(cell, list | dict))]
+    if len(examples) < NUM_EXAMPLES:
+        examples = raw.filter(typed.is_not_null()).head(NUM_LOOKED_AT).unique(maintain_order=True).to_list()
+    return examples[:NUM_EXAMPLES]
 
 
 def _name_kind(

@@ -250,17 +250,16 @@ def _remark_on_digit_codes(column: NumericColumn, values: pl.Series) -> str | No
     """Remark on whole numbers that may be postcodes, telephone numbers or the like, which are no amounts."""
     words = split_name(column.name)
     is_named_so = not CODE_WORDS.isdisjoint(words)
-    numbers = values.drop_nulls()
-    first = numbers.head(NUM_LOOKED_AT).cast(pl.Float64)
-    is_named_so |= len(words) > 1 and is_named_like_id(column.name) and first.n_unique() > FEW_VALUES
-    if not len(first) or not (is_named_so or (first.min() or 0) >= LEAST_CODE):  # type: ignore[operator]
+    first = values.head(NUM_LOOKED_AT).cast(pl.Float64).to_numpy()
+    first = first[~np.isnan(first)]
+    is_named_so |= len(words) > 1 and is_named_like_id(column.name) and len(np.unique(first)) > FEW_VALUES
+    if not len(first) or not (is_named_so or first.min() >= LEAST_CODE):
         return None
-    if not (first.is_finite() & (first == first.floor()) & (first >= 0)).all():
+    if not np.isfinite(first).all() or (first != np.floor(first)).any() or first.min() < 0:
         return None
     if not is_named_so:
-        num_digits = first.log10().floor().unique()
-        is_time = any(low <= first.min() and first.max() < high for low, high in TIMES)  # type: ignore[operator]
-        if len(num_digits) > 1 or is_time or 2 * first.n_unique() < len(first):
+        is_time = any(low <= first.min() and first.max() < high for low, high in TIMES)
+        if is_time or len(np.unique(np.floor(np.log10(first)))) > 1 or 2 * len(np.unique(first)) < len(first):
             return None
     flags = shlex.join(["--data.categorical", json.dumps([column.name], ensure_ascii=False)])
     return (
