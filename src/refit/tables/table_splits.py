@@ -13,9 +13,10 @@ from refit.data.splits import Sizes, split_by_time, split_randomly
 from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.tables.columns import check_columns, take_column
-from refit.tables.conversion import convert_column
+from refit.tables.conversion import clean_cells, convert_column
+from refit.tables.formats import DateFormat, read_notation
 from refit.tables.hashes import hash_rows
-from refit.tables.schema import find_reading
+from refit.tables.schema import Reading, find_reading
 from refit.tables.sources.table_source import Table
 from refit.texts import show
 
@@ -141,12 +142,19 @@ def _read_times(settings: DataSettings, typed: TypedTable) -> NDArray[Any]:
     """The column that orders rows: date-times in microseconds as int64, numbers as float64, zero for rows without a class."""
     name, table = settings.time_column or "", typed.table
     check_columns("data.time_column", [name], table.frame.columns, table.name)
-    reading, times = find_reading(take_column(table.frame, name), settings.null_values, table.locate)
+    values = take_column(table.frame, name)
+    cells = clean_cells(values, settings.null_values, table.locate)
+    notation = settings.formats.get(name) if cells.dtype == pl.String else None
+    if format := None if notation is None else read_notation(notation, cells.drop_nulls().unique()):
+        reading = Reading("datetime" if isinstance(format, DateFormat) else "numeric", format)
+        times = convert_column(values, reading.kind, settings.null_values, table.locate, format)
+    else:
+        reading, times = find_reading(values, settings.null_values, table.locate)
     if reading.kind not in ("numeric", "datetime"):
         example = show(take_column(table.frame, name).drop_nulls().head(1).item())
         raise DataError(
             f"{table.name}, column `{name}`: expected date-times or numbers to order rows by, found text such as {example!r};"
-            " write dates as 2026-12-31, which is unambiguous, or name another column"
+            " write dates as 2026-12-31, which is unambiguous, say in data.formats how they are written, or name another column"
         )
     missing = (times.is_null() & typed.y.is_not_null()).arg_true()
     if len(missing):

@@ -9,7 +9,7 @@ from refit.errors import DataError
 from refit.settings import DataSettings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
-from refit.tables.draft import check_data
+from refit.tables.draft import check_data, draft_dataset
 from refit.tables.manifest import Manifest
 from refit.tables.table_examples import load_manifest
 
@@ -362,3 +362,13 @@ def test_a_file_that_seems_to_have_one_column_is_refused_with_what_that_may_mean
     Path(CSV).write_text("Report of May\n" + "5^x\n" * 20)
     with pytest.raises(DataError, match=r"found no `y` among `.*`; set data\.separator if .*, or remove the lines above"):
         build(store, source=CSV)
+
+
+@pytest.mark.parametrize(("notation", "newest"), [("%d/%m/%Y", 0), ("%m/%d/%Y", 1)])
+def test_the_settings_say_how_the_times_that_order_rows_are_written(notation: str, newest: int) -> None:
+    times = ["01/12/2024", "12/01/2024", *(f"02/{2 + row % 2:02}/2024" for row in range(18))]
+    pl.DataFrame({"t": times, "x": range(20), "y": [0, 1] * 10}).write_csv(CSV)
+    by_time: dict[str, Any] = {"source": CSV, "split": "time", "time_column": "t", "test": 1, "val": 0}
+    with pytest.raises(DataError, match=r"column `t`: expected date-times .*, say in data\.formats how they are"):
+        draft_dataset(DataSettings(**by_time), 0)
+    assert draft_dataset(DataSettings(**by_time, formats={"t": notation}), 0).parts["test"].tolist() == [newest]
