@@ -251,8 +251,8 @@ class DataSettings(Section):
     """The columns to learn from; None takes all but the target, the time column of a `time` split, row numbers and ids."""
     exclude: TextList = []
     """Columns not to learn from."""
-    categorical: TextList = []
-    """Columns to treat as categories though their values look like numbers, booleans or dates."""
+    kinds: Annotated[dict[str, Literal["number", "category", "date", "text"]], BeforeValidator(_read_object)] = {}
+    """What columns hold, such as `{"zip": "category"}`: `number`, `category`, `date` or `text`. Others are found by their cells."""
     formats: Annotated[dict[str, str], BeforeValidator(_read_object)] = {}
     """How columns write dates, such as `{"sold": "%d/%m/%Y"}`, or numbers (`1.234,5`); others are read in the only way there is."""
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
@@ -566,7 +566,7 @@ class Settings(SettingsTree, BaseSettings):
         return self
 
 
-TABLE_SETTINGS = ("source", "test_source", "features", "exclude", "categorical", "formats", "time_column", "group_column")
+TABLE_SETTINGS = ("source", "test_source", "features", "exclude", "kinds", "formats", "time_column", "group_column")
 
 
 def _refuse_table_settings(data: DataSettings, promotion: PromotionSettings) -> None:

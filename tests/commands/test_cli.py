@@ -104,7 +104,7 @@ def test_settings_says_where_each_value_comes_from(refit, monkeypatch):
         (("--model.hidden_sizes", "[64]"), "model.hidden_sizes", [64]),
         (("--model.hidden_sizes", "[]"), "model.hidden_sizes", []),
         (("--data.features", '["a", "b,c"]'), "data.features", ["a", "b,c"]),
-        (("--data.categorical", '["zip code"]'), "data.categorical", ["zip code"]),
+        (("--data.kinds", '{"zip code": "category"}'), "data.kinds", {"zip code": "category"}),
         (("--data.null_values", '["", "-"]'), "data.null_values", ["", "-"]),
         (("--data.target", "-1"), "data.target", "-1"),
         (("--data.source", "a=b.csv"), "data.source", "a=b.csv"),

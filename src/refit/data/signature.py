@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["numeric", "datetime", "boolean", "categorical"]
+Kind = Literal["numeric", "datetime", "boolean", "categorical", "text"]
 
 
 class InputColumn(BaseModel):

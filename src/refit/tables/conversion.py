@@ -187,7 +187,7 @@ def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Loc
     where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"
     if len(texts) > 1:
         more += f", also {list_names(texts[1:], MAX_MARKS)}"
-    settings = {"null_values": marks.to_list()} if _are_marks(marks, texts, values) else {"categorical": [values.name]}
+    settings = {"null_values": marks.to_list()} if _are_marks(marks, texts, values) else {"kinds": {values.name: "category"}}
     raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedies=[settings])
 
 

@@ -101,7 +101,7 @@ def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHE
         draft_dataset(settings, seed)
         return
     names = open_source(settings.source, settings).names()
-    for setting in ("target", "features", "exclude", "categorical", "group_column", "time_column"):
+    for setting in ("target", "features", "exclude", "kinds", "group_column", "time_column"):
         value = getattr(settings, setting)
         check_columns(f"data.{setting}", [value] if isinstance(value, str) else value or [], names, settings.source)
 

@@ -243,7 +243,7 @@ def _remark_on_codes(numbers: pl.Series, raw: pl.Series) -> str | None:
     if num_lost := pairs.height - pairs["number"].n_unique():
         one, other = pairs.filter(pairs["number"].is_duplicated())["text"].head(2)
         told.append(f"`{show(one)}` and `{show(other)}` are read as the same number{_count_more(num_lost - 1)}")
-    return f"{'; '.join(told)}; name the column in data.categorical if they are codes or versions" if told else None
+    return f"{'; '.join(told)}; make the column a category in data.kinds if they are codes or versions" if told else None
 
 
 def _remark_on_digit_codes(column: NumericColumn, values: pl.Series) -> str | None:
@@ -261,7 +261,7 @@ def _remark_on_digit_codes(column: NumericColumn, values: pl.Series) -> str | No
         is_time = any(low <= first.min() and first.max() < high for low, high in TIMES)
         if is_time or len(np.unique(np.floor(np.log10(first)))) > 1 or 2 * len(np.unique(first)) < len(first):
             return None
-    flags = shlex.join(["--data.categorical", json.dumps([column.name], ensure_ascii=False)])
+    flags = shlex.join(["--data.kinds", json.dumps({column.name: "category"}, ensure_ascii=False)])
     return (
         f"read as numbers, though values such as `{first[0]:.0f}` may be codes, of which neither size nor order means anything; add"
         f" {flags} if they are"
@@ -383,5 +383,5 @@ def _remark_on_digits(numbers: pl.Series, raw: pl.Series, length: int | None) ->
     example = raw[int(np.nanargmax(sizes))]
     return (
         f"{num_lost:,} of its values, such as `{show(example)}`, have more digits than a float keeps, and become equal to others;"
-        " name the column in data.categorical if they are codes"
+        " make the column a category in data.kinds if they are codes"
     )

@@ -45,7 +45,7 @@ NUM_LOOKED_AT = 1000
 NUM_TRIED = 100
 """Numbers that show first what others of their column cannot be."""
 LEAST_COMPACT, LEAST_THOUSAND = 19_000_000, 1000
-MISTAKES = "correct the value, add it to data.null_values, or name the column in data.categorical"
+MISTAKES = "correct the value, add it to data.null_values, or make the column a category in data.kinds"
 CODE = r"^[+-]?0\d+$"
 """A whole number with leading zeros, which a number would lose."""
 
@@ -99,6 +99,41 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
     if reading.kind == "numeric":
         return reading, convert_column(values, "numeric", null_values, locate, reading.format)
     return reading, parse_cells(values, reading.kind, reading.format)
+
+
+def read_as(values: pl.Series, kind: Kind, null_values: Sequence[str], locate: Locate) -> tuple[Reading, pl.Series]:
+    """Convert a column to a kind that people named, whatever it looks like; several formats that read all cells are `choices`.
+
+    Raises:
+        DataError: A cell is not of this kind in the format that others have, or is infinite.
+    """
+    cells = clean_cells(values, null_values, locate)
+    different = cells.drop_nulls().unique(maintain_order=True)
+    formats = [] if kind in ("categorical", "text") else _list_formats(different, kind)
+    if len(formats) > 1:
+        return Reading("categorical", choices=tuple(formats)), parse_categories(cells)
+    format = formats[0] if formats else None
+    converted = convert_column(values, kind, null_values, locate, format)
+    is_number = kind == "numeric" and cells.dtype == pl.String and (format is None or isinstance(format, NumberFormat))
+    remark = None if format is None or cells.dtype == pl.Time else describe_formats(different.cast(pl.String), formats)
+    return Reading(kind, format, remark, list_readings(different, format) if is_number else ()), converted
+
+
+def _list_formats(different: pl.Series, kind: Kind) -> list[AnyFormat]:
+    """The formats of this kind that read all cells, or the one that reads all that look like numbers or dates; none if plain."""
+    if different.dtype == pl.Time:
+        return [ClockFormat()]
+    if not parse_cells(different, kind).has_nulls():
+        return []
+    compact = DateFormat(pattern=COMPACT_DATE)
+    if kind == "datetime" and not parse_cells(different, kind, compact).has_nulls():
+        return [compact]
+    if different.dtype != pl.String:
+        return []
+    formats = find_formats(different)
+    if not formats and len(alike := find_formats(different.filter(find_alike(different)))) == 1:
+        formats = alike
+    return [format for format in formats if isinstance(format, DateFormat) == (kind == "datetime") and format != NumberFormat()]
 
 
 def _has_codes(texts: pl.Series) -> bool:
@@ -165,8 +200,8 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
     rest = f"`, and others do not, such as `{show(others[0])}`" if others.len() else "`, but in no single format that is known"
     return (
         f"read as categories, though {share:.0%} of its values look like numbers or dates, such as"
-        f" `{show(alike[0])}{rest}; correct these, add them to data.null_values if they mean a missing value, or name the column in"
-        " data.categorical if categories are meant"
+        f" `{show(alike[0])}{rest}; correct these, add them to data.null_values if they mean a missing value, or make the"
+        " column a category in data.kinds if categories are meant"
     )
 
 

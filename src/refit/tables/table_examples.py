@@ -158,7 +158,7 @@ class TableExamples(Manifest):
             if not self.dialect.agrees_with(now.dialect, data):
                 return f"expected files written {dialects[0]}, found them written {dialects[1]}", remedy
         columns = {column.name: column for column in now.columns}
-        said = {*data.categorical, *data.formats}
+        said = {*data.kinds, *data.formats}
         for known in self.columns:
             found = columns.get(known.name)
             if found is not None and known.name not in said and not _are_read_alike(known, found):

@@ -16,8 +16,8 @@ from refit.texts import count, list_names, show
 
 OTHER_TARGET = "name another column in data.target"
 CONTINUOUS = (
-    "Refit trains classifiers: bin the numbers into classes, name another column in data.target, or name this one in"
-    " data.categorical if each number is a class"
+    "Refit trains classifiers: bin the numbers into classes, name another column in data.target, or make this one a"
+    " category in data.kinds if each number is a class"
 )
 BOOLEANS = (["true", "false"], ["True", "False"], ["TRUE", "FALSE"])
 """Spellings of booleans, each of which can be written back exactly."""

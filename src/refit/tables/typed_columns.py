@@ -17,12 +17,14 @@ from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import clean_cells, convert_column, read_marks
 from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberFormat, read_notation
 from refit.tables.row_labels import find_label, remark_on_counting
-from refit.tables.schema import Reading, describe_formats, find_reading
+from refit.tables.schema import Reading, describe_formats, find_reading, read_as
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, read_groups
 from refit.tables.targets import convert_target
 from refit.texts import list_names, show
 
+KINDS: dict[str, Kind] = {"number": "numeric", "category": "categorical", "date": "datetime", "text": "text"}
+"""What columns hold, by the names that people give."""
 ADVICE = ("to train on it as it is, add: ", "or, if the other meaning is right: ")
 """How lines of a refusal begin that end in flags."""
 HUNDREDS = "hundreds such as `512` stand beside it"
@@ -58,7 +60,7 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
         except DataError as fault:
             faults.append(fault)
             continue
-        is_chosen = settings.features is not None or name in settings.categorical
+        is_chosen = settings.features is not None or name in settings.kinds
         if not is_chosen and (reason := find_label(name, values, typed, reading, starts)):
             left_out[name] = reason
         elif told := remark_on_counting(name, typed, reading, starts):
@@ -76,11 +78,11 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
 
 def _read_column(name: str, values: pl.Series, settings: DataSettings, table: Table) -> tuple[Reading, pl.Series]:
     """Read a column as the settings say, or as it is."""
-    if name in settings.categorical:
-        return Reading("categorical"), convert_column(values, "categorical", settings.null_values, table.locate)
-    if name not in settings.formats:
-        return find_reading(values, settings.null_values, table.locate)
-    notation = settings.formats[name]
+    said, notation = settings.kinds.get(name), settings.formats.get(name)
+    if notation is None:
+        if said is None:
+            return find_reading(values, settings.null_values, table.locate)
+        return read_as(values, KINDS[said], settings.null_values, table.locate)
     cells = clean_cells(values, settings.null_values, table.locate)
     format = read_notation(notation, cells.drop_nulls().unique()) if cells.dtype == pl.String else None
     if format is None:
@@ -88,14 +90,23 @@ def _read_column(name: str, values: pl.Series, settings: DataSettings, table: Ta
             f"data.formats, column `{show(name)}`: expected text, and a date as `%d/%m/%Y` or a number as `1.234,5`,"
             f" found {cells.dtype} and {show(notation)!r}; change it"
         )
+    if said is not None and KINDS[said] != _find_kind(format):
+        raise DataError(
+            f"data.kinds, column `{show(name)}`: expected a kind that is written as data.formats says, {show(notation)!r}, found"
+            f" `{said}`; drop either"
+        )
     return _apply_format(values, format, settings, table, None)
 
 
 def _apply_format(
     values: pl.Series, format: AnyFormat, settings: DataSettings, table: Table, remark: str | None
 ) -> tuple[Reading, pl.Series]:
-    kind: Kind = "datetime" if isinstance(format, DateFormat) else "numeric"
+    kind = _find_kind(format)
     return Reading(kind, format, remark), convert_column(values, kind, settings.null_values, table.locate, format)
+
+
+def _find_kind(format: AnyFormat) -> Kind:
+    return "datetime" if isinstance(format, DateFormat) else "numeric"
 
 
 def _settle_formats(
@@ -129,7 +140,8 @@ def _refuse_meanings(name: str, texts: pl.Series, reading: Reading, table: Table
     kind = "numbers" if isinstance(reading.choices[0], NumberFormat) else "dates"
     return DataError(
         f"{table.name}, column `{show(name)}`: expected {kind} with one meaning, found that"
-        f" {describe_formats(texts, reading.choices)}; name the right notation in data.formats, or the column in data.categorical",
+        f" {describe_formats(texts, reading.choices)}; name the right notation in data.formats, or make the column a"
+        " category in data.kinds",
         remedies=[{"formats": {name: choice.notation}} for choice in reading.choices],
     )
 
@@ -194,7 +206,12 @@ def write_flags(settings: Mapping[str, Any], prefix: str = "--") -> list[str]:
 
 def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
     """Find what the target holds, and convert it to classes."""
-    kind: Kind | None = "categorical" if settings.target in settings.categorical else None
+    said = settings.kinds.get(settings.target)
+    if said in ("date", "text"):
+        raise DataError(
+            f"data.kinds, column `{show(settings.target)}`: expected `category` or `number` for the target, found `{said}`; drop it"
+        )
+    kind = None if said is None else KINDS[said]
     return convert_target(take_column(table.frame, settings.target), kind, settings.null_values, table.locate)
 
 
@@ -253,7 +270,7 @@ def _choose_features(settings: DataSettings, table: Table, has_target: bool) -> 
     if has_target:
         check_columns("data.target", [settings.target], present, table.name)
     check_columns("data.features", features or [], present, table.name)
-    check_columns("data.categorical", settings.categorical, present, table.name)
+    check_columns("data.kinds", settings.kinds, present, table.name)
     check_columns("data.exclude", settings.exclude, present, table.name)
     check_columns("data.formats", settings.formats, present, table.name)
     if both := [name for name in features or [] if name in settings.exclude]:

@@ -89,7 +89,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.source": ("elsewhere.csv", set()),
     "data.target": ("label", DATASET),
     "data.features": (["x1"], DATASET),
-    "data.categorical": (["x1"], DATASET),
+    "data.kinds": ({"x1": "category"}, DATASET),
     "data.null_values": (["", "-"], DATASET),
     "data.exclude": (["x1"], DATASET),
     "data.formats": ({"x1": "1,234.5"}, DATASET),

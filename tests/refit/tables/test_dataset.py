@@ -220,7 +220,7 @@ def test_names_that_look_like_patterns_are_names(store: Store, tmp_path: Path, e
         frame = pl.DataFrame(dict(zip([*names, time_column, target], cells, strict=True)))
         frame.write_csv(source) if end == "csv" else frame.write_parquet(source)
         split = {"split": "time", "time_column": time_column}
-        manifest = build(store, source=source, target=target, features=names, categorical=names[-1:], **split)
+        manifest = build(store, source=source, target=target, features=names, kinds={names[-1]: "category"}, **split)
         assert ([column.name for column in manifest.columns], manifest.profiles[-1].name) == (names, target)
         (batch,) = open_source(source).iterate(names, [], 100)
         truth, *_ = convert_rows(manifest, load_test_rows(manifest, store))

@@ -102,7 +102,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"features": ["q"]},
         r"data\.features: .* found no `q` among `x`, `y`; set data\.features to one",
     ),
-    "no category": ({CSV: rows()}, {"categorical": ["q"]}, r"data\.categorical: .* found no `q` among `x`, `y`"),
+    "no category": ({CSV: rows()}, {"kinds": {"q": "text"}}, r"data\.kinds: .* found no `q` among `x`, `y`"),
     "target as feature": ({CSV: rows()}, {"features": ["x", "y"]}, r"data\.features: .* found the target `y`; take it out"),
     "target alone": ({CSV: b"y\n0\n1\n"}, {}, r"rows\.csv: expected a column to learn from, found `y`"),
     "another class is a mark": (
@@ -127,7 +127,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {CSV: rows("x,y", '"3,750",1', "?,1")},
         {},
         r"row 21 of .*rows\.csv, line 22, column `x`: expected a number, found '3,750' \(and 1 more such rows\), also `\?`; "
-        r"correct the value, add it to data\.null_values, or name the column in data\.categorical",
+        r"correct the value, add it to data\.null_values, or make the column a category in data\.kinds",
     ),
     "text among dates": (
         {CSV: b"x,y\n" + b"2020-01-01,0\n2020-01-02,1\n" * 9 + b"soon,1\n"},
@@ -287,7 +287,7 @@ def test_of_large_files_only_the_header_is_read_before_a_run(tmp_path: Path) -> 
     check_data(DataSettings(source=f"{tmp_path}/rows.csv"), 0, max_bytes=10)
     with pytest.raises(DataError, match=r"data\.target: expected a column of .*rows\.csv, found no `z`"):
         check_data(DataSettings(source=f"{tmp_path}/rows.csv", target="z"), 0, max_bytes=10)
-    for name, value in (("features", ["x", "z"]), ("categorical", ["z"]), ("group_column", "z"), ("time_column", "z")):
+    for name, value in (("features", ["x", "z"]), ("kinds", {"z": "date"}), ("group_column", "z"), ("time_column", "z")):
         with pytest.raises(DataError, match=rf"data\.{name}: expected a column of .*rows\.csv, found no `z`"):
             check_data(DataSettings.model_validate({"source": f"{tmp_path}/rows.csv", name: value}), 0, max_bytes=10)
 

@@ -64,7 +64,7 @@ def test_every_column_is_said_with_its_kind_and_how_it_is_read() -> None:
     assert found["nr"].how == "from 0 on"
 
 
-@pytest.mark.parametrize("settings", [{}, {"features": ["price", "city"]}, {"exclude": ["note"], "categorical": ["opens"]}])
+@pytest.mark.parametrize("settings", [{}, {"features": ["price", "city"]}, {"exclude": ["note"], "kinds": {"opens": "category"}}])
 def test_it_says_what_training_does(tmp_path: Path, settings: dict[str, Any]) -> None:
     found = look(make_columns(), **settings)
     store = Store(f"{tmp_path}/store")

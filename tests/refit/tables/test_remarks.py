@@ -27,7 +27,7 @@ def build_lines(store: Store, columns: dict[str, Any], end: str = "csv", **setti
 def test_a_line_a_column_says_how_text_was_read_and_plain_columns_have_none(store: Store) -> None:
     columns = {"price": [f"${1000 + n:,}" for n in range(20)], "x": list(range(20)), "k": ["u", "v", "u"] * 6 + ["u", "v"]}
     assert build_lines(store, columns) == ["column `price`: `$1,000` is read as 1000"]
-    (line,) = build_lines(store, columns, categorical=["price"])
+    (line,) = build_lines(store, columns, kinds={"price": "category"})
     assert re.match(r"column `price`: 1\d texts in the train rows, none of them twice, so that nothing is learned from it", line)
 
 
@@ -65,7 +65,8 @@ def test_numbers_that_become_one_float_are_counted(store: Store) -> None:
     whole = [2**53 + n for n in range(20)]
     long = [f"0.{'1' * 22}{n:02}" for n in range(20)]
     ending = (
-        "have more digits than a float keeps, and become equal to others; name the column in data.categorical if they are codes"
+        "have more digits than a float keeps, and become equal to others; make the column a category in data.kinds if they are"
+        " codes"
     )
     assert build_lines(store, {"id": whole, "x": list(range(20))}, "parquet") == [
         f"column `id`: 9 of its values, such as `{2**53 + 19}`, {ending}"
@@ -78,10 +79,10 @@ def test_numbers_that_become_one_float_are_counted(store: Store) -> None:
 
 
 def test_texts_that_are_numbers_but_may_be_codes_are_told(store: Store) -> None:
-    ending = "; name the column in data.categorical if they are codes or versions"
+    ending = "; make the column a category in data.kinds if they are codes or versions"
     versions = {"version": ["1.1", "1.10", "1.2", "2.0", "2"] * 4, "x": list(range(20))}
     assert build_lines(store, versions) == [f"column `version`: `1.1` and `1.10` are read as the same number{ending}"]
-    assert build_lines(store, versions, categorical=["version"]) == []
+    assert build_lines(store, versions, kinds={"version": "category"}) == []
     assert build_lines(store, {"part": ["1001", "1002", "10E0", "1e5", "NA"] * 4, "x": list(range(20))}) == [
         f"column `part`: `10E0` is read as 10, and 8 rows hold such texts{ending}"
     ]
@@ -260,7 +261,7 @@ def test_of_many_lines_the_log_shows_some(store: Store) -> None:
     ],
 )
 def test_whole_numbers_that_may_be_codes_are_told(store: Store, name: str, values: list[float], is_code: bool) -> None:
-    told = "may be codes, of which neither size nor order means anything; add --data.categorical '[\"{}\"]' if they are"
+    told = "may be codes, of which neither size nor order means anything; add --data.kinds '{{\"{}\": \"category\"}}' if they are"
     for end in ("csv", "parquet"):
         lines = build_lines(store, {name: values, "x": [n % 7 for n in range(60)]}, end)
         assert (told.format(name) in " ".join(lines)) == is_code

@@ -64,7 +64,7 @@ def test_the_kind_is_what_all_values_are(cells: list[Any], kind: str, values: li
             "categorical",
             ["3750", "-", "-", "?"],
             r"read as categories, though 25% of its values look like numbers or dates, such as `3750`, and others do not, such as"
-            r" `-`; correct these, add them to data\.null_values .*, or name the column in data\.categorical",
+            r" `-`; correct these, add them to data\.null_values .*, or make the column a category in data\.kinds",
         ),
         (["18.7%", "0.3", "0.4", "0.5"], "categorical", ["18.7%", "0.3", "0.4", "0.5"], None),
     ],

@@ -77,7 +77,7 @@ FAULTY: list[tuple[dict[str, list[str]], list[str], dict[str, str]]] = [
         [
             r"column `n`: expected a number, found 'none'",
             r"column `sold`: expected dates with one meaning, found that `.*` may mean 2024-..-.. \(`%d/%m/%Y`\) or 2024-..-.."
-            r" \(`%m/%d/%Y`\); name the right notation in data.formats, or the column in data.categorical",
+            r" \(`%m/%d/%Y`\); name the right notation in data.formats, or make the column a category in data.kinds",
         ],
         {"sold": "datetime", "n": "numeric"},
     ),
@@ -215,5 +215,81 @@ def test_a_notation_that_fits_no_cell_or_means_nothing_is_refused(tmp_path: Path
 
 
 def test_one_category_among_dates_keeps_its_column_if_it_is_named(tmp_path: Path) -> None:
-    found = draft(tmp_path, make(sold=["01/02/2024", "03/04/2024"] * (N // 2)), categorical=["sold"])
+    found = draft(tmp_path, make(sold=["01/02/2024", "03/04/2024"] * (N // 2)), kinds={"sold": "category"})
     assert isinstance(found.columns[0], CategoricalColumn)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "values"),
+    [
+        (["007", "012"], "number", [7, 12]),
+        (["1,250.5 kg", "950 kg"], "number", [1250.5, 950]),
+        (["7:45", "12:30"], "number", [7.75, 12.5]),
+        (["20240131", "20231224"], "date", [datetime(2024, 1, 31), datetime(2023, 12, 24)]),
+        (["2024-01-31", "2023-12-24"], "date", [datetime(2024, 1, 31), datetime(2023, 12, 24)]),
+        (["31/12/2024", "24/12/2023"], "date", [datetime(2024, 12, 31), datetime(2023, 12, 24)]),
+        (["1.5", "2.5"], "category", ["1.5", "2.5"]),
+    ],
+)
+def test_a_column_holds_what_the_settings_say(tmp_path: Path, cells: list[str], kind: Any, values: list[Any]) -> None:
+    settings = DataSettings(source=f"{tmp_path}/rows.csv", kinds={"c": kind})
+    pl.DataFrame(make(c=cells * (N // 2))).write_csv(settings.source)
+    features = type_features(settings, open_source(settings.source).read())
+    assert features.frame["c"][:2].to_list() == values
+
+
+@pytest.mark.parametrize(
+    ("cells", "settings", "message"),
+    [
+        (
+            ["5", "five", "7"],
+            {"kinds": {"c": "number"}},
+            r"row 2 of .*, line 3, column `c`: expected a number, found 'five' \(and 29 more such rows\); correct the value",
+        ),
+        (
+            ["$1,250", "$950", "x"],
+            {"kinds": {"c": "number"}},
+            r"row 3 of .*, column `c`: expected a number written as `1,234.5` with `\$`, found 'x' \(and 29 more such rows\)",
+        ),
+        (
+            ["yesterday", "2024-01-31", "2024-01-30"],
+            {"kinds": {"c": "date"}},
+            r"row 1 of .*, column `c`: expected an ISO date or date-time, found 'yesterday'",
+        ),
+        (
+            ["1,250", "3,750", "1,000"],
+            {"kinds": {"c": "number"}, "formats": {"x": "1.5"}},
+            r"data\.formats, column `x`: expected text, and a date",
+        ),
+        (
+            ["01/02/2024", "03/04/2024", "05/06/2024"],
+            {"kinds": {"c": "date"}},
+            r"column `c`: expected dates with one meaning, found that `.*` may mean .*; name the right one of `%d/%m/%Y`",
+        ),
+        (
+            ["1.250", "3.5", "1.000"],
+            {"kinds": {"c": "date"}, "formats": {"c": "1.234,5"}},
+            r"data\.kinds, column `c`: expected a kind that is written as data\.formats says, '1\.234,5', found `date`",
+        ),
+        (["a", "b", "c"], {"kinds": {"d": "text"}}, r"data\.kinds: expected a column of .*, found no `d` among"),
+        (
+            ["a", "b", "c"],
+            {"kinds": {"y": "text"}},
+            r"data\.kinds, column `y`: expected `category` or `number` for the target, found `text`; drop it",
+        ),
+    ],
+)
+def test_a_cell_that_is_not_what_the_settings_say_is_named(
+    tmp_path: Path, cells: list[str], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        draft(tmp_path, make(c=cells * (N // 3)), **settings)
+
+
+def test_numbers_of_two_meanings_are_refused_where_the_settings_ask_for_numbers_and_following_it_trains(tmp_path: Path) -> None:
+    columns = make(c=["1.250 €", "950 €"] * (N // 2))
+    with pytest.raises(
+        DataError, match=r"column `c`: expected numbers with one meaning, found that .*; name the right one of"
+    ) as found:
+        draft(tmp_path, columns, kinds={"c": "number"})
+    assert draft(tmp_path, columns, **read_flags(found.value)).kinds["c"] == "numeric"
