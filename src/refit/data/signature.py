@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["numeric", "datetime", "boolean", "categorical", "text"]
+NO_NUMBERS = ("categorical", "text")
+"""Kinds whose inputs are no numbers to compute with as they are."""
 
 
 class InputColumn(BaseModel):
     """A column that a model learns from; it has one or more of the F inputs, side by side.
 
-    A category is one input that is 1 among others that are 0. Other kinds are numbers, standardized, and, where train rows lacked
-    values, an input that is 1 for a missing one.
+    A category is one input that is 1 among others that are 0. A text is a list of whole numbers from 1 to `num_ngrams`, one for
+    each word, pair of words or piece of a word in it, and then zeros. Other kinds are numbers, standardized, and, where train rows
+    lacked values, an input that is 1 for a missing one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +32,8 @@ class InputColumn(BaseModel):
     means: list[float] = Field(default_factory=list)
     stds: list[float] = Field(default_factory=list)
     """Means and deviations by which each input was standardized; empty if none was. A deviation of 0 stands for a single value."""
+    num_ngrams: int = 0
+    """How many n-grams texts are made of; 0 for other kinds."""
 
     @property
     def width(self) -> int:
@@ -112,7 +117,7 @@ class Signature(BaseModel):
 
     @property
     def num_numbers(self) -> int:
-        """N, the number of inputs that are not categories."""
+        """N, the number of inputs that are neither categories nor texts."""
         return len(self._places[0])
 
     @property
@@ -120,15 +125,25 @@ class Signature(BaseModel):
         """The number of categories of each of the K categorical columns."""
         return [column.num_categories for column in self.columns if column.kind == "categorical"]
 
+    @property
+    def texts(self) -> list[InputColumn]:
+        """The columns of texts."""
+        return [column for column in self.columns if column.kind == "text"]
+
     @cached_property
-    def _places(self) -> tuple[list[int], list[slice]]:
-        """The inputs that are numbers, and where each categorical column has its own."""
+    def _spans(self) -> list[tuple[InputColumn, slice]]:
+        """Where each column has its inputs."""
         ends = [0]
         for column in self.columns:
             ends.append(ends[-1] + column.width)
-        spans = list(zip(self.columns, pairwise(ends), strict=True))
-        numbers = [place for column, (start, end) in spans if column.kind != "categorical" for place in range(start, end)]
-        return numbers, [slice(start, end) for column, (start, end) in spans if column.kind == "categorical"]
+        return [(column, slice(*span)) for column, span in zip(self.columns, pairwise(ends), strict=True)]
+
+    @cached_property
+    def _places(self) -> tuple[list[int], list[slice]]:
+        """The inputs that are numbers, and where each categorical column has its own."""
+        spans = [(column.kind, span) for column, span in self._spans]
+        numbers = [place for kind, span in spans if kind not in NO_NUMBERS for place in range(span.start, span.stop)]
+        return numbers, [span for kind, span in spans if kind == "categorical"]
 
     def split(self, x: "Tensor") -> "tuple[Tensor, list[Tensor]]":
         """Split inputs into numbers and the code of each category, for models that embed categories.
@@ -139,13 +154,25 @@ class Signature(BaseModel):
         numbers, blocks = self._places
         return x[:, numbers], [x[:, block].argmax(dim=1) for block in blocks]
 
+    def split_texts(self, x: "Tensor") -> "tuple[Tensor, list[Tensor]]":
+        """Split inputs into those that are no texts, and the numbers of the n-grams of each text, for models that embed texts.
+
+        Shape:
+            x: (B, F); returns (B, F without those of texts), and for each of `texts` (B, width), int64, from 0 to `num_ngrams`.
+        """
+        import torch  # takes a second, which who only describes a table need not wait for
+
+        others = [x[:, span] for column, span in self._spans if column.kind != "text"]
+        texts = [x[:, span].long().clamp(0, column.num_ngrams) for column, span in self._spans if column.kind == "text"]
+        return (torch.cat(others, dim=1) if others else x[:, :0]), texts
+
     def restore(self, numbers: "Tensor") -> "Tensor":
         """Undo the standardization of what `split` gives, for models that prepare numbers themselves; missing ones are filled in.
 
         Shape:
             numbers: (B, N); returns (B, N).
         """
-        columns = [column for column in self.columns if column.kind != "categorical"]
+        columns = [column for column in self.columns if column.kind not in NO_NUMBERS]
         means = [mean for column in columns for mean in column.means or [0.0] * column.width]
         stds = [std for column in columns for std in column.stds or [1.0] * column.width]
         return numbers * numbers.new_tensor(stds) + numbers.new_tensor(means)

@@ -23,10 +23,10 @@ from refit.errors import DataError, RefitError, SettingsError, first_line
 from refit.models.contract import NUM_ROWS
 from refit.runtime.randomness import putting_generators_back
 from refit.serving.saved_model import Model
-from refit.serving.tensor_model import MISSING_CATEGORY, Scorer, build_array, describe_column
+from refit.serving.tensor_model import MISSING_CATEGORY, TEXTS, Scorer, build_array, describe_column
 from refit.store.outputs import check_output, replacing
 from refit.tables.manifest import Manifest, expect_table
-from refit.tables.preprocessing import CategoricalColumn
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, TextColumn
 from refit.training.objective import Classification
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -43,7 +43,8 @@ Arrays = list[NDArray[Any]]
 Run = Callable[[Arrays], tuple[NDArray[Any], NDArray[np.float32]]]
 """Runs the written file: columns, each `(N,)`, to classes `(N,)` and probabilities `(N, C)`."""
 
-README = """\
+README = (
+    """\
 A PyTorch program from torch.export, including the preparation of its inputs:
 
     import json, torch
@@ -56,13 +57,20 @@ A PyTorch program from torch.export, including the preparation of its inputs:
 `columns` are tensors of shape (N,), one for each of manifest["columns"], in that order, of its `type`, with `missing` where a
 value is unknown. Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. A category is its index in `categories`,
 or len(categories) if it is not there.
+
 """
-ONNX_DOC = """\
+    + TEXTS
+)
+ONNX_DOC = (
+    """\
 Inputs: a tensor of shape (N,) for each column, described in the metadata `columns`, with `missing` where a value is unknown.
 Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. Categories are text without spaces around it: whole numbers as
 `1` or `1.0`, booleans as `true`, `True` or `TRUE`. Outputs: `class` (N,), and `probabilities` (N, C) in the order of the metadata
 `classes`.
+
 """
+    + TEXTS
+)
 
 
 def export_model(
@@ -113,10 +121,15 @@ def _describe_all(manifest: Manifest, name: str, has_text: bool) -> dict[str, An
 
 
 def _trace(scorer: Scorer) -> torch.export.ExportedProgram:
-    kinds = [column.kind for column in scorer.preparation.columns]
-    columns = tuple(torch.zeros(3, dtype=torch.int64 if kind in ("datetime", "categorical") else torch.float64) for kind in kinds)
+    columns = tuple(map(_make_example, scorer.preparation.columns))
     rows = torch.export.Dim("rows")
     return torch.export.export(scorer, columns, dynamic_shapes=(tuple({0: rows} for _ in columns),))
+
+
+def _make_example(column: AnyColumn) -> torch.Tensor:
+    if isinstance(column, TextColumn):
+        return torch.zeros(3, column.width, dtype=torch.int64)
+    return torch.zeros(3, dtype=torch.int64 if column.kind in ("datetime", "categorical") else torch.float64)
 
 
 def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Run:
@@ -174,7 +187,8 @@ def _add_names(onnx: Any, proto: Any, manifest: Manifest) -> Any:
             nodes.append(helper.make_node("LabelEncoder", [column.name], [traced.name], domain="ai.onnx.ml", **known))
         else:
             nodes.append(helper.make_node("Identity", [column.name], [traced.name]))
-        inputs.append(helper.make_tensor_value_info(column.name, kind, ["rows"]))
+        shape = ["rows", column.width] if isinstance(column, TextColumn) else ["rows"]
+        inputs.append(helper.make_tensor_value_info(column.name, kind, shape))
     labels = helper.make_tensor(f"{INTERNAL}classes", *_list_labels(types, manifest.classes))
     place, probabilities = (output.name for output in graph.output)
     last = [

@@ -14,19 +14,44 @@ from torch import Tensor, nn
 
 from refit.tables.columns import take_column
 from refit.tables.conversion import convert_column
-from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, list_scales
+from refit.tables.ngrams import PIECE, PIECE_MARK, WORD
+from refit.tables.preprocessing import (
+    AnyColumn,
+    CategoricalColumn,
+    DatetimeColumn,
+    NumericColumn,
+    TextColumn,
+    apply_columns,
+    list_scales,
+)
 from refit.training.objective import Objective
 
 MISSING_TIME = -(2**63)
 MISSING_CATEGORY = -1
 MICROSECONDS_PER_DAY = 86_400_000_000
+TEXTS = f"""\
+A text is the numbers of its n-grams, each once, and then zeros, (N, `width`) in all. The first of `ngrams` is number 1:
+
+    import regex, unicodedata
+    WORD = r"(?V1){WORD}"
+    def number_text(text, ngrams, width):
+        places = {{ngram: place for place, ngram in enumerate(ngrams, 1)}}
+        words = regex.findall(WORD, unicodedata.normalize("NFKC", text).lower())
+        pairs = [one + " " + other for one, other in zip(words, words[1:])]
+        marked = [f"<{{word}}>" for word in dict.fromkeys(words) if len(word) >= {PIECE - 1}]
+        pieces = ["{PIECE_MARK}" + word[start : start + {PIECE}] for word in marked for start in range(len(word) - {PIECE - 1})]
+        known = [places[ngram] for ngram in dict.fromkeys([*words, *pairs, *pieces]) if ngram in places]
+        return [*known, *[0] * width][:width]
+"""
+"""How those who run an exported model make the tensor of a text."""
 
 
 class Preparation(nn.Module):
     """Turns tensors of columns into inputs as `apply_columns` does.
 
     Shape: for each column `(N,)`: float64 with NaN for missing (numbers, and booleans as 0 and 1), int64 microseconds since 1970
-    with the least int64 for missing, or int64 indices of categories with -1 for missing. Output: float32 `(N, F)`.
+    with the least int64 for missing, or int64 indices of categories with -1 for missing; for a text `(N, W)`, the numbers of its
+    n-grams, int64. Output: float32 `(N, F)`.
     """
 
     def __init__(self, columns: Sequence[AnyColumn]) -> None:
@@ -42,6 +67,9 @@ class Preparation(nn.Module):
         """Return the inputs, `(N, F)`."""
         inputs = []
         for position, (column, values) in enumerate(zip(self.columns, tensors, strict=True)):
+            if isinstance(column, TextColumn):
+                inputs.append(values.float())
+                continue
             is_missing = _find_missing(column, values)
             if isinstance(column, CategoricalColumn):
                 inputs.append(_one_hot(column, values, is_missing, self.get_buffer(f"{position}_places")))
@@ -79,6 +107,8 @@ def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:
     known = {"name": column.name, "kind": column.kind}
     if isinstance(column, DatetimeColumn):
         return {**known, "type": "int64", "missing": MISSING_TIME}
+    if isinstance(column, TextColumn):
+        return {**known, "type": "int64", "missing": 0, "width": column.width, "ngrams": column.ngrams}
     if not isinstance(column, CategoricalColumn):
         return {**known, "type": "float64", "missing": "NaN"}
     told: dict[str, Any] = {"type": "string", "missing": ""} if has_text else {"type": "int64", "missing": MISSING_CATEGORY}
@@ -86,7 +116,9 @@ def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:
 
 
 def build_array(column: AnyColumn, rows: pl.DataFrame, has_text: bool) -> NDArray[Any]:
-    """Turn a column of raw rows into the values of its tensor, `(N,)`."""
+    """Turn a column of raw rows into the values of its tensor, `(N,)`, or `(N, W)` of a text."""
+    if isinstance(column, TextColumn):
+        return apply_columns([column], rows).long().numpy()
     values = convert_column(
         take_column(rows, column.name), column.kind, column.null_values, lambda index: f"row {index + 1}", column.format
     )

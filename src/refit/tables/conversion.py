@@ -1,4 +1,4 @@
-"""Converts the cells of a column to a known kind: numbers, booleans, date-times or categories.
+"""Converts the cells of a column to a known kind: numbers, booleans, date-times, categories or texts.
 
 The same conversion runs over training files and over raw rows that are scored later.
 """
@@ -24,6 +24,7 @@ EXPECTED = {
     "boolean": "true or false",
     "datetime": "an ISO date or date-time",
     "categorical": "a text, whole number or boolean",
+    "text": "a text",
 }
 MISTAKE = "correct the value, or add it to data.null_values and train again"
 DATE_START = r"^\d{4}-\d{1,2}-\d{1,2}"
@@ -126,7 +127,9 @@ def clean_cells(values: pl.Series, null_values: Sequence[str], locate: Locate) -
 def parse_cells(values: pl.Series, kind: Kind, format: AnyFormat | None = None) -> pl.Series:
     """Read cells as this kind; null for those that are not."""
     dtype = values.dtype
-    if kind == "categorical":
+    if kind == "text" and dtype == pl.String:
+        return values
+    if kind in ("categorical", "text"):
         return parse_categories(values)
     if kind == "datetime":
         if dtype.is_integer() and isinstance(format, DateFormat) and format.pattern == COMPACT_DATE:

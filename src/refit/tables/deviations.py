@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from refit.refs import Deviation
 from refit.tables.conversion import Numbers
-from refit.tables.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn, Scale
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn, Scale, TextColumn
 from refit.tables.profiles import Profile
 from refit.texts import show
 
@@ -30,8 +31,8 @@ class _Count:
     before: float
     """Share of the train rows that had it."""
     what: str
-    has_it: Callable[[Inputs], Mask] | None = None
-    """Which rows have it, by their inputs; None counts missing values."""
+    has_it: Callable[[pl.Series, Inputs], Mask] | None = None
+    """Which rows have it, by their cells and inputs; None counts missing values."""
     rows: int = 0
     example: str | None = None
 
@@ -71,7 +72,7 @@ class Deviations:
         if column.name not in self._counts:
             self._counts[column.name] = list(_start(column, self._profiles.get(column.name)))
         for count in self._counts[column.name]:
-            count.add(values, is_missing if count.has_it is None else count.has_it(inputs) & ~is_missing)
+            count.add(values, is_missing if count.has_it is None else count.has_it(values, inputs) & ~is_missing)
 
     def find(self) -> list[Deviation]:
         """List what at least `MORE_ROWS` of the rows have more than the train rows had, in the order of columns."""
@@ -96,9 +97,19 @@ def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
         known = sum(profile.counts.get(category, 0) for category in column.categories)
         unknown = (profile.num_rows - profile.num_missing - known) / profile.num_rows
         what = "hold a category that the model does not know, such as `{example}`"
-        yield _Count(unknown, what, lambda inputs: inputs[:, -1] > 0)
+        yield _Count(unknown, what, lambda _, inputs: inputs[:, -1] > 0)
+    elif isinstance(column, TextColumn):
+        what = "hold texts of which the model knows few words, such as `{example}`"
+        yield _Count(column.num_unlike / profile.num_rows, what, partial(_find_unlike, column.few_known))
     elif isinstance(column, NumericColumn) and profile.marks:
         yield from _start_numbers(column.scale, profile)
+
+
+def _find_unlike(few_known: float, values: pl.Series, inputs: Inputs) -> Mask:
+    """Which texts have few known n-grams for their length; those that fill their inputs may have more."""
+    num_letters = values.cast(pl.String).str.len_chars().fill_null(0).to_numpy()
+    unlike: Mask = (np.count_nonzero(inputs, axis=1) < few_known * num_letters) & (inputs[:, -1] == 0)
+    return unlike
 
 
 def _start_numbers(scale: Scale, profile: Profile) -> Iterator[_Count]:
@@ -110,12 +121,12 @@ def _start_numbers(scale: Scale, profile: Profile) -> Iterator[_Count]:
     least, greatest = profile.marks[0], profile.marks[-1]
     low, high = least - (greatest - least), greatest + (greatest - least)
     what = f"hold numbers far outside the range from {least:.4g} to {greatest:.4g}, such as `{{example}}`"
-    yield _Count(0.0, what, lambda inputs: (read(inputs) < low) | (read(inputs) > high))
+    yield _Count(0.0, what, lambda _, inputs: (read(inputs) < low) | (read(inputs) > high))
     sizes, rows = _list_sizes(profile)
     usual = _find_median(sizes, rows)
     small = usual / MANY_TIMES
     what = f"hold numbers more than {MANY_TIMES:g} times smaller than usual ({usual:.4g}), such as `{{example}}`"
-    yield _Count(float(rows[sizes < small].sum()) / profile.num_rows, what, lambda inputs: np.abs(read(inputs)) < small)
+    yield _Count(float(rows[sizes < small].sum()) / profile.num_rows, what, lambda _, inputs: np.abs(read(inputs)) < small)
 
 
 def _find_median(sizes: Numbers, rows: Numbers) -> float:

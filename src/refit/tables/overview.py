@@ -11,7 +11,7 @@ from refit.settings import DataSettings
 from refit.tables.columns import take_column
 from refit.tables.draft import Draft, draft_table, remark
 from refit.tables.formats import ClockFormat
-from refit.tables.preprocessing import AnyColumn, CategoricalColumn, fit_columns, name_inputs
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, TextColumn, fit_columns, name_inputs
 from refit.tables.schema import KINDS, Reading
 from refit.tables.sources.dialects import Dialect
 from refit.tables.sources.opening import open_source
@@ -34,7 +34,7 @@ class ColumnOverview(BaseModel):
 
     Args:
         name: Of the column.
-        kind: `number`, `date`, `time`, `boolean`, `category`, `text` (all different), `constant`, `target`, or why it is left out.
+        kind: `number`, `date`, `time`, `boolean`, `category`, `text`, `constant`, `target`, or why it is left out.
         how: How its cells are read, where that does not go without saying.
         missing: Rows without a value.
         distinct: Different values.
@@ -203,7 +203,9 @@ def _name_kind(
     if column.is_constant:
         return "constant", how
     if isinstance(column, CategoricalColumn) and not column.categories:
-        return "text", "all different, so that nothing is learned from it"
+        return "category", "all different, so that nothing is learned from it"
+    if isinstance(column, TextColumn):
+        how = f"for its words: {len(column.ngrams):,} words, pairs and pieces of words"
     return "time" if isinstance(reading.format, ClockFormat) else KINDS[reading.kind], how
 
 

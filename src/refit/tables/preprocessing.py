@@ -5,6 +5,7 @@ N is the number of rows, F the number of inputs; a column fills one or more neig
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ from refit.errors import DataError
 from refit.tables.columns import Locate, index_rows, take_column, take_rows
 from refit.tables.conversion import Numbers, convert_column, convert_numbers
 from refit.tables.formats import AnyFormat, Format
+from refit.tables.ngrams import MAX_WIDTH, choose_ngrams, count_known, number_ngrams, write_numbers
 from refit.texts import list_names, show
 
 if TYPE_CHECKING:
@@ -150,7 +152,38 @@ class CategoricalColumn(FittedColumn):
         return is_missing
 
 
-AnyColumn = Annotated[NumericColumn | DatetimeColumn | BooleanColumn | CategoricalColumn, Field(discriminator="kind")]
+class TextColumn(FittedColumn):
+    """A text: the numbers of the n-grams in it, then zeros, which say that there are no more. A missing text has none."""
+
+    kind: Literal["text"] = "text"
+    ngrams: list[str]
+    """Those learned, from number 1 on; none if the train rows have one value."""
+    width: int
+    """How many numbers there is place for; texts that hold more lose the last."""
+    few_known: float
+    """A text with fewer n-grams learned, a letter, is unlike those of the train rows: half as many as 19 of 20 of these have."""
+    num_unlike: int
+    """Train rows with such a text."""
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether nothing tells the train rows apart."""
+        return not self.ngrams
+
+    def _names(self) -> list[str]:
+        return [f"{self.name}[{place}]" for place in range(self.width)]
+
+    def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
+        texts = convert_column(values, "text", self.null_values, locate)
+        write_numbers(texts, self._numbers, out)
+        return texts.is_null().to_numpy()
+
+    @cached_property
+    def _numbers(self) -> pl.DataFrame:
+        return number_ngrams(self.ngrams)
+
+
+AnyColumn = Annotated[NumericColumn | DatetimeColumn | BooleanColumn | CategoricalColumn | TextColumn, Field(discriminator="kind")]
 
 
 def name_inputs(columns: Sequence[AnyColumn]) -> list[str]:
@@ -173,7 +206,9 @@ def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
         as_it_is = column.has_indicator and bool(scales)  # the input that says that a value is missing
         means = [*(scale.mean for scale in scales), *[0.0] * as_it_is]
         stds = [*(0.0 if scale.std == ENDLESS else scale.std for scale in scales), *[1.0] * as_it_is]
-        inputs.append(InputColumn(name=column.name, kind=column.kind, inputs=name_inputs([column]), means=means, stds=stds))
+        num_ngrams = len(column.ngrams) if isinstance(column, TextColumn) else 0
+        known: dict[str, Any] = {"name": column.name, "kind": column.kind, "inputs": name_inputs([column])}
+        inputs.append(InputColumn(**known, means=means, stds=stds, num_ngrams=num_ngrams))
     return Signature(columns=inputs, target=target)
 
 
@@ -216,6 +251,8 @@ def fit_columns(
         elif kind == "categorical":
             is_constant = present.n_unique() == 1
             columns.append(CategoricalColumn(**known, categories=_choose_categories(present), is_constant=is_constant))
+        elif kind == "text":
+            columns.append(_fit_texts(present, known))
         else:
             has_times = (present != present.dt.truncate("1d")).any()
             parts = DATE_PARTS if has_times else DATE_PARTS[:-1]
@@ -349,6 +386,17 @@ def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
 def _choose_categories(present: pl.Series) -> list[str]:
     counts = present.alias("category").value_counts(name="rows").filter(pl.col("rows") >= MIN_CATEGORY_ROWS)
     return list(counts.sort("rows", "category", descending=[True, False])["category"].head(MAX_CATEGORIES).sort())
+
+
+def _fit_texts(present: pl.Series, known: Mapping[str, Any]) -> TextColumn:
+    """Choose the n-grams of a column; a missing text needs no indicator, as it is the one that has none."""
+    ngrams = [] if present.n_unique() == 1 else choose_ngrams(present)
+    counts = count_known(present, number_ngrams(ngrams))
+    width = min(MAX_WIDTH, max(1, int(counts.max())))
+    densities = np.sort(counts / present.str.len_chars().to_numpy())
+    few_known = float(densities[len(densities) // 20]) / 2
+    num_unlike = int((densities < few_known).sum())
+    return TextColumn(**{**known, "has_indicator": False}, ngrams=ngrams, width=width, few_known=few_known, num_unlike=num_unlike)
 
 
 def _date_part(values: pl.Series, part: str) -> Numbers:

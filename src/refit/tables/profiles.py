@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from refit.data.identities import Rows
 from refit.data.signature import Kind
 from refit.tables.columns import index_rows, take_column, take_rows
+from refit.tables.ngrams import find_longest_words
 
 MAX_CATEGORIES = 100
 """At most so many categories of a column are counted by name: the most frequent; ties go by name."""
@@ -49,7 +50,7 @@ class Profile(BaseModel):
     equal: list[int] = []
     """How many numbers equal each mark."""
     counts: dict[str, int] = {}
-    """Rows of the most frequent categories, largest first; booleans are `true` and `false`."""
+    """Rows of the most frequent categories, largest first; booleans are `true` and `false`, texts count by their longest word."""
     buckets: list[int] = []
     """Rows of all categories by `find_bucket`; empty where `counts` has every category."""
 
@@ -102,15 +103,15 @@ class _Clusters:
 
 
 def _profile(name: str, values: pl.Series, kind: Kind, clusters: _Clusters | None) -> Profile:
-    num_rows = values.len()
+    num_rows, num_missing = values.len(), values.null_count()
     if kind in ("numeric", "datetime"):
         values = values.dt.epoch("us") / 1e6 if kind == "datetime" else values
         content, bins = _describe_numbers(values), _bin_numbers
     else:
-        values = values.cast(pl.String)
+        values = find_longest_words(values) if kind == "text" else values.cast(pl.String)
         content, bins = _describe_categories(values), _bin_categories
     design_effect = 1.0 if clusters is None else _estimate_design_effect(bins(values), clusters)
-    return Profile(name=name, kind=kind, num_rows=num_rows, num_missing=values.null_count(), design_effect=design_effect, **content)
+    return Profile(name=name, kind=kind, num_rows=num_rows, num_missing=num_missing, design_effect=design_effect, **content)
 
 
 def _describe_numbers(values: pl.Series) -> dict[str, Any]:

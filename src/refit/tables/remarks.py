@@ -12,7 +12,7 @@ import polars as pl
 from refit.data.identities import Rows
 from refit.tables.columns import take_column, take_rows
 from refit.tables.conversion import Numbers
-from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn
+from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, TextColumn
 from refit.tables.row_labels import is_named_like_id, split_name
 from refit.tables.schema import Reading
 from refit.tables.targets import count_marks, quote
@@ -103,7 +103,9 @@ def remark_on_columns(
     }
     for column in columns:
         told = [readings[column.name].remark]
-        if column.is_constant:
+        if isinstance(column, TextColumn) and column.is_constant:
+            told.append("no word is in two train rows, so that nothing is learned from it")
+        elif column.is_constant:
             told.append(
                 _remark_on_constant(column, take_column(raw, column.name)[_find_first(take_column(frame, column.name), rows)])
             )
@@ -176,14 +178,15 @@ def _remark_on_categories(column: CategoricalColumn, values: pl.Series) -> str |
     if not column.categories:
         return (
             f"{present.n_unique():,} texts in the train rows, none of them twice, so that nothing is learned from it;"
-            " leave it out with data.features"
+            " leave it out with data.exclude, or make it a text in data.kinds if its words say something"
         )
     share = 1 - int(present.is_in(column.categories).sum()) / present.len()
     if share < LUMPED_SHARE:
         return None
     return (
         f"{present.n_unique():,} categories in the train rows, of which the {len(column.categories)} most frequent have inputs of"
-        f" their own; all others, in {share:.0%} of the rows, share one"
+        f" their own; all others, in {share:.0%} of the rows, share one;"
+        " make it a text in data.kinds if its words say something"
     )
 
 

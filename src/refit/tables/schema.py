@@ -30,9 +30,10 @@ from refit.tables.formats import (
     find_formats,
     is_compact_dates,
 )
+from refit.tables.ngrams import are_texts
 from refit.texts import show
 
-KINDS: dict[Kind, str] = {"numeric": "number", "datetime": "date", "boolean": "boolean", "categorical": "category"}
+KINDS: dict[Kind, str] = {"numeric": "number", "datetime": "date", "boolean": "boolean", "categorical": "category", "text": "text"}
 """As people call them."""
 ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 """The end of a time that names its zone."""
@@ -94,6 +95,11 @@ def find_reading(values: pl.Series, null_values: Sequence[str], locate: Locate) 
         return Reading(kind), convert_column(values, kind, null_values, locate)
     counts = values.drop_nulls().alias("text").value_counts(name="rows")
     reading = _read_texts(values, counts, locate) if counts.height else Reading("categorical")
+    if reading.kind == "categorical" and not reading.choices and are_texts(counts):
+        remark = (
+            f"read as text, for its words, as {counts.height:,} of its values differ; make it a category in data.kinds otherwise"
+        )
+        return Reading("text", remark=remark), values
     if reading.kind == "categorical" and parse_categories(counts["text"]).equals(counts["text"]):
         return reading, values
     if reading.kind == "numeric":

@@ -51,7 +51,7 @@ def test_every_column_is_said_with_its_kind_and_how_it_is_read() -> None:
         "seen": ("date", 4),
         "opens": ("time", 1),
         "city": ("category", 4),
-        "note": ("text", 1),
+        "note": ("category", 1),
         "paid": ("boolean", 1),
         "land": ("constant", 2),
         "gone": ("empty", 0),
