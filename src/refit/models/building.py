@@ -36,6 +36,12 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     factory = import_function(settings.factory, "model.factory")
     options = convert_options(factory, settings.factory, settings.options, "model.options")
     given, named = _list_arguments(factory, options, signature)
+    if signature.texts and not any(value is signature for value in (*given, *named.values())):
+        raise SettingsError(
+            f"model.factory: expected {settings.factory} to take the Signature, as the inputs of"
+            f" {list_names(column.name for column in signature.texts)} are numbers of words, found a function without it; let it"
+            " take `signature`, whose `split_texts` gives these numbers, or leave the columns out with data.exclude"
+        )
     with importing_from_here(), putting_defaults_back():  # it may import more when it is called
         try:
             model: nn.Module = factory(*given, **named, **options)

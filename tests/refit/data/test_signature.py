@@ -25,3 +25,20 @@ def test_without_categories_all_inputs_are_numbers():
     numbers, codes = Signature.of_numbers(5, 2).split(x)
     assert torch.equal(numbers, x)
     assert codes == []
+
+
+def test_the_numbers_of_texts_are_split_off_and_those_that_no_ngram_has_are_cut():
+    columns = [
+        InputColumn(name="title", kind="text", inputs=["title[0]", "title[1]"], num_ngrams=7),
+        InputColumn(name="size", kind="numeric", inputs=["size"], means=[1.0], stds=[2.0]),
+        InputColumn(name="note", kind="text", inputs=["note[0]"], num_ngrams=3),
+        InputColumn(name="grade", kind="categorical", inputs=["a", "other"]),
+    ]
+    signature = Signature(columns=columns, target=Target(name="y", classes=["no", "yes"]))
+    x = torch.tensor([[7.0, 0, 0.5, 3, 1, 0], [-2, 9, -0.5, 0.9, 0, 1]])
+    others, texts = signature.split_texts(x)
+    assert others.tolist() == [[0.5, 1, 0], [-0.5, 0, 1]]
+    assert [text.tolist() for text in texts] == [[[7, 0], [0, 7]], [[3], [0]]]
+    numbers, codes = signature.split(x)
+    assert signature.restore(numbers).tolist() == [[2.0], [0.0]]
+    assert (signature.num_numbers, codes[0].tolist(), [column.name for column in signature.texts]) == (1, [0, 1], ["title", "note"])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from refit.data.own_functions import import_anew
-from refit.data.signature import Signature
+from refit.data.signature import InputColumn, Signature, Target
 from refit.errors import SettingsError
 from refit.models.building import build_model, check_options
 from refit.models.contract import check_contract, find_unkept_state
@@ -417,3 +417,55 @@ def test_trying_a_model_leaves_generators_and_the_statistics_of_a_module_that_a_
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def sign_texts() -> Signature:
+    """A number between two texts."""
+    texts = [InputColumn(name=name, kind="text", inputs=[f"{name}[{i}]" for i in range(4)], num_ngrams=9) for name in ("a", "b")]
+    columns = [texts[0], InputColumn(name="size", kind="numeric", inputs=["size"]), texts[1]]
+    return Signature(columns=columns, target=Target(name="y", classes=["no", "yes"]))
+
+
+def test_texts_are_bags_of_embeddings_beside_the_other_inputs_and_reach_the_logits_directly_too():
+    model = build_mlp(sign_texts(), ModelSettings(hidden_sizes=[8]))
+    x = torch.tensor([[3.0, 1, 0, 0, 0.5, 9, 0, 0, 0], [0, 0, 0, 0, -1, 2, 3, 4, 5]])
+    bags = []
+    for place, embedding in zip((slice(0, 4), slice(5, 9)), model.embeddings, strict=True):
+        numbers = x[:, place].long()
+        bag = nn.functional.embedding_bag(numbers, embedding.vectors.weight, mode="sum", padding_idx=0)
+        bags.append(3 * bag / (numbers > 0).sum(1, keepdim=True).clamp(min=1).sqrt())
+    texts = torch.cat(bags, dim=1)
+    first, _, last = model.layers
+    expected = last(torch.relu(first(torch.cat([x[:, 4:5], texts], dim=1)))) + texts @ model.direct.weight.T
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert texts[1, :16].tolist() == [0] * 16
+
+
+def test_a_factory_of_sizes_alone_is_refused_where_there_are_texts(write_factory):
+    name = write_factory(
+        "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs)\n"
+    )
+    message = (
+        r"model\.factory: expected .* to take the Signature, as the inputs of `a`, `b` are numbers of words, found .* without it"
+    )
+    with pytest.raises(SettingsError, match=message):
+        build_model(ModelSettings(factory=name), sign_texts())
+
+
+def test_a_factory_of_a_signature_sees_the_texts(write_factory):
+    name = write_factory(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, signature):\n"
+        "        super().__init__()\n"
+        "        self.signature = signature\n"
+        "        (self.first, _) = (nn.Embedding(it.num_ngrams + 1, signature.num_outputs) for it in signature.texts)\n"
+        "    def forward(self, x):\n"
+        "        others, texts = self.signature.split_texts(x)\n"
+        "        return self.first(texts[0]).sum(dim=1) + others\n"
+        "def build(signature):\n"
+        "    return Net(signature)\n"
+    )
+    model = build_model(ModelSettings(factory=name), sign_texts())
+    check_contract(ModelSettings(factory=name), sign_texts())
+    assert model(torch.zeros(3, 9)).shape == (3, 2)

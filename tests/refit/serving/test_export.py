@@ -19,12 +19,13 @@ from refit.errors import DataError, RefitError, SettingsError
 from refit.models.building import build_model
 from refit.serving.export import export_model
 from refit.serving.saved_model import Model
-from refit.serving.tensor_model import MISSING_TIME, Preparation, build_array, compute_date_parts
+from refit.serving.tensor_model import MISSING_TIME, TEXTS, Preparation, build_array, compute_date_parts, describe_column
 from refit.settings import SettingsTree
 from refit.tables.preprocessing import AnyColumn, apply_columns, fit_columns, name_inputs, sign_columns
 from refit.tables.table_examples import TableExamples
 
 Run = Callable[[pl.DataFrame], list[np.ndarray]]
+WORDS = np.array(["Free", "entry", "ﬁne", "don't", "好电影", "Straße", "now", "win!", "मैं हूँ", "100 %", "spam_1 🎉"])
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 KINDS = {
     "size": "numeric",
@@ -37,6 +38,7 @@ KINDS = {
     "day": "datetime",
     "seen": "datetime",
 }
+TEXT = ("size", "note")
 TWO_COLUMNS = ("size", "colour")
 """Exported in a second, where those with times take ten."""
 
@@ -55,6 +57,7 @@ def make_rows(seed: int, num_rows: int = 400, is_whole: bool = False) -> pl.Data
             "grade": draw.integers(0, 4 + (seed > 0), num_rows).astype(str),
             "is_new": draw.random(num_rows) < 0.5,
             "was_sold": draw.random(num_rows) < 0.9,
+            "note": [" ".join(draw.choice(WORDS, 1 + number % 9)) for number in range(num_rows)],
             "day": days,
             "seen": [datetime(1970, 1, 1) + timedelta(seconds=int(count), microseconds=17) for count in seconds],
         }
@@ -70,7 +73,8 @@ def make_model(
 ) -> Model:
     """A model with random weights, fitted on rows with or without missing values."""
     settings, classes = SettingsTree(name="penguins"), classes or ["no", "perhaps", "yes"]
-    columns = fit_columns(make_rows(0, is_whole=is_whole), {name: KINDS[name] for name in names}, settings.data.null_values)
+    kinds = {name: KINDS.get(name, "text") for name in names}
+    columns = fit_columns(make_rows(0, is_whole=is_whole), kinds, settings.data.null_values)
     manifest = TableExamples.model_construct(signature=sign_columns(columns, Target(name="y", classes=classes)), columns=columns)
     torch.manual_seed(0)
     network = network or build_model(settings.model, manifest.signature)
@@ -319,3 +323,26 @@ def test_exporting_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     export_model(model, "model.onnx", "onnx", make_rows(1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_model_of_texts_is_exported_with_the_numbers_of_their_ngrams_as_input(format):
+    model, output = make_model(names=TEXT), f"model{SUFFIXES[format]}"
+    assert export_model(model, output, format, make_rows(1)) < 1e-6
+    rows = make_rows(2)
+    found, probabilities = LOAD[format](output, model.manifest.columns)(rows)
+    assert found.tolist() == model.predict(rows).tolist()
+    assert probabilities == pytest.approx(model.predict_proba(rows), abs=1e-6)
+
+
+def test_who_runs_an_exported_model_is_told_how_a_text_becomes_numbers():
+    pytest.importorskip("regex")
+    (column,) = make_model(names=("note",)).manifest.columns
+    told = describe_column(column, has_text=True)
+    code = "\n".join(line.removeprefix("    ") for line in TEXTS.splitlines() if line.startswith("    "))
+    exec(code, functions := {})
+    rows = make_rows(1, is_whole=True)
+    found = [functions["number_text"](text, told["ngrams"], told["width"]) for text in rows["note"]]
+    assert found == build_array(column, rows, has_text=False).tolist()
+    assert (told["type"], told["missing"]) == ("int64", 0)

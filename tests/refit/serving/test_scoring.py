@@ -422,3 +422,24 @@ def test_files_to_score_must_be_written_like_those_that_the_model_learned_from(m
         return
     with pytest.raises(DataError, match=message):
         score_files(model, f"{tmp_path}/rows.csv", "scored.parquet", "a@v1")
+
+
+def test_texts_of_unknown_words_are_told_and_others_are_not(tmp_path):
+    draw = np.random.default_rng(0)
+    english, other = (["see", "you", "later", "lunch", "report", "thanks"], ["привет", "завтра", "отчет", "обед"])
+    texts = [[" ".join(draw.choice(words, 6)) for _ in range(100)] for words in (english, english, other)]
+    train = pl.DataFrame({"note": texts[0]})
+    columns = fit_columns(train, {"note": "text"})
+    manifest = Manifest.model_construct(
+        signature=sign_columns(columns, Target(name="y", classes=["no", "yes"])),
+        columns=columns,
+        profiles=profile_columns(train, {"note": "text"}),
+        dialect=None,
+    )
+    settings = SettingsTree()
+    model = Model(build_model(settings.model, manifest.signature).eval(), manifest, settings)
+    known, unknown = (write(pl.DataFrame({"note": cells}), tmp_path / f"{cells[0][:3]}.parquet") for cells in texts[1:])
+    assert score_files(model, known, "scored.parquet", "notes@v1").deviations == []
+    (deviation,) = score_files(model, unknown, "scored.parquet", "notes@v1", rows_per_batch=17).deviations
+    told = r"column `note`: 100 of 100 rows hold texts of which the model knows few words, such as `.*` \(0% of the train rows\)"
+    assert re.match(told, deviation.describe())

@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -360,3 +361,16 @@ def test_many_rows_of_few_groups_are_no_evidence() -> None:
     before, now = (generator.normal(size=20)[groups] for _ in range(2))
     assert compare(before, now).extent != "stable"
     assert compare_profiles([profile(before, groups)], [profile(now, groups)])[0].extent == "stable"
+
+
+def test_texts_of_other_words_are_a_shift_and_others_of_the_same_words_are_none() -> None:
+    pick = random.Random(0)
+    spam, ham = ["win", "prize", "call", "now", "free", "cash"], ["lunch", "see", "you", "later", "report", "thanks"]
+
+    def profile(words: list[str]) -> list[Profile]:
+        texts = [" ".join(pick.choices(words, k=6)) for _ in range(400)]
+        return profile_columns(pl.DataFrame({"note": texts}), {"note": "text"})
+
+    (same,), (other,) = (compare_profiles(profile(spam), profile(words)) for words in (spam, ham))
+    assert (same.extent, other.extent) == ("stable", "shifted")
+    assert set(other.new_categories) <= {*ham}

@@ -13,7 +13,14 @@ from refit.tables.dataset import build_dataset
 from refit.tables.overview import Overview, look_at_table
 from refit.tables.table_examples import load_manifest
 
-KINDS = {"number": "numeric", "time": "numeric", "date": "datetime", "boolean": "boolean", "category": "categorical"}
+KINDS = {
+    "text": "text",
+    "number": "numeric",
+    "time": "numeric",
+    "date": "datetime",
+    "boolean": "boolean",
+    "category": "categorical",
+}
 N = 80
 
 
@@ -128,3 +135,14 @@ def test_of_a_large_table_rows_from_all_over_are_looked_at(monkeypatch: pytest.M
     assert {*found.classes} == {"0", "1"}
     monkeypatch.setattr(overview, "MAX_BYTES_READ", 4_000_000)
     assert look_at_table(DataSettings(source=f"rows.{end}"), 0, True).rows < n
+
+
+def test_texts_are_said_to_be_read_by_their_words() -> None:
+    columns = {"note": [f"call me at {n} when you can" for n in range(200)], "y": ["no", "yes"] * 100}
+    found = look(columns)
+    assert found.columns[0].kind == "text"
+    assert found.columns[0].how.startswith("for its words: ")
+    assert any(
+        line.startswith("column `note`: read as text, for its words, as 200 of its values differ;") for line in found.remarks
+    )
+    assert look(columns, kinds={"note": "category"}).columns[0].kind == "category"

@@ -11,7 +11,16 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from refit.data.signature import Target
 from refit.errors import DataError
-from refit.tables.preprocessing import MAX_CATEGORIES, AnyColumn, apply_columns, fit_columns, name_inputs, read_frame, sign_columns
+from refit.tables.preprocessing import (
+    MAX_CATEGORIES,
+    AnyColumn,
+    TextColumn,
+    apply_columns,
+    fit_columns,
+    name_inputs,
+    read_frame,
+    sign_columns,
+)
 from refit.tables.schema import find_reading
 
 
@@ -173,3 +182,43 @@ def test_raw_rows_may_be_polars_pandas_or_a_mapping_in_any_order_and_with_more_c
 def test_raw_rows_that_do_not_fit_are_refused(rows: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         apply(fit(pl.DataFrame({"n": [1.0, 2.0], "c": ["a", "a"], "m": [1, 2]})), rows)
+
+
+MESSAGES = ["win a prize now", "call me now", "prize call", None, "lunch tomorrow", "no lunch now"]
+
+
+def test_a_text_becomes_the_numbers_of_the_ngrams_of_train_rows_as_exact_floats() -> None:
+    frame = pl.DataFrame({"note": [*MESSAGES, "only in the test rows", "only in the test rows"]})
+    (column,) = fit_columns(frame, {"note": "text"}, ["NA"], rows=np.arange(6))
+    assert isinstance(column, TextColumn)
+    assert column.ngrams[:3] == ["#<now", "#now>", "now"]
+    assert not any("only" in ngram for ngram in column.ngrams)
+    x = apply_columns([column], frame)
+    held = [[column.ngrams[number - 1] for number in row if number] for row in x.long().tolist()]
+    assert held[1] == ["call", "now", "#<cal", "#call", "#all>", "#<now", "#now>"]
+    assert held[3] == []
+    assert (x == x.long()).all()
+    assert name_inputs([column]) == [f"note[{place}]" for place in range(column.width)]
+    signature = sign_columns([column], Target(name="y", classes=[0, 1]))
+    assert (signature.columns[0].kind, signature.texts[0].num_ngrams) == ("text", len(column.ngrams))
+
+
+def test_a_missing_text_has_no_ngrams_and_no_indicator() -> None:
+    (column,) = fit_columns(pl.DataFrame({"note": MESSAGES}), {"note": "text"}, ["NA"])
+    assert not column.has_indicator
+    for missing in ("NA", "", None):
+        assert apply_columns([column], pl.DataFrame({"note": ["win now", missing]}))[1].sum() == 0
+
+
+@pytest.mark.parametrize("texts", [["same words here"] * 4, ["one", "two", "six"]])
+def test_texts_with_nothing_in_common_or_one_value_give_all_rows_the_same_inputs(texts: list[str]) -> None:
+    (column,) = fit_columns(pl.DataFrame({"note": texts}), {"note": "text"})
+    assert column.is_constant
+    assert apply_columns([column], pl.DataFrame({"note": [*texts, "new"]})).sum() == 0
+
+
+def test_a_kept_text_column_survives_its_record() -> None:
+    (column,) = fit_columns(pl.DataFrame({"note": MESSAGES}), {"note": "text"})
+    again = TextColumn.model_validate_json(column.model_dump_json())
+    frame = pl.DataFrame({"note": MESSAGES})
+    assert apply_columns([again], frame).equal(apply_columns([column], frame))

@@ -39,7 +39,9 @@ def test_columns_of_which_nothing_is_learned_are_named(store: Store) -> None:
         "some": ["u" if n % 3 else None for n in range(200)],
     }
     name, *others = build_lines(store, columns)
-    assert re.match(r"column `name`: 1\d\d texts in the train rows, none of them twice, .*; leave it out with data\.exclude, or", name)
+    assert re.match(
+        r"column `name`: 1\d\d texts in the train rows, none of them twice, .*; leave it out with data\.exclude, or", name
+    )
     assert others == [
         "column `five`: `5` in all train rows, so that nothing is learned from it",
         "column `some`: `u` in all train rows that have a value, so that the model learns only from its absence",
