@@ -100,7 +100,7 @@ def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
         yield _Count(unknown, what, lambda _, inputs: inputs[:, -1] > 0)
     elif isinstance(column, TextColumn):
         what = "hold texts of which the model knows few words, such as `{example}`"
-        yield _Count(column.num_unlike / profile.num_rows, what, partial(_find_unlike, column.few_known))
+        yield _Count(column.share_unlike * (1 - profile.missing), what, partial(_find_unlike, column.few_known))
     elif isinstance(column, NumericColumn) and profile.marks:
         yield from _start_numbers(column.scale, profile)
 

@@ -20,7 +20,7 @@ from refit.errors import DataError
 from refit.tables.columns import Locate, index_rows, take_column, take_rows
 from refit.tables.conversion import Numbers, convert_column, convert_numbers
 from refit.tables.formats import AnyFormat, Format
-from refit.tables.ngrams import MAX_WIDTH, choose_ngrams, count_known, number_ngrams, write_numbers
+from refit.tables.ngrams import MAX_WIDTH, choose_ngrams, count_known, number_ngrams, take_sample, write_numbers
 from refit.texts import list_names, show
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class TextColumn(FittedColumn):
     """How many numbers there is place for; texts that hold more lose the last."""
     few_known: float
     """A text with fewer n-grams learned, a letter, is unlike those of the train rows: half as many as 19 of 20 of these have."""
-    num_unlike: int
-    """Train rows with such a text."""
+    share_unlike: float
+    """Share of the texts of train rows that are so."""
 
     @property
     def is_constant(self) -> bool:
@@ -179,7 +179,7 @@ class TextColumn(FittedColumn):
         return texts.is_null().to_numpy()
 
     @cached_property
-    def _numbers(self) -> pl.DataFrame:
+    def _numbers(self) -> dict[str, int]:
         return number_ngrams(self.ngrams)
 
 
@@ -390,13 +390,19 @@ def _choose_categories(present: pl.Series) -> list[str]:
 
 def _fit_texts(present: pl.Series, known: Mapping[str, Any]) -> TextColumn:
     """Choose the n-grams of a column; a missing text needs no indicator, as it is the one that has none."""
+    present = take_sample(present)
     ngrams = [] if present.n_unique() == 1 else choose_ngrams(present)
     counts = count_known(present, number_ngrams(ngrams))
     width = min(MAX_WIDTH, max(1, int(counts.max())))
     densities = np.sort(counts / present.str.len_chars().to_numpy())
     few_known = float(densities[len(densities) // 20]) / 2
-    num_unlike = int((densities < few_known).sum())
-    return TextColumn(**{**known, "has_indicator": False}, ngrams=ngrams, width=width, few_known=few_known, num_unlike=num_unlike)
+    return TextColumn(
+        **{**known, "has_indicator": False},
+        ngrams=ngrams,
+        width=width,
+        few_known=few_known,
+        share_unlike=float((densities < few_known).mean()),
+    )
 
 
 def _date_part(values: pl.Series, part: str) -> Numbers:
