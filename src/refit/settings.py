@@ -718,7 +718,8 @@ def _describe_expected(mistake: ErrorDetails, name: str) -> str:
     if kind.startswith("bool"):
         return "true or false"
     if kind == "dict_type":
-        return 'names and values, such as `{"width": 64}`'
+        example = {"data.kinds": '"zip": "category"', "data.formats": '"sold": "%d/%m/%Y"'}.get(name, '"width": 64')
+        return f"names and values, such as `{{{example}}}`"
     if kind.startswith(("int", "float", "greater", "less", "finite")):
         field = _find_field(name)
         is_float = field is not None and float in (field.annotation, *get_args(field.annotation))

@@ -34,6 +34,8 @@ class InputColumn(BaseModel):
     """Means and deviations by which each input was standardized; empty if none was. A deviation of 0 stands for a single value."""
     num_ngrams: int = 0
     """How many n-grams texts are made of; 0 for other kinds."""
+    ngrams_digest: str | None = None
+    """SHA-256 of these n-grams in their order, so that equal numbers are known to mean the same."""
 
     @property
     def width(self) -> int:

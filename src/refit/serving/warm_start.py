@@ -12,7 +12,7 @@ from refit.training.loop import TrainingState
 def take_weights(
     state: TrainingState, version: SavedModel, signature: Signature, store: Store, local: SettingsTree = DEFAULTS
 ) -> str:
-    """Load the weights of `version` into a fresh state, if they mean the same there: same inputs, classes, names and shapes.
+    """Load the weights of `version` into a fresh state, if they mean the same there: same inputs, words, classes, names and shapes.
 
     If `version` was finally trained on all rows, the weights from before that are taken: its test rows may be test rows here, too.
 
@@ -33,6 +33,7 @@ def take_weights(
     weights, own = model.module.state_dict(), state.model.state_dict()
     differences = {
         "inputs": model.manifest.signature.input_names != signature.input_names,
+        "words": [it.ngrams_digest for it in model.manifest.signature.texts] != [it.ngrams_digest for it in signature.texts],
         "classes": model.manifest.signature.target.classes != signature.target.classes,
         "layers": {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()},
     }

@@ -6,6 +6,7 @@ N is the number of rows, F the number of inputs; a column fills one or more neig
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -206,9 +207,10 @@ def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
         as_it_is = column.has_indicator and bool(scales)  # the input that says that a value is missing
         means = [*(scale.mean for scale in scales), *[0.0] * as_it_is]
         stds = [*(0.0 if scale.std == ENDLESS else scale.std for scale in scales), *[1.0] * as_it_is]
-        num_ngrams = len(column.ngrams) if isinstance(column, TextColumn) else 0
         known: dict[str, Any] = {"name": column.name, "kind": column.kind, "inputs": name_inputs([column])}
-        inputs.append(InputColumn(**known, means=means, stds=stds, num_ngrams=num_ngrams))
+        if isinstance(column, TextColumn):
+            known |= {"num_ngrams": len(column.ngrams), "ngrams_digest": sha256("\n".join(column.ngrams).encode()).hexdigest()}
+        inputs.append(InputColumn(**known, means=means, stds=stds))
     return Signature(columns=inputs, target=target)
 
 

@@ -47,6 +47,7 @@ NUM_TRIED = 100
 """Numbers that show first what others of their column cannot be."""
 LEAST_COMPACT, LEAST_THOUSAND = 19_000_000, 1000
 MISTAKES = "correct the value, add it to data.null_values, or make the column a category in data.kinds"
+OTHER_KIND = "correct the value, add it to data.null_values, or change the column's kind in data.kinds"
 CODE = r"^[+-]?0\d+$"
 """A whole number with leading zeros, which a number would lose."""
 
@@ -119,6 +120,9 @@ def read_as(values: pl.Series, kind: Kind, null_values: Sequence[str], locate: L
     if len(formats) > 1:
         return Reading("categorical", choices=tuple(formats)), parse_categories(cells)
     format = formats[0] if formats else None
+    parsed = parse_cells(cells, kind, format)
+    if parsed.null_count() > cells.null_count():
+        refuse_cell(cells, parsed, EXPECTED[kind] if format is None else format.describe(), locate, OTHER_KIND)
     converted = convert_column(values, kind, null_values, locate, format)
     is_number = kind == "numeric" and cells.dtype == pl.String and (format is None or isinstance(format, NumberFormat))
     remark = None if format is None or cells.dtype == pl.Time else describe_formats(different.cast(pl.String), formats)

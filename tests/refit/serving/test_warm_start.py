@@ -60,6 +60,22 @@ def test_weights_that_do_not_fit_are_left(save_version, store, rows, features, h
     assert digest_weights(state.model.state_dict()) == before
 
 
+def test_weights_of_other_words_are_left(save_version, store):
+    """Equal numbers of words mean others there."""
+    versions = [
+        save_version(
+            pl.DataFrame({"note": [f"{word} was seen here today {n}" for n in range(150)], "y": ["a", "b"] * 75}),
+            features=("note",),
+        )
+        for word in ("anna", "otto")
+    ]
+    signatures = [load_model(version.path).manifest.signature for version in versions]
+    model = build_model(ModelSettings(hidden_sizes=[]), signatures[1])
+    state = TrainingState(model, build_optimizer(OptimizerSettings(), model.parameters()), Classification(()))
+    told = take_weights(state, versions[0], signatures[1], store)
+    assert told == "starting from new weights, as model@v1 has different words"
+
+
 def test_damaged_weights_are_left(save_version, store):
     version = save_version(ROWS, features=("x0", "x1"))
     signature = load_model(version.path).manifest.signature

@@ -244,7 +244,7 @@ def test_a_column_holds_what_the_settings_say(tmp_path: Path, cells: list[str], 
         (
             ["5", "five", "7"],
             {"kinds": {"c": "number"}},
-            r"row 2 of .*, line 3, column `c`: expected a number, found 'five' \(and 29 more such rows\); correct the value",
+            r"row 2 of .*, line 3, column `c`: expected a number, found 'five' \(and 29 more such rows\); correct .* data\.kinds",
         ),
         (
             ["$1,250", "$950", "x"],
