@@ -1,6 +1,7 @@
 """`refit.train`: a whole run without Prefect, which can be interrupted anywhere."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import refit
 from refit.data.loaders import ShuffledLoader
+from refit.data.signature import Signature
 from refit.errors import SettingsError, StoreError, TrainingError
+from refit.models.mlp import build_mlp
 from refit.refs import TrainingResult
 from refit.registry.ledger import entry_path
 from refit.registry.versions import list_versions
@@ -91,14 +94,20 @@ def read(result: TrainingResult, name: str):
     return json.loads((Path(result.model.path) / f"{name}.json").read_text())
 
 
-def train_plainly(result: TrainingResult, splits: tuple[str, ...] = ("train",)) -> tuple[list[float], list[float], list[str]]:
+def build_plainly() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(0.25), nn.Linear(16, 3))
+
+
+def train_plainly(
+    result: TrainingResult, splits: tuple[str, ...] = ("train",), build: Callable[[], nn.Module] = build_plainly
+) -> tuple[list[float], list[float], list[str]]:
     """What a notebook does with the rows of a run, and nothing of ours: batch losses; after each epoch loss and weights."""
     rows = {}
     for split, info in read(result, "manifest")["splits"].items():
         path = Path(result.model.path).parents[2] / "objects" / info["digest"][:2] / info["digest"][2:]
         rows[split] = tuple(load_tensors(path.read_bytes())[name] for name in "xy")
     torch.manual_seed(7)
-    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(0.25), nn.Linear(16, 3))
+    model = build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     parts = zip(*(rows[split] for split in splits), strict=True)
     loader = DataLoader(TensorDataset(*map(torch.cat, parts)), batch_size=9, shuffle=True)
@@ -118,8 +127,8 @@ def train_plainly(result: TrainingResult, splits: tuple[str, ...] = ("train",)) 
     return losses, val_losses, weights
 
 
-def assert_plain(result: TrainingResult) -> None:
-    losses, val_losses, weights = train_plainly(result)
+def assert_plain(result: TrainingResult, build: Callable[[], nn.Module] = build_plainly) -> None:
+    losses, val_losses, weights = train_plainly(result, build=build)
     log = read(result, "log")
     assert [loss for epoch in log for loss in epoch["batch_losses"]] == losses
     assert [epoch["val_loss"] for epoch in log] == val_losses
@@ -138,6 +147,19 @@ def test_a_run_gives_the_bits_of_a_plain_loop_and_says_what_it_does(given):
     assert lines[0].startswith("device: cpu")
     assert lines[-1] == f"saved model@v1 in {result.model.path}"
     assert result.model.path == str(Path("refit-store/models/model/v1").resolve())
+
+
+def test_texts_are_learned_with_the_bits_of_a_plain_loop(given):
+    pick = random.Random(0)
+    words = {"spam": ["win", "cash", "prize", "free", "now"], "ham": ["lunch", "see", "you", "later", "now"]}
+    labels = ["spam", "ham"] * 150
+    frame = {"note": [" ".join(pick.choices(words[label], k=7)) for label in labels], "x0": [*range(300)], "y": labels}
+    pl.DataFrame(frame).write_csv("rows.csv")
+    result = train(given | {"data": {**given["data"], "features": ["note", "x0"]}})
+    manifest, settings = read(result, "manifest"), SettingsTree.model_validate(given).model
+    assert [column["kind"] for column in manifest["columns"]] == ["text", "numeric"]
+    assert_plain(result, build=lambda: build_mlp(Signature.model_validate(manifest["signature"]), settings))
+    assert read(result, "metrics")["test"]["accuracy"] > 0.95
 
 
 def test_the_same_run_is_not_done_again(given):
