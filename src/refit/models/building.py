@@ -16,6 +16,7 @@ from refit.models.architectures import find_architecture
 from refit.runtime.devices import putting_defaults_back
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
+from refit.texts import list_names
 
 MAX_PROBED = 4096
 """Most numbers of each output by which a network is recognized."""

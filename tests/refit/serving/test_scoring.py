@@ -430,7 +430,7 @@ def test_texts_of_unknown_words_are_told_and_others_are_not(tmp_path):
     texts = [[" ".join(draw.choice(words, 6)) for _ in range(100)] for words in (english, english, other)]
     train = pl.DataFrame({"note": texts[0]})
     columns = fit_columns(train, {"note": "text"})
-    manifest = Manifest.model_construct(
+    manifest = TableExamples.model_construct(
         signature=sign_columns(columns, Target(name="y", classes=["no", "yes"])),
         columns=columns,
         profiles=profile_columns(train, {"note": "text"}),
