@@ -96,6 +96,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.separator": (";", DATASET),
     "data.encoding": ("cp1252", DATASET),
     "data.header": (False, DATASET),
+    "data.union": (True, DATASET),
     "data.test_source": ("elsewhere.csv", set()),
     "data.val": (0.3, DATASET),
     "data.test": (0.3, DATASET),
