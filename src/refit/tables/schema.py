@@ -124,9 +124,10 @@ def read_as(values: pl.Series, kind: Kind, null_values: Sequence[str], locate: L
     if parsed.null_count() > cells.null_count():
         refuse_cell(cells, parsed, EXPECTED[kind] if format is None else format.describe(), locate, OTHER_KIND)
     converted = convert_column(values, kind, null_values, locate, format)
-    is_number = kind == "numeric" and cells.dtype == pl.String and (format is None or isinstance(format, NumberFormat))
+    number = format if isinstance(format, NumberFormat) else None
+    is_number = kind == "numeric" and cells.dtype == pl.String and number == format
     remark = None if format is None or cells.dtype == pl.Time else describe_formats(different.cast(pl.String), formats)
-    return Reading(kind, format, remark, list_readings(different, format) if is_number else ()), converted
+    return Reading(kind, format, remark, list_readings(different, number) if is_number else ()), converted
 
 
 def _list_formats(different: pl.Series, kind: Kind) -> list[AnyFormat]:

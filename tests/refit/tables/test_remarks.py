@@ -263,7 +263,7 @@ def test_of_many_lines_the_log_shows_some(store: Store) -> None:
     ],
 )
 def test_whole_numbers_that_may_be_codes_are_told(store: Store, name: str, values: list[float], is_code: bool) -> None:
-    told = "may be codes, of which neither size nor order means anything; add --data.kinds '{{\"{}\": \"category\"}}' if they are"
+    told = 'may be codes, of which neither size nor order means anything; add --data.kinds \'{{"{}": "category"}}\' if they are'
     for end in ("csv", "parquet"):
         lines = build_lines(store, {name: values, "x": [n % 7 for n in range(60)]}, end)
         assert (told.format(name) in " ".join(lines)) == is_code
