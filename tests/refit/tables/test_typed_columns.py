@@ -264,7 +264,7 @@ def test_a_column_holds_what_the_settings_say(tmp_path: Path, cells: list[str], 
         (
             ["01/02/2024", "03/04/2024", "05/06/2024"],
             {"kinds": {"c": "date"}},
-            r"column `c`: expected dates with one meaning, found that `.*` may mean .*; name the right one of `%d/%m/%Y`",
+            r"column `c`: expected dates with one meaning, found that `.*` may mean .*; name the right notation in data\.formats",
         ),
         (
             ["1.250", "3.5", "1.000"],
@@ -286,10 +286,6 @@ def test_a_cell_that_is_not_what_the_settings_say_is_named(
         draft(tmp_path, make(c=cells * (N // 3)), **settings)
 
 
-def test_numbers_of_two_meanings_are_refused_where_the_settings_ask_for_numbers_and_following_it_trains(tmp_path: Path) -> None:
-    columns = make(c=["1.250 €", "950 €"] * (N // 2))
-    with pytest.raises(
-        DataError, match=r"column `c`: expected numbers with one meaning, found that .*; name the right one of"
-    ) as found:
-        draft(tmp_path, columns, kinds={"c": "number"})
-    assert draft(tmp_path, columns, **read_flags(found.value)).kinds["c"] == "numeric"
+def test_numbers_of_two_meanings_are_read_like_their_neighbours_also_where_the_settings_ask_for_numbers(tmp_path: Path) -> None:
+    found = draft(tmp_path, make(c=["3,750", "1234"] * (N // 2)), kinds={"c": "number"})
+    assert (found.kinds["c"], found.source.frame["c"][:2].to_list()) == ("numeric", [3750, 1234])
