@@ -406,3 +406,16 @@ def test_the_items_of_a_source_are_scored_by_name():
     ]:
         with pytest.raises(RefitError, match=message):
             score_items(model, factory, source, "scored.parquet", "model@v1")
+
+
+def test_files_that_change_after_the_data_set_was_built_stop_the_run():
+    import own_data
+
+    own_data.write_files()
+
+    def change(line):
+        if line.startswith("epoch 1/"):
+            Path("files/train/003.npy").write_bytes(Path("files/train/000.npy").read_bytes())
+
+    with pytest.raises(DataError, match=r"data\.inputs: expected the same bytes as when the run began, found others; run again"):
+        refit.train(name_settings("files", data={"inputs": ["files"]}), report=change)
