@@ -64,7 +64,7 @@ def test_a_server_that_does_not_answer_is_named_and_the_exit_code_is_one(refit, 
     [
         ((*ROWS, "--cron", "every night"), "--cron: expected a cron line such as .*, found 'every night'"),
         ((*ROWS, "--timezone", "Berlin"), "--timezone: expected .* a time zone such as Europe/Berlin, found 'Berlin'"),
-        (("--data.target", "species"), r"data\.source: expected the rows .*, found none; add --data.source, .*`notebook`"),
+        (("--data.target", "species"), r"data\.source: expected the rows .*, found none; add --data.source or .*`notebook`"),
         (
             (*ROWS, "--predict-cron", "0 5 * * *"),
             "--predict-source: expected a path or URL, as --predict-cron is given, found none",

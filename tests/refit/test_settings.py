@@ -319,7 +319,7 @@ def test_a_bound_is_said_in_the_words_of_expected_and_found(monkeypatch):
         (
             "optimizer.name",
             "lion",
-            "'sgd', 'adam', 'adamw', 'nadam', 'radam', 'adamax', 'adagrad', 'adadelta', 'rmsprop' or 'rprop'",
+            "'sgd', 'adam', 'adamw', 'nadam', 'radam', 'adamax', 'adagrad', 'adadelta', 'adafactor', 'asgd', 'rmsprop' or 'rprop'",
         ),
         ("training.num_epochs", 2.5, "a whole number of at least 1"),
         ("model.hidden_sizes", ["x"], "a whole number"),
