@@ -16,6 +16,7 @@ from refit.data.own_functions import convert_options, import_function
 from refit.data.seeded import keeping_generators, seed_item
 from refit.errors import DataError, RefitError, SettingsError
 from refit.runtime.randomness import putting_generators_back
+from refit.settings import SettingsTree
 from refit.texts import list_names
 
 SPLITS = ("train", "val", "test")
@@ -47,6 +48,19 @@ class OwnSource(BaseModel):
             DataError: One of them has no items.
         """
         return _open(self.model_dump_json())
+
+
+def check_source(source: OwnSource | None, settings: SettingsTree) -> None:
+    """Raise SettingsError for functions of a stored record that settings do not name: whoever can write there could name any."""
+    if source is None or settings.store.trust:
+        return
+    named = {"data.factory": settings.data.factory, "loader.collate": settings.loader.collate}
+    for setting, function in {"data.factory": source.factory, "loader.collate": source.collate}.items():
+        if function is not None and function != named[setting]:
+            raise SettingsError(
+                f"{setting}: expected `{named[setting]}`, as set here, found a stored data set of `{function}`, which would be"
+                " called; set it to that if you know it, or trust the store by store.trust"
+            )
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from refit.data.drifts import Drift
 from refit.data.examples import Examples
 from refit.data.inputs import Mask
 from refit.data.live_items import build_ordered_loader
+from refit.data.own_dataset import check_source
 from refit.errors import DataError, RefitError
 from refit.promotion import decision
 from refit.promotion.decision import Decision, Lead, decide, find_collapse
@@ -139,6 +140,7 @@ def compare(
     """
     model = load_version(store, candidate.name, candidate.version, local, held_back=True)
     manifest = model.manifest
+    check_source(manifest.source, local)
     rows = manifest.load_test_rows(store)
     manifest.check_slices(settings.slices, rows)
     earlier_looks = record_opening(store, candidate.name, candidate.version, cast(Ref, manifest.test_ref).digest)

@@ -13,6 +13,7 @@ from refit.data import live_items, loaders, sampling
 from refit.data.examples import Examples, load_examples
 from refit.data.input_files import digest_inputs, join_digests
 from refit.data.inputs import map_tensors
+from refit.data.own_dataset import check_source
 from refit.data.signature import Signature
 from refit.errors import DataError, SettingsError, StoreError, TrainingError, first_line
 from refit.models import building, contract
@@ -28,6 +29,8 @@ from refit.training.objective import Objective
 from refit.training.objectives import build_objective
 
 Report = Callable[[str], object]
+READING = {"data", "loader", "store"}
+"""Sections of the settings that say how examples are read."""
 TrainLoader = loaders.ShuffledLoader | live_items.ItemLoader
 TRIES = 3
 """How often the best epoch is trained if its checkpoint is lost or damaged each time."""
@@ -90,8 +93,10 @@ def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: boo
     return ref
 
 
-def _check_inputs(examples: Examples, inputs: Sequence[str], store: Store) -> None:
-    """Raise DataError if files that items are read from have changed since the data set was built."""
+def _check_inputs(examples: Examples, settings: SettingsTree, store: Store) -> None:
+    """Raise for functions of others, and DataError if files that items are read from have changed since the data set was built."""
+    check_source(examples.source, settings)
+    inputs = settings.data.inputs
     if examples.inputs is not None and inputs and join_digests(digest_inputs(inputs, store)) != examples.source_digest:
         raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
 
@@ -100,8 +105,7 @@ def open_loaders(
     ref: LoadersRef, settings: SettingsTree, device: torch.device = CPU, is_crowded: bool = False
 ) -> tuple[TrainLoader, loaders.Batches | None]:
     """Return the loaders of the rows to train on and, if others are left, of the validation rows; the last ones made are kept."""
-    inputs = tuple(settings.data.inputs)
-    return _open_loaders(ref.model_dump_json(), settings.store.url, _read_options(settings), inputs, device, is_crowded)
+    return _open_loaders(ref.model_dump_json(), settings.model_dump_json(include=READING), device, is_crowded)
 
 
 def _read_options(settings: SettingsTree) -> live_items.LoaderOptions:
@@ -111,11 +115,12 @@ def _read_options(settings: SettingsTree) -> live_items.LoaderOptions:
 
 @lru_cache(maxsize=1)
 def _open_loaders(
-    json: str, url: str, options: live_items.LoaderOptions, inputs: tuple[str, ...], device: torch.device, is_crowded: bool
+    json: str, settings_json: str, device: torch.device, is_crowded: bool
 ) -> tuple[TrainLoader, loaders.Batches | None]:
-    ref, store = LoadersRef.model_validate_json(json), Store(url)
+    ref, settings = LoadersRef.model_validate_json(json), SettingsTree.model_validate_json(settings_json)
+    store, options = Store(settings.store.url), _read_options(settings)
     examples = load_examples(ref.dataset, store)
-    _check_inputs(examples, inputs, store)
+    _check_inputs(examples, settings, store)
     parts = [examples.load_split(split, store) for split in ref.splits]
     x, y = live_items.join_splits(parts)
     weights = sampling.weigh(ref.sampler, y)
@@ -327,7 +332,7 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     _make_room()
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
-    _check_inputs(examples, settings.data.inputs, store)
+    _check_inputs(examples, settings, store)
     devices.prepare_compute(settings.compute)
     metrics = evaluation.evaluate(
         checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),

@@ -419,3 +419,13 @@ def test_files_that_change_after_the_data_set_was_built_stop_the_run():
 
     with pytest.raises(DataError, match=r"data\.inputs: expected the same bytes as when the run began, found others; run again"):
         refit.train(name_settings("files", data={"inputs": ["files"]}), report=change)
+
+
+def test_a_stored_data_set_of_a_function_that_settings_do_not_name_is_not_opened():
+    result = refit.train(name_settings("toy", training={"num_epochs": 1}), report=lambda _: None)
+    mine = {**name_settings("noisy"), "store": {"url": "store"}}
+    settings, _ = resolve_settings(mine)
+    with pytest.raises(
+        SettingsError, match=r"data\.factory: expected `own_data:noisy`, as set here, found a stored .*`own_data:toy`"
+    ):
+        compare(result.model, None, settings.promotion, Store("store"), settings)
