@@ -29,6 +29,14 @@ def list_tensors(x: Inputs) -> list[Tensor]:
     return [tensor for part in parts for tensor in list_tensors(part)]
 
 
+def find_other(x: Inputs) -> Any:
+    """Find what is neither a tensor nor a tuple, list or dictionary with tensors; None if there is nothing of that kind."""
+    if isinstance(x, Tensor):
+        return None
+    parts = [*x.values()] if isinstance(x, dict) else [*x] if isinstance(x, tuple | list) else []
+    return next((found for found in map(find_other, parts) if found is not None), None) if parts else x
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
     """Return inputs of the same kind, each tensor of them changed by a function."""
     if isinstance(x, Tensor):
@@ -56,7 +64,7 @@ def name_tensors(x: Inputs, name: str = "x") -> dict[str, Tensor]:
     """Name the tensors of inputs, so that `unname_tensors` can restore them: `x`, `x.0`, `x.image`."""
     if isinstance(x, Tensor):
         return {name: x}
-    parts = x.items() if isinstance(x, dict) else enumerate(x)
+    parts = x.items() if isinstance(x, dict) else enumerate(x if isinstance(x, tuple | list) else ())
     sign = ":" if isinstance(x, dict) else "."
     return {key: tensor for part, value in parts for key, tensor in name_tensors(value, f"{name}{sign}{part}").items()}
 

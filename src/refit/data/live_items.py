@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from refit.data.inputs import Inputs, join_inputs, map_tensors
 from refit.data.loaders import Batches, build_evaluation_loader, draw_rows
-from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource
+from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource, refuse_open_files
 from refit.errors import TrainingError
 from refit.runtime.accelerators import CPU, PINNING
 from refit.runtime.forks import leave_at_once
@@ -87,6 +87,8 @@ class ItemLoader(Batches):
         self._epoch = 0
         self._order = torch.empty(0, dtype=torch.int64)
         self._reader = ItemReader(items.source, items.datasets)
+        if options.num_workers:
+            refuse_open_files(self._reader.datasets, items.source.factory)
         self._keys: list[tuple[int, list[tuple[str, int]]]] = []
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None

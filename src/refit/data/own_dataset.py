@@ -1,5 +1,6 @@
 """The user's own data sets: opened by the factory that the settings name, and read in batches of items."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from refit.code import importing_from_here
-from refit.data.inputs import Inputs
+from refit.data.inputs import Inputs, list_tensors
 from refit.data.own_functions import convert_options, import_function
 from refit.data.seeded import keeping_generators, seed_item
 from refit.errors import DataError, RefitError, SettingsError
-from refit.runtime.randomness import putting_generators_back
+from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import SettingsTree
 from refit.texts import list_names
 
@@ -69,6 +70,7 @@ def _open(source_json: str) -> dict[str, Any]:
     factory = import_function(source.factory, "data.factory")
     options = convert_options(factory, source.factory, source.options, "data.options")
     with importing_from_here(), putting_generators_back():
+        seed_everything(source.seed)  # a factory that divides at random does so alike in each process
         try:
             found = factory(**options)
         except RefitError:
@@ -90,6 +92,11 @@ def forget_datasets() -> None:
 def _check(found: Any, name: str) -> dict[str, Any]:
     """Return data sets by split, and a single one as `all`."""
     datasets = dict(found) if isinstance(found, Mapping) else {WHOLE: found}
+    if isinstance(found, tuple | list) and any(isinstance(part, Dataset) for part in found):
+        raise SettingsError(
+            f"data.factory: expected {name} to return one data set, or a mapping of `train`, `test` and, if there is one, `val`,"
+            f" found a {type(found).__name__} of {len(found)}; say which is which"
+        )
     if WHOLE not in datasets and not {"train"} <= datasets.keys() <= {*SPLITS}:
         raise SettingsError(
             f"data.factory: expected {name} to return one data set, or a mapping of `train`, `test` and, if there is one, `val`,"
@@ -104,9 +111,34 @@ def _check(found: Any, name: str) -> dict[str, Any]:
                 f"{'' if split == WHOLE else f' as {split}'}; give each item by its index, so that items can be shuffled and an"
                 " interrupted epoch can go on"
             )
-        if len(dataset) == 0:
+        if _count(dataset, describe_part(split), name) == 0:
             raise DataError(f"{describe_part(split)} of {name}: expected items, found none; look at its files and options")
     return {split: datasets[split] for split in PARTS if split in datasets}
+
+
+def _count(dataset: Any, what: str, name: str) -> int:
+    """Count the items of a data set and their ids, which must be as many."""
+    try:
+        num_items = len(dataset)
+    except Exception as error:
+        raise DataError(
+            f"{what} of {name}: expected a number of items from `__len__`, found {type(error).__name__}: {error}; correct it"
+        ) from error
+    ids = getattr(dataset, "ids", None)
+    if ids is not None and len(ids) != num_items:
+        raise DataError(f"{what} of {name}: expected `ids` of each of its {num_items} items, found {len(ids)}; name each item")
+    return num_items
+
+
+def refuse_open_files(datasets: Mapping[str, Any], name: str) -> None:
+    """Raise SettingsError for an open file, whose place the loader processes would share: one reads where another has moved to."""
+    for split, dataset in datasets.items():
+        for attribute, value in getattr(dataset, "__dict__", {}).items():
+            if isinstance(value, io.IOBase):
+                raise SettingsError(
+                    f"loader.num_workers: expected data sets that loader processes can share, found the open file `{attribute}`"
+                    f" in {describe_part(split)} of {name}; open it where an item is read, or set loader.num_workers to 0"
+                )
 
 
 def describe_part(part: str) -> str:
@@ -132,6 +164,9 @@ def find_id(dataset: Any, index: int) -> str | None:
     return path if root is None else path.removeprefix(str(root)).lstrip("/")
 
 
+TO_COLLATE = "return tensors of one shape and type, or set loader.collate"
+
+
 @dataclass(frozen=True)
 class BadItem:
     """Why an item, or a batch that begins with it, cannot be read."""
@@ -139,6 +174,7 @@ class BadItem:
     part: str
     index: int
     reason: str
+    remedy: str = "mend its file or the data set"
 
 
 class ItemReader(Dataset[Any]):
@@ -161,11 +197,15 @@ class ItemReader(Dataset[Any]):
                     items.append(self.datasets[part][index])
                 except Exception as error:
                     return BadItem(part, index, f"{type(error).__name__}: {error}")
+            odd = find_odd(items) if self.source.collate is None else None
+            if odd is not None:
+                part = places[odd][0]
+                return name_odd(part, items, [index for _, index in places], odd)
             try:
                 return as_batch(self.collate(items), len(items), self.source)
             except Exception as error:
                 reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
-                return BadItem(*places[0], reason)
+                return BadItem(*places[0], reason, TO_COLLATE)
 
     def read_item(self, part: str, index: int, epoch: int = 0) -> Any:
         """Read one item as the data set gives it.
@@ -185,8 +225,30 @@ class ItemReader(Dataset[Any]):
         named = name_item(self.datasets[bad.part], bad.index)
         return DataError(
             f"{named} of {describe_part(bad.part)} of {self.source.factory}: expected inputs and target, found {bad.reason};"
-            " mend its file or the data set"
+            f" {bad.remedy}"
         )
+
+
+def find_odd(items: Sequence[Any]) -> int | None:
+    """Find an item whose tensors differ in shape or type from those of most others; None if there is none."""
+    kinds = [[(part.shape, part.dtype) for part in list_tensors(item)] for item in items]
+    if all(kind == kinds[0] for kind in kinds):
+        return None
+    most = max(kinds, key=kinds.count)
+    return next(place for place, kind in enumerate(kinds) if kind != most)
+
+
+def name_odd(part: str, items: Sequence[Any], indices: Sequence[int], odd: int) -> BadItem:
+    """Say how the item at place `odd` differs from another."""
+    other = 1 if odd == 0 else 0
+    found = f"{_describe(items[odd])}, where item {indices[other]} is {_describe(items[other])}"
+    return BadItem(part, indices[odd], found, TO_COLLATE)
+
+
+def _describe(item: Any) -> str:
+    """Name shape and type of each tensor of an item."""
+    kinds = [f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" for part in list_tensors(item)]
+    return ", ".join(kinds) or f"a {type(item).__name__}"
 
 
 def as_batch(batch: Any, num_items: int, source: OwnSource) -> tuple[Inputs, Tensor]:

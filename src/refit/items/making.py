@@ -14,8 +14,18 @@ from torch.utils.data import default_collate
 from refit.data.examples import Examples, SplitInfo
 from refit.data.identities import Hashes, mix, number_copies
 from refit.data.input_files import digest_inputs, join_digests
-from refit.data.inputs import Inputs, list_tensors, name_tensors
-from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, describe_part, name_item, type_targets
+from refit.data.inputs import Inputs, find_other, list_tensors, name_tensors
+from refit.data.own_dataset import (
+    PARTS,
+    WHOLE,
+    BadItem,
+    ItemReader,
+    describe_part,
+    find_odd,
+    name_item,
+    name_odd,
+    type_targets,
+)
 from refit.data.signature import Signature, TensorSpec
 from refit.errors import DataError
 from refit.items.digests import FIRST_PASS, find_digest, join_parts, read_source
@@ -25,6 +35,7 @@ from refit.refs import DatasetRef, Ref
 from refit.runtime.limits import find_free_memory
 from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
+from refit.texts import show
 
 DEFAULT_SHARE = 0.15
 NUM_SAMPLED = 3
@@ -74,11 +85,11 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         source,
         settings.training.loss,
     )
+    x, y = _take_sample(reader, origin, train)
     splits = {
         split: _freeze(parts[name], rows, len(target.classes) if target.kind == "classes" else 0, store)
         for split, (name, rows) in places.items()
     }
-    x, y = _take_sample(reader, origin, train)
     examples = Examples(
         signature=Signature(columns=[], target=target, tensors=_describe_tensors(reader, origin, train)),
         splits=splits,
@@ -117,10 +128,10 @@ def divide(parts: Mapping[str, Part], data: DataSettings, seed: int) -> dict[str
     found |= {name: (name, torch.arange(len(part.y))) for name, part in parts.items() if name != origin}
     for split, (_, rows) in found.items():
         if len(rows) == 0:
-            share = f"a share of {shares[split]:g}" if split in shares else "what is left"
+            share = f"a share of {shares[split]:g}" if split in shares else "the rest"
             raise DataError(
-                f"{split} split: expected items, found none, as {share} of {len(parts[origin].y)} items, each divided by what it"
-                f" holds, has none; add items, or change data.{split if split in shares else 'val'}"
+                f"{split} split: expected items, found that {share} has none of {len(parts[origin].y)}, as what an item holds"
+                f" chooses its side; add items, change data.{split if split in shares else 'val'}, or divide them in data.factory"
             )
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
@@ -154,16 +165,19 @@ def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Re
         if room >= 0:
             items.append(fact.item)
     hashes = np.array(contents, np.uint64)
-    x = _stack(items, reader) if len(items) == len(hashes) else None
+    x = _stack(items, reader, name) if len(items) == len(hashes) else None
     if settings.data.cache:
         _refuse_uncached(reader, name, hashes, x)
     y = _stack_targets(ys, reader, name) if targets is None else targets
     return Part(name, hashes if ids is None else ids, y, hashes, x)
 
 
-def _stack(items: Sequence[Any], reader: ItemReader) -> Inputs | None:
-    """Make one batch of the inputs of all items; None if they do not have the same shapes."""
+def _stack(items: Sequence[Any], reader: ItemReader, name: str) -> Inputs | None:
+    """Make one batch of the inputs of all items; None if they do not have the same shapes, but a `loader.collate`."""
     inputs = [item[0] for item in items] if reader.source.has_targets else items
+    odd = find_odd(inputs) if reader.source.collate is None else None
+    if odd is not None:
+        raise reader.explain(name_odd(name, inputs, range(len(inputs)), odd))
     try:
         x = default_collate([*inputs])
     except (RuntimeError, TypeError, ValueError):
@@ -213,8 +227,10 @@ def _take_sample(reader: ItemReader, name: str, rows: Tensor) -> tuple[Inputs, T
     batch = reader[0, [(name, index) for index in rows[:NUM_SAMPLED].tolist()]]
     if isinstance(batch, BadItem):
         raise reader.explain(batch)
-    if reader.source.has_targets and not list_tensors(batch[0]):
-        raise reader.explain(BadItem(name, int(rows[0]), f"no tensor among its inputs, but a {type(batch[0]).__name__}"))
+    other = find_other(batch[0])
+    if other is not None:
+        found = f"in a batch, among its inputs, {show(repr(other))}"
+        raise reader.explain(BadItem(name, int(rows[0]), found, "return tensors alone, or make them in loader.collate"))
     return batch
 
 

@@ -1,5 +1,6 @@
 """Reads items to the end: what identifies each, and its target."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from refit.data.identities import Hashes
 from refit.data.inputs import list_tensors
-from refit.data.own_dataset import ItemReader, describe_part, find_id, name_item
+from refit.data.own_dataset import ItemReader, describe_part, find_id, name_item, refuse_open_files
 from refit.errors import DataError
 from refit.runtime.forks import leave_at_once
+from refit.texts import show
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -47,14 +49,21 @@ class _Facts(Dataset[Any]):
         if self.reader.source.has_targets:
             try:
                 _, target = item
+            except (TypeError, ValueError):
+                return self._refuse(index, _describe(item), "return both, or set training.step")
+            with contextlib.suppress(TypeError, ValueError):
                 target = default_collate([target])[0]
-            except (TypeError, ValueError) as error:
-                named = name_item(self.reader.datasets[self.part], index)
-                return DataError(
-                    f"{named} of {describe_part(self.part)} of {self.reader.source.factory}: expected (inputs, target), the target"
-                    f" a number or a tensor, found {_describe(item)}: {error}; return both, or set training.step"
-                )
+            if not isinstance(target, Tensor):
+                found, is_text = f"the target {show(repr(target))}", isinstance(target, str)
+                return self._refuse(index, found, f"return {'the number of its class' if is_text else 'one'}, or set training.step")
         return Fact(hash_item(item), target, item if self.keep else None)
+
+    def _refuse(self, index: int, found: str, remedy: str) -> DataError:
+        named = name_item(self.reader.datasets[self.part], index)
+        return DataError(
+            f"{named} of {describe_part(self.part)} of {self.reader.source.factory}: expected (inputs, target), the target a number"
+            f" or a tensor, found {found}; {remedy}"
+        )
 
 
 def read_facts(
@@ -73,6 +82,8 @@ def read_facts(
     Raises:
         DataError: An item cannot be read.
     """
+    if num_workers:
+        refuse_open_files(reader.datasets, reader.source.factory)
     facts = _Facts(reader, part, epoch, keep)
     loader = DataLoader(
         facts,
@@ -113,7 +124,8 @@ def hash_bytes(data: bytes) -> int:
 
 def _add(digest: Any, item: Any) -> None:
     if isinstance(item, Tensor):
-        item = item.detach().contiguous().numpy()
+        item = item.detach().cpu().contiguous()
+        item = (item.view(torch.int16) if item.dtype == torch.bfloat16 else item).numpy()
     if isinstance(item, np.ndarray):
         digest.update(f"{item.dtype}{item.shape}".encode())
         digest.update(np.ascontiguousarray(item).data)

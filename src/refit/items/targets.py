@@ -70,8 +70,9 @@ def find_target(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, loss:
         return Target(name="target", kind="numbers", centers=centers)
     if y.dim() > 1:
         raise DataError(
-            f"data.factory: expected one class for each item of {source.factory}, found {tuple(y.shape[1:])} whole numbers; set"
-            " training.loss to `binary` for several labels at once, or return numbers to predict as floats"
+            f"data.factory: expected one class for each item of {source.factory}, found {tuple(y.shape[1:])} whole numbers;"
+            " return the class as one number, set training.loss to `binary` for several labels at once, or return numbers to"
+            " predict as floats"
         )
     return _find_classes(dataset, ys, source)
 
@@ -101,6 +102,11 @@ def _find_classes(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource) -> 
     named = getattr(dataset, "classes", None)
     most = max(int(part.max()) for part in ys.values())
     classes = [str(name) for name in named] if named is not None else list(range(most + 1))
+    if most >= 0 and len(classes) < 2:
+        raise DataError(
+            f"data.factory: expected items of at least two classes from {source.factory}, found one; add items of others, or return"
+            " numbers to predict as floats"
+        )
     for split, part in ys.items():
         odd = ((part < 0) | (part >= len(classes))).nonzero()
         if len(odd):

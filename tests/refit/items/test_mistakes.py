@@ -1,0 +1,85 @@
+"""What is wrong with a data set of the user's own is told before anything is trained."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import refit
+from refit.data.own_dataset import forget_datasets
+from refit.errors import RefitError
+from refit.reports import figures
+
+
+@pytest.fixture(autouse=True)
+def _mistakes(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.delitem(sys.modules, "mistakes", raising=False)
+    yield
+    forget_datasets()
+
+
+def train(factory: str = "make", options=(), lines=None, **loader):
+    lines = [] if lines is None else lines
+    settings = {
+        "data": {"factory": f"mistakes:{factory}", "options": dict(options)},
+        "model": {"factory": "mistakes:Net"},
+        "loader": loader,
+        "training": {"num_epochs": 1},
+        "store": {"trust": True},
+    }
+    return refit.train(settings, report=lines.append)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "shape",
+            r"^item 7 of the data set of mistakes:make: .* found float32 \(3,\), where item 0 is float32 \(4,\); return",
+        ),
+        (
+            "type",
+            r"^item 0 of .* found float64 \(4,\), where item 1 is float32 \(4,\); return tensors of one shape",
+        ),
+        ("text", r"^item 0 of .* the target a number or a tensor, found the target 'a'; return the number of its class"),
+        ("nothing", r"^item 0 of .* the target a number or a tensor, found the target None; return one, or set"),
+        (
+            "vector",
+            r"expected one class for each item of mistakes:make, found \(1,\) whole numbers; return the class",
+        ),
+        ("three", r"^item 0 of .* expected \(inputs, target\), .* found 3 parts; return both"),
+        ("one class", r"expected items of at least two classes from mistakes:make, found one; add items"),
+        (
+            "named",
+            r"^item \d+ of .* found in a batch, among its inputs, 'item \d+'; return tensors alone, or make them",
+        ),
+        ("fractional", r"^the data set of .* expected a number of items from `__len__`, found TypeError: .*; correct it"),
+        ("few ids", r"^the data set of .* expected `ids` of each of its 40 items, found 2; name each item"),
+        ("divided", r"expected mistakes:make to return one data set, or a mapping of .*, found a list of 2; say which is which"),
+    ],
+)
+def test_a_mistake_is_named(kind, message):
+    with pytest.raises(RefitError, match=message):
+        train(options={"kind": kind})
+
+
+def test_an_open_file_is_not_shared_among_loader_processes():
+    with pytest.raises(RefitError, match=r"loader\.num_workers: .* found the open file `opened` in the data set"):
+        train(options={"kind": "open file"}, num_workers=2)
+
+
+def test_items_of_bfloat16_are_trained_on():
+    assert train(options={"kind": "bfloat16"}).is_new
+
+
+def test_a_factory_that_divides_at_random_divides_alike_whatever_was_drawn_before():
+    assert train("divide").is_new
+    random.seed(5)
+    torch.manual_seed(5)
+    assert not train("divide").is_new
