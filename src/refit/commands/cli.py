@@ -153,7 +153,7 @@ def predict(
     check_url(source, "SOURCE")
     check_url(output, "--output")
     settings, _ = resolve_settings(as_given(given, trust), settings_file)
-    is_table = settings.data.predict_factory is None
+    is_table = settings.data.predict_factory is None and settings.data.factory is None
     if is_table:
         _check_header(source)
     from refit.commands import local_run
