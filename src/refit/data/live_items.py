@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from refit.data.inputs import Inputs, join_inputs, map_tensors
+from refit.data.inputs import Inputs, join_inputs, list_tensors, map_tensors
 from refit.data.loaders import Batches, build_evaluation_loader, draw_rows
-from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource, refuse_open_files
+from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource, describe_part, name_item, refuse_open_files
 from refit.errors import TrainingError
 from refit.runtime.accelerators import CPU, PINNING
 from refit.runtime.forks import leave_at_once
@@ -121,6 +121,15 @@ class ItemLoader(Batches):
         is_pinned = self.options.pin_memory and self.device.type in PINNING
         x, y = map_tensors(lambda part: part.to(self.device, non_blocking=is_pinned), batch)
         return x, y
+
+    def name_non_finite(self, number: int) -> str | None:
+        """Name an item of a batch of the epoch, counted from 1, that has inputs which are not finite, if there is one."""
+        rows = self._order.split(cast(int, self.batch_size))[number - 1]
+        for part, index in self.items.list_places(rows):
+            item = self._reader.read_item(part, index, self._epoch)
+            if not all(tensor.isfinite().all() for tensor in list_tensors(item)):
+                return f"{name_item(self._reader.datasets[part], index)} of {describe_part(part)}"
+        return None
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:  # type: ignore[override]
         """All items in order, as evaluation reads them; draws nothing."""

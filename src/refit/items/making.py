@@ -74,7 +74,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
     if files is not None and join_digests(files) != digests[0]:
         raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
     reader = ItemReader(source)
-    parts = {name: _read_part(reader, name, settings, report) for name in reader.datasets}
+    parts = {name: _read_part(reader, name, settings, report, warn) for name in reader.datasets}
     if files is None and join_parts({name: part.contents for name, part in parts.items()}, reader) != digests[0]:
         raise DataError(_explain_other_items(source.factory))
     places = divide(parts, data, settings.seed)
@@ -147,7 +147,7 @@ def choose_sides(hashes: Hashes, shares: Mapping[str, float], seed: int) -> Any:
     return sides
 
 
-def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Report) -> Part:
+def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Report, warn: Report) -> Part:
     """Read what a data set does not tell by itself: its items, if they are to be frozen or nothing else says what they hold."""
     dataset, targets = reader.datasets[name], read_targets(reader, name)
     ids = hash_ids(dataset)
@@ -168,8 +168,19 @@ def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Re
     x = _stack(items, reader, name) if len(items) == len(hashes) else None
     if settings.data.cache:
         _refuse_uncached(reader, name, hashes, x)
+    _warn_of_non_finite(reader, name, x, warn)
     y = _stack_targets(ys, reader, name) if targets is None else targets
     return Part(name, hashes if ids is None else ids, y, hashes, x)
+
+
+def _warn_of_non_finite(reader: ItemReader, name: str, x: Inputs | None, warn: Report) -> None:
+    """Tell of numbers among frozen inputs that are not finite: later, nobody knows which item they are of."""
+    found = [(~part.isfinite()).flatten(1).any(dim=1) for part in list_tensors(x)]
+    odd = torch.stack(found).any(dim=0).nonzero().flatten().tolist() if found else []
+    if odd:
+        first = name_item(reader.datasets[name], odd[0])
+        num_items = len(reader.datasets[name])
+        warn(f"{describe_part(name)}: NaN or infinite numbers in the inputs of {len(odd)} of {num_items} items, first in {first}")
 
 
 def _stack(items: Sequence[Any], reader: ItemReader, name: str) -> Inputs | None:

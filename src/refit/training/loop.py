@@ -191,15 +191,15 @@ def train_epoch(
         num_done += taken.num_batches
         state.step += taken.num_steps
         if len(losses) >= LOSSES_BETWEEN_CHECKS:
-            _move_losses(losses, partial, epoch)
+            _move_losses(losses, partial, epoch, loader)
         give_way()
         if num_done < steps.num_batches and should_pause():
-            _move_losses(losses, partial, epoch)
+            _move_losses(losses, partial, epoch, loader)
             state.random_state = capture_random_state()
             partial.seconds += time.perf_counter() - started - steps.compile_seconds
             return None
     grad_norm = _gradient_norm(model) if steps.norm is None else steps.norm.item()
-    _move_losses(losses, partial, epoch)
+    _move_losses(losses, partial, epoch, loader)
     _refuse_non_finite_weights(model, epoch)
     state.random_state, state.epoch, state.partial = capture_random_state(), epoch, None
     started += steps.compile_seconds
@@ -295,14 +295,20 @@ def _gradient_norm(model: nn.Module) -> float:
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
 
 
-def _move_losses(losses: list[Tensor], partial: PartialEpoch, epoch: int) -> None:
+def _move_losses(losses: list[Tensor], partial: PartialEpoch, epoch: int, loader: ShuffledLoader | ItemLoader) -> None:
     """Move losses from the device to the log, if they are finite."""
     for value in torch.hstack(losses).cpu().tolist() if losses else []:
         partial.batch_losses.append(value)
         if not math.isfinite(value):
+            number = len(partial.batch_losses)
+            item = loader.name_non_finite(number) if isinstance(loader, ItemLoader) else None
             raise TrainingError(
-                f"epoch {epoch}, batch {len(partial.batch_losses)}: expected a finite loss, found {value}; "
-                "lower optimizer.lr, set training.max_grad_norm, or look for extreme values in the data"
+                f"epoch {epoch}, batch {number}: expected a finite loss, found {value}; "
+                + (
+                    f"{item} has NaN or infinite numbers, mend it or leave it out"
+                    if item
+                    else "lower optimizer.lr, set training.max_grad_norm, or look for extreme values in the data"
+                )
             )
     losses.clear()
 

@@ -18,6 +18,7 @@ CHANGES = {
     "three": lambda index, x, y: (x, y, index),
     "one class": lambda _, x, __: (x, 0),
     "named": lambda index, x, y: ({"name": f"item {index}", "x": x}, y),
+    "NaN": lambda index, x, y: (x * (float("nan") if index in (7, 9) else 1), y),
     "bfloat16": lambda _, x, y: (x.bfloat16(), y),
 }
 
@@ -58,7 +59,18 @@ def make(kind: str):
     }
     if kind in special:
         return special[kind]()
-    return Items([CHANGES[kind](index, x, y) for index, (x, y) in enumerate(items)])
+    return Items(change_items(kind))
+
+
+def read_by_digest(kind: str):
+    """Items that are read when they are needed."""
+    items = change_items(kind)
+    return {"train": Items(items, digest=lambda: kind), "test": Items(items[:6], digest=lambda: kind)}
+
+
+def change_items(kind):
+    items = [(x, index % 3) for index, x in enumerate(X)]
+    return [CHANGES[kind](index, x, y) for index, (x, y) in enumerate(items)]
 
 
 def divide():

@@ -83,3 +83,22 @@ def test_a_factory_that_divides_at_random_divides_alike_whatever_was_drawn_befor
     random.seed(5)
     torch.manual_seed(5)
     assert not train("divide").is_new
+
+
+def test_an_item_with_nan_is_named_where_the_loss_is_not_finite():
+    told = []
+    with pytest.raises(RefitError, match=r"^epoch 1, batch 1: expected a finite loss, found nan; lower optimizer\.lr"):
+        train(options={"kind": "NaN"}, lines=told)
+    assert "the data set: NaN or infinite numbers in the inputs of 2 of 40 items, first in item 7" in told
+    with pytest.raises(
+        RefitError, match=r"found nan; item [79] of the train data set has NaN or infinite numbers, mend it or leave"
+    ):
+        train("read_by_digest", options={"kind": "NaN"})
+
+
+def test_an_odd_item_is_named_by_whoever_reads_it():
+    for num_workers in (0, 2):
+        with pytest.raises(
+            RefitError, match=r"^item 7 of the train data set .* found float32 \(3,\), where item \d+ is float32 \(4,\)"
+        ):
+            train("read_by_digest", options={"kind": "shape"}, num_workers=num_workers)
