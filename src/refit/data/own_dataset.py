@@ -4,6 +4,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
+from os import PathLike
 from typing import Any
 
 import torch
@@ -125,7 +127,7 @@ def _count(dataset: Any, what: str, name: str) -> int:
             f"{what} of {name}: expected a number of items from `__len__`, found {type(error).__name__}: {error}; correct it"
         ) from error
     ids = getattr(dataset, "ids", None)
-    if ids is not None and len(ids) != num_items:
+    if hasattr(ids, "__len__") and len(ids) != num_items:
         raise DataError(f"{what} of {name}: expected `ids` of each of its {num_items} items, found {len(ids)}; name each item")
     return num_items
 
@@ -153,14 +155,18 @@ def name_item(dataset: Any, index: int) -> str:
 
 
 def find_id(dataset: Any, index: int) -> str | None:
-    """Find what the data set calls an item: its entry of `ids`, or the path in `samples` below `root`, as torchvision has them."""
+    """Find what the data set calls an item: its entry of `ids`, or the path in `samples` below `root`, as torchvision has them.
+
+    What else attributes of these names may hold, such as texts or tensors, tells no items apart.
+    """
     ids = getattr(dataset, "ids", None)
-    if ids is not None:
-        return str(ids[index])
+    if hasattr(ids, "__len__"):
+        return str(ids[index]) if isinstance(ids[index], str | Integral | PathLike) else None
     samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
-    if samples is None:
+    sample = None if samples is None else samples[index]
+    if not isinstance(sample, tuple | list) or not sample or not isinstance(sample[0], str | PathLike):
         return None
-    path = str(samples[index][0])
+    path = str(sample[0])
     return path if root is None else path.removeprefix(str(root)).lstrip("/")
 
 

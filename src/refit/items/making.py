@@ -175,7 +175,7 @@ def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Re
 
 def _warn_of_non_finite(reader: ItemReader, name: str, x: Inputs | None, warn: Report) -> None:
     """Tell of numbers among frozen inputs that are not finite: later, nobody knows which item they are of."""
-    found = [(~part.isfinite()).flatten(1).any(dim=1) for part in list_tensors(x)]
+    found = [(~part.isfinite()).reshape(len(part), -1).any(dim=1) for part in list_tensors(x)]
     odd = torch.stack(found).any(dim=0).nonzero().flatten().tolist() if found else []
     if odd:
         first = name_item(reader.datasets[name], odd[0])

@@ -47,14 +47,12 @@ class _Facts(Dataset[Any]):
             return error
         target = None
         if self.reader.source.has_targets:
-            try:
-                _, target = item
-            except (TypeError, ValueError):
+            if not isinstance(item, tuple | list) or len(item) != 2:
                 return self._refuse(index, _describe(item), "return both, or set training.step")
-            with contextlib.suppress(TypeError, ValueError):
-                target = default_collate([target])[0]
+            with contextlib.suppress(TypeError, ValueError, KeyError):
+                target = default_collate([item[1]])[0]
             if not isinstance(target, Tensor):
-                found, is_text = f"the target {show(repr(target))}", isinstance(target, str)
+                found, is_text = f"the target {show(repr(item[1]))}", isinstance(item[1], str)
                 return self._refuse(index, found, f"return {'the number of its class' if is_text else 'one'}, or set training.step")
         return Fact(hash_item(item), target, item if self.keep else None)
 

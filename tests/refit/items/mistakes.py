@@ -19,6 +19,9 @@ CHANGES = {
     "one class": lambda _, x, __: (x, 0),
     "named": lambda index, x, y: ({"name": f"item {index}", "x": x}, y),
     "NaN": lambda index, x, y: (x * (float("nan") if index in (7, 9) else 1), y),
+    "mapping": lambda _, x, y: {"x": x, "y": y},
+    "target in a mapping": lambda _, x, y: (x, {"y": y}),
+    "number": lambda _, x, y: (float(x[0]), y),
     "bfloat16": lambda _, x, y: (x.bfloat16(), y),
 }
 
@@ -55,6 +58,8 @@ def make(kind: str):
         "fractional": lambda: Fractional(items),
         "few ids": lambda: Items(items, ids=["a", "b"]),
         "open file": FromFile,
+        "texts": lambda: Items(items, samples=[f"text {index}" for index in range(NUM_ITEMS)]),
+        "tensors": lambda: Items(items, ids=X, samples=X),
         "divided": lambda: random_split(items, [30, 10]),
     }
     if kind in special:
@@ -87,4 +92,4 @@ class Net(nn.Module):
         self.layer = nn.Linear(4, num_outputs)
 
     def forward(self, x):
-        return self.layer(x.float())
+        return self.layer(x.float().view(len(x), -1).expand(len(x), 4))

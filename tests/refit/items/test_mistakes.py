@@ -11,6 +11,7 @@ import refit
 from refit.data.own_dataset import forget_datasets
 from refit.errors import RefitError
 from refit.reports import figures
+from refit.store.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,8 @@ def train(factory: str = "make", options=(), lines=None, **loader):
             r"expected one class for each item of mistakes:make, found \(1,\) whole numbers; return the class",
         ),
         ("three", r"^item 0 of .* expected \(inputs, target\), .* found 3 parts; return both"),
+        ("mapping", r"^item 0 of .* expected \(inputs, target\), .* found a dict; return both, or set training\.step"),
+        ("target in a mapping", r"^item 0 of .* found the target \{'y': 0\}; return one, or set training\.step"),
         ("one class", r"expected items of at least two classes from mistakes:make, found one; add items"),
         (
             "named",
@@ -74,8 +77,17 @@ def test_an_open_file_is_not_shared_among_loader_processes():
         train(options={"kind": "open file"}, num_workers=2)
 
 
-def test_items_of_bfloat16_are_trained_on():
-    assert train(options={"kind": "bfloat16"}).is_new
+@pytest.mark.parametrize("kind", ["bfloat16", "number"])
+def test_items_of_other_types_are_trained_on(kind):
+    assert train(options={"kind": kind}).is_new
+
+
+@pytest.mark.parametrize("kind", ["texts", "tensors"])
+def test_attributes_that_hold_no_ids_or_paths_tell_no_items_apart(kind):
+    result = train(options={"kind": kind})
+    manifest = refit.load_model(result.model.path, trust=True).manifest
+    hashes = [identity for split in manifest.splits for identity in manifest.load_identities(split, Store("refit-store")).hashes]
+    assert len(set(hashes)) == 40
 
 
 def test_a_factory_that_divides_at_random_divides_alike_whatever_was_drawn_before():
