@@ -126,7 +126,7 @@ def _count(dataset: Any, what: str, name: str) -> int:
         raise DataError(
             f"{what} of {name}: expected a number of items from `__len__`, found {type(error).__name__}: {error}; correct it"
         ) from error
-    ids = getattr(dataset, "ids", None)
+    ids: Any = getattr(dataset, "ids", None)
     if hasattr(ids, "__len__") and len(ids) != num_items:
         raise DataError(f"{what} of {name}: expected `ids` of each of its {num_items} items, found {len(ids)}; name each item")
     return num_items
@@ -159,7 +159,7 @@ def find_id(dataset: Any, index: int) -> str | None:
 
     What else attributes of these names may hold, such as texts or tensors, tells no items apart.
     """
-    ids = getattr(dataset, "ids", None)
+    ids: Any = getattr(dataset, "ids", None)
     if hasattr(ids, "__len__"):
         return str(ids[index]) if isinstance(ids[index], str | Integral | PathLike) else None
     samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
