@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -76,6 +77,9 @@ def test_names_of_any_length_are_told_apart():
     assert test["accuracy"] > 0.6
     found = model.predict(names.pad([(torch.tensor([ord(letter) - 96 for letter in "kowalewski"]), 0)])[0])
     assert found.tolist() == ["Polish"]
+    assert model.predict([torch.tensor([ord(letter) - 96 for letter in "kowalewski"])]).tolist() == ["Polish"]
+    known = names.Names()
+    assert (model.predict(known) == np.array(known.classes)[known.targets]).mean() > 0.8
 
 
 def test_several_labels_are_learned_at_once(capsys):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from refit.data.inputs import Inputs, join_inputs, list_tensors, map_tensors
 from refit.data.loaders import Batches, build_evaluation_loader, draw_rows
 from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource, describe_part, name_item, refuse_open_files
-from refit.errors import TrainingError
+from refit.errors import DataError, TrainingError
 from refit.runtime.accelerators import CPU, PINNING
 from refit.runtime.forks import leave_at_once
 
@@ -209,30 +209,43 @@ def build_ordered_loader(
 
 
 def as_items(rows: Any, source: OwnSource | None) -> Inputs | LiveItems:
-    """Return a batch of inputs as it is, and a map-style data set of items, or of pairs of inputs and target, as its inputs."""
+    """Return a batch of inputs as it is, and a map-style data set of items, or of pairs of inputs and target, as its inputs.
+
+    A `loader.collate` gets pairs, as in training; where an item has no target, 0 stands for it.
+
+    Raises:
+        DataError: It is neither, or has no items.
+    """
     if isinstance(rows, Tensor | tuple | dict) or source is None:
         return rows
+    if isinstance(rows, str) or not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")) or len(rows) == 0:
+        found = "none" if hasattr(rows, "__len__") and len(rows) == 0 else f"a {type(rows).__name__}"
+        raise DataError(f"expected items to predict, in a data set, or a batch of inputs as tensors, found {found}; give some")
     indices = torch.arange(len(rows))
+    takes_pairs = source.has_targets and source.collate is not None
     return LiveItems(
-        source.model_copy(update={"has_targets": False}),
+        source.model_copy(update={"has_targets": takes_pairs}),
         torch.full_like(indices, PARTS.index(WHOLE)),
         indices,
-        {WHOLE: _Inputs(rows)},
+        {WHOLE: _ToPredict(rows, takes_pairs)},
     )
 
 
-class _Inputs:
-    """The inputs alone of the items of a data set."""
+class _ToPredict:
+    """Items to predict: inputs alone, or with targets that nobody looks at."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, takes_pairs: bool) -> None:
+        self.dataset, self.takes_pairs = dataset, takes_pairs
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         item = self.dataset[index]
-        return item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
+        is_pair = isinstance(item, tuple | list) and len(item) == 2
+        if self.takes_pairs:
+            return item if is_pair else (item, 0)
+        return item[0] if is_pair else item
 
 
 def _as_is(batch: Any) -> Any:

@@ -114,3 +114,12 @@ def test_an_odd_item_is_named_by_whoever_reads_it():
             RefitError, match=r"^item 7 of the train data set .* found float32 \(3,\), where item \d+ is float32 \(4,\)"
         ):
             train("read_by_digest", options={"kind": "shape"}, num_workers=num_workers)
+
+
+@pytest.mark.parametrize(("rows", "found"), [([], "none"), ("text", "a str"), (None, "a NoneType")])
+def test_what_cannot_be_predicted_is_refused(rows, found):
+    model = refit.load_model(train(options={"kind": "number"}).model.path, trust=True)
+    with pytest.raises(
+        RefitError, match=f"expected items to predict, in a data set, or a batch of inputs as tensors, found {found};"
+    ):
+        model.predict(rows)
