@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -85,6 +85,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         source,
         settings.training.loss,
     )
+    _warn_of_learned(parts, places, warn)
     x, y = _take_sample(reader, origin, train)
     splits = {
         split: _freeze(parts[name], rows, len(target.classes) if target.kind == "classes" else 0, store)
@@ -134,6 +135,19 @@ def divide(parts: Mapping[str, Part], data: DataSettings, seed: int) -> dict[str
                 f" chooses its side; add items, change data.{split if split in shares else 'val'}, or divide them in data.factory"
             )
     return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _warn_of_learned(parts: Mapping[str, Part], places: Mapping[str, tuple[str, Tensor]], warn: Report) -> None:
+    """Tell of test items that are train or validation items, too."""
+    is_read = all(part.contents is not None for part in parts.values())
+    hashes = {
+        split: (cast(Hashes, parts[name].contents) if is_read else parts[name].hashes)[rows.numpy()]
+        for split, (name, rows) in places.items()
+    }
+    test = hashes.pop("test", None)
+    same = 0 if test is None else int(np.isin(test, np.concatenate([*hashes.values()])).sum())
+    if same:
+        warn(f"test split: {same} of {len(places['test'][1])} items are train or validation items, too, and flatter the scores")
 
 
 def choose_sides(hashes: Hashes, shares: Mapping[str, float], seed: int) -> Any:

@@ -123,3 +123,9 @@ def test_what_cannot_be_predicted_is_refused(rows, found):
         RefitError, match=f"expected items to predict, in a data set, or a batch of inputs as tensors, found {found};"
     ):
         model.predict(rows)
+
+
+def test_test_items_that_are_learned_from_are_counted():
+    told = []
+    train("read_by_digest", options={"kind": "bfloat16"}, lines=told)
+    assert "test split: 6 of 6 items are train or validation items, too, and flatter the scores" in told
