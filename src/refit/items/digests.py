@@ -11,6 +11,7 @@ from refit.data.examples import Examples
 from refit.data.identities import Hashes
 from refit.data.input_files import compare_inputs, digest_inputs, join_digests
 from refit.data.own_dataset import ItemReader, OwnSource, forget_datasets
+from refit.errors import DataError
 from refit.items.reading import read_facts
 from refit.settings import SettingsTree
 from refit.store.store import Store
@@ -65,9 +66,22 @@ def join_parts(contents: Mapping[str, Hashes | None], reader: ItemReader) -> str
 
 
 def find_digest(dataset: Any) -> str | None:
-    """The digest that a data set gives by a method of that name; None if it has none."""
+    """The digest that a data set gives by a method of that name; None if it has none, or gives None.
+
+    Raises:
+        DataError: The method fails.
+    """
     method = getattr(dataset, "digest", None)
-    return str(method()) if callable(method) else None
+    if not callable(method):
+        return None
+    try:
+        found = method()
+    except Exception as error:
+        raise DataError(
+            f"data.factory: expected a text that says what a data set holds from its method `digest()`, found"
+            f" {type(error).__name__}: {error}; correct it or, if it is for something else, rename it"
+        ) from error
+    return None if found is None else str(found)
 
 
 def explain_change(before: Examples, settings: SettingsTree, store: Store) -> list[str]:

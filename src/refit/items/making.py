@@ -17,6 +17,7 @@ from refit.data.input_files import digest_inputs, join_digests
 from refit.data.inputs import Inputs, find_other, list_tensors, name_tensors
 from refit.data.own_dataset import (
     PARTS,
+    TO_COLLATE,
     WHOLE,
     BadItem,
     ItemReader,
@@ -91,8 +92,10 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         split: _freeze(parts[name], rows, len(target.classes) if target.kind == "classes" else 0, store)
         for split, (name, rows) in places.items()
     }
+    tensors = _describe_tensors(reader, origin, train)
+    _refuse_other_tensors(reader, places, tensors)
     examples = Examples(
-        signature=Signature(columns=[], target=target, tensors=_describe_tensors(reader, origin, train)),
+        signature=Signature(columns=[], target=target, tensors=tensors),
         splits=splits,
         source=source,
         sample=_keep(store, "arrays", safetensors.torch.save(_contiguous({**name_tensors(x), "y": y}))),
@@ -274,6 +277,22 @@ def _describe_tensors(reader: ItemReader, name: str, rows: Tensor) -> dict[str, 
         shape = [size if same and len({other[place] for other in shapes}) == 1 else None for place, size in enumerate(shapes[0])]
         specs[key] = TensorSpec(dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
     return specs
+
+
+def _refuse_other_tensors(reader: ItemReader, places: Mapping[str, tuple[str, Tensor]], tensors: Mapping[str, TensorSpec]) -> None:
+    """Refuse a split whose first item is of another kind than train items: it would be told after training."""
+    if reader.source.collate is not None:
+        return
+    for name, rows in places.values():
+        found = _describe_tensors(reader, name, rows[:1])
+        if found.keys() != tensors.keys() or not all(_fits(found[key], tensors[key]) for key in found):
+            kinds = [", ".join(map(str, specs.values())) for specs in (found, tensors)]
+            raise reader.explain(BadItem(name, int(rows[0]), f"{kinds[0]}, where train items are {kinds[1]}", TO_COLLATE))
+
+
+def _fits(one: TensorSpec, known: TensorSpec) -> bool:
+    sizes = zip(one.shape, known.shape, strict=False)
+    return one.dtype == known.dtype and len(one.shape) == len(known.shape) and all(b in (a, None) for a, b in sizes)
 
 
 def _freeze(part: Part, rows: Tensor, num_classes: int, store: Store) -> SplitInfo:

@@ -58,6 +58,8 @@ def make(kind: str):
         "fractional": lambda: Fractional(items),
         "few ids": lambda: Items(items, ids=["a", "b"]),
         "open file": FromFile,
+        "digest of more": lambda: Items(items, digest=lambda data: data),
+        "no digest": lambda: Items(items, digest=lambda: None),
         "texts": lambda: Items(items, samples=[f"text {index}" for index in range(NUM_ITEMS)]),
         "tensors": lambda: Items(items, ids=X, samples=X),
         "divided": lambda: random_split(items, [30, 10]),
@@ -71,6 +73,11 @@ def read_by_digest(kind: str):
     """Items that are read when they are needed."""
     items = change_items(kind)
     return {"train": Items(items, digest=lambda: kind), "test": Items(items[:6], digest=lambda: kind)}
+
+
+def other_test_items():
+    items = [(x, index % 3) for index, x in enumerate(X)]
+    return {"train": Items(items), "test": Items([(x[:2], y) for x, y in items])}
 
 
 def change_items(kind):

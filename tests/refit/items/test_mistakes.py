@@ -64,6 +64,7 @@ def train(factory: str = "make", options=(), lines=None, **loader):
         ),
         ("fractional", r"^the data set of .* expected a number of items from `__len__`, found TypeError: .*; correct it"),
         ("few ids", r"^the data set of .* expected `ids` of each of its 40 items, found 2; name each item"),
+        ("digest of more", r"^data\.factory: expected a text .* from its method `digest\(\)`, found TypeError: .*; correct it or"),
         ("divided", r"expected mistakes:make to return one data set, or a mapping of .*, found a list of 2; say which is which"),
     ],
 )
@@ -82,7 +83,7 @@ def test_items_of_other_types_are_trained_on(kind):
     assert train(options={"kind": kind}).is_new
 
 
-@pytest.mark.parametrize("kind", ["texts", "tensors"])
+@pytest.mark.parametrize("kind", ["texts", "tensors", "no digest"])
 def test_attributes_that_hold_no_ids_or_paths_tell_no_items_apart(kind):
     result = train(options={"kind": kind})
     manifest = refit.load_model(result.model.path, trust=True).manifest
@@ -129,3 +130,11 @@ def test_test_items_that_are_learned_from_are_counted():
     told = []
     train("read_by_digest", options={"kind": "bfloat16"}, lines=told)
     assert "test split: 6 of 6 items are train or validation items, too, and flatter the scores" in told
+
+
+def test_test_items_of_another_shape_are_refused_before_training():
+    message = (
+        r"^item 0 of the test data set of .* found float32 \(2\), where train items are float32 \(4\); return tensors of one shape"
+    )
+    with pytest.raises(RefitError, match=message):
+        train("other_test_items")
