@@ -328,3 +328,16 @@ def test_the_watcher_of_signals_ends_without_a_word(monkeypatch):
             pass
     time.sleep(0.1)
     assert failures == []
+
+
+def test_the_first_model_without_a_baseline_is_shown_alone(refit, monkeypatch):
+    from refit.commands import local_run
+    from refit.refs import RetrainingResult
+
+    scores = {"toy@v1": {"negative loss": -0.25, "megabytes": None}}
+    result = RetrainingResult(outcome="promoted", reason="the first of its name", champion="toy@v1", scores=scores)
+    monkeypatch.setattr(local_run, "run_locally", lambda *_, **__: result)
+    code, out, _ = refit("retrain")
+    assert code == 0
+    assert "difference" not in out
+    assert re.search(r"negative loss\s+│\s+-0\.2500", out)

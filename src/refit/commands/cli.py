@@ -377,12 +377,15 @@ def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _print_decision(result: RetrainingResult) -> None:
     if result.scores:
-        table = Table("on the same test rows", *result.scores, "difference")
+        has_rival = len(result.scores) > 1  # the first model of a step of the user's own has not even a baseline
+        table = Table("on the same test rows", *result.scores, *(["difference"] if has_rival else []))
         for metric in next(iter(result.scores.values())):
             figures = [scores.get(metric) for scores in result.scores.values()]
             shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
-            candidate, rival, *_ = figures
-            table.add_row(metric, *shown, "-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
+            if has_rival:
+                candidate, rival, *_ = figures
+                shown.append("-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
+            table.add_row(metric, *shown)
         open_console().print(table)
     champion = f"the champion is {result.champion}" if result.champion else "there is no champion"
     say(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")
@@ -402,9 +405,10 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
         epochs.add_row(str(entry["epoch"]), shown, *figures)
     console.print(epochs)
     found = {split: read_metrics(scored) for split, scored in metrics.items()}
-    scores = Table("split", "correct", *next(iter(found.values())).list_figures())
+    are_classes = isinstance(next(iter(found.values())), ClassificationMetrics)
+    scores = Table("split", "correct" if are_classes else "rows", *next(iter(found.values())).list_figures())
     for split, scored in found.items():
         cells = ("-" if figure is None else f"{figure:.4f}" for figure in scored.list_figures().values())
-        num_correct = scored.num_correct if isinstance(scored, ClassificationMetrics) else "-"
-        scores.add_row(split, f"{num_correct}/{scored.num_rows}", *cells)
+        num_correct = f"{scored.num_correct}/" if isinstance(scored, ClassificationMetrics) else ""
+        scores.add_row(split, f"{num_correct}{scored.num_rows}", *cells)
     console.print(scores)

@@ -72,12 +72,12 @@ def _describe_digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _list_metrics(metrics: Mapping[str, Any]) -> dict[tuple[str, str], float | None]:
-    figures = {
-        split: {**{name: scores.get(name) for name in FIGURES}, **scores.get("figures", {})} for split, scores in metrics.items()
-    }
-    return {
-        (split, name): figure for split, named in figures.items() for name, figure in named.items() if name in FIGURES or figure
-    }
+    found: dict[tuple[str, str], float | None] = {}
+    for split, scores in metrics.items():
+        known = FIGURES if "accuracy" in scores else ("loss",)
+        figures = {name: figure for name, figure in scores.get("figures", {}).items() if figure is not None}
+        found |= {(split, name): figure for name, figure in {**{name: scores.get(name) for name in known}, **figures}.items()}
+    return found
 
 
 def _compare(describe: Callable[[Any], dict[Any, Any]], contents: tuple[Any, Any]) -> dict[Any, Pair]:

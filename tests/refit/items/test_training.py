@@ -13,6 +13,7 @@ import refit
 from refit.data.live_items import ItemLoader
 from refit.errors import DataError, RefitError, SettingsError
 from refit.promotion.comparison import Verdict, compare
+from refit.registry.differences import find_differences
 from refit.reports import figures
 from refit.runs.recipes import forecast
 from refit.serving.item_scoring import score_items
@@ -429,3 +430,11 @@ def test_a_stored_data_set_of_a_function_that_settings_do_not_name_is_not_opened
         SettingsError, match=r"data\.factory: expected `own_data:noisy`, as set here, found a stored .*`own_data:toy`"
     ):
         compare(result.model, None, settings.promotion, Store("store"), settings)
+
+
+def test_versions_of_a_step_differ_in_what_they_have_alone():
+    given = {"model": {"factory": "own_data:AutoEncoder"}, "training": {"num_epochs": 1, "step": "own_data:restore"}}
+    for seed in (0, 1):
+        train("toy", **given, seed=seed)
+    found = find_differences(Store("store"), ("model", 1), ("model", 2))
+    assert {name for _, name in found.metrics} == {"loss"}
