@@ -28,7 +28,7 @@ train: .venv/train.stamp
 
 # Two tests at a time, of one thread each, as the networks are small.
 test: .venv/test.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 -m "not slow" $(ARGS)
 
 # Three at a time, as one waits most of the time. Those of one file share a server; the order that files come in, not that of their
 # number of tests, starts the longest first.
@@ -38,7 +38,7 @@ e2e: .venv/test.stamp
 # Fast tests again, of what stays when the engine is taken away: of rooms that train, without files whose tests take no step. Of
 # retraining, which trains by the same flow, one test shows that it runs.
 reference: .venv/test.stamp
-	@OMP_NUM_THREADS=1 tests/without_engine.sh $(CURDIR)/$(BIN)/pytest -n 2 -m "not slow" \
+	@OMP_NUM_THREADS=1 tests/without_engine.sh $(CURDIR)/$(BIN)/pytest -n 3 -m "not slow" \
 		$(addprefix tests/refit/,models promotion runs serving training) tests/tasks \
 		$(addprefix tests/flows/,test_oracle.py test_training.py test_retraining.py::$(NIGHTS)) \
 		$(addprefix --ignore=tests/,refit/serving/test_export.py refit/serving/test_scoring.py tasks/test_caching.py) $(ARGS)

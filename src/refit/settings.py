@@ -525,8 +525,11 @@ class Settings(SettingsTree, BaseSettings):
         if data.factory is not None:
             _refuse_table_settings(data, self.promotion)
         if self.training.step is not None and (data.factory is None or self.training.loss is not None):
-            problem = "data.factory gives no items" if data.factory is None else "training.loss is set"
-            raise ValueError(f"training.step: expected none, as {problem}; drop one of them, or set data.factory")
+            if data.factory is None:
+                raise ValueError(
+                    "training.step: expected none for a table, which has no items of its own; set data.factory, or drop it"
+                )
+            raise ValueError("training.step: expected none, as training.loss is set; drop one of them")
         for name in self.training.metrics:
             if not re.match(FACTORY, name):
                 raise ValueError(f"training.metrics: expected `package.module:function`, found {name!r}; name one")
