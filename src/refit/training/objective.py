@@ -79,8 +79,24 @@ class Objective(Protocol):
         """Score each row, for the decision about a promotion."""
 
 
+class OfOutputs:
+    """An objective whose loss and scores come from the model's outputs alone."""
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        raise NotImplementedError
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.loss(apply_model(forward, x), y)
+
+    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the outputs of a batch."""
+        return apply_model(model, x)
+
+
 @dataclass(frozen=True)
-class Classification:
+class Classification(OfOutputs):
     """One of C classes, by softmax.
 
     Shape: outputs are logits `(N, C)`, targets the places of classes `(N,)`, int64.
@@ -88,14 +104,6 @@ class Classification:
 
     classes: tuple[bool | int | str, ...]
     baseline: ClassVar[str | None] = "majority class"
-
-    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
-        """Return the mean loss of a batch."""
-        return self.loss(apply_model(forward, x), y)
-
-    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the logits of a batch."""
-        return apply_model(model, x)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refit.data.inputs import Inputs, apply_model, list_tensors
+from refit.data.inputs import Inputs, list_tensors
 from refit.data.own_functions import import_function
 from refit.data.signature import Target
 from refit.errors import SettingsError
 from refit.training.metrics import Metrics
-from refit.training.objective import Classification, Loss, Objective, OwnLoss, RowScores, Score, Scores
+from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": functional.cross_entropy,
@@ -54,7 +54,7 @@ def build_objective(target: Target, loss: str | None = None, step: str | None = 
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(OfOutputs):
     """Numbers to predict.
 
     Shape: outputs and targets `(N,)` or `(N, D)`; `(N, 1)` stands for `(N,)`.
@@ -64,14 +64,6 @@ class Numbers:
     centers: tuple[float, ...] = ()
     """Means of the train targets, which the baseline predicts."""
     baseline: ClassVar[str | None] = "mean of the targets"
-
-    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
-        """Return the mean loss of a batch."""
-        return self.loss(apply_model(forward, x), y)
-
-    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the outputs of a batch."""
-        return apply_model(model, x)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss."""
@@ -121,7 +113,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(OfOutputs):
     """Any number of L labels at once, by a sigmoid each.
 
     Shape: outputs are logits `(N, L)`, targets 0 or 1 `(N, L)`.
@@ -132,14 +124,6 @@ class Labels:
     centers: tuple[float, ...] = ()
     """Shares of the labels among the train items."""
     baseline: ClassVar[str | None] = "shares of the labels"
-
-    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
-        """Return the mean loss of a batch."""
-        return self.loss(apply_model(forward, x), y)
-
-    def compute(self, model: nn.Module, x: Inputs, y: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the outputs of a batch."""
-        return apply_model(model, x)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss over examples and labels."""
