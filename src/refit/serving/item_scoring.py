@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from refit.code import importing_from_here
@@ -14,8 +13,8 @@ from refit.data.own_functions import import_function
 from refit.errors import DataError, RefitError, SettingsError
 from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import Model
-from refit.serving.scoring import Scored
-from refit.store.outputs import check_output, replacing
+from refit.serving.scoring import Scored, name_model, write_tables
+from refit.store.outputs import check_output
 from refit.training.evaluation import compute_outputs
 
 ITEMS_A_BLOCK = 16 * LIVE_EVALUATION_SIZE
@@ -42,17 +41,7 @@ def score_items(
     """
     check_output(output, ".parquet")
     dataset = _open(factory, source)
-    tables = _score(model, dataset, model_name)
-    first = next(tables)
-    num_rows = 0
-    with replacing(output) as path, pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        table: pa.Table | None = first
-        while table is not None:
-            writer.write_table(table)
-            num_rows += table.num_rows
-            on_rows(num_rows)
-            table = next(tables, None)
-    return Scored(num_rows, [])
+    return Scored(write_tables(_score(model, dataset, model_name), output, on_rows), [])
 
 
 def _open(factory: str | None, source: str) -> Any:
@@ -98,6 +87,6 @@ def _score(model: Model, dataset: Any, model_name: str) -> Iterator[pa.Table]:
         columns = {
             "item": pa.array([str(index) if name is None else name for index, name in zip(rows, names, strict=True)]),
             **{name: pa.array(values) for name, values in model.objective.tabulate(outputs).items()},
-            "model": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(rows)), [model_name]),
+            "model": name_model(model_name, len(rows)),
         }
         yield pa.table(columns)

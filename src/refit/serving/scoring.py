@@ -1,7 +1,7 @@
 """Scores files of any size with a saved model, in bounded memory."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -73,7 +73,25 @@ def score_files(
     columns = [column.name for column in manifest.columns]
     deviations = Deviations(manifest.profiles)
     batches = open_source(source, like=_find_like(manifest)).iterate(columns, keep, rows_per_batch)
-    tables = (_score(model, manifest, batch, model_name, keep, deviations) for batch in batches)
+
+    def score() -> Iterator[pa.Table]:
+        for batch in batches:
+            yield _score(model, manifest, batch, model_name, keep, deviations)
+        if is_strict and (found := deviations.find()):
+            mistake = f"{source}: expected rows like those that {model_name} learned from, found"
+            raise DataError(mistake, *(deviation.describe() for deviation in found))
+
+    return Scored(write_tables(score(), output, on_rows), deviations.find())
+
+
+def write_tables(tables: Iterator[pa.Table], output: str, on_rows: Callable[[int], object]) -> int:
+    """Write tables, one or more, into one Parquet file that appears when all are made; return the number of rows.
+
+    Args:
+        tables: Of the same columns.
+        output: A path or fsspec URL.
+        on_rows: Called with the number of rows so far, after each table.
+    """
     first = next(tables)
     num_rows = 0
     with replacing(output) as path, pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
@@ -81,11 +99,12 @@ def score_files(
             writer.write_table(table)
             num_rows += table.num_rows
             on_rows(num_rows)
-        found = deviations.find()
-        if found and is_strict:
-            mistake = f"{source}: expected rows like those that {model_name} learned from, found"
-            raise DataError(mistake, *(deviation.describe() for deviation in found))
-    return Scored(num_rows, found)
+    return num_rows
+
+
+def name_model(model_name: str, num_rows: int) -> pa.Array:
+    """Make the column that names the model of each row."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), num_rows), [model_name])
 
 
 def check_files(source: str, output: str) -> None:
@@ -117,7 +136,7 @@ def _score(
     columns = {
         **{name: batch.frame[name].to_arrow() for name in keep},
         **{name: pa.array(values) for name, values in model.objective.tabulate(outputs).items()},
-        "model": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(x)), [model_name]),
+        "model": name_model(model_name, len(x)),
     }
     return pa.table(columns)
 
