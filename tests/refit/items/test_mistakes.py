@@ -1,28 +1,13 @@
 """What is wrong with a data set of the user's own is told before anything is trained."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import refit
-from refit.data.own_dataset import forget_datasets
 from refit.errors import RefitError
-from refit.reports import figures
 from refit.store.store import Store
-
-
-@pytest.fixture(autouse=True)
-def _mistakes(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.delitem(sys.modules, "mistakes", raising=False)
-    yield
-    forget_datasets()
 
 
 def train(factory: str = "make", options=(), lines=None, **loader):

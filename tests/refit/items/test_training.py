@@ -1,7 +1,6 @@
 """Whole runs on the user's own data sets, which have the bits of a plain loop over a DataLoader."""
 
 import json
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -14,22 +13,12 @@ from refit.data.live_items import ItemLoader
 from refit.errors import DataError, RefitError, SettingsError
 from refit.promotion.comparison import Verdict, compare
 from refit.registry.differences import find_differences
-from refit.reports import figures
 from refit.runs.recipes import forecast
 from refit.serving.item_scoring import score_items
 from refit.settings import resolve_settings
 from refit.store.store import Store
 
 NUM_EPOCHS = 3
-
-
-@pytest.fixture(autouse=True)
-def _own_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.delitem(sys.modules, "own_data", raising=False)
 
 
 def name_settings(factory: str, store: str = "store", **sections) -> dict:
