@@ -1,5 +1,6 @@
 """Models: one of the architectures here, by its name, or a user's own factory."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -92,11 +93,8 @@ def _apply_to_any(model: nn.Module, sample: Inputs) -> Any:
     """Outputs for items or, of items that a step of the user's own takes apart, for their first part; none if it takes neither."""
     first = next(iter(sample.values() if isinstance(sample, dict) else sample)) if isinstance(sample, dict | tuple) else sample
     for x in (sample, first):
-        try:
+        with contextlib.suppress(TypeError, RuntimeError, ValueError, AttributeError):
             return apply_model(model, x)
-        except (TypeError, RuntimeError, ValueError, AttributeError):
-            if x is first:
-                return ()
     return ()
 
 

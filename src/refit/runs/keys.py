@@ -73,7 +73,7 @@ class Recipe(BaseModel):
     scorer: str
     """The CPU, on which weights are evaluated wherever they were trained."""
     judges: dict[str, Any] = {}
-    """The user's own metrics, step and loss, which evaluation depends on besides the weights."""
+    """The user's own metrics, which evaluation depends on besides the weights."""
     refit_on_all: bool = False
 
     @property
