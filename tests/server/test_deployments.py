@@ -10,10 +10,11 @@ from uuid import UUID
 import prefect
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Running, Scheduled, Suspended
 
 from refit.server import deployments
@@ -153,6 +154,25 @@ def test_a_pool_of_another_type_is_taken_as_it_is_with_the_variables_that_it_kno
         removed = json.loads(refit("deploy", "--pool", kind, "--remove", "--json")[1])["removed"]
         assert f"work pool {kind}" not in removed
         client.delete_work_pool(kind)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_pool_that_a_worker_makes_at_the_same_moment_is_taken(refit, monkeypatch):
+    read = SyncPrefectClient.read_work_pool
+    calls = []
+
+    def read_just_before_the_worker(client, name):
+        calls.append(name)
+        if len(calls) == 1:
+            with pytest.raises(ObjectNotFound):
+                read(client, name)
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+            raise ObjectNotFound(http_exc=RuntimeError("not there yet"))
+        return read(client, name)
+
+    monkeypatch.setattr(SyncPrefectClient, "read_work_pool", read_just_before_the_worker)
+    code, _, err = refit("deploy", "--pool", "crowded")
+    assert (code, calls[:2]) == (0, ["crowded", "crowded"]), err
 
 
 def test_deployments_of_others_are_looked_after_where_they_have_the_tag(refit):

@@ -26,7 +26,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessWorker
 
@@ -259,7 +259,10 @@ def _make_pool(client: SyncPrefectClient, name: str) -> WorkPool:
         description = f"{OF_PROJECT}{Path.cwd()} on {socket.gethostname()}"
         template = ProcessWorker.get_default_base_job_template()  # otherwise the first worker would bring it
         pool = WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
-        return client.create_work_pool(pool)
+        try:
+            return client.create_work_pool(pool)
+        except ObjectAlreadyExists:  # a worker that was started a moment ago has made it meanwhile
+            return client.read_work_pool(name)
 
 
 def _describe_pool(client: SyncPrefectClient, name: str) -> str:
