@@ -255,6 +255,8 @@ class DataSettings(Section):
     """What columns hold, such as `{"zip": "category"}`: `number`, `category`, `date` or `text`. Others are found by their cells."""
     formats: Annotated[dict[str, str], BeforeValidator(_read_object)] = {}
     """How columns write dates, such as `{"sold": "%d/%m/%Y"}`, or numbers (`1.234,5`); others are read in the only way there is."""
+    max_one_hot: int | None = Field(9, ge=0)
+    """Columns of more categories are one input, a code that the network embeds; None gives each category an input of its own."""
     null_values: TextList = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]
     """Texts that mean a missing value."""
     separator: Annotated[str | None, AfterValidator(_read_separator)] = None
@@ -320,7 +322,11 @@ class ModelSettings(Section):
     """The network."""
 
     architecture: str = "mlp"
-    """The network that Refit builds: `mlp`, a multilayer perceptron."""
+    """The network that Refit builds: `mlp`, a multilayer perceptron; `tabm`, an ensemble of them; `resnet`, of residual blocks."""
+    number_embedding: Literal["none", "piecewise"] = "none"
+    """How the network takes numbers in: `none`, as they are, or `piecewise`, a learned line through their quantiles."""
+    num_members: int = Field(8, ge=1)
+    """Members of the ensemble `tabm`."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
     """Units in each hidden layer, first to last; an empty list gives a linear model. For the notebook table: [16, 16]."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh"] = "relu"
@@ -647,6 +653,8 @@ def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
         defaults |= NOTEBOOK_DEFAULTS
     if tree.data.val == 0:
         defaults["training.patience"] = None
+    if tree.model.factory is not None:
+        defaults["data.max_one_hot"] = None  # it need not know what a code is
     optimizer = tree.optimizer.name if "name" in tree.optimizer.model_fields_set else defaults["optimizer.name"]
     if optimizer != defaults["optimizer.name"]:
         defaults["optimizer.lr"] = LR_OF_SGD if optimizer == "sgd" else OptimizerSettings().lr

@@ -18,9 +18,10 @@ NO_NUMBERS = ("categorical", "text")
 class InputColumn(BaseModel):
     """A column that a model learns from; it has one or more of the F inputs, side by side.
 
-    A category is one input that is 1 among others that are 0. A text is a list of whole numbers from 1 to `num_ngrams`, one for
-    each word, pair of words or piece of a word in it, and then zeros. Other kinds are numbers, standardized, and, where train rows
-    lacked values, an input that is 1 for a missing one.
+    A category is one input that is 1 among others that are 0, or, where there are many, a single input, its code from 0 to
+    `num_codes` - 1. A text is a list of whole numbers from 1 to `num_ngrams`, one for each word, pair of words or piece of a word
+    in it, and then zeros. Other kinds are numbers, standardized, and, where train rows lacked values, an input that is 1 for a
+    missing one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,10 +33,15 @@ class InputColumn(BaseModel):
     means: list[float] = Field(default_factory=list)
     stds: list[float] = Field(default_factory=list)
     """Means and deviations by which each input was standardized; empty if none was. A deviation of 0 stands for a single value."""
+    quantiles: list[list[float]] = Field(default_factory=list)
+    """Of each standardized input among the train rows: different values from the least to the largest, as many rows between each
+    two as far as possible. Empty for inputs that are 0 or 1, and where there are too many columns to keep them."""
+    num_codes: int = 0
+    """How many categories the single input of a coded column tells apart, with those for all others and for missing values."""
     num_ngrams: int = 0
     """How many n-grams texts are made of; 0 for other kinds."""
-    ngrams_digest: str | None = None
-    """SHA-256 of these n-grams in their order, so that equal numbers are known to mean the same."""
+    vocabulary_digest: str | None = None
+    """SHA-256 of the n-grams, or of the categories of a coded column, in their order: equal numbers then mean the same."""
 
     @property
     def width(self) -> int:
@@ -45,7 +51,7 @@ class InputColumn(BaseModel):
     @property
     def num_categories(self) -> int:
         """How many categories there are, including one for all others and one for missing values; 0 for other kinds."""
-        return self.width if self.kind == "categorical" else 0
+        return (self.num_codes or self.width) if self.kind == "categorical" else 0
 
 
 class TensorSpec(BaseModel):
@@ -128,12 +134,17 @@ class Signature(BaseModel):
         return [column.num_categories for column in self.columns if column.kind == "categorical"]
 
     @property
+    def coded(self) -> list[InputColumn]:
+        """The columns of categories that are codes."""
+        return [column for column in self.columns if column.num_codes]
+
+    @property
     def texts(self) -> list[InputColumn]:
         """The columns of texts."""
         return [column for column in self.columns if column.kind == "text"]
 
     @cached_property
-    def _spans(self) -> list[tuple[InputColumn, slice]]:
+    def spans(self) -> list[tuple[InputColumn, slice]]:
         """Where each column has its inputs."""
         ends = [0]
         for column in self.columns:
@@ -143,7 +154,7 @@ class Signature(BaseModel):
     @cached_property
     def _places(self) -> tuple[list[int], list[slice]]:
         """The inputs that are numbers, and where each categorical column has its own."""
-        spans = [(column.kind, span) for column, span in self._spans]
+        spans = [(column.kind, span) for column, span in self.spans]
         numbers = [place for kind, span in spans if kind not in NO_NUMBERS for place in range(span.start, span.stop)]
         return numbers, [span for kind, span in spans if kind == "categorical"]
 
@@ -154,7 +165,12 @@ class Signature(BaseModel):
             x: (B, F); returns (B, N), and K times (B,), int64, below the column's number of categories.
         """
         numbers, blocks = self._places
-        return x[:, numbers], [x[:, block].argmax(dim=1) for block in blocks]
+        columns = [column for column in self.columns if column.kind == "categorical"]
+        codes = [
+            x[:, block.start].long() if column.num_codes else x[:, block].argmax(dim=1)
+            for column, block in zip(columns, blocks, strict=True)
+        ]
+        return x[:, numbers], codes
 
     def split_texts(self, x: "Tensor") -> "tuple[Tensor, list[Tensor]]":
         """Split inputs into those that are no texts, and the numbers of the n-grams of each text, for models that embed texts.
@@ -164,8 +180,8 @@ class Signature(BaseModel):
         """
         import torch  # takes a second, which who only describes a table need not wait for
 
-        others = [x[:, span] for column, span in self._spans if column.kind != "text"]
-        texts = [x[:, span].long().clamp(0, column.num_ngrams) for column, span in self._spans if column.kind == "text"]
+        others = [x[:, span] for column, span in self.spans if column.kind != "text"]
+        texts = [x[:, span].long().clamp(0, column.num_ngrams) for column, span in self.spans if column.kind == "text"]
         return (torch.cat(others, dim=1) if others else x[:, :0]), texts
 
     def restore(self, numbers: "Tensor") -> "Tensor":

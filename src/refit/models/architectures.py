@@ -7,10 +7,14 @@ from torch import nn
 from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
+from refit.models.resnet import build_resnet
+from refit.models.tabm import build_tabm
 from refit.settings import ModelSettings
 
 ARCHITECTURES: dict[str, Callable[[Signature, ModelSettings], nn.Module]] = {
     "mlp": build_mlp,
+    "resnet": build_resnet,
+    "tabm": build_tabm,
 }
 """What builds a network, by the names that `model.architecture` can have."""
 

@@ -38,7 +38,14 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
     factory = import_function(settings.factory, "model.factory")
     options = convert_options(factory, settings.factory, settings.options, "model.options")
     given, named = _list_arguments(factory, options, signature)
-    if signature.texts and not any(value is signature for value in (*given, *named.values())):
+    takes_signature = any(value is signature for value in (*given, *named.values()))
+    if signature.coded and not takes_signature:
+        raise SettingsError(
+            f"model.factory: expected {settings.factory} to take the Signature, as the inputs of"
+            f" {list_names(column.name for column in signature.coded)} are codes of categories, found a function without it; let it"
+            " take `signature`, whose `split` gives these codes, or set data.max_one_hot to none"
+        )
+    if signature.texts and not takes_signature:
         raise SettingsError(
             f"model.factory: expected {settings.factory} to take the Signature, as the inputs of"
             f" {list_names(column.name for column in signature.texts)} are numbers of words, found a function without it; let it"

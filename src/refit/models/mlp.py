@@ -1,12 +1,12 @@
-"""The multilayer perceptron, and how it reads texts."""
+"""The multilayer perceptron."""
 
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from refit.data.signature import Signature
+from refit.models.embeddings import InputLayer
 from refit.settings import ModelSettings
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -18,12 +18,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-TEXT_WIDTH = 16
-"""Numbers that the network makes of a text."""
-FIRST_SPREAD = 0.01
-"""How far the first vectors of n-grams may be from zero: little, so that what is rare counts for little until it is learned."""
-TEXT_SCALE = 3.0
-"""By so much, a text's numbers are made larger, so that its n-grams learn as fast as other weights."""
 
 
 class MLP(nn.Sequential):
@@ -33,29 +27,8 @@ class MLP(nn.Sequential):
     """
 
 
-class TextEmbedding(nn.Module):
-    """A vector of each n-gram, learned; a text is their sum, divided by the root of their number.
-
-    Shape: numbers of n-grams `(B, W)`, 0 for none, to `(B, TEXT_WIDTH)`.
-
-    Source: Joulin et al., Bag of Tricks for Efficient Text Classification (2017), with the root for their mean.
-    """
-
-    def __init__(self, num_ngrams: int) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(num_ngrams + 1, TEXT_WIDTH, padding_idx=0)
-        with torch.no_grad():
-            self.vectors.weight[1:].uniform_(-FIRST_SPREAD, FIRST_SPREAD)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        """Return the numbers of each text."""
-        counts = (numbers > 0).sum(dim=1, keepdim=True).clamp(min=1)
-        embedded: Tensor = self.vectors(numbers).sum(dim=1) * (TEXT_SCALE / counts.sqrt())
-        return embedded
-
-
-class TextMLP(nn.Module):
-    """An MLP over embedded texts and all other inputs, and a linear layer from the texts straight to the logits.
+class EmbeddingMLP(nn.Module):
+    """An MLP over embedded inputs, and a linear layer from texts straight to the logits.
 
     Shape: `(B, num_inputs)` to logits `(B, num_outputs)`.
 
@@ -64,25 +37,21 @@ class TextMLP(nn.Module):
 
     def __init__(self, signature: Signature, settings: ModelSettings) -> None:
         super().__init__()
-        self.signature = signature
-        self.embeddings = nn.ModuleList(TextEmbedding(column.num_ngrams) for column in signature.texts)
-        width = TEXT_WIDTH * len(signature.texts)
-        num_others = signature.num_inputs - sum(column.width for column in signature.texts)
-        self.direct = nn.Linear(width, signature.num_outputs, bias=False)
-        self.layers = _build_layers(num_others + width, signature.num_outputs, settings)
+        self.inputs = InputLayer(signature, settings.number_embedding)
+        self.direct = nn.Linear(self.inputs.text_width, signature.num_outputs, bias=False) if signature.texts else None
+        self.layers = _build_layers(self.inputs.width, signature.num_outputs, settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        others, texts = self.signature.split_texts(x)
-        embedded = torch.cat([embedding(numbers) for embedding, numbers in zip(self.embeddings, texts, strict=True)], dim=1)
-        logits: Tensor = self.layers(torch.cat([others, embedded], dim=1)) + self.direct(embedded)
-        return logits
+        embedded = self.inputs(x)
+        logits: Tensor = self.layers(embedded)
+        return logits if self.direct is None else logits + self.direct(embedded[:, -self.inputs.text_width :])
 
 
-def build_mlp(signature: Signature, settings: ModelSettings) -> MLP | TextMLP:
+def build_mlp(signature: Signature, settings: ModelSettings) -> MLP | EmbeddingMLP:
     """Build the network, its weights drawn from the global generator."""
-    if signature.texts:
-        return TextMLP(signature, settings)
+    if signature.texts or signature.coded or settings.number_embedding != "none":
+        return EmbeddingMLP(signature, settings)
     return _build_layers(signature.num_inputs, signature.num_outputs, settings)
 
 

@@ -72,7 +72,11 @@ class Preparation(nn.Module):
                 continue
             is_missing = _find_missing(column, values)
             if isinstance(column, CategoricalColumn):
-                inputs.append(_one_hot(column, values, is_missing, self.get_buffer(f"{position}_places")))
+                inputs.append(
+                    _find_code(column, values, is_missing).float()[:, None]
+                    if column.is_coded
+                    else _one_hot(column, values, is_missing, self.get_buffer(f"{position}_places"))
+                )
             elif isinstance(column, NumericColumn | DatetimeColumn):
                 parts = compute_date_parts(values) if isinstance(column, DatetimeColumn) else {"value": values}
                 for part in list_scales(column):
@@ -162,6 +166,10 @@ def _find_missing(column: AnyColumn, values: Tensor) -> Tensor:
     if isinstance(column, CategoricalColumn):
         return values == MISSING_CATEGORY
     return values == MISSING_TIME if isinstance(column, DatetimeColumn) else values.isnan()
+
+
+def _find_code(column: CategoricalColumn, codes: Tensor, is_missing: Tensor) -> Tensor:
+    return torch.where(is_missing, len(column.categories) + 1, codes)
 
 
 def _one_hot(column: CategoricalColumn, codes: Tensor, is_missing: Tensor, places: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def take_weights(
     weights, own = model.module.state_dict(), state.model.state_dict()
     differences = {
         "inputs": model.manifest.signature.input_names != signature.input_names,
-        "words": [it.ngrams_digest for it in model.manifest.signature.texts] != [it.ngrams_digest for it in signature.texts],
+        "words or categories": _list_vocabularies(model.manifest.signature) != _list_vocabularies(signature),
         "classes": model.manifest.signature.target.classes != signature.target.classes,
         "layers": {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in own.items()},
     }
@@ -42,3 +42,8 @@ def take_weights(
         return f"starting from new weights, as {version.reference} has different {other}"
     state.model.load_state_dict(weights)
     return f"starting from the weights of {version.reference}"
+
+
+def _list_vocabularies(signature: Signature) -> list[str | None]:
+    """What equal numbers of words, or codes of categories, stand for in each column that has them."""
+    return [column.vocabulary_digest for column in signature.columns if column.vocabulary_digest]

@@ -97,12 +97,19 @@ def _start(column: AnyColumn, profile: Profile | None) -> Iterator[_Count]:
         known = sum(profile.counts.get(category, 0) for category in column.categories)
         unknown = (profile.num_rows - profile.num_missing - known) / profile.num_rows
         what = "hold a category that the model does not know, such as `{example}`"
-        yield _Count(unknown, what, lambda _, inputs: inputs[:, -1] > 0)
+        other = len(column.categories) if column.is_coded else None
+        yield _Count(unknown, what, partial(_find_unknown, other))
     elif isinstance(column, TextColumn):
         what = "hold texts of which the model knows few words, such as `{example}`"
         yield _Count(column.share_unlike * (1 - profile.missing), what, partial(_find_unlike, column.few_known))
     elif isinstance(column, NumericColumn) and profile.marks:
         yield from _start_numbers(column.scale, profile)
+
+
+def _find_unknown(other: int | None, _: pl.Series, inputs: Inputs) -> Mask:
+    """Which categories share the last input, or the code of all others."""
+    unknown: Mask = inputs[:, -1] > 0 if other is None else inputs[:, 0] == other
+    return unknown
 
 
 def _find_unlike(few_known: float, values: pl.Series, inputs: Inputs) -> Mask:

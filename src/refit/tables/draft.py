@@ -81,7 +81,9 @@ def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Tab
     kinds = {name: reading.kind for name, reading in readings.items()}
     formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
     try:
-        columns = fit_columns(frame, kinds, settings.null_values, table.is_raw, parts["train"], formats)
+        columns = fit_columns(
+            frame, kinds, settings.null_values, table.is_raw, parts["train"], formats, max_one_hot=settings.max_one_hot
+        )
     except DataError as error:
         raise DataError(f"{table.name}, {error}") from error
     if not columns:

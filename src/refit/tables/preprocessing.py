@@ -34,6 +34,14 @@ MIN_CATEGORY_ROWS = 2
 """Categories with fewer train rows share the input of all others."""
 MAX_CATEGORIES = 100
 """At most so many categories of a column have inputs of their own: the most frequent; ties go by name."""
+MAX_CODES = 1000
+"""At most so many categories of a column have codes of their own, which cost fewer weights than inputs."""
+NUM_QUANTILES = 48
+"""How many intervals the quantiles of a number bound, at most."""
+MAX_QUANTILES = 12_288
+"""How many intervals there are for all numbers together, at most; more would make the record of the data set larger than it."""
+MIN_QUANTILES = 4
+"""Fewer intervals tell nothing."""
 ENDLESS = sys.float_info.max
 """The deviation of a column with one value in the train rows: divided by it, all later values become 0, as that value does."""
 
@@ -72,6 +80,8 @@ class NumericColumn(FittedColumn):
 
     kind: Literal["numeric"] = "numeric"
     scale: Scale
+    quantiles: list[float] = Field(default_factory=list)
+    """See `InputColumn`."""
 
     @property
     def is_constant(self) -> bool:
@@ -98,6 +108,8 @@ class DatetimeColumn(FittedColumn):
 
     kind: Literal["datetime"] = "datetime"
     scales: dict[str, Scale]
+    quantiles: dict[str, list[float]] = Field(default_factory=dict)
+    """See `InputColumn`, by part."""
 
     @property
     def is_constant(self) -> bool:
@@ -131,24 +143,38 @@ class BooleanColumn(FittedColumn):
 
 
 class CategoricalColumn(FittedColumn):
-    """A category: an input for each category kept, and one for all others, including unseen ones and unexpected missing values."""
+    """A category: an input for each category kept, and one for all others, including unseen ones and unexpected missing values.
+
+    A coded column has one input instead: the place of the category, or one more for all others, or two more for missing values.
+    """
 
     kind: Literal["categorical"] = "categorical"
     categories: list[str]
     is_constant: bool = False
+    is_coded: bool = False
+
+    @property
+    def num_codes(self) -> int:
+        """How many codes there are; 0 if each category has an input."""
+        return (len(self.categories) + 2) if self.is_coded else 0
 
     def _names(self) -> list[str]:
+        if self.is_coded:
+            return [self.name]
         return [*(f"{self.name}={category}" for category in self.categories), f"{self.name} is other"]
 
     def _fill(self, values: pl.Series, out: Inputs, locate: Locate) -> Mask:
         names = convert_column(values, "categorical", self.null_values, locate)
         is_missing = names.is_null().to_numpy()
         is_shown = ~is_missing if self.has_indicator else np.ones_like(is_missing)
+        other = len(self.categories)
         if self.is_constant:
             out[is_shown, 0] = 1
+            return is_missing
+        codes = names.replace_strict(self.categories, range(other), default=other, return_dtype=pl.Int64).to_numpy()
+        if self.is_coded:
+            out[:, 0] = np.where(is_missing, other + 1, codes)
         else:
-            other = len(self.categories)
-            codes = names.replace_strict(self.categories, range(other), default=other, return_dtype=pl.Int64).to_numpy()
             out[np.flatnonzero(is_shown), codes[is_shown]] = 1
         return is_missing
 
@@ -209,9 +235,24 @@ def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
         stds = [*(0.0 if scale.std == ENDLESS else scale.std for scale in scales), *[1.0] * as_it_is]
         known: dict[str, Any] = {"name": column.name, "kind": column.kind, "inputs": name_inputs([column])}
         if isinstance(column, TextColumn):
-            known |= {"num_ngrams": len(column.ngrams), "ngrams_digest": sha256("\n".join(column.ngrams).encode()).hexdigest()}
+            known |= {"num_ngrams": len(column.ngrams), "vocabulary_digest": _digest_texts(column.ngrams)}
+        elif isinstance(column, CategoricalColumn) and column.is_coded:
+            known |= {"num_codes": column.num_codes, "vocabulary_digest": _digest_texts(column.categories)}
+        elif quantiles := _list_quantiles(column):
+            known["quantiles"] = [*quantiles, *[[]] * as_it_is]
         inputs.append(InputColumn(**known, means=means, stds=stds))
     return Signature(columns=inputs, target=target)
+
+
+def _list_quantiles(column: AnyColumn) -> list[list[float]]:
+    """List the quantiles of each number of a column; none if they were not kept."""
+    if isinstance(column, NumericColumn):
+        return [column.quantiles] * bool(column.quantiles)
+    return [*column.quantiles.values()] if isinstance(column, DatetimeColumn) else []
+
+
+def _digest_texts(texts: Sequence[str]) -> str:
+    return sha256("\n".join(texts).encode()).hexdigest()
 
 
 def fit_columns(
@@ -221,6 +262,7 @@ def fit_columns(
     is_raw: bool = False,
     rows: Rows | None = None,
     formats: Mapping[str, AnyFormat] = MappingProxyType({}),
+    max_one_hot: int | None = None,
 ) -> list[AnyColumn]:
     """Fit the columns in `kinds` on train rows; columns without any value there are left out.
 
@@ -231,12 +273,14 @@ def fit_columns(
         is_raw: Whether numbers stay as they are.
         rows: Which of them are train rows; None takes all.
         formats: How numbers and date-times are written in text, in rows to come; columns that are not named need none.
+        max_one_hot: Columns with more categories are coded; None codes none.
 
     Raises:
         DataError: Numbers are so large that their mean or deviation overflows.
     """
     columns: list[AnyColumn] = []
     index = index_rows(rows)
+    num_intervals = _choose_intervals(kinds, is_raw)
     for name, kind in kinds.items():
         values = take_rows(take_column(frame, name), index, kind)
         known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
@@ -245,25 +289,25 @@ def fit_columns(
         if present.is_empty():
             continue
         if kind == "numeric":
-            columns.append(NumericColumn(**known, scale=_fit_scale(values, is_raw)))
+            scale = _fit_scale(values, is_raw)
+            columns.append(NumericColumn(**known, scale=scale, quantiles=_fit_quantiles(values, scale, num_intervals)))
         elif kind == "boolean":
             num_true = int(present.sum())
             is_constant = num_true in (0, present.len())
             columns.append(BooleanColumn(**known, most_frequent=2 * num_true > present.len(), is_constant=is_constant))
         elif kind == "categorical":
-            is_constant = present.n_unique() == 1
-            columns.append(CategoricalColumn(**known, categories=_choose_categories(present), is_constant=is_constant))
+            columns.append(_fit_categories(present, known, max_one_hot))
         elif kind == "text":
             columns.append(_fit_texts(present, known))
         else:
             has_times = (present != present.dt.truncate("1d")).any()
-            parts = DATE_PARTS if has_times else DATE_PARTS[:-1]
-            columns.append(
-                DatetimeColumn(
-                    **known,
-                    scales={part: _fit_scale(pl.Series(name, _date_part(values, part), nan_to_null=True), False) for part in parts},
-                )
-            )
+            parts = {
+                part: pl.Series(name, _date_part(values, part), nan_to_null=True)
+                for part in (DATE_PARTS if has_times else DATE_PARTS[:-1])
+            }
+            scales = {part: _fit_scale(numbers, False) for part, numbers in parts.items()}
+            quantiles = {part: _fit_quantiles(parts[part], scale, num_intervals) for part, scale in scales.items()}
+            columns.append(DatetimeColumn(**known, scales=scales, quantiles=quantiles if num_intervals else {}))
     return columns
 
 
@@ -385,9 +429,30 @@ def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
     return Scale(median=median, mean=mean, std=std or ENDLESS)
 
 
-def _choose_categories(present: pl.Series) -> list[str]:
-    counts = present.alias("category").value_counts(name="rows").filter(pl.col("rows") >= MIN_CATEGORY_ROWS)
-    return list(counts.sort("rows", "category", descending=[True, False])["category"].head(MAX_CATEGORIES).sort())
+def _choose_intervals(kinds: Mapping[str, Kind], is_raw: bool) -> int:
+    """How many intervals the quantiles of each number bound, so that those of all columns stay few; 0 keeps none."""
+    num_numbers = sum({"numeric": 1, "datetime": len(DATE_PARTS)}.get(kind, 0) for kind in kinds.values())
+    num_intervals = 0 if is_raw or not num_numbers else min(NUM_QUANTILES, MAX_QUANTILES // num_numbers)
+    return num_intervals if num_intervals >= MIN_QUANTILES else 0
+
+
+def _fit_quantiles(values: pl.Series, scale: Scale, num_intervals: int) -> list[float]:
+    """Choose values between which there are as many rows as possible; none for a single value."""
+    if not num_intervals or scale.std == ENDLESS:
+        return []
+    present = values.drop_nulls().to_numpy()
+    chosen = np.quantile(present, np.linspace(0, 1, num_intervals + 1), method="nearest")
+    return [float(value) for value in np.unique(_standardize(chosen, scale))]
+
+
+def _fit_categories(present: pl.Series, known: Mapping[str, Any], max_one_hot: int | None) -> CategoricalColumn:
+    """Choose the categories of a column that rows of train have often enough, and whether they have inputs or codes."""
+    counts = present.alias("category").value_counts(name="rows")
+    often = counts.filter(pl.col("rows") >= MIN_CATEGORY_ROWS).sort("rows", "category", descending=[True, False])["category"]
+    is_coded, is_constant = max_one_hot is not None and often.len() > max_one_hot, counts.height == 1
+    categories = list(often.head(MAX_CODES if is_coded else MAX_CATEGORIES).sort())
+    known = {**known, "has_indicator": known["has_indicator"] and not is_coded}  # a code says that a value is missing
+    return CategoricalColumn(**known, categories=categories, is_constant=is_constant, is_coded=is_coded)
 
 
 def _fit_texts(present: pl.Series, known: Mapping[str, Any]) -> TextColumn:

@@ -184,8 +184,8 @@ def _remark_on_categories(column: CategoricalColumn, values: pl.Series) -> str |
     if share < LUMPED_SHARE:
         return None
     return (
-        f"{present.n_unique():,} categories in the train rows, of which the {len(column.categories)} most frequent have inputs of"
-        f" their own; all others, in {share:.0%} of the rows, share one;"
+        f"{present.n_unique():,} categories in the train rows, of which the {len(column.categories)} most frequent are told"
+        f" apart; all others, in {share:.0%} of the rows, count as one;"
         " make it a text in data.kinds if its words say something"
     )
 

@@ -18,7 +18,7 @@ from refit.data.own_functions import import_function
 from refit.data.signature import Target
 from refit.errors import SettingsError
 from refit.training.metrics import Metrics
-from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores
+from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores, spread
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": functional.cross_entropy,
@@ -66,7 +66,10 @@ class Numbers(OfOutputs):
     baseline: ClassVar[str | None] = "mean of the targets"
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss."""
+        """Return the mean loss; over members, too, where outputs are `(B, D, K)`."""
+        if outputs.numel() > target.numel():
+            outputs = outputs.reshape(*target.shape, outputs.shape[-1])
+            return self.function(outputs, spread(target, outputs))
         return self.function(outputs.reshape(target.shape), target)
 
     def score(self, outputs: Tensor, target: Tensor) -> float:

@@ -426,21 +426,6 @@ def sign_texts() -> Signature:
     return Signature(columns=columns, target=Target(name="y", classes=["no", "yes"]))
 
 
-def test_texts_are_bags_of_embeddings_beside_the_other_inputs_and_reach_the_logits_directly_too():
-    model = build_mlp(sign_texts(), ModelSettings(hidden_sizes=[8]))
-    x = torch.tensor([[3.0, 1, 0, 0, 0.5, 9, 0, 0, 0], [0, 0, 0, 0, -1, 2, 3, 4, 5]])
-    bags = []
-    for place, embedding in zip((slice(0, 4), slice(5, 9)), model.embeddings, strict=True):
-        numbers = x[:, place].long()
-        bag = nn.functional.embedding_bag(numbers, embedding.vectors.weight, mode="sum", padding_idx=0)
-        bags.append(3 * bag / (numbers > 0).sum(1, keepdim=True).clamp(min=1).sqrt())
-    texts = torch.cat(bags, dim=1)
-    first, _, last = model.layers
-    expected = last(torch.relu(first(torch.cat([x[:, 4:5], texts], dim=1)))) + texts @ model.direct.weight.T
-    assert torch.allclose(model(x), expected, atol=1e-6)
-    assert texts[1, :16].tolist() == [0] * 16
-
-
 def test_a_factory_of_sizes_alone_is_refused_where_there_are_texts(write_factory):
     name = write_factory(
         "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs)\n"
@@ -450,6 +435,17 @@ def test_a_factory_of_sizes_alone_is_refused_where_there_are_texts(write_factory
     )
     with pytest.raises(SettingsError, match=message):
         build_model(ModelSettings(factory=name), sign_texts())
+
+
+def test_a_factory_of_sizes_alone_is_refused_where_categories_are_codes(write_factory):
+    name = write_factory(
+        "from torch import nn\ndef build(num_inputs, num_outputs):\n    return nn.Linear(num_inputs, num_outputs)\n"
+    )
+    coded = InputColumn(name="town", kind="categorical", inputs=["town"], num_codes=12)
+    signature = Signature(columns=[coded], target=Target(name="y", classes=["no", "yes"]))
+    message = r"model\.factory: expected .* to take the Signature, as the inputs of `town` are codes of .* set data\.max_one_hot"
+    with pytest.raises(SettingsError, match=message):
+        build_model(ModelSettings(factory=name), signature)
 
 
 def test_a_factory_of_a_signature_sees_the_texts(write_factory):

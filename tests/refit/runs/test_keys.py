@@ -31,7 +31,7 @@ WITHOUT_A_SAY = {
         "code",
         "errors",
         "models.architectures",
-        "models.mlp",  # of that network alone
+        *(f"models.{name}" for name in ("embeddings", "mlp", "resnet", "tabm")),  # of the networks that have them
         "refs",
         "runtime.forks",
         "runtime.interruption",
@@ -91,6 +91,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.features": (["x1"], DATASET),
     "data.kinds": ({"x1": "category"}, DATASET),
     "data.null_values": (["", "-"], DATASET),
+    "data.max_one_hot": (3, DATASET),
     "data.exclude": (["x1"], DATASET),
     "data.formats": ({"x1": "1,234.5"}, DATASET),
     "data.separator": (";", DATASET),
@@ -121,9 +122,11 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "loader.sampler": ("json:loads", LOADERS),
     "model.architecture": ("resnet", START),
     "model.hidden_sizes": ([16], START),
+    "model.number_embedding": ("piecewise", START),
+    "model.num_members": (4, START),
     "model.activation": ("tanh", START),
     "model.dropout": (0.5, START),
-    "model.factory": ("json:dumps", START),
+    "model.factory": ("json:dumps", DATASET),  # categories have no codes then
     "model.options": ({"width": 3}, START),
     "model.weights": (__file__, START),
     "optimizer.name": ("adam", START),

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -38,7 +39,7 @@ KINDS = {
     "day": "datetime",
     "seen": "datetime",
 }
-TEXT = ("size", "note")
+EMBEDDED = ("size", "colour", "note")
 TWO_COLUMNS = ("size", "colour")
 """Exported in a second, where those with times take ten."""
 
@@ -69,12 +70,17 @@ def make_rows(seed: int, num_rows: int = 400, is_whole: bool = False) -> pl.Data
 
 
 def make_model(
-    classes: list | None = None, is_whole: bool = False, network: nn.Module | None = None, names: Iterable[str] = KINDS
+    classes: list | None = None,
+    is_whole: bool = False,
+    network: nn.Module | None = None,
+    names: Iterable[str] = KINDS,
+    max_one_hot: int | None = None,
+    **model: Any,
 ) -> Model:
     """A model with random weights, fitted on rows with or without missing values."""
-    settings, classes = SettingsTree(name="penguins"), classes or ["no", "perhaps", "yes"]
+    settings, classes = SettingsTree(name="penguins", model=model), classes or ["no", "perhaps", "yes"]
     kinds = {name: KINDS.get(name, "text") for name in names}
-    columns = fit_columns(make_rows(0, is_whole=is_whole), kinds, settings.data.null_values)
+    columns = fit_columns(make_rows(0, is_whole=is_whole), kinds, settings.data.null_values, max_one_hot=max_one_hot)
     manifest = TableExamples.model_construct(signature=sign_columns(columns, Target(name="y", classes=classes)), columns=columns)
     torch.manual_seed(0)
     network = network or build_model(settings.model, manifest.signature)
@@ -105,9 +111,10 @@ def load_torch(path: str, columns: Sequence[AnyColumn]) -> Run:
 LOAD = {"onnx": load_onnx, "torch": load_torch}
 
 
+@pytest.mark.parametrize("max_one_hot", [None, 2])
 @pytest.mark.parametrize("is_whole", [False, True], ids=["fitted with missing values", "fitted without"])
-def test_prepared_tensors_have_the_bits_of_prepared_rows(is_whole):
-    model = make_model(is_whole=is_whole)
+def test_prepared_tensors_have_the_bits_of_prepared_rows(is_whole, max_one_hot):
+    model = make_model(is_whole=is_whole, max_one_hot=max_one_hot)
     for rows in (make_rows(0), make_rows(1), make_rows(1, is_whole=True)):
         tensors = [torch.tensor(build_array(column, rows, has_text=False)) for column in model.manifest.columns]
         assert torch.equal(Preparation(model.manifest.columns)(*tensors), apply_columns(model.manifest.columns, rows))
@@ -327,8 +334,9 @@ def test_exporting_leaves_the_global_generator_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_a_model_of_texts_is_exported_with_the_numbers_of_their_ngrams_as_input(format):
-    model, output = make_model(names=TEXT), f"model{SUFFIXES[format]}"
+def test_a_model_that_embeds_is_exported_with_codes_and_the_numbers_of_ngrams_as_inputs(format):
+    embedding = {"architecture": "tabm", "number_embedding": "piecewise", "hidden_sizes": [8]}
+    model, output = make_model(names=EMBEDDED, max_one_hot=2, **embedding), f"model{SUFFIXES[format]}"
     assert export_model(model, output, format, make_rows(1)) < 1e-6
     rows = make_rows(2)
     found, probabilities = LOAD[format](output, model.manifest.columns)(rows)

@@ -73,7 +73,7 @@ def test_weights_of_other_words_are_left(save_version, store):
     model = build_model(ModelSettings(hidden_sizes=[]), signatures[1])
     state = TrainingState(model, build_optimizer(OptimizerSettings(), model.parameters()), Classification(()))
     told = take_weights(state, versions[0], signatures[1], store)
-    assert told == "starting from new weights, as model@v1 has different words"
+    assert told == "starting from new weights, as model@v1 has different words or categories"
 
 
 def test_damaged_weights_are_left(save_version, store):

@@ -81,6 +81,34 @@ def test_no_more_than_a_stated_number_of_categories_is_kept_the_most_frequent_fi
     assert name_inputs(columns) == [f"rows={name}" for name in [*names[:-2], names[-1]]] + ["rows is other"]
 
 
+def test_many_categories_are_codes_with_one_for_others_and_one_for_missing_values() -> None:
+    train = pl.DataFrame({"c": [*"abcabcz", None], "few": [*"uvuvuvuv"]})
+    columns = fit_columns(train, {"c": "categorical", "few": "categorical"}, max_one_hot=2)
+    assert name_inputs(columns) == ["c", "few=u", "few=v", "few is other"]
+    rows = pl.DataFrame({"c": [*"abcz?", None], "few": [*"uuuuuu"]})
+    assert apply_columns(columns, rows)[:, 0].tolist() == [0, 1, 2, 3, 3, 4]
+    signature = sign_columns(columns, Target(name="y", classes=[0, 1]))
+    assert signature.categories == [5, 3]
+    assert signature.columns[0].vocabulary_digest is not None
+    codes = signature.split(apply_columns(columns, rows))[1]
+    assert [code.tolist() for code in codes] == [[0, 1, 2, 3, 3, 4], [0] * 6]
+
+
+def test_quantiles_of_standardized_train_rows_are_kept() -> None:
+    values = np.random.default_rng(0).exponential(size=1000)
+    (column,) = fit(pl.DataFrame({"a": [*values, None]}))
+    standardized = apply_columns([column], pl.DataFrame({"a": values}))[:, 0].numpy()
+    assert column.quantiles == np.quantile(standardized, np.linspace(0, 1, 49), method="nearest").tolist()
+    (signed,) = sign_columns([column], Target(name="y", classes=[0, 1])).columns
+    assert signed.quantiles == [column.quantiles, []]
+    (few,) = fit(pl.DataFrame({"a": [1.0, 2, 2, 3, 3, 3]}))
+    assert len(few.quantiles) == 3
+    (constant,) = fit(pl.DataFrame({"a": [1.0, 1, 1]}))
+    assert constant.quantiles == []
+    many = fit_columns(pl.DataFrame({f"a{n}": [1.0, 2, 3] for n in range(4000)}), {f"a{n}": "numeric" for n in range(4000)})
+    assert many[0].quantiles == [], "the record would be larger than the table"
+
+
 def test_a_missing_category_has_an_input_only_where_train_rows_lacked_one() -> None:
     assert apply(fit(pl.DataFrame({"c": ["a", "a", "b", None]})), {"c": [None, "NA", "a", "z"]}) == [
         *[[0, 0, 1]] * 2,

@@ -55,10 +55,12 @@ def test_a_mark_that_may_be_a_category_is_told(store: Store) -> None:
 
 
 def test_categories_that_share_an_input_are_counted(store: Store) -> None:
-    (line,) = build_lines(store, {"level": [f"level {n % 300}" for n in range(3000)], "x": list(range(3000))})
+    table = {"level": [f"level {n % 300}" for n in range(3000)], "x": list(range(3000))}
+    assert build_lines(store, table) == [], "each has a code"
+    (line,) = build_lines(store, table, max_one_hot=None)
     assert re.match(
-        r"column `level`: 300 categories in the train rows, of which the 100 most frequent have inputs of their own;"
-        r" all others, in [56]\d% of the rows, share one",
+        r"column `level`: 300 categories in the train rows, of which the 100 most frequent are told apart;"
+        r" all others, in [56]\d% of the rows, count as one",
         line,
     )
 

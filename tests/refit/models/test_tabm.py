@@ -1,0 +1,77 @@
+import copy
+
+import torch
+from torch import nn
+
+from refit.data.loaders import build_train_loader
+from refit.data.signature import Signature, Target
+from refit.models.building import build_model
+from refit.settings import ModelSettings, OptimizerSettings
+from refit.training.loop import build_training_state, train_epoch
+from refit.training.objectives import build_objective
+
+SETTINGS = ModelSettings(architecture="tabm", hidden_sizes=[8, 6], num_members=3, dropout=0.2)
+
+
+def make_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    y = torch.randint(3, (50,), generator=generator)
+    return torch.randn(50, 4, generator=generator) + y[:, None], y
+
+
+def test_each_member_is_a_perceptron_of_scaled_shared_weights():
+    model = build_model(SETTINGS, Signature.of_numbers(4, 3)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    x, _ = make_rows()
+    probabilities = []
+    for member in range(3):
+        layers = list[nn.Module]()
+        for ours in (model.layers[0], model.layers[3]):
+            linear = nn.Linear(ours.weight.shape[1], ours.weight.shape[0])
+            scales = ours.output_scales[member][:, None] * ours.weight * ours.input_scales[member]
+            linear.load_state_dict({"weight": scales, "bias": ours.bias[member]})
+            layers += [linear, nn.ReLU()]
+        last = nn.Linear(6, 3)
+        last.load_state_dict({"weight": model.heads.weight[member].T, "bias": model.heads.bias[member]})
+        probabilities.append(nn.Sequential(*layers, last)(x).softmax(dim=1))
+    assert torch.allclose(model(x).softmax(dim=1), torch.stack(probabilities).mean(dim=0), atol=1e-5)
+    assert torch.allclose(model(x).exp().sum(dim=1), torch.ones(50), atol=1e-5)
+
+
+def test_numbers_are_the_mean_of_the_members():
+    signature = Signature.of_numbers(4, 3).model_copy(update={"target": Target(name="y", kind="numbers", centers=[0.0])})
+    model = build_model(SETTINGS.model_copy(update={"dropout": 0.0}), signature)
+    x, y = make_rows()
+    members = model.train()(x)
+    assert members.shape == (50, 1, 3)
+    assert torch.allclose(model.eval()(x), members.mean(dim=2))
+    losses = [nn.functional.mse_loss(members[:, 0, member], y.float()) for member in range(3)]
+    assert torch.allclose(build_objective(signature.target).loss(members, y.float()), torch.stack(losses).mean())
+
+
+def test_a_run_has_the_bits_of_a_plain_loop_over_the_mean_of_the_members_losses():
+    x, y = make_rows()
+    optimizer = OptimizerSettings(name="adamw", lr=0.01)
+    device = torch.device("cpu")
+    state = build_training_state(SETTINGS, optimizer, Signature.of_numbers(4, 3), seed=0, device=device)
+    torch.manual_seed(0)
+    plain = build_model(SETTINGS, Signature.of_numbers(4, 3))
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), state.model.parameters(), strict=True))
+    update = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
+    random_state, losses = torch.get_rng_state(), []
+    for _ in range(5):
+        for inputs, target in loader:
+            update.zero_grad()
+            outputs = plain(inputs)
+            loss = nn.functional.cross_entropy(outputs, target[:, None].expand(-1, 3))
+            loss.backward()
+            update.step()
+            losses.append(loss.item())
+    torch.set_rng_state(random_state)
+    logs = [train_epoch(state, build_train_loader(x, y, 16, False), lambda _: 0.01, device=device) for _ in range(5)]
+    assert [loss for log in logs for loss in log.batch_losses] == losses
+    weights = copy.deepcopy(state.model.state_dict())
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
