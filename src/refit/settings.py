@@ -44,16 +44,41 @@ from refit.texts import SECRET, has_secret, list_names
 SETTINGS_FILE = Path("refit.toml")
 NOTEBOOK = "notebook"
 """The name of the built-in table. It comes from a notebook, and its results are the notebook's."""
-NOTEBOOK_DEFAULTS: dict[str, Any] = {
-    "loader.batch_size": 2,
-    "loader.drop_last": True,
-    "model.hidden_sizes": [16, 16],
-    "optimizer.name": "sgd",
-    "optimizer.lr": 1.0,
-    "training.num_epochs": 3,
-    "training.patience": None,
+PRESETS: dict[str, dict[str, Any]] = {
+    "notebook": {
+        "loader.batch_size": 2,
+        "loader.drop_last": True,
+        "model.hidden_sizes": [16, 16],
+        "optimizer.name": "sgd",
+        "optimizer.lr": 1.0,
+        "training.num_epochs": 3,
+        "training.patience": None,
+    },
+    "table": {  # chosen by validation loss in benchmarks/tables.py
+        "model.architecture": "tabm",
+        "model.number_embedding": "piecewise",
+        "model.hidden_sizes": [128, 128],
+        "model.dropout": 0.1,
+        "optimizer.lr": 0.002,
+        "optimizer.weight_decay": 0.0003,
+    },
+    "realmlp": {
+        "loader.batch_size": 256,
+        "model.architecture": "realmlp",
+        "model.number_embedding": "periodic",
+        "model.hidden_sizes": [256, 256, 256],
+        "model.activation": "selu",
+        "model.dropout": 0.15,
+        "optimizer.lr": 0.04,
+        "optimizer.options": {"betas": [0.9, 0.95]},
+        "optimizer.weight_decay": 0.02,
+        "optimizer.schedule": "coslog4",
+        "training.num_epochs": 256,
+        "training.patience": None,
+    },
+    "plain": {},
 }
-"""Defaults for the notebook table that differ from those for other tables."""
+"""Defaults that differ from those of the fields, by dotted name."""
 LR_OF_SGD = 0.01
 ROWS_OF_A_BATCH = "256, or 32 below 5,000 train rows"
 ENV_PREFIX = "REFIT_"
@@ -63,14 +88,14 @@ SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
 """Text that may be meant as a span."""
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 FACTORY = r"^[\w.]+:\w+$"
-SCHEDULE = r"^(constant|cosine|[A-Z]\w+)$"
+SCHEDULE = r"^(constant|cosine|coslog4|[A-Z]\w+)$"
 LOSS = r"^([\w.]+:\w+|cross_entropy|squared|absolute|huber|binary)$"
 DEVICE = r"^(auto|cpu|[a-z]+(:\d+)?)$"
 PATTERNS = {
     f"^{SPAN}$": "a span of time such as `14d`",
     MODEL_NAME: "lower-case letters, digits, `-` and `_`, a letter or digit first",
     FACTORY: "`package.module:function`",
-    SCHEDULE: "`constant`, `cosine`, or a class of torch.optim.lr_scheduler such as `StepLR`",
+    SCHEDULE: "`constant`, `cosine`, `coslog4`, or a class of torch.optim.lr_scheduler such as `StepLR`",
     LOSS: "`cross_entropy`, `squared`, `absolute`, `huber`, `binary`, or `package.module:function`",
     DEVICE: "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`",
 }
@@ -322,14 +347,14 @@ class ModelSettings(Section):
     """The network."""
 
     architecture: str = "mlp"
-    """The network that Refit builds: `mlp`, a multilayer perceptron; `tabm`, an ensemble of them; `resnet`, of residual blocks."""
-    number_embedding: Literal["none", "piecewise"] = "none"
-    """How the network takes numbers in: `none`, as they are, or `piecewise`, a learned line through their quantiles."""
+    """The network that Refit builds: `mlp`, a perceptron; `tabm`, an ensemble of them; `realmlp`; `resnet`, of residual blocks."""
+    number_embedding: Literal["none", "piecewise", "periodic"] = "none"
+    """How numbers enter the network: `none`, as they are; `piecewise`, by a learned line through their quantiles; or `periodic`."""
     num_members: int = Field(8, ge=1)
     """Members of the ensemble `tabm`."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
     """Units in each hidden layer, first to last; an empty list gives a linear model. For the notebook table: [16, 16]."""
-    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh"] = "relu"
+    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "selu", "mish", "sigmoid", "tanh"] = "relu"
     """The function after each hidden layer."""
     dropout: Fraction = 0.0
     """Chance that a unit is zeroed after each hidden activation, in [0, 1)."""
@@ -357,7 +382,7 @@ class OptimizerSettings(Section):
     weight_decay: float = Field(0.0, ge=0, lt=1e38)
     """Weight decay: an L2 penalty in SGD and Adam, decoupled in AdamW."""
     schedule: str = Field("constant", pattern=SCHEDULE)
-    """The learning rate after the warm-up: `constant`, `cosine` (along half a cosine to 0), or PyTorch's, as `StepLR`."""
+    """The learning rate after the warm-up: `constant`, `cosine` (a half, to 0), `coslog4` (four), or PyTorch's, as `StepLR`."""
     schedule_options: Options = {}
     """Options of a scheduler of PyTorch, such as `{"step_size": 10}`."""
     schedule_by: Literal["epoch", "step"] = "epoch"
@@ -477,6 +502,8 @@ class SettingsTree(Section):
 
     name: str = Field("model", pattern=MODEL_NAME, max_length=MAX_NAME_LENGTH)
     """The model's name in the store: lower-case letters, digits, `-` and `_`."""
+    preset: Literal["notebook", "table", "realmlp", "plain"] | None = None
+    """Defaults of other settings: `notebook` for its table, `plain` beside data sets or networks of your own, else `table`."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seeds the split, the initial weights, shuffling and dropout."""
     data: DataSettings = DataSettings()
@@ -634,31 +661,41 @@ def resolve_settings(
         _fill_in(merged, values, origins, origin)
     try:
         given_tree = SettingsTree(**merged)
-        for name, value in choose_defaults(given_tree).items():
-            section, field = name.split(".")
-            if field not in merged.setdefault(section, {}):
-                merged[section][field] = value
-                origins[name] = _name_default(name, value, given_tree)
+        for name, (value, origin) in choose_defaults(given_tree).items():
+            section, _, field = name.rpartition(".")
+            part = merged.setdefault(section, {}) if section else merged
+            if part.get(field) is None and name not in origins:
+                part[field], origins[name] = value, origin
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(*explain_validation(error, origins)) from error
     return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
 
 
-def choose_defaults(tree: SettingsTree) -> dict[str, Any]:
-    """Choose, by dotted name, the defaults that depend on the table or on other given settings."""
-    is_notebook = is_notebook_table(tree.data)
-    defaults = {name: value for name, value in walk_settings(SettingsTree()) if name in NOTEBOOK_DEFAULTS}
-    if is_notebook:
-        defaults |= NOTEBOOK_DEFAULTS
+def choose_defaults(tree: SettingsTree) -> dict[str, tuple[Any, str]]:
+    """Choose, by dotted name, the defaults that depend on the data or on other given settings, and say where each comes from."""
+    preset = tree.preset or choose_preset(tree)
+    defaults = {name: (value, f"preset {preset}") for name, value in PRESETS[preset].items()}
+    defaults["preset"] = preset, "default"
+    if "loader.batch_size" not in defaults:
+        defaults["loader.batch_size"] = None, f"default: {ROWS_OF_A_BATCH}"
     if tree.data.val == 0:
-        defaults["training.patience"] = None
+        defaults["training.patience"] = None, "default without validation rows"
     if tree.model.factory is not None:
-        defaults["data.max_one_hot"] = None  # it need not know what a code is
-    optimizer = tree.optimizer.name if "name" in tree.optimizer.model_fields_set else defaults["optimizer.name"]
-    if optimizer != defaults["optimizer.name"]:
-        defaults["optimizer.lr"] = LR_OF_SGD if optimizer == "sgd" else OptimizerSettings().lr
+        defaults["data.max_one_hot"] = None, "default for a network of your own"  # it need not know what a code is
+    usual = defaults.get("optimizer.name", (OptimizerSettings().name,))[0]
+    if tree.optimizer.name != usual and "name" in tree.optimizer.model_fields_set:
+        defaults = {name: default for name, default in defaults.items() if not name.startswith("optimizer.")}
+        if tree.optimizer.name == "sgd":
+            defaults["optimizer.lr"] = LR_OF_SGD, "default for sgd"
     return defaults
+
+
+def choose_preset(tree: SettingsTree) -> str:
+    """Choose the defaults by what is trained."""
+    if is_notebook_table(tree.data):
+        return NOTEBOOK
+    return "table" if tree.data.factory is None and tree.model.factory is None else "plain"
 
 
 def is_notebook_table(data: DataSettings) -> bool:
@@ -711,12 +748,6 @@ def _find_near(name: str, known: Sequence[str]) -> str | None:
     short = f"{section}." + "".join(word[:1] for word in last.split("_"))
     near = [short] if short in known else difflib.get_close_matches(name, known, n=1)
     return near[0] if near else None
-
-
-def _name_default(name: str, value: Any, tree: SettingsTree) -> str:
-    """The origin of a setting that nobody gave."""
-    origin = "default for the notebook" if is_notebook_table(tree.data) else "default for tables"
-    return f"{origin}: {ROWS_OF_A_BATCH}" if name == "loader.batch_size" and value is None else origin
 
 
 def _describe_expected(mistake: ErrorDetails, name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.settings import NOTEBOOK_DEFAULTS, SettingsTree, resolve_settings, walk_settings
+from refit.settings import PRESETS, SettingsTree, resolve_settings, walk_settings
 
 
 def settings_of(output: str) -> dict[str, tuple]:
@@ -63,7 +63,7 @@ def test_settings_prints_every_setting_with_its_default(refit):
     code, out, err = refit("settings", "--json")
     assert (code, err) == (0, "")
     assert settings_of(out) == {
-        name: (value, "default for the notebook" if name in NOTEBOOK_DEFAULTS else "default")
+        name: (value, "preset notebook" if name in PRESETS["notebook"] else "default")
         for name, value in walk_settings(resolve_settings()[0])
     }
 
@@ -126,7 +126,7 @@ def test_a_flag_leaves_the_rest_of_its_section_to_weaker_sources(refit):
     Path("refit.toml").write_text("[optimizer]\nmomentum = 0.5\n")
     _, out, _ = refit("settings", "--json", "--optimizer.lr", "0.25")
     assert settings_of(out)["optimizer.momentum"] == (0.5, "refit.toml")
-    assert settings_of(out)["optimizer.name"] == ("sgd", "default for the notebook")
+    assert settings_of(out)["optimizer.name"] == ("sgd", "preset notebook")
 
 
 def test_a_named_settings_file_is_read(refit):

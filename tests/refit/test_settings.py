@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refit.errors import SettingsError
-from refit.settings import NOTEBOOK_DEFAULTS, NothingGiven, Settings, SettingsTree, env_name, resolve_settings, walk_settings
+from refit.settings import PRESETS, ROWS_OF_A_BATCH, NothingGiven, Settings, SettingsTree, env_name, resolve_settings, walk_settings
 
 
 def write(name: str, text: str) -> Path:
@@ -29,29 +29,32 @@ def given_by_name(values: dict) -> dict:
     return given
 
 
-def test_without_any_source_every_setting_is_its_default_and_some_that_of_the_notebook():
-    settings, origins = resolve_settings()
-    assert dict(walk_settings(settings)) == dict(walk_settings(SettingsTree())) | NOTEBOOK_DEFAULTS
-    assert {name for name, origin in origins.items() if origin == "default for the notebook"} == {*NOTEBOOK_DEFAULTS}
-    assert {*origins.values()} == {"default", "default for the notebook"}
+@pytest.mark.parametrize(
+    ("given", "preset"),
+    [
+        ({}, "notebook"),
+        ({"model": {"factory": "network:build"}}, "notebook"),
+        ({"data": {"source": "table.csv"}}, "table"),
+        ({"data": {"source": "table.csv"}, "model": {"factory": "network:build"}}, "plain"),
+        ({"data": {"factory": "images:build"}}, "plain"),
+        ({"data": {"source": "table.csv"}, "preset": "plain"}, "plain"),
+        ({"preset": "table"}, "table"),
+    ],
+)
+def test_what_is_trained_chooses_the_defaults_unless_a_preset_is_named(given, preset):
+    settings, origins = resolve_settings(given)
+    assert settings.preset == preset
+    expected = dict(walk_settings(SettingsTree(**given))) | PRESETS[preset] | {"preset": preset}
+    if "model" in given:
+        expected["data.max_one_hot"] = None
+    assert dict(walk_settings(settings)) == expected
+    assert {name for name, origin in origins.items() if origin == f"preset {preset}"} == {*PRESETS[preset]}
     assert set(origins) == {name for name, _ in walk_settings(SettingsTree())}
 
 
-def test_a_table_has_defaults_of_its_own_and_the_batch_size_waits_for_the_number_of_rows():
+def test_the_batch_size_waits_for_the_number_of_rows():
     settings, origins = resolve_settings({"data": {"source": "table.csv"}})
-    assert {name: value for name, value in walk_settings(settings) if name in NOTEBOOK_DEFAULTS} == {
-        "loader.batch_size": None,
-        "loader.drop_last": False,
-        "model.hidden_sizes": [64, 64],
-        "optimizer.name": "adamw",
-        "optimizer.lr": 0.001,
-        "training.num_epochs": 100,
-        "training.patience": 10,
-    }
-    assert origins.pop("loader.batch_size") == "default for tables: 256, or 32 below 5,000 train rows"
-    assert {name for name, origin in origins.items() if origin == "default for tables"} == {*NOTEBOOK_DEFAULTS} - {
-        "loader.batch_size"
-    }
+    assert (settings.loader.batch_size, origins["loader.batch_size"]) == (None, f"default: {ROWS_OF_A_BATCH}")
 
 
 GIVEN = {
@@ -68,7 +71,7 @@ GIVEN = {
 @pytest.mark.parametrize("source", ["notebook", "table.csv"])
 @pytest.mark.parametrize("name", GIVEN)
 def test_what_is_given_beats_the_default_of_a_table_and_of_the_notebook_one_by_one(name, source, monkeypatch):
-    """The learning rate alone has a default that depends on another setting."""
+    """The optimizer's own settings alone have defaults that depend on another setting."""
     value, given = GIVEN[name], {"data.source": source}
     before, _ = resolve_settings(given_by_name(given))
     monkeypatch.setenv(env_name(name), "none" if value is None else str(value))
@@ -76,7 +79,8 @@ def test_what_is_given_beats_the_default_of_a_table_and_of_the_notebook_one_by_o
     assert dict(walk_settings(after))[name] == value
     assert origins[name] == "environment"
     others = {other for other, found in walk_settings(after) if found != dict(walk_settings(before))[other]} - {name}
-    assert others == ({"optimizer.lr"} if (name, source) == ("optimizer.name", "notebook") else set())
+    of_optimizer = {"optimizer.lr"} | ({"optimizer.weight_decay"} if source == "table.csv" else set())
+    assert others == (of_optimizer if name == "optimizer.name" else set())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_what_is_given_beats_the_default_of_a_table_and_of_the_notebook_one_by_o
         ("notebook", "adam", 0.001),
         ("table.csv", "sgd", 0.01),
         ("table.csv", "adam", 0.001),
-        ("table.csv", "adamw", 0.001),
+        ("table.csv", "adamw", 0.002),
     ],
 )
 def test_the_default_learning_rate_is_that_of_the_optimizer(source, name, lr):
@@ -152,7 +156,7 @@ def test_a_named_settings_file_is_read_instead_of_refit_toml():
     write("refit.toml", "seed = 1\n[training]\nnum_epochs = 7\n")
     settings, origins = resolve_settings(settings_file=write("other.toml", "seed = 2\n"))
     assert (settings.seed, origins["seed"]) == (2, "other.toml")
-    assert settings.training.num_epochs == NOTEBOOK_DEFAULTS["training.num_epochs"]
+    assert settings.training.num_epochs == PRESETS["notebook"]["training.num_epochs"]
 
 
 def test_a_named_settings_file_that_is_missing_is_refused():

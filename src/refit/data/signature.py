@@ -34,8 +34,8 @@ class InputColumn(BaseModel):
     stds: list[float] = Field(default_factory=list)
     """Means and deviations by which each input was standardized; empty if none was. A deviation of 0 stands for a single value."""
     quantiles: list[list[float]] = Field(default_factory=list)
-    """Of each standardized input among the train rows: different values from the least to the largest, as many rows between each
-    two as far as possible. Empty for inputs that are 0 or 1, and where there are too many columns to keep them."""
+    """Of each standardized input among the train rows, evenly spaced from the least to the largest. Empty for inputs that are 0 or
+    1 or have one value, and where there are too many columns to keep them."""
     num_codes: int = 0
     """How many categories the single input of a coded column tells apart, with those for all others and for missing values."""
     num_ngrams: int = 0

@@ -7,12 +7,14 @@ from torch import nn
 from refit.data.signature import Signature
 from refit.errors import SettingsError
 from refit.models.mlp import build_mlp
+from refit.models.realmlp import build_realmlp
 from refit.models.resnet import build_resnet
 from refit.models.tabm import build_tabm
 from refit.settings import ModelSettings
 
 ARCHITECTURES: dict[str, Callable[[Signature, ModelSettings], nn.Module]] = {
     "mlp": build_mlp,
+    "realmlp": build_realmlp,
     "resnet": build_resnet,
     "tabm": build_tabm,
 }

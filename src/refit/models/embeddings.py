@@ -3,8 +3,10 @@
 B is the number of rows, F of inputs, N of numbers, T of intervals of a number, D of what the network computes with.
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ FIRST_SPREAD = 0.01
 """How far the first vectors of n-grams may be from zero: little, so that what is rare counts for little until it is learned."""
 TEXT_SCALE = 3.0
 """By so much, a text's numbers are made larger, so that its n-grams learn as fast as other weights."""
+NUM_FREQUENCIES, FREQUENCY_SPREAD, PERIODIC_WIDTH = 16, 0.1, 4
+"""Of the periodic embedding, as RealMLP has them."""
 CATEGORY_WIDTH = 8
 """Numbers that the network makes of a category that is a code."""
 NUMBER_WIDTH = 16
@@ -70,7 +74,7 @@ class PiecewiseLinear(nn.Module):
     extreme value counts for much.
 
     Args:
-        edges: Of the T intervals of each of N numbers, ascending, T + 1 or fewer of each.
+        quantiles: Of each of N numbers, ascending: the edges of its intervals, of which there are T at most.
         width: D.
 
     Shape: `(B, N)` to `(B, N, D)`.
@@ -80,8 +84,9 @@ class PiecewiseLinear(nn.Module):
     (Holzmüller et al. 2024).
     """
 
-    def __init__(self, edges: Sequence[Sequence[float]], width: int) -> None:
+    def __init__(self, quantiles: Sequence[Sequence[float]], width: int) -> None:
         super().__init__()
+        edges = [sorted(set(of_one)) for of_one in quantiles]
         num_intervals = max(len(of_one) for of_one in edges) - 1
         lefts, scales = torch.zeros(len(edges), num_intervals), torch.zeros(len(edges), num_intervals)
         for place, of_one in enumerate(edges):
@@ -101,6 +106,51 @@ class PiecewiseLinear(nn.Module):
         clipped = x / (1 + (x / CLIP).square()).sqrt()
         linear = torch.addcmul(self.bias, clipped[:, :, None], self.weight)
         return linear + torch.bmm(encoded.transpose(0, 1), self.pieces).transpose(0, 1)
+
+
+class Periodic(nn.Module):
+    """Makes numbers of the cosines of each number, at learned frequencies and phases, and puts the number itself beside them.
+
+    The number is first centered by its median, divided by the range of its middle half, and drawn in smoothly beyond `CLIP`.
+
+    Shape: `(B, N)` to `(B, N, PERIODIC_WIDTH)`.
+
+    Source: the PBLD embedding and the robust scaling of RealMLP (Holzmüller et al. 2024), section 3, after Gorishniy et al. (2022).
+    """
+
+    def __init__(self, quantiles: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        scaled = [_find_middle(of_one) for of_one in quantiles]
+        self.register_buffer("median", torch.tensor([median for median, _ in scaled]))
+        self.register_buffer("scale", torch.tensor([scale for _, scale in scaled]))
+        num_numbers, bound = len(quantiles), NUM_FREQUENCIES**-0.5
+        self.frequencies = nn.Parameter(FREQUENCY_SPREAD * torch.randn(num_numbers, NUM_FREQUENCIES))
+        self.phases = nn.Parameter(torch.empty(num_numbers, NUM_FREQUENCIES).uniform_(-math.pi, math.pi))
+        self.weight = nn.Parameter(torch.empty(num_numbers, NUM_FREQUENCIES, PERIODIC_WIDTH - 1).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_numbers, PERIODIC_WIDTH - 1).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the numbers of each number."""
+        x = (x - self.get_buffer("median")) * self.get_buffer("scale")
+        x = (x / (1 + (x / CLIP).square()).sqrt())[:, :, None]
+        cosines = torch.cos(torch.addcmul(self.phases, 2 * math.pi * x, self.frequencies))  # (B, N, frequencies)
+        made = torch.bmm(cosines.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
+        return torch.cat([made, x], dim=2)
+
+
+def _find_middle(quantiles: Sequence[float]) -> tuple[float, float]:
+    """The median, and the factor that gives the middle half of the rows the range 1, or all rows the range 2 if they are one."""
+    first, median, third = np.quantile(quantiles, [0.25, 0.5, 0.75])
+    spread = third - first if third > first else (quantiles[-1] - quantiles[0]) / 2
+    return float(median), float(1 / spread)
+
+
+def _build_numbers(quantiles: Sequence[Sequence[float]], name: str) -> tuple[nn.Module, int]:
+    """Build what embeds numbers, and say how many it makes of each."""
+    if name == "periodic":
+        return Periodic(quantiles), PERIODIC_WIDTH
+    width = max(1, min(NUMBER_WIDTH, MAX_WIDTH // len(quantiles)))
+    return PiecewiseLinear(quantiles, width), width
 
 
 class InputLayer(nn.Module):
@@ -125,14 +175,14 @@ class InputLayer(nn.Module):
                 codes += places
             else:
                 for place, quantiles in zip(places, column.quantiles or [[]] * column.width, strict=True):
-                    is_embedded = number_embedding == "piecewise" and len(quantiles) > 1
+                    is_embedded = number_embedding != "none" and len(quantiles) > 1
                     (numbers if is_embedded else plain).append(place)
                     edges += [quantiles] * is_embedded
         for name, chosen in {"numbers": numbers, "plain": plain, "codes": codes}.items():
             self.register_buffer(f"{name}_at", torch.tensor(chosen, dtype=torch.int64) if chosen else None, persistent=False)
         self.texts_at = texts
-        number_width = max(1, min(NUMBER_WIDTH, MAX_WIDTH // max(1, len(numbers))))
-        self.numbers = PiecewiseLinear(edges, number_width) if numbers else None
+        self.numbers: nn.Module | None
+        self.numbers, number_width = _build_numbers(edges, number_embedding) if edges else (None, 0)
         self.categories = nn.ModuleList(CategoryEmbedding(column.num_codes) for column in signature.coded)
         self.texts = nn.ModuleList(TextEmbedding(column.num_ngrams) for column in signature.texts)
         self.num_ngrams = [column.num_ngrams for column in signature.texts]

@@ -15,6 +15,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    "selu": nn.SELU,
+    "mish": nn.Mish,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }

@@ -57,7 +57,7 @@ class Heads(nn.Module):
 class TabM(nn.Module):
     """The ensemble. In training each member answers, as each is trained by its own loss; else their answers are averaged.
 
-    Shape: `(B, num_inputs)` to `(B, C, K)` in training, else to `(B, C)`: of classes, logarithms of the mean probabilities.
+    Shape: `(B, num_inputs)` to `(B, K, C)` in training, else to `(B, C)`: of classes, logarithms of the mean probabilities.
     """
 
     def __init__(self, signature: Signature, settings: ModelSettings) -> None:
@@ -80,12 +80,12 @@ class TabM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of the members, or of all."""
         embedded = self.inputs(x)[:, None].expand(-1, self.num_members, -1)
-        outputs: Tensor = self.heads(self.layers(embedded)).transpose(1, 2)  # (B, C, K)
+        outputs: Tensor = self.heads(self.layers(embedded))  # (B, K, C)
         if self.training:
             return outputs
         if not self.has_classes:
-            return outputs.mean(dim=2)
-        return outputs.log_softmax(dim=1).logsumexp(dim=2) - math.log(self.num_members)
+            return outputs.mean(dim=1)
+        return outputs.log_softmax(dim=2).logsumexp(dim=1) - math.log(self.num_members)
 
 
 def build_tabm(signature: Signature, settings: ModelSettings) -> TabM:

@@ -178,7 +178,7 @@ def write_recipe(
         **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,
-        "training.num_epochs": settings.training.num_epochs if settings.optimizer.schedule == "cosine" else None,
+        "training.num_epochs": settings.training.num_epochs if settings.optimizer.schedule in ("cosine", "coslog4") else None,
     }
     judges: dict[str, Any] = {"training.metrics": settings.training.metrics} if settings.training.metrics else {}
     for metric in settings.training.metrics:

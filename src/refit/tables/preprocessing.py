@@ -437,12 +437,12 @@ def _choose_intervals(kinds: Mapping[str, Kind], is_raw: bool) -> int:
 
 
 def _fit_quantiles(values: pl.Series, scale: Scale, num_intervals: int) -> list[float]:
-    """Choose values between which there are as many rows as possible; none for a single value."""
+    """Find the quantiles of the values present, one more than there are intervals; none for a single value."""
     if not num_intervals or scale.std == ENDLESS:
         return []
     present = values.drop_nulls().to_numpy()
     chosen = np.quantile(present, np.linspace(0, 1, num_intervals + 1), method="nearest")
-    return [float(value) for value in np.unique(_standardize(chosen, scale))]
+    return [float(value) for value in _standardize(chosen, scale)]
 
 
 def _fit_categories(present: pl.Series, known: Mapping[str, Any], max_one_hot: int | None) -> CategoricalColumn:

@@ -99,15 +99,15 @@ class OfOutputs:
 class Classification(OfOutputs):
     """One of C classes, by softmax.
 
-    Shape: outputs are logits `(N, C)`, or in training `(N, C, K)` of K members, targets the places of classes `(N,)`, int64.
+    Shape: outputs are logits `(N, C)`, or in training `(N, K, C)` of K members, targets the places of classes `(N,)`, int64.
     """
 
     classes: tuple[bool | int | str, ...]
     baseline: ClassVar[str | None] = "majority class"
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy, in nats; over members, too, where outputs are `(B, C, K)`."""
-        return functional.cross_entropy(outputs, target if outputs.dim() == 2 else spread(target, outputs))
+        """Return the mean cross-entropy, in nats."""
+        return functional.cross_entropy(*join_members(outputs, target))
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
         """Return the accuracy."""
@@ -187,18 +187,16 @@ class OwnLoss(Classification):
     function: Loss
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return what the user's function does, for all members as if each row came once for each."""
-        if outputs.dim() == 3:
-            outputs, target = outputs.transpose(1, 2).flatten(0, 1), target.repeat_interleave(outputs.shape[2])
-        return self.function(outputs, target)
+        """Return what the user's function does."""
+        return self.function(*join_members(outputs, target))
 
 
-def spread(target: Tensor, outputs: Tensor) -> Tensor:
-    """Repeat targets for each of K members.
+def join_members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Let each row come once for each of K members, if outputs are those of members.
 
-    Shape: `(B, …)` and `(B, …, K)`; returns `(B, …, K)`.
+    Shape: `(B, C)` or `(B, K, C)`, and `(B,)`; returns `(B, C)` or `(B K, C)`, and `(B,)` or `(B K,)`.
     """
-    return target[..., None].expand(*target.shape, outputs.shape[-1])
+    return (outputs, target) if outputs.dim() == 2 else (outputs.flatten(0, 1), target.repeat_interleave(outputs.shape[1]))
 
 
 def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:

@@ -18,7 +18,7 @@ from refit.data.own_functions import import_function
 from refit.data.signature import Target
 from refit.errors import SettingsError
 from refit.training.metrics import Metrics
-from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores, spread
+from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": functional.cross_entropy,
@@ -66,10 +66,9 @@ class Numbers(OfOutputs):
     baseline: ClassVar[str | None] = "mean of the targets"
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss; over members, too, where outputs are `(B, D, K)`."""
+        """Return the mean loss; over members, too, where outputs are `(B, K, D)`."""
         if outputs.numel() > target.numel():
-            outputs = outputs.reshape(*target.shape, outputs.shape[-1])
-            return self.function(outputs, spread(target, outputs))
+            target = target.reshape(len(target), 1, -1).expand_as(outputs)
         return self.function(outputs.reshape(target.shape), target)
 
     def score(self, outputs: Tensor, target: Tensor) -> float:

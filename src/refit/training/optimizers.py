@@ -72,6 +72,8 @@ def group_parameters(settings: OptimizerSettings, module: nn.Module) -> list[Ten
 
     Raises:
         SettingsError: A pattern matches the name of no such parameter.
+
+    A network may have `lr_factors` and `weight_decay_factors` of its own, which count where the settings have none.
     """
     trained: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for setting in ("lr_factors", "weight_decay_factors"):
@@ -82,10 +84,12 @@ def group_parameters(settings: OptimizerSettings, module: nn.Module) -> list[Ten
                     f" found `{pattern}`; correct it"
                 )
     groups: dict[tuple[float, float], list[Tensor]] = {}
+    lr_factors = settings.lr_factors or getattr(module, "lr_factors", {})
+    weight_decay_factors = settings.weight_decay_factors or getattr(module, "weight_decay_factors", {})
     for name, parameter in trained.items():
-        factors = _find_factor(settings.lr_factors, name), _find_factor(settings.weight_decay_factors, name)
+        factors = _find_factor(lr_factors, name), _find_factor(weight_decay_factors, name)
         groups.setdefault(factors, []).append(parameter)
-    if not settings.lr_factors and not settings.weight_decay_factors:
+    if not lr_factors and not weight_decay_factors:
         return [*trained.values()]
     return [
         {"params": parameters, "lr": settings.lr * lr_factor, "weight_decay": settings.weight_decay * decay_factor}
@@ -112,12 +116,13 @@ def build_learning_rate(settings: OptimizerSettings, num_steps: int, steps_an_ep
     """Build the learning rate of each step, counted from 0 over the `num_steps` of a run.
 
     It rises linearly over the warm-up's steps, is `lr` right after them, and then stays or falls by a half cosine to 0 (at the
-    end of the last step), or goes on as a scheduler of PyTorch.
+    end of the last step), or goes up and down along four cosines, each longer than the one before, or as a scheduler of PyTorch.
 
-    Source: the cosine is equation 5 of Loshchilov and Hutter, SGDR, 2017, without restarts.
+    Source: the cosine is equation 5 of Loshchilov and Hutter, SGDR, 2017, without restarts; four are `coslog4` of Holzmüller et
+    al., Better by Default, 2024.
     """
     warmup_steps = settings.warmup_steps
-    if settings.schedule not in ("constant", "cosine"):
+    if settings.schedule not in ("constant", "cosine", "coslog4"):
         rates, every = _Rates(settings), steps_an_epoch if settings.schedule_by == "epoch" else 1
         return lambda step: (
             settings.lr * (step + 1) / (warmup_steps + 1) if step < warmup_steps else rates[(step - warmup_steps) // every]
@@ -129,6 +134,8 @@ def build_learning_rate(settings: OptimizerSettings, num_steps: int, steps_an_ep
         if settings.schedule == "constant":
             return settings.lr
         progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+        if settings.schedule == "coslog4":
+            return settings.lr * (1 - math.cos(2 * math.pi * math.log2(1 + 15 * progress))) / 2
         return settings.lr * (1 + math.cos(math.pi * progress)) / 2
 
     return learning_rate

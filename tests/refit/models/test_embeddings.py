@@ -5,7 +5,7 @@ from torch import nn
 
 from refit.data.signature import InputColumn, Signature, Target
 from refit.models.building import build_model
-from refit.models.embeddings import CATEGORY_WIDTH, NUMBER_WIDTH, PiecewiseLinear
+from refit.models.embeddings import CATEGORY_WIDTH, NUMBER_WIDTH, Periodic, PiecewiseLinear
 from refit.settings import ModelSettings
 
 
@@ -36,6 +36,17 @@ def test_a_number_is_encoded_by_how_far_it_has_come_through_each_interval():
     assert torch.allclose(embedding(x), expected, atol=1e-6)
 
 
+def test_a_number_is_embedded_by_cosines_beside_its_robustly_scaled_value():
+    quantiles = [[0.0, 1, 2, 4, 100], [5.0, 5, 5, 5, 7]]
+    embedding = Periodic(quantiles)
+    x = torch.tensor([[3.0, 5], [-50, 6]])
+    scaled = (x - torch.tensor([2.0, 5])) / torch.tensor([4.0 - 1, (7 - 5) / 2])  # scikit-learn's RobustScaler, or half the range
+    clipped = scaled / (1 + (scaled / 3) ** 2).sqrt()
+    cosines = torch.cos(2 * torch.pi * clipped[:, :, None] * embedding.frequencies + embedding.phases)
+    expected = torch.cat([torch.einsum("bnf,nfd->bnd", cosines, embedding.weight) + embedding.bias, clipped[:, :, None]], dim=2)
+    assert torch.allclose(embedding(x), expected, atol=1e-5)
+
+
 def test_columns_of_every_kind_are_taken_in_and_texts_reach_the_logits_directly_too():
     model = build_model(ModelSettings(hidden_sizes=[8], number_embedding="piecewise"), MIXED)
     inputs = model.inputs
@@ -61,8 +72,10 @@ def test_an_mlp_of_plain_numbers_is_a_plain_sequence_of_layers():
     assert [type(layer).__name__ for layer in layers] == ["Linear", "ReLU", "Linear"]
 
 
-@pytest.mark.parametrize("settings", [{"architecture": "resnet"}, {"architecture": "tabm", "num_members": 4}, {}])
-@pytest.mark.parametrize("number_embedding", ["none", "piecewise"])
+@pytest.mark.parametrize(
+    "settings", [{"architecture": "resnet"}, {"architecture": "tabm", "num_members": 4}, {"architecture": "realmlp"}, {}]
+)
+@pytest.mark.parametrize("number_embedding", ["none", "piecewise", "periodic"])
 def test_every_network_takes_every_kind_of_column_one_row_at_a_time(settings, number_embedding):
     model = build_model(ModelSettings(hidden_sizes=[8, 4], number_embedding=number_embedding, dropout=0.1, **settings), MIXED)
     model.eval()

@@ -45,9 +45,9 @@ def test_numbers_are_the_mean_of_the_members():
     model = build_model(SETTINGS.model_copy(update={"dropout": 0.0}), signature)
     x, y = make_rows()
     members = model.train()(x)
-    assert members.shape == (50, 1, 3)
-    assert torch.allclose(model.eval()(x), members.mean(dim=2))
-    losses = [nn.functional.mse_loss(members[:, 0, member], y.float()) for member in range(3)]
+    assert members.shape == (50, 3, 1)
+    assert torch.allclose(model.eval()(x), members.mean(dim=1))
+    losses = [nn.functional.mse_loss(members[:, member, 0], y.float()) for member in range(3)]
     assert torch.allclose(build_objective(signature.target).loss(members, y.float()), torch.stack(losses).mean())
 
 
@@ -66,7 +66,7 @@ def test_a_run_has_the_bits_of_a_plain_loop_over_the_mean_of_the_members_losses(
         for inputs, target in loader:
             update.zero_grad()
             outputs = plain(inputs)
-            loss = nn.functional.cross_entropy(outputs, target[:, None].expand(-1, 3))
+            loss = nn.functional.cross_entropy(outputs.flatten(0, 1), target.repeat_interleave(3))
             loss.backward()
             update.step()
             losses.append(loss.item())

@@ -31,7 +31,7 @@ WITHOUT_A_SAY = {
         "code",
         "errors",
         "models.architectures",
-        *(f"models.{name}" for name in ("embeddings", "mlp", "resnet", "tabm")),  # of the networks that have them
+        *(f"models.{name}" for name in ("embeddings", "mlp", "realmlp", "resnet", "tabm")),  # of the networks that have them
         "refs",
         "runtime.forks",
         "runtime.interruption",
@@ -85,6 +85,7 @@ LOADERS = {"loaders", *LATER}
 
 CHANGES: dict[str, tuple[object, set[str]]] = {
     "name": ("other", set()),
+    "preset": ("plain", START),
     "seed": (1, DATASET),
     "data.source": ("elsewhere.csv", set()),
     "data.target": ("label", DATASET),
@@ -122,7 +123,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "loader.sampler": ("json:loads", LOADERS),
     "model.architecture": ("resnet", START),
     "model.hidden_sizes": ([16], START),
-    "model.number_embedding": ("piecewise", START),
+    "model.number_embedding": ("none", START),
     "model.num_members": (4, START),
     "model.activation": ("tanh", START),
     "model.dropout": (0.5, START),
