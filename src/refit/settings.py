@@ -271,7 +271,9 @@ class DataSettings(Section):
     source: Url = NOTEBOOK
     """A CSV or Parquet file, a folder or glob of them (a path or any fsspec URL), or `notebook`, the built-in toy table."""
     target: str = "y"
-    """The column to predict: strings, integers or booleans."""
+    """The column to predict: classes (strings, whole numbers or booleans), or numbers."""
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """`regression` predicts numbers, `classification` one of the target's values; `auto` chooses by these and says why."""
     features: Annotated[list[str] | None, BeforeValidator(_read_list)] = None
     """The columns to learn from; None takes all but the target, the time column of a `time` split, row numbers and ids."""
     exclude: TextList = []
@@ -602,7 +604,7 @@ class Settings(SettingsTree, BaseSettings):
         return self
 
 
-TABLE_SETTINGS = ("source", "test_source", "features", "exclude", "kinds", "formats", "time_column", "group_column")
+TABLE_SETTINGS = ("source", "test_source", "task", "features", "exclude", "kinds", "formats", "time_column", "group_column")
 
 
 def _refuse_table_settings(data: DataSettings, promotion: PromotionSettings) -> None:

@@ -102,7 +102,8 @@ class Examples(BaseModel):
         """Read the sample from its bytes; None stands for a table's, which needs none."""
         if data is None:
             num_inputs = self.signature.num_inputs
-            return torch.linspace(0, 1, 2 * num_inputs, dtype=torch.float32).view(2, num_inputs), torch.zeros(2, dtype=torch.int64)
+            dtype = torch.int64 if self.classes else torch.float32
+            return torch.linspace(0, 1, 2 * num_inputs, dtype=torch.float32).view(2, num_inputs), torch.zeros(2, dtype=dtype)
         tensors = safetensors.torch.load(data)
         return unname_tensors(tensors), tensors["y"]
 
@@ -184,6 +185,11 @@ class Examples(BaseModel):
         """Return the true class of each test example, as text."""
         labels = self.list_labels()
         return [labels[place] for place in rows.y.tolist()]
+
+    def read_target(self, rows: Any) -> Tensor:
+        """Return the target of each test example as a model is trained for it, float, `(N, …)`; not asked of classes."""
+        y: Tensor = rows.y
+        return y
 
     def find_learned(self, rows: Any, numbers: Rows, store: Store) -> Mask:
         """Find the test examples of another data set that a model of this one has learned from."""

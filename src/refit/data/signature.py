@@ -79,6 +79,8 @@ class Target(BaseModel):
     """Classes or labels, as the data writes them, in the order of the model's outputs."""
     centers: list[float] = Field(default_factory=list)
     """Mean of each number, or share of each label, among the train examples."""
+    scales: list[float] = Field(default_factory=list)
+    """Deviation of each number. A model learns numbers less their mean, divided by it; empty if it learns them as they are."""
 
 
 class Signature(BaseModel):

@@ -258,7 +258,7 @@ def score_rows(model: Model, rows: Any, training: TrainingSettings = DEFAULTS.tr
     """
     if model.manifest.signature.target.kind != "classes":
         objective = _build_judge(model.manifest, training)
-        loader = build_ordered_loader(model.manifest.prepare(rows), rows.y)
+        loader = build_ordered_loader(model.manifest.prepare(rows), model.manifest.read_target(rows))
         outputs, y = compute_outputs(model.module, loader, CPU, model.settings.compute.precision, objective.compute)
         refuse_non_finite_outputs(outputs, "test")
         return ScoredRows(model, None, outputs, y, model.manifest.list_labels(), objective)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
 from refit.data.examples import SplitInfo
@@ -18,6 +19,7 @@ from refit.tables.preprocessing import AnyColumn, sign_columns
 from refit.tables.profiles import profile_columns
 from refit.tables.row_identities import identify_rows
 from refit.tables.table_splits import TypedTable
+from refit.tables.typed_target import list_targets
 
 TEST_ROWS = "test rows"
 Side = tuple[TypedTable, Identities, Rows]
@@ -42,21 +44,22 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     """
     draft = draft_dataset(settings, seed)
     source, test, columns, train = draft.source, draft.test, draft.columns, draft.parts["train"]
-    kinds: dict[str, Kind] = {**draft.kinds, settings.target: "categorical"}
+    kinds: dict[str, Kind] = {**draft.kinds, settings.target: "numeric" if draft.target_reading.is_number else "categorical"}
     profiles = profile_columns(source.frame.with_columns(source.target), kinds, train, source.groups)
     time_column = settings.time_column if settings.split == "time" else None
     identities = identify_rows(source, columns, time_column)
     sides = {split: (source, identities, rows) for split, rows in draft.parts.items()}
     if test is not None:
         sides["test"] = test, identify_rows(test, columns, time_column), test.labelled
-    splits, test_rows = _freeze(columns, sides, len(draft.classes), store)
+    splits, test_rows = _freeze(columns, sides, draft.signed, store)
     fitted = {column.name for column in columns}
     manifest = Manifest(
-        signature=sign_columns(columns, Target(name=settings.target, classes=draft.classes.to_list())),
+        signature=sign_columns(columns, draft.signed),
         columns=columns,
         profiles=profiles,
         time_column=time_column,
         group_column=settings.group_column,
+        target_format=draft.target_reading.format,
         splits=splits,
         test_rows=test_rows,
         rows=sum(info.rows for info in splits.values()),
@@ -80,19 +83,26 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
 
 
 def _freeze(
-    columns: Sequence[AnyColumn], sides: Mapping[str, Side], num_classes: int, store: Store
+    columns: Sequence[AnyColumn], sides: Mapping[str, Side], target: Target, store: Store
 ) -> tuple[dict[str, SplitInfo], Ref | None]:
     """Put the tensors of each split, and all cells of the test rows, into the store, once all are made."""
+    ys = {split: list_targets(target, typed, rows) for split, (typed, _, rows) in sides.items()}
     with store.temporary_folder() as folder:
-        counts = {split: freeze_split(columns, *side, num_classes, folder / split) for split, side in sides.items()}
+        for split, side in sides.items():
+            freeze_split(columns, *side, ys[split], folder / split)
         if "test" in sides:
             typed, _, rows = sides["test"]
             freeze_rows(typed.table.frame[rows], folder / TEST_ROWS)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         digests = {name: store.put_file(folder / name) for name in sizes}
     splits = {
-        split: SplitInfo(rows=sum(numbers), class_counts=numbers, digest=digests[split], size=sizes[split])
-        for split, numbers in counts.items()
+        split: SplitInfo(
+            rows=len(y),
+            class_counts=np.bincount(y, minlength=len(target.classes)).tolist() if target.classes else [],
+            digest=digests[split],
+            size=sizes[split],
+        )
+        for split, y in ys.items()
     }
     test_rows = Ref(kind="rows", digest=digests[TEST_ROWS], size=sizes[TEST_ROWS]) if TEST_ROWS in digests else None
     return splits, test_rows

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from refit.data.identities import Rows
-from refit.data.signature import Kind
+from refit.data.signature import Kind, Target
 from refit.data.splits import RareClassesError
 from refit.errors import DataError
 from refit.settings import DataSettings
@@ -16,8 +16,9 @@ from refit.tables.schema import Reading
 from refit.tables.sources.opening import open_source
 from refit.tables.sources.table_source import Table
 from refit.tables.table_splits import TypedTable, choose_sides, read_groups
-from refit.tables.targets import remark_on_target
-from refit.tables.typed_columns import Features, index_classes, leave_out, raise_faults, type_features, type_target, type_test_rows
+from refit.tables.targets import remark_on_target, sign_numbers
+from refit.tables.typed_columns import Features, raise_faults, type_features
+from refit.tables.typed_target import TargetReading, index_classes, leave_out, type_target, type_test_rows
 from refit.texts import list_names, show
 
 MAX_BYTES_CHECKED = 20_000_000
@@ -34,7 +35,9 @@ class Draft:
     readings: dict[str, Reading]
     target: pl.Series
     """Of all rows of `source`, including those of rare classes."""
-    classes: pl.Series
+    target_reading: TargetReading
+    signed: Target
+    """What is predicted."""
     source: TypedTable
     test: TypedTable | None
     parts: dict[str, Rows]
@@ -71,13 +74,18 @@ def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Tab
     """Draft the data set of tables that are read and whose features are typed; raises as `draft_dataset` does."""
     readings, frame, faults = features.readings, features.frame, [*features.faults]
     try:
-        kind, target = type_target(settings, table)
+        reading, target = type_target(settings, table, readings)
         if faults and readings:
-            _divide(settings, seed, table, None, readings, frame, kind, target)  # what is wrong with it is said, too
+            _divide(settings, seed, table, None, readings, frame, reading, target)  # what is wrong with it is said, too
     except DataError as fault:
         faults.append(fault)
     raise_faults(settings, faults)
-    classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame, kind, target)
+    classes, source, test, parts, left_out, rare = _divide(settings, seed, table, test_table, readings, frame, reading, target)
+    signed = (
+        sign_numbers(source.target, parts["train"], table.name)
+        if classes is None
+        else Target(name=settings.target, classes=classes.to_list())
+    )
     kinds = {name: reading.kind for name, reading in readings.items()}
     formats = {name: reading.format for name, reading in readings.items() if reading.format is not None}
     try:
@@ -88,7 +96,7 @@ def draft_table(settings: DataSettings, seed: int, table: Table, test_table: Tab
         raise DataError(f"{table.name}, {error}") from error
     if not columns:
         raise DataError(f"{table.name}: expected a column with values in the train rows, found none; check data.features")
-    return Draft(readings, target, classes, source, test, parts, left_out, rare, columns, features.left_out)
+    return Draft(readings, target, reading, signed, source, test, parts, left_out, rare, columns, features.left_out)
 
 
 def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHECKED) -> None:
@@ -110,7 +118,8 @@ def check_data(settings: DataSettings, seed: int, max_bytes: int = MAX_BYTES_CHE
 
 def remark(settings: DataSettings, draft: Draft) -> list[str]:
     """List what people should know about the table, a line each."""
-    source = draft.source
+    source, told = draft.source, draft.target_reading.remark
+    y = source.target if draft.target_reading.is_number else source.y
     used = {*draft.readings, settings.target, settings.group_column, settings.time_column}
     return [
         *source.table.remarks,
@@ -120,8 +129,9 @@ def remark(settings: DataSettings, draft: Draft) -> list[str]:
             for name in source.table.outer
             if name not in used
         ),
+        *([] if told is None else [f"column `{show(settings.target)}`: {told}"]),
         *remark_on_target(take_column(source.table.frame, settings.target), draft.target),
-        *remark_on_columns(draft.columns, draft.readings, source.frame, source.table.frame, source.y, draft.parts["train"]),
+        *remark_on_columns(draft.columns, draft.readings, source.frame, source.table.frame, y, draft.parts["train"]),
     ]
 
 
@@ -132,12 +142,16 @@ def _divide(
     test_table: Table | None,
     readings: dict[str, Reading],
     frame: pl.DataFrame,
-    kind: Kind,
+    reading: TargetReading,
     target: pl.Series,
-) -> tuple[pl.Series, TypedTable, TypedTable | None, dict[str, Rows], dict[str, int], dict[str, int]]:
-    """Divide the rows, leaving out those of a few too rare classes; return all of `Draft` that depends on this."""
+) -> tuple[pl.Series | None, TypedTable, TypedTable | None, dict[str, Rows], dict[str, int], dict[str, int]]:
+    """Divide the rows, leaving out those of a few too rare classes; return the classes and what else depends on this."""
     groups, known = read_groups(settings, table, target), target.drop_nulls()
     rare = known.clear()
+    if reading.is_number:
+        source = TypedTable(table, frame, target.alias(settings.target), index_classes(target, None, table), groups)
+        test = None if test_table is None else type_test_rows(settings, test_table, readings, reading, None, rare)
+        return None, source, test, *_choose_sides_of_numbers(settings, seed, source, test), {}
     while True:
         classes = known.filter(~known.is_in(rare.implode())).unique().sort()
         if len(classes) < 2:
@@ -149,7 +163,7 @@ def _divide(
             )
         kept = leave_out(target, rare)
         source = TypedTable(table, frame, kept.alias(settings.target), index_classes(kept, classes, table), groups)
-        test = None if test_table is None else type_test_rows(settings, test_table, readings, kind, classes, rare)
+        test = None if test_table is None else type_test_rows(settings, test_table, readings, reading, classes, rare)
         counts = dict(known.filter(known.is_in(rare.implode())).cast(pl.String).value_counts(sort=True).rows())
         try:
             return classes, source, test, *choose_sides(settings, seed, source, test, classes.to_list()), counts
@@ -158,6 +172,19 @@ def _divide(
             num_rare = int(known.is_in(rare.implode()).sum())
             if len(error.places) > len(classes) - 2 or num_rare > MAX_RARE_SHARE * len(known):
                 raise
+
+
+def _choose_sides_of_numbers(
+    settings: DataSettings, seed: int, source: TypedTable, test: TypedTable | None
+) -> tuple[dict[str, Rows], dict[str, int]]:
+    """Choose the rows of each split as if all were of one class."""
+    try:
+        return choose_sides(settings, seed, source, test, ["number"])
+    except RareClassesError as error:
+        raise DataError(
+            f"{source.table.name}, column `{show(settings.target)}`: expected rows enough to have some in every split, found"
+            f" {len(source.labelled)} with a number; add rows, or lower data.val and data.test"
+        ) from error
 
 
 def _read_test_table(settings: DataSettings, table: Table) -> Table | None:

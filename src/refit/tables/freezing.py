@@ -5,9 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from refit.data.identities import Identities, Rows
 from refit.tables.preprocessing import AnyColumn, apply_columns, name_inputs
@@ -19,23 +21,23 @@ ROWS_A_BLOCK = 65_536
 
 
 def freeze_split(
-    columns: Sequence[AnyColumn], typed: TypedTable, identities: Identities, rows: Rows, num_classes: int, path: Path
-) -> list[int]:
-    """Write the tensors of a split's rows to `path`, inputs a block of rows at a time; count the rows of each class.
+    columns: Sequence[AnyColumn], typed: TypedTable, identities: Identities, rows: Rows, y: NDArray[Any], path: Path
+) -> None:
+    """Write the tensors of a split's rows to `path`, inputs a block of rows at a time.
+
+    Shape: y, the place of each row's class, int64, or its number, float32: `(len(rows),)`.
 
     Source: the safetensors format, whose own writer takes whole tensors.
     """
-    labels = typed.y[rows].to_numpy()
-    arrays = {name: array[rows] for name, array in sorted(vars(identities).items()) if array is not None} | {"y": labels}
-    described = {name: ("I64", [len(rows)]) for name in arrays} | {"x": ("F32", [len(rows), len(name_inputs(columns))])}
+    arrays = {name: array[rows] for name, array in sorted(vars(identities).items()) if array is not None} | {"y": y}
+    described = {name: ("I64" if array.itemsize == 8 else "F32", [len(rows)]) for name, array in arrays.items()}
+    described["x"] = ("F32", [len(rows), len(name_inputs(columns))])
     with path.open("wb") as file:
         file.write(_describe_arrays(described))
         for array in arrays.values():
             file.write(array.data)
         for block in np.split(rows, range(ROWS_A_BLOCK, len(rows), ROWS_A_BLOCK)):
             file.write(apply_columns(columns, typed.frame, partial(_locate_among, block, typed.table), block).numpy().data)
-    counts: list[int] = np.bincount(labels, minlength=num_classes).tolist()
-    return counts
 
 
 def freeze_rows(rows: pl.DataFrame, path: Path) -> None:

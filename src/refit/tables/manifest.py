@@ -12,7 +12,7 @@ from refit.errors import DataError, SettingsError
 from refit.refs import Ref
 from refit.store.store import Store
 from refit.tables.copies import Copies
-from refit.tables.formats import ClockFormat
+from refit.tables.formats import ClockFormat, Format
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, name_inputs
 from refit.tables.profiles import Profile
 from refit.tables.schema import KINDS
@@ -30,11 +30,11 @@ class Manifest(Examples):
     Rows are counted over `source` and `test_source` together, but `source_rows` over `source` alone, with or without a target.
     The source digests cover the files' bytes in order, but not their names or times. `test_rows` holds all cells of the test
     rows as they were read. `time_column` is the column of a `time` split. The profiles describe the train rows, and the target
-    too, as categories. `rows_left_out` counts rows that have a target but are in no split: because of data.gap, of data.window,
-    or, as `units`, because they belong together with rows of a later split. `rare_classes` counts the rows of each class that
-    has too few rows to be in every split; they are in none; `rare_places` says where the first of them is. `remarks` say what
-    people should know about the table, a line each. `dialect` says how CSV files of the source are written, without the
-    encoding if they have several.
+    too, classes as categories. `target_format` says how numbers to predict are written. `rows_left_out` counts rows that have
+    a target but are in no split: because of data.gap, of data.window, or, as `units`, because they belong together with rows of
+    a later split. `rare_classes` counts the rows of each class that has too few rows to be in every split; they are in none;
+    `rare_places` says where the first of them is. `remarks` say what people should know about the table, a line each. `dialect`
+    says how CSV files of the source are written, without the encoding if they have several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +44,7 @@ class Manifest(Examples):
     profiles: list[Profile]
     time_column: str | None
     group_column: str | None
+    target_format: Format | None = None
     test_rows: Ref | None
     rows: int
     rows_without_target: int
@@ -81,17 +82,13 @@ class Manifest(Examples):
         named = {kind: list_names([column.name for column in self.columns if column.kind == kind]) for kind in dict.fromkeys(kinds)}
         columns = ", ".join(f"{kinds.count(kind)} {kind}{f' ({names})' if len(named) > 1 else ''}" for kind, names in named.items())
         splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
-        totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
-        largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])
-        classes = ", ".join(f"{show(label)} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
-        more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
         lines = [
             f"rows: {self.rows} ({splits})",
             f"columns: {columns}, as {count(self.signature.num_inputs, 'input')}",
             *self._describe_columns(),
-            f"classes of {show(self.target)}: {classes}{more}",
+            self._describe_values(),
         ]
-        lines += filter(None, [tell_rows_without_target(self.target, self.rows_without_target)])
+        lines += filter(None, [tell_rows_without_target(self.target, self.rows_without_target, not self.classes)])
         together = "features equal those" if self.group_column is None else f"{show(self.group_column)} equals that"
         reasons = {
             "gap": "in the gaps before validation and test",
@@ -106,6 +103,21 @@ class Manifest(Examples):
         if len(self.remarks) > MAX_REMARKS_SHOWN:
             lines.append(f"{len(self.remarks) - MAX_REMARKS_SHOWN} more such lines are in the version's manifest.json")
         return lines
+
+    def _describe_values(self) -> str:
+        """What is predicted: the largest classes, or the span of the numbers."""
+        if not self.classes:
+            return f"numbers of {show(self.target)}: {self.describe_numbers()}"
+        totals = [sum(counts) for counts in zip(*(info.class_counts for info in self.splits.values()), strict=True)]
+        largest = sorted(zip(self.classes, totals, strict=True), key=lambda pair: -pair[1])
+        classes = ", ".join(f"{show(label)} ({total})" for label, total in largest[:MAX_CLASSES_SHOWN])
+        more = f" and {len(largest) - MAX_CLASSES_SHOWN} more" if len(largest) > MAX_CLASSES_SHOWN else ""
+        return f"classes of {show(self.target)}: {classes}{more}"
+
+    def describe_numbers(self) -> str:
+        """Describe the numbers of the target in the train rows."""
+        marks, target = self.profiles[-1].marks, self.signature.target
+        return f"{marks[0]:.6g} to {marks[-1]:.6g}, mean {target.centers[0]:.6g}, deviation {target.scales[0]:.6g} in train"
 
     def list_columns(self) -> list[tuple[str, str, str, int, int]]:
         """List the columns that are learned from: name, kind, how it is read, train rows without a value, and inputs."""

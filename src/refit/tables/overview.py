@@ -119,7 +119,7 @@ def look_at_table(settings: DataSettings, seed: int, is_target_given: bool) -> O
         remarks = [*table.remarks, *(f"column `{show(name)}`: {text}" for name, text in told if text)]
     else:
         left_out = (
-            tell_rows_without_target(settings.target, draft.target.null_count()),
+            tell_rows_without_target(settings.target, draft.target.null_count(), draft.target_reading.is_number),
             tell_rare_classes(settings.target, draft.rare, draft.find_rare_places()),
         )
         remarks = [*filter(None, left_out), *remark(settings, draft)]
@@ -210,7 +210,7 @@ def _name_kind(
 
 
 def _count_classes(draft: Draft | None) -> dict[str, int]:
-    if draft is None:
+    if draft is None or draft.target_reading.is_number:
         return {}
     counts = draft.target.drop_nulls().cast(pl.String).alias("class").value_counts(name="rows")
     return dict(counts.sort("rows", "class", descending=[True, False]).rows())

@@ -22,6 +22,8 @@ NUM_LOOKED_AT = 1000
 """Train rows looked at first: for most columns, they suffice to show that it is not a copy of the target."""
 MIN_ROWS_A_VALUE, MIN_SHARE_OF_LEAK = 5, 0.95
 """So many rows of a value, and so many such rows, show that it is no chance if each value goes with one class."""
+MIN_CORRELATION_OF_LEAK = 0.9999
+"""Another column rarely goes so closely with a number unless one was computed from the other."""
 LEAVE_OUT = "leave it out with data.exclude unless it is known before the class is"
 LUMPED_SHARE = 0.1
 """A remark is made if this share of the train rows has categories without an input of their own."""
@@ -86,7 +88,7 @@ def remark_on_columns(
         readings: How each was read.
         frame: The cells of all rows, converted.
         raw: The same as they were read.
-        y: The index of each row's class.
+        y: The index of each row's class, or its number, float.
         rows: Which of them are train rows.
     """
     texts = [name for name in (column.name for column in columns) if raw[name].dtype == pl.String]
@@ -94,11 +96,11 @@ def remark_on_columns(
     numbers = [column.name for column in columns if isinstance(column, NumericColumn) and column.name in lengths]
     with_codes = raw[numbers].select(_resemble_codes(pl.all())).row(0, named=True) if numbers else {}
     index, lines = pl.Series(rows, dtype=pl.get_index_type()), list[str]()
-    num_classes = take_rows(y, index).n_unique()
+    num_classes = 0 if y.dtype.is_float() else take_rows(y, index).n_unique()
     first = frame[index.head(NUM_LOOKED_AT)]
     num_values = first.select(pl.all().n_unique()).row(0, named=True)
     may_leak = {
-        name: num_values[name] <= max(num_classes, first.height // MIN_ROWS_A_VALUE) or num_nulls > 0
+        name: y.dtype.is_float() or num_values[name] <= max(num_classes, first.height // MIN_ROWS_A_VALUE) or num_nulls > 0
         for name, num_nulls in first.null_count().row(0, named=True).items()
     }
     for column in columns:
@@ -124,7 +126,8 @@ def remark_on_columns(
         if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
             told.append(_remark_on_stand_ins(column, take_column(frame, column.name), take_column(raw, column.name), rows))
         if may_leak[column.name] and (not column.is_constant or column.has_indicator):
-            told.append(_remark_on_leak(take_column(frame, column.name), y, index, num_classes))
+            values = take_column(frame, column.name)
+            told.append(_remark_on_line(values, y, rows) if y.dtype.is_float() else _remark_on_leak(values, y, index, num_classes))
         if any(told):
             lines.append(f"column `{show(column.name)}`: {'; '.join(filter(None, told))}")
     return lines
@@ -156,6 +159,19 @@ def _remark_on_leak(values: pl.Series, y: pl.Series, index: pl.Series, num_class
     if may_be_mark and marks.height == marks["value"].n_unique() == num_classes:
         return f"filled in the rows of one class alone, so that it gives the class away; {LEAVE_OUT}"
     return None
+
+
+def _remark_on_line(values: pl.Series, y: pl.Series, rows: Rows) -> str | None:
+    """Remark on numbers that the target is a multiple of, or nearly so."""
+    if not values.dtype.is_numeric():
+        return None
+    pair = np.stack([values[rows].cast(pl.Float64).to_numpy(), y[rows].to_numpy()])
+    pair = pair[:, ~np.isnan(pair).any(axis=0)]
+    with np.errstate(all="ignore"):
+        correlation = np.corrcoef(pair)[0, 1] if pair.shape[1] > FEW_VALUES else 0.0
+    if not abs(correlation) >= MIN_CORRELATION_OF_LEAK:
+        return None
+    return f"its correlation with the target is {correlation:.6g}, like that of a copy; {LEAVE_OUT.replace('class', 'target')}"
 
 
 def _pair(values: pl.Series, y: pl.Series, index: pl.Series) -> pl.DataFrame:

@@ -13,15 +13,15 @@ from refit.tables.hashes import hash_rows
 from refit.tables.manifest import Manifest
 from refit.tables.preprocessing import AnyColumn
 from refit.tables.table_splits import TypedTable
-from refit.tables.targets import convert_target
+from refit.tables.targets import convert_known_target
 
 
 def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Hashes, pl.DataFrame]:
     """Convert raw rows as those of this data set were.
 
     Returns:
-        The true classes as text, a hash that identifies each row for this data set, and the columns that it covers: those learned
-        from, the class, the time. Each has N rows.
+        The true classes or numbers, a hash that identifies each row for this data set, and the columns that it covers: those
+        learned from, the target, the time. Each has N rows.
 
     Raises:
         DataError: A column is missing, or a value cannot be converted.
@@ -38,9 +38,12 @@ def convert_rows(manifest: Manifest, rows: pl.DataFrame) -> tuple[pl.Series, Has
     )
     kinds: dict[type, Kind] = {bool: "boolean", int: "numeric", str: "categorical"}
     null_values = manifest.columns[0].null_values
-    _, target = convert_target(take_column(rows, manifest.target), kinds[type(manifest.classes[0])], null_values, _name_test_row)
+    is_number = not manifest.classes
+    kind: Kind = "numeric" if is_number else kinds[type(manifest.classes[0])]
+    values = take_column(rows, manifest.target)
+    target = convert_known_target(values, kind, is_number, manifest.target_format, null_values, _name_test_row)
     known = _gather_known(frame, manifest.columns, target.alias(manifest.target), rows, manifest.time_column)
-    return target.cast(pl.String), hash_rows(known), known
+    return target, hash_rows(known), known
 
 
 def identify_rows(typed: TypedTable, columns: Sequence[AnyColumn], time_column: str | None) -> Identities:

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from torch import Tensor
 
 from refit.data.drifts import Drift
 from refit.data.examples import Examples, Obstacle
 from refit.data.identities import Hashes, Rows, find_known, identify
 from refit.data.inputs import Mask
+from refit.errors import DataError
 from refit.refs import Ref
 from refit.settings import DataSettings
 from refit.store.store import Store
@@ -44,7 +46,19 @@ class TableExamples(Manifest):
 
     def read_truth(self, rows: pl.DataFrame) -> list[str]:
         """Return the true class of each raw row, as text; raises as `prepare` does."""
-        return convert_rows(self, rows)[0].to_list()
+        return convert_rows(self, rows)[0].cast(pl.String).to_list()
+
+    def read_target(self, rows: pl.DataFrame) -> Tensor:
+        """Return the number of each raw row, standardized, float64; raises as `prepare` does."""
+        found, target = convert_rows(self, rows)[0], self.signature.target
+        if found.has_nulls():
+            row = int(found.is_null().arg_max() or 0)
+            raise DataError(
+                f"row {row + 1} of the test rows, column `{show(target.name)}`: expected a number, found"
+                f" {show(rows[target.name][row])}, which is a missing value to this model; train again"
+            )
+        numbers = found.to_numpy()
+        return torch.from_numpy((numbers - target.centers[0]) / target.scales[0])
 
     def find_learned(self, rows: pl.DataFrame, numbers: Rows, store: Store) -> Mask:
         """Find the raw rows that a model of this data set has learned from.
@@ -159,6 +173,10 @@ class TableExamples(Manifest):
                 return f"expected files written {dialects[0]}, found them written {dialects[1]}", remedy
         columns = {column.name: column for column in now.columns}
         said = {*data.kinds, *data.formats}
+        formats = [_strip(format) for format in (self.target_format, now.target_format)]
+        if formats[0] != formats[1] and self.target not in said:
+            names = [format.describe() for format in formats]
+            return f"column `{show(self.target)}`: expected {names[0]}, found {names[1]}", remedy
         for known in self.columns:
             found = columns.get(known.name)
             if found is not None and known.name not in said and not _are_read_alike(known, found):
@@ -177,7 +195,11 @@ def _are_read_alike(before: AnyColumn, now: AnyColumn) -> bool:
 
 def _find_notation(column: AnyColumn) -> AnyFormat:
     """The format of a column, without what it has only if some of its cells are such."""
-    format = column.format or NumberFormat()
+    return _strip(column.format)
+
+
+def _strip(format: AnyFormat | None) -> AnyFormat:
+    format = format or NumberFormat()
     if isinstance(format, NumberFormat):
         return format.model_copy(update={"thousands": "", "negative": ""})
     return format.model_copy(update={"last_year": None}) if isinstance(format, DateFormat) else format

@@ -1,24 +1,38 @@
-"""Finds the classes of the target; a class is exactly what a cell holds."""
+"""Finds what the target holds: numbers to predict, or classes; a class is exactly what a cell holds."""
 
 import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
-from refit.data.signature import Kind
+from refit.data.identities import Rows
+from refit.data.signature import Kind, Target
 from refit.errors import DataError
 from refit.tables.columns import Locate
 from refit.tables.conversion import convert_column, convert_numbers, mark_missing, parse_datetimes
+from refit.tables.formats import AnyFormat
 from refit.tables.schema import MISTAKE_SHARE
 from refit.texts import count, list_names, show
 
 OTHER_TARGET = "name another column in data.target"
 CONTINUOUS = (
-    "Refit trains classifiers: bin the numbers into classes, name another column in data.target, or make this one a"
-    " category in data.kinds if each number is a class"
+    "correct the value if it is a mistake, set data.task to `regression` to predict numbers, or make the column a category in"
+    " data.kinds if each number is a class"
 )
+FEW_VALUES, MANY_VALUES = 10, 30
+"""Whole numbers of at most so many different values are classes, as grades and numbers of doors are; of more values, they are
+numbers unless they are like codes of classes. In between, they are classes if these have rows enough to learn from."""
+MIN_ROWS_A_CLASS = 3
+"""With fewer rows a value on average, most classes could not be in all three splits."""
+MIN_ROWS_A_CODE = 10
+"""Codes of classes go from 0 or 1 on without a gap, each in several rows; of counts and amounts, the largest are rare."""
+MIN_SHARE_OF_FRACTIONS = 0.1
+"""Fewer fractions among whole numbers of few values may be mistakes."""
+MAX_EXACT = 2.0**53
+"""Larger whole numbers are codes: floats, by which numbers are predicted, do not tell them apart."""
 BOOLEANS = (["true", "false"], ["True", "False"], ["TRUE", "FALSE"])
 """Spellings of booleans, each of which can be written back exactly."""
 WHOLE_NUMBER = r"^(?:0|-?[1-9]\d*)$"
@@ -62,6 +76,61 @@ def convert_target(values: pl.Series, kind: Kind | None, null_values: Sequence[s
     return kind, convert_column(values, kind, null_values, locate)
 
 
+def convert_known_target(
+    values: pl.Series, kind: Kind, is_number: bool, format: AnyFormat | None, null_values: Sequence[str], locate: Locate
+) -> pl.Series:
+    """Convert the target of other rows as that of the train rows was; raises as `convert_column` does."""
+    if is_number:
+        return convert_column(values, "numeric", null_values, locate, format)
+    return convert_target(values, kind, null_values, locate)[1]
+
+
+def explain_numbers(numbers: pl.Series) -> str | None:
+    """Say why a column is predicted as numbers; None if each of its values is a class.
+
+    Args:
+        numbers: The column, read as numbers.
+    """
+    counts = numbers.drop_nulls().alias("number").value_counts(name="rows").sort("number")
+    values, rows = counts["number"], counts["rows"]
+    if not len(values) or values.abs().max() > MAX_EXACT:  # type: ignore[operator]
+        return None
+    is_fraction = values != values.floor()
+    if is_fraction.any():
+        is_clear = len(values) > FEW_VALUES or int(rows.filter(is_fraction).sum()) >= MIN_SHARE_OF_FRACTIONS * int(rows.sum())
+        return f"it holds fractions such as {values.filter(is_fraction)[0]:.15g}" if is_clear else None
+    reason = f"it holds whole numbers of {len(values):,} different values"
+    num_rows = int(rows.sum())
+    if len(values) > FEW_VALUES and num_rows < MIN_ROWS_A_CLASS * len(values):
+        return f"{reason} in {num_rows:,} rows"
+    first, last = values[0], values[-1]
+    are_codes = first in (0, 1) and last - first + 1 == len(values) and rows.min() >= MIN_ROWS_A_CODE  # type: ignore[operator]
+    return reason if len(values) > MANY_VALUES and not are_codes else None
+
+
+def sign_numbers(target: pl.Series, train: Rows, table_name: str) -> Target:
+    """Find mean and population deviation of the train rows, by which numbers are standardized.
+
+    Raises:
+        DataError: They are equal, or too large.
+    """
+    numbers = target[train].to_numpy()  # numpy adds in one order, whatever the number of threads
+    where = f"{table_name}, column `{show(target.name)}`"
+    with np.errstate(over="ignore", invalid="ignore"):
+        center, scale = float(numbers.mean()), float(numbers.std())
+    if not np.isfinite([center, scale]).all():
+        raise DataError(
+            f"{where}: expected numbers whose mean and deviation fit float64, found values up to {np.abs(numbers).max()};"
+            " divide the column"
+        )
+    if numbers.min() == numbers.max():
+        raise DataError(
+            f"{where}: expected numbers that differ in the train rows, found only {numbers[0]:.15g}; add other rows, or name"
+            " another column in data.target"
+        )
+    return Target(name=target.name, kind="numbers", centers=[center], scales=[scale])
+
+
 def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -> list[str]:
     """Say what people should know about the classes: texts that count as missing values, and classes that may not be meant.
 
@@ -74,12 +143,14 @@ def remark_on_target(values: pl.Series, target: pl.Series, max_shown: int = 5) -
         values = (values.fill_nan(None) if values.dtype.is_float() else values).cast(pl.String)
     if values.dtype != pl.String:
         return []
-    remarks = []
+    what, remarks = "number" if target.dtype.is_float() else "class", []
     for mark, num_rows in count_marks(values, target)[:max_shown]:
         remarks.append(
             f"column `{show(values.name)}`: `{show(mark)}` counts as a missing value in {num_rows} rows;"
-            " take it out of data.null_values if it is a class"
+            f" take it out of data.null_values if it is a {what}"
         )
+    if target.dtype.is_float():
+        return remarks
     classes = target.drop_nulls().cast(pl.String).unique().sort()
     if (unknown := classes.filter(classes.str.strip_chars().str.to_lowercase().is_in(MISSING_MARKS))).len():
         remarks.append(
@@ -117,11 +188,12 @@ def tell_rare_classes(name: str, rare: Mapping[str, int], places: Mapping[str, s
     )
 
 
-def tell_rows_without_target(name: str, number: int) -> str | None:
-    """Say how many rows have no class, if there are such."""
+def tell_rows_without_target(name: str, number: int, are_numbers: bool = False) -> str | None:
+    """Say how many rows have no value of the target, if there are such."""
     if not number:
         return None
-    return f"dropped: {count(number, 'row')} without a value of {show(name)}; fill in a name if an empty cell is a class"
+    advice = "" if are_numbers else "; fill in a name if an empty cell is a class"
+    return f"dropped: {count(number, 'row')} without a value of {show(name)}{advice}"
 
 
 def count_marks(values: pl.Series, converted: pl.Series) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Converts the columns of a table that the settings name: those to learn from, and the target."""
+"""Converts the columns of a table that the settings name to learn from."""
 
 import itertools
 import json
@@ -19,8 +19,6 @@ from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberForma
 from refit.tables.row_labels import find_label, remark_on_counting
 from refit.tables.schema import Reading, describe_formats, find_reading, read_as
 from refit.tables.sources.table_source import Table
-from refit.tables.table_splits import TypedTable, read_groups
-from refit.tables.targets import convert_target
 from refit.texts import list_names, show
 
 KINDS: dict[str, Kind] = {"number": "numeric", "category": "categorical", "date": "datetime", "text": "text"}
@@ -56,7 +54,7 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
     for name in _choose_features(settings, table, has_target):
         values = take_column(table.frame, name)
         try:
-            reading, typed = _read_column(name, values, settings, table)
+            reading, typed = read_column(name, values, settings, table)
         except DataError as fault:
             faults.append(fault)
             continue
@@ -68,7 +66,7 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
         # Numbers stay as they are: a second copy would double what a table of numbers takes.
         is_kept = reading.kind == "numeric" and values.dtype.is_numeric() and not has_marks
         readings[name], converted[name] = reading, values if is_kept else typed
-    faults += _settle_formats(readings, converted, settings, table)
+    faults += settle_formats(readings, converted, settings, table)
     if all(values.null_count() == len(values) for name, values in converted.items() if name not in left_out):
         left_out = {}
     for name in left_out:
@@ -76,7 +74,7 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
     return Features(readings, pl.DataFrame(converted), left_out, faults)
 
 
-def _read_column(name: str, values: pl.Series, settings: DataSettings, table: Table) -> tuple[Reading, pl.Series]:
+def read_column(name: str, values: pl.Series, settings: DataSettings, table: Table) -> tuple[Reading, pl.Series]:
     """Read a column as the settings say, or as it is."""
     said, notation = settings.kinds.get(name), settings.formats.get(name)
     if notation is None:
@@ -109,7 +107,7 @@ def _find_kind(format: AnyFormat) -> Kind:
     return "datetime" if isinstance(format, DateFormat) else "numeric"
 
 
-def _settle_formats(
+def settle_formats(
     readings: dict[str, Reading], converted: dict[str, pl.Series], settings: DataSettings, table: Table
 ) -> list[DataError]:
     """Read columns that have several readings by their cells or their neighbours; say what is wrong with those still ambiguous."""
@@ -202,65 +200,6 @@ def write_flags(settings: Mapping[str, Any], prefix: str = "--") -> list[str]:
         else:
             words += [prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
     return words
-
-
-def type_target(settings: DataSettings, table: Table) -> tuple[Kind, pl.Series]:
-    """Find what the target holds, and convert it to classes."""
-    said = settings.kinds.get(settings.target)
-    if said in ("date", "text"):
-        raise DataError(
-            f"data.kinds, column `{show(settings.target)}`: expected `category` or `number` for the target, found `{said}`; drop it"
-        )
-    kind = None if said is None else KINDS[said]
-    return convert_target(take_column(table.frame, settings.target), kind, settings.null_values, table.locate)
-
-
-def type_test_rows(
-    settings: DataSettings, table: Table, readings: Mapping[str, Reading], target_kind: Kind, classes: pl.Series, rare: pl.Series
-) -> TypedTable:
-    """The rows of `test_source`, converted as those of `source` were."""
-    time_column = settings.time_column if settings.split == "time" else None
-    needed = filter(None, (settings.target, time_column, settings.group_column))
-    present = set(table.frame.columns)
-    missing = [name for name in (*readings, *needed) if name not in present]
-    if missing:
-        choice = ", or leave it out with data.features" if readings.keys() >= {*missing} else ""
-        raise DataError(
-            f"data.test_source: expected column {list_names(missing)} in {table.name} as in data.source,"
-            f" found {list_names(table.frame.columns)}; add what is missing{choice}"
-        )
-    frame = pl.DataFrame(
-        {
-            name: convert_column(take_column(table.frame, name), reading.kind, settings.null_values, table.locate, reading.format)
-            for name, reading in readings.items()
-        }
-    )
-    _, target = convert_target(take_column(table.frame, settings.target), target_kind, settings.null_values, table.locate)
-    if target.null_count() == len(target):
-        raise DataError(f"{table.name}, column `{show(target.name)}`: expected a class in some row, found none; add the classes")
-    groups, target = read_groups(settings, table, target), leave_out(target, rare)
-    return TypedTable(table, frame, target.alias(settings.target), index_classes(target, classes, table), groups)
-
-
-def leave_out(target: pl.Series, rare: pl.Series) -> pl.Series:
-    """Return the classes of rows, with the rare classes set to null."""
-    if not len(rare):
-        return target
-    return target.set(target.cast(rare.dtype, strict=False).is_in(rare.implode()).fill_null(False), None)
-
-
-def index_classes(target: pl.Series, classes: pl.Series, table: Table) -> pl.Series:
-    """Each row's place in `classes`; null for rows without a target."""
-    known = target.cast(classes.dtype, strict=False)
-    y = known.replace_strict(classes, pl.int_range(len(classes), eager=True), default=None, return_dtype=pl.Int64)
-    unknown = (y.is_null() & target.is_not_null()).arg_true()
-    if len(unknown):
-        row = int(unknown[0])
-        raise DataError(
-            f"{table.locate(row)}, column `{show(target.name)}`: expected a class that data.source has too,"
-            f" {list_names(map(str, classes))}, found {show(target[row])}; leave the row out, or add such rows to data.source"
-        )
-    return y
 
 
 def _choose_features(settings: DataSettings, table: Table, has_target: bool) -> list[str]:

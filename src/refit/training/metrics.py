@@ -64,6 +64,31 @@ class ClassificationMetrics(Metrics):
         return dict(("log likelihood", -self.loss) if title == "loss" else (title, figure) for title, figure in scores)
 
 
+class NumberBin(BaseModel):
+    """Rows whose predictions are next to one another; all figures are in the units of the column."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    num_rows: int
+    predicted: float
+    """Mean prediction."""
+    true: float
+    """Mean of the true numbers."""
+    low: float
+    """5 % of the rows have a lower residual: the true number less the prediction."""
+    median: float
+    high: float
+    """5 % have a higher one."""
+
+
+class NumberMetrics(Metrics):
+    """Those of a column of numbers."""
+
+    bins: list[NumberBin]
+    """As many rows each, by ascending prediction."""
+
+
 def read_metrics(content: dict[str, Any]) -> Metrics:
-    """Read the metrics of either kind from their JSON."""
-    return (ClassificationMetrics if "confusion" in content else Metrics).model_validate(content)
+    """Read the metrics of any kind from their JSON."""
+    kind = ClassificationMetrics if "confusion" in content else NumberMetrics if "bins" in content else Metrics
+    return kind.model_validate(content)

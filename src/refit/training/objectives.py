@@ -17,7 +17,7 @@ from refit.data.inputs import Inputs, list_tensors
 from refit.data.own_functions import import_function
 from refit.data.signature import Target
 from refit.errors import SettingsError
-from refit.training.metrics import Metrics
+from refit.training.metrics import Metrics, NumberBin, NumberMetrics
 from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores
 
 LOSSES: Mapping[str, Loss] = {
@@ -29,6 +29,7 @@ LOSSES: Mapping[str, Loss] = {
 }
 """By the names that `training.loss` can have, their means over all numbers of a batch."""
 OF_NUMBERS = ("squared", "absolute", "huber")
+NUM_BINS = 10
 
 
 def build_objective(target: Target, loss: str | None = None, step: str | None = None) -> Objective:
@@ -45,6 +46,8 @@ def build_objective(target: Target, loss: str | None = None, step: str | None = 
     if step is not None or target.kind == "none":
         return OwnStep(_lack_step if step is None else import_function(step, "training.step"))
     own = None if loss is None or loss in LOSSES else import_function(loss, "training.loss")
+    if target.kind == "numbers" and target.scales:
+        return StandardizedNumber(own or LOSSES[loss or "squared"], tuple(target.centers), target.scales[0])
     if target.kind == "numbers":
         return Numbers(own or LOSSES[loss or "squared"], tuple(target.centers))
     if target.kind == "labels":
@@ -112,6 +115,80 @@ class Numbers(OfOutputs):
         """Score each row as if the mean of the train targets were predicted for it."""
         outputs = target.new_tensor(self.centers).reshape(target.shape[1:]).expand(target.shape)
         return score_by_loss(self.loss, outputs, target).scores
+
+
+@dataclass(frozen=True)
+class StandardizedNumber(Numbers):
+    """A number of a table, trained for as (number - center) / scale. All but the loss is in the units of its column, in float64."""
+
+    scale: float = 1.0
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss, of standardized numbers."""
+        return self.function(outputs.reshape(target.shape).to(target.dtype), target)
+
+    def score(self, outputs: Tensor, target: Tensor) -> float:
+        """Return the explained share of the variance, 0 where all targets are equal."""
+        return self._measure_errors(outputs, target)["R²"] or 0.0
+
+    def measure(self, outputs: Tensor, target: Tensor) -> NumberMetrics:
+        """Compute the metrics: those of `Numbers`, and bins of rows by prediction."""
+        predicted, true = self.answer(outputs)[0].numpy(), self.restore(target).numpy()
+        return NumberMetrics(
+            num_rows=len(target),
+            loss=self.loss(outputs, target).item(),
+            figures=self._measure_errors(outputs, target),
+            bins=_bin(predicted, true, -self._find_errors(outputs, target).numpy()),
+        )
+
+    def restore(self, standardized: Tensor) -> Tensor:
+        """Return numbers in the units of the column, float64."""
+        center, scale = torch.tensor([self.centers[0], self.scale], dtype=torch.float64).unbind()
+        return standardized.double() * scale + center
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers, `(N,)`, twice."""
+        numbers = self.restore(outputs.flatten())
+        return numbers, numbers
+
+    def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:  # noqa: ARG002
+        """Score each row by its negative loss: the squared error, or, for robust losses, the absolute one, or the user's own."""
+        errors = self._find_errors(outputs, target).numpy()
+        if self.function is LOSSES["squared"]:
+            scores = -(errors**2)
+        elif self.function in (LOSSES["absolute"], LOSSES["huber"]):
+            scores = -np.abs(errors)
+        else:
+            return score_by_loss(self.function, self.answer(outputs)[0], self.restore(target))
+        return RowScores(scores, np.zeros(len(scores), bool))
+
+    def score_baseline(self, target: Tensor) -> Scores:
+        """Score each row as if the mean of the train rows were predicted for it."""
+        return self.score_rows(torch.zeros_like(target), target, "negative_loss").scores
+
+    def _measure_errors(self, outputs: Tensor, target: Tensor) -> dict[str, float | None]:
+        errors = self._find_errors(outputs, target)
+        spread = (target.double() - target.double().mean()).square().sum().item() * self.scale**2
+        return {
+            "RMSE": errors.square().mean().sqrt().item(),
+            "MAE": errors.abs().mean().item(),
+            "R²": None if spread == 0 else 1 - errors.square().sum().item() / spread,
+        }
+
+    def _find_errors(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Predictions less true numbers, which would lose digits as their difference."""
+        return (outputs.flatten().double() - target.double()) * self.scale
+
+
+def _bin(predicted: Scores, true: Scores, residuals: Scores) -> list[NumberBin]:
+    """Put rows `(N,)` into at most `NUM_BINS` bins of as many rows each."""
+    order = np.argsort(predicted, kind="stable")
+    bins = []
+    for rows in np.array_split(order, min(NUM_BINS, len(order))):
+        low, median, high = np.quantile(residuals[rows], [0.05, 0.5, 0.95]).tolist()
+        means = float(predicted[rows].mean()), float(true[rows].mean())
+        bins.append(NumberBin(num_rows=len(rows), predicted=means[0], true=means[1], low=low, median=median, high=high))
+    return bins
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "seed": (1, DATASET),
     "data.source": ("elsewhere.csv", set()),
     "data.target": ("label", DATASET),
+    "data.task": ("regression", DATASET),
     "data.features": (["x1"], DATASET),
     "data.kinds": ({"x1": "category"}, DATASET),
     "data.null_values": (["", "-"], DATASET),

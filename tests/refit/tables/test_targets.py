@@ -53,7 +53,7 @@ def test_a_target_becomes_text_integers_or_booleans(cells: list[Any], values: li
     [
         (
             ["0.5", "1", "2"],
-            r"row 1 of .*found 0\.5, which looks continuous; Refit trains classifiers: bin .* this one a category in data\.kinds",
+            r"row 1 of .*found 0\.5, which looks continuous; .* set data\.task to `regression` .* a category in data\.kinds",
         ),
         (["x", "0.5", "1.5"], r"row 2 of .*found 0\.5, which looks continuous"),
         ([1.0, 1.5], r"row 2 of .*found 1\.5, which looks continuous"),
