@@ -472,7 +472,7 @@ class PromotionSettings(Section):
     min_score: float | None = None
     """Lowest score that a candidate may have. A champion that falls below it has collapsed. None sets no limit."""
     max_drop: float = Field(0.05, ge=0)
-    """Largest drop allowed in the share of right rows in one class or slice. A drop that noise explains does not count."""
+    """Largest drop allowed in the share of right rows of a class or slice, or growth of a loss by share. Noise does not count."""
     slices: TextList = []
     """Columns of the table; all rows with the same value of one of them form a slice."""
     max_latency_ms: float | None = Field(None, gt=0)

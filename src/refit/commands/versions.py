@@ -46,7 +46,7 @@ def models(*, given: StoreGiven = None, settings_file: SettingsFile = None) -> i
         settings_file: A TOML file to read instead of `refit.toml`.
     """
     store = open_store(given, settings_file)
-    table = Table(Column("version", no_wrap=True, overflow="fold"), "alias", "created (UTC)", "judged on", "accuracy", "loss")
+    table = Table(Column("version", no_wrap=True, overflow="fold"), "alias", "created (UTC)", "judged on", "accuracy or R²", "loss")
     damages: list[StoreError] = []
     for name in versions.list_models(store):
         try:
@@ -244,7 +244,8 @@ def export(
     rows = loaded.manifest.load_test_rows(store)
     difference = export_model(loaded, output, format, rows, f"{name}@v{number}")
     say(f"exported {name}@v{number}: {output}")
-    print(f"largest difference of a probability on its {len(rows)} test rows: {difference:.2g}")
+    what = "probability" if loaded.manifest.classes else "prediction"
+    print(f"largest difference of a {what} on its {len(rows)} test rows: {difference:.2g}")
     return COMPLETED
 
 
@@ -266,7 +267,7 @@ def _describe_version(store: Store, name: str, number: int) -> list[str]:
     try:
         split, scores = list(metrics.items())[-1]
         created = record["created"][:16].replace("T", " ")
-        accuracy = scores.get("accuracy")
+        accuracy = scores.get("accuracy", scores.get("figures", {}).get("R²"))
         return [
             created,
             f"{scores['num_rows']} {split} rows",

@@ -36,9 +36,9 @@ from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import PromotionSettings, SettingsTree, TrainingSettings
 from refit.store.store import Store
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
-from refit.training.metrics import Metrics
+from refit.training.metrics import Metrics, NumberBin
 from refit.training.objective import Classification, Objective, RowScores, Score, Scores, score_majority
-from refit.training.objectives import OwnStep, build_objective, score_without_inputs
+from refit.training.objectives import OwnStep, StandardizedNumber, build_objective, score_without_inputs
 
 TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
@@ -64,6 +64,8 @@ class Verdict(Handle):
     labels: list[str]
     confusion: list[list[int]]
     """The candidate's rows by true class (first index) and predicted class (second index)."""
+    bins: list[NumberBin]
+    """The candidate's rows by predicted number."""
     rows_before: dict[str, int] | None
     """Rows of each split of the champion's data set."""
     rows_now: dict[str, int]
@@ -106,6 +108,12 @@ class ScoredRows:
         """Score some of the rows."""
         chosen = torch.from_numpy(rows)
         return self.objective.score_rows(self.outputs[chosen], self.y[chosen], score)
+
+    def list_own_scores(self, rows: Mask) -> dict[str, float]:
+        """List scores in place of those that differ from model to model: the loss of standardized numbers."""
+        if not isinstance(self.objective, StandardizedNumber):
+            return {}
+        return {"negative loss": float(self.score("negative_loss", rows).scores.mean())}
 
     def score_baseline(self, score: Score, rows: Mask) -> Scores | None:
         """Score some of the rows as a model would that knows the train targets alone, such as how many rows each class has."""
@@ -185,6 +193,7 @@ def compare(
     remedies = [] if decision.is_better and settings.when_incomparable == "promote" else [rival.remedy]
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
         decision, remedies = decision.refuse(), [*remedies, "promotion.when_incomparable is `keep`"]
+    measured = scored.measure(is_fair)
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     useless = manifest.explain_useless_slices(rows.filter(is_fair), settings.slices)
     notes = [tell_left_out(left_out), manifest.tell_rare_classes(), rival.problem, *remedies, fallen, useless]
@@ -197,7 +206,8 @@ def compare(
         earlier_looks=earlier_looks,
         scores=scores,
         labels=scored.labels,
-        confusion=getattr(scored.measure(is_fair), "confusion", []),
+        confusion=getattr(measured, "confusion", []),
+        bins=getattr(measured, "bins", []),
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),
         drifts=[] if rival.model is None else manifest.find_drifts(rival.model.manifest),
@@ -299,6 +309,7 @@ def _list_scores(scored: ScoredRows, is_fair: Mask, rows: Any, number: int, stor
     folder = version_folder(scored.model.settings.name, number)
     return {
         **metrics.list_scores(),
+        **scored.list_own_scores(is_fair),
         LATENCY: time_row(scored, rows[:1]),
         SIZE: store.list_files([folder])[f"{folder}/model.pt"][0] / 1e6,
     }

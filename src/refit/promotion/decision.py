@@ -15,6 +15,7 @@ from refit.training.objective import SPANS, Labels, RowScores, Score, Scores
 FEW_ROWS = 30
 """With fewer test rows, the reason of a decision begins with their number."""
 ROUNDING = 1e-9
+MANY_DIGITS = 10_000
 LEAD_LOST = 0.5
 """A champion has collapsed if it has lost this share of its lead over the majority class."""
 
@@ -23,12 +24,12 @@ Clusters = NDArray[np.integer]
 
 
 class WorseSlice(Handle):
-    """A class or slice in which the candidate is right on fewer rows than the champion."""
+    """A class or slice in which the candidate is right on fewer rows than the champion, or has a lower score."""
 
     name: str
     num_rows: int
     candidate: float
-    """Share of the rows on which the candidate is right; for a class, this is the recall."""
+    """Share of the rows on which the candidate is right; for a class, this is the recall. Without classes, the mean score."""
     champion: float
     is_refused: bool
     """Whether the drop is larger than allowed, and larger than noise explains."""
@@ -53,8 +54,8 @@ class Lead(Handle):
         if objection is None:
             return None
         only = "only " if self.num_rows < FEW_ROWS else ""
-        figures = f"{self.score.replace('_', ' ')} {self.model:.4f} on {only}{self.num_rows:,} {self.split} rows"
-        return f"the model {objection}: {figures}, where the {self.baseline} has {self.majority:.4f}"
+        figures = f"{self.score.replace('_', ' ')} {_round(self.model)} on {only}{self.num_rows:,} {self.split} rows"
+        return f"the model {objection}: {figures}, where the {self.baseline} has {_round(self.majority)}"
 
 
 class Decision(Handle):
@@ -99,7 +100,7 @@ class Decision(Handle):
     @property
     def summary(self) -> str:
         """The figures, without names from the data."""
-        scores = f"{self.candidate:.4f} against {self.champion:.4f}"
+        scores = f"{_round(self.candidate)} against {_round(self.champion)}"
         return f"{self.score.replace('_', ' ')} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
 
     def refuse(self) -> "Decision":
@@ -156,20 +157,21 @@ def decide(
     worse, not_judged = list[WorseSlice](), list[str]()
     if champion is not None:
         parts = [*([] if classes is None else _list_classes(classes)), *(slices or {}).items()]
-        worse, not_judged = _find_worse(parts, candidate.is_right, champion.is_right, clusters, settings)
+        one, other = (found.scores if classes is None else found.is_right.astype(float) for found in (candidate, champion))
+        worse, not_judged = _find_worse(parts, one, other, clusters, settings, is_relative=classes is None)
     mean = float(candidate.scores.mean())
     average = mean if majority is None else float(majority.mean())
     objection = None if majority is None else _object_to_lead(mean, average, lead, baseline)
     objections = [
-        *([f"it {objection} ({average:.4f})"] if objection and champion else ()),
+        *([f"it {objection} ({_round(average)})"] if objection and champion else ()),
         *_object_to_score(mean, settings.min_score),
-        *_object_to_drops(worse),
+        *_object_to_drops(worse, "share of right rows" if classes is not None else score.replace("_", " ")),
         *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),
         *_object_to_cost("the weights take", size_mb, settings.max_size_mb, "MB"),
     ]
     is_better = has_gain and not objections
-    against = f" against {rival.mean():.4f}{f' of the {baseline}' * (champion is None)}" * (not is_alone)
-    figures = f"{_describe_scores(score, f'{mean:.4f}{against}', num_rows, clusters)}, {gain}"
+    against = f" against {_round(float(rival.mean()))}{f' of the {baseline}' * (champion is None)}" * (not is_alone)
+    figures = f"{_describe_scores(score, f'{_round(mean)}{against}', num_rows, clusters)}, {gain}"
     return Decision(
         is_better=is_better,
         reason="; ".join([f"{'promoted' if is_better else 'not promoted'}: {figures}", *objections]),
@@ -244,10 +246,10 @@ def find_collapse(
     """
     score, chance = settings.score, 1 - settings.confidence
     least = max(lead_before or 0.0, 0.0)
-    figures = _describe_scores(score, f"{champion.scores.mean():.4f}", len(champion.scores), clusters)
+    figures = _describe_scores(score, _round(float(champion.scores.mean())), len(champion.scores), clusters)
     if majority is not None and -_bound(majority - champion.scores, score, chance, clusters) < (LEAD_LOST * least if least else 0):
         before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
-        return f"{figures}, where the {name} has {majority.mean():.4f}{before}"
+        return f"{figures}, where the {name} has {_round(float(majority.mean()))}{before}"
     if settings.min_score is not None:
         missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
         if missing > 0:
@@ -279,9 +281,16 @@ def _list_classes(classes: Labels) -> Iterator[tuple[str, Rows]]:
 
 
 def _find_worse(
-    parts: Sequence[tuple[str, Rows]], candidate: Mask, champion: Mask, clusters: Clusters | None, settings: PromotionSettings
+    parts: Sequence[tuple[str, Rows]],
+    candidate: Scores,
+    champion: Scores,
+    clusters: Clusters | None,
+    settings: PromotionSettings,
+    is_relative: bool,
 ) -> tuple[list[WorseSlice], list[str]]:
     """Find the parts in which the candidate is right less often, and the names of those with too few rows to show it.
+
+    Without classes, mean scores are compared, and a drop is a share of the champion's.
 
     An exact sign test distinguishes a drop from noise. The chance of error is shared among the parts in which enough rows differ to
     show a drop at all (Tarone, A modified Bonferroni method for discrete data, 1990).
@@ -290,9 +299,10 @@ def _find_worse(
     chance = share_chance([0.5 ** (losses + wins) for losses, wins, _ in counts], 1 - settings.confidence)
     worse = []
     for (name, rows), (losses, wins, _) in zip(parts, counts, strict=True):
-        shares = [float(is_right[rows].mean()) if is_right[rows].size else 0.0 for is_right in (candidate, champion)]
+        shares = [float(scores[rows].mean()) if scores[rows].size else 0.0 for scores in (candidate, champion)]
         if shares[0] < shares[1]:
-            is_large = shares[1] - shares[0] > settings.max_drop + ROUNDING
+            unit = abs(shares[1]) if is_relative else 1.0
+            is_large = shares[1] - shares[0] > (settings.max_drop + ROUNDING) * unit
             is_refused = is_large and compute_sign_p_value(losses, wins) <= chance
             num_rows = int(candidate[rows].size)
             worse.append(WorseSlice(name=name, num_rows=num_rows, candidate=shares[0], champion=shares[1], is_refused=is_refused))
@@ -300,12 +310,12 @@ def _find_worse(
     return sorted(worse, key=lambda entry: (not entry.is_refused, entry.candidate - entry.champion)), not_judged
 
 
-def _count_signs(champion: Mask, candidate: Mask, clusters: Clusters | None) -> tuple[int, int, int]:
+def _count_signs(champion: Scores, candidate: Scores, clusters: Clusters | None) -> tuple[int, int, int]:
     """Count the rows or clusters in which the champion is right more often, those in which the candidate is, and all."""
-    drops = champion.astype(float) - candidate
+    drops = champion - candidate
     if clusters is not None:
         _, indices = np.unique(clusters, return_inverse=True)
-        drops = np.bincount(indices, drops)
+        drops = np.bincount(indices, drops).astype(np.float64)
     return int((drops > 0).sum()), int((drops < 0).sum()), len(drops)
 
 
@@ -338,13 +348,13 @@ def _object_to_score(score: float, min_score: float | None) -> Iterator[str]:
         yield f"its score is less than the promotion.min_score of {min_score:g}"
 
 
-def _object_to_drops(worse: Sequence[WorseSlice]) -> Iterator[str]:
+def _object_to_drops(worse: Sequence[WorseSlice], what: str) -> Iterator[str]:
     refused = [entry for entry in worse if entry.is_refused]
     if refused:
         first = refused[0]
         more = f", and {len(refused) - 1} more" if refused[1:] else ""
-        shares = f"from {first.champion:.4f} to {first.candidate:.4f}"
-        yield f"the share of right rows in {first.name!r} drops {shares} on {first.num_rows:,} rows{more}"
+        shares = f"from {_round(first.champion)} to {_round(first.candidate)}"
+        yield f"the {what} in {first.name!r} drops {shares} on {first.num_rows:,} rows{more}"
 
 
 def _object_to_cost(what: str, found: float, limit: float | None, unit: str) -> Iterator[str]:
@@ -362,4 +372,9 @@ def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Cluste
 
 def _show(figure: float) -> str:
     """Show four decimals, or two significant digits if those would be zeros."""
-    return f"{figure:.4f}" if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"
+    return _round(figure) if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"
+
+
+def _round(score: float) -> str:
+    """Show four decimals, or six digits of a loss that is large, or small, in the units of its column."""
+    return f"{score:.4f}" if score == 0 or 0.0001 <= abs(score) < MANY_DIGITS else f"{score:.6g}"

@@ -7,6 +7,7 @@ from refit.promotion.comparison import Verdict
 from refit.refs import SavedModel
 from refit.registry.ledger import Entry
 from refit.registry.versions import find_version, report_path, version_folder
+from refit.reports.figures import Bin
 from refit.reports.markdown import render_html
 from refit.reports.run_report import DriftRow, EpochRow, RunReport, SliceRow, render_run_report
 from refit.store.store import Store
@@ -32,6 +33,7 @@ def render_report(
         best_epoch=record["epoch"],
         confusion=verdict.confusion or None,
         labels=verdict.labels,
+        bins=[Bin(**part.model_dump(exclude={"num_rows"})) for part in verdict.bins],
         rows_before=verdict.rows_before,
         rows_now=verdict.rows_now,
         drifts=[

@@ -59,7 +59,8 @@ def _count_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 def _describe_target(manifest: Mapping[str, Any]) -> dict[str, Any]:
     target = manifest["signature"]["target"]
-    return {"target": target["name"], **{f"class {label}": "there" for label in target["classes"]}}
+    kind = {} if target["kind"] == "classes" else {"predicts": target["kind"]}
+    return {"target": target["name"], **kind, **{f"class {label}": "there" for label in target["classes"]}}
 
 
 def _describe_columns(manifest: Mapping[str, Any]) -> dict[str, Any]:

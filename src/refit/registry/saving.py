@@ -22,7 +22,7 @@ from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
 from refit.training.loop import EpochLog
-from refit.training.metrics import ClassificationMetrics, Metrics
+from refit.training.metrics import ClassificationMetrics, Metrics, NumberMetrics
 
 SAMPLE = "sample.safetensors"
 """File of the items that the network is recognized by."""
@@ -81,8 +81,7 @@ def save_version(
         **({} if sample is None else {SAMPLE: sample}),
         "metrics.json": _to_json(metrics),
         "log.json": _to_json(logs),
-        "loss.png": figures.draw_losses([log.train_loss for log in logs], [log.val_loss for log in logs]),
-        **_draw_confusion(metrics[judged_on], judged_on),
+        **_draw(logs, metrics[judged_on], judged_on),
         "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
     }
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -101,11 +100,17 @@ def save_version(
     )
 
 
-def _draw_confusion(metrics: Metrics, split: str) -> dict[str, bytes]:
-    """Draw the confusion matrix, if there are classes."""
-    if not isinstance(metrics, ClassificationMetrics):
-        return {}
-    return {"confusion.png": figures.draw_confusion(metrics.confusion, [entry.label for entry in metrics.classes], split)}
+def _draw(logs: Sequence[EpochLog], metrics: Metrics, split: str) -> dict[str, bytes]:
+    """Draw the losses, and the confusion matrix of classes, or predictions of numbers."""
+    losses = [log.train_loss for log in logs], [log.val_loss for log in logs]
+    if isinstance(metrics, ClassificationMetrics):
+        labels = [entry.label for entry in metrics.classes]
+        return {"loss.png": figures.draw_losses(*losses), "confusion.png": figures.draw_confusion(metrics.confusion, labels, split)}
+    drawn = {"loss.png": figures.draw_losses(*losses, None, "loss")}
+    if isinstance(metrics, NumberMetrics):
+        bins = [figures.Bin(**part.model_dump(exclude={"num_rows"})) for part in metrics.bins]
+        drawn["predictions.png"] = figures.draw_predictions(bins, split)
+    return drawn
 
 
 def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, manifest: Examples, sample: Inputs) -> dict[str, Any]:
@@ -153,7 +158,9 @@ def _render_card(
 
 
 def _render_classes(metrics: Metrics, judged_on: str) -> str:
-    """Render the metrics by class, if there are classes."""
+    """Render the metrics by class, or the picture of predictions, if there are classes or numbers."""
+    if isinstance(metrics, NumberMetrics):
+        return "![predictions and residuals](predictions.png)\n\n"
     if not isinstance(metrics, ClassificationMetrics):
         return ""
     classes = [

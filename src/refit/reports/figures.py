@@ -1,9 +1,10 @@
-"""Pictures: losses by epoch, the confusion matrix."""
+"""Pictures: losses by epoch, the confusion matrix, predictions and residuals of numbers."""
 
 import base64
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from refit.reports.markdown import render_text
@@ -21,12 +22,28 @@ def embed_png(png: bytes, alt: str) -> str:
     return f"![{render_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
-def draw_losses(train_losses: Sequence[float], val_losses: Sequence[float | None], best_epoch: int | None = None) -> bytes:
+@dataclass(frozen=True)
+class Bin:
+    """Rows of which about the same number is predicted: mean prediction, mean true number, and quantiles of true less predicted."""
+
+    predicted: float
+    true: float
+    low: float
+    median: float
+    high: float
+
+
+def draw_losses(
+    train_losses: Sequence[float],
+    val_losses: Sequence[float | None],
+    best_epoch: int | None = None,
+    loss: str = "cross-entropy (nats)",
+) -> bytes:
     """Draw mean train and validation loss by epoch, and a line at the best epoch, counted from 1; return a PNG."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _build_figure(6, 3.5)
-    axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy (nats)")
+    axes = figure.add_subplot(xlabel="epoch", ylabel=loss)
     epochs = range(1, len(train_losses) + 1)
     axes.plot(epochs, train_losses, marker="o", markersize=3, label="train")
     if None not in val_losses:
@@ -53,6 +70,21 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], sp
         for i, row in enumerate(confusion):
             for j, count in enumerate(row):
                 axes.text(j, i, str(count), ha="center", va="center", color="white" if count > darkest / 2 else "black")
+    return _to_png(figure)
+
+
+def draw_predictions(bins: Sequence[Bin], split: str) -> bytes:
+    """Draw mean true numbers over predictions, and residuals, with their middle nine tenths, over predictions; return a PNG."""
+    figure = _build_figure(8, 3.5)
+    left, right = figure.subplots(1, 2)
+    predicted, medians = [part.predicted for part in bins], [part.median for part in bins]
+    left.set(title=f"rows of {split}", xlabel="predicted", ylabel="true, mean")
+    left.axline((predicted[0], predicted[0]), slope=1, color="gray", linestyle="--", linewidth=1)
+    left.plot(predicted, [part.true for part in bins], marker="o")
+    right.set(title=f"rows of {split}", xlabel="predicted", ylabel="true less predicted")
+    right.axhline(0, color="gray", linestyle="--", linewidth=1)
+    spans = [[part.median - part.low for part in bins], [part.high - part.median for part in bins]]
+    right.errorbar(predicted, medians, yerr=spans, marker="o", linestyle="", capsize=3)
     return _to_png(figure)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from refit.reports.figures import draw_confusion, draw_losses, embed_png
+from refit.reports.figures import Bin, draw_confusion, draw_losses, draw_predictions, embed_png
 from refit.reports.markdown import quote, render_caution, render_name, render_table, render_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """A class or slice, its number of rows, and the share of them on which each of two models is right."""
+    """A class or slice, its number of rows, and the share of them on which each of two models is right, or its mean score."""
 
     name: str
     num_rows: int
@@ -71,7 +71,7 @@ class RunReport:
     scored_on: str = "test"
     """Split of the scores, the slices and the confusion matrix."""
     worse_slices: Sequence[SliceRow] = ()
-    """Classes and slices in which the candidate is right on fewer rows than the champion."""
+    """Classes and slices in which the candidate is right on fewer rows than the champion, or has a lower score."""
     not_judged: Sequence[str] = ()
     """Classes and slices with too few rows to show a drop."""
     epochs: Sequence[EpochRow] = ()
@@ -81,6 +81,8 @@ class RunReport:
     """Rows by true class (first index) and predicted class (second index)."""
     labels: Sequence[str] = ()
     """Names of the classes."""
+    bins: Sequence[Bin] = ()
+    """The candidate's rows by predicted number."""
     rows_before: Mapping[str, int] | None = None
     """Rows of each split of the champion's data set."""
     rows_now: Mapping[str, int] | None = None
@@ -100,13 +102,14 @@ def render_run_report(report: RunReport) -> str:
         render_text(report.reason or ""),
         render_caution(report.caution),
         _render_scores(report),
-        _render_slices(report.worse_slices),
+        _render_slices(report.worse_slices, has_classes=not report.bins),
         _render_not_judged(report.not_judged),
         _render_confusion(report),
+        _render_predictions(report),
         _render_data(report),
         _render_versions(report.versions),
         _render_looks(report.earlier_looks),
-        _render_epochs(report.epochs, report.best_epoch),
+        _render_epochs(report.epochs, report.best_epoch, has_classes=report.confusion is not None),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -126,10 +129,11 @@ def _render_scores(report: RunReport) -> str:
     return table + refitted * report.is_refitted
 
 
-def _render_slices(slices: Sequence[SliceRow]) -> str:
+def _render_slices(slices: Sequence[SliceRow], has_classes: bool) -> str:
     if not slices:
         return ""
-    header = ["class or slice", "difference", "candidate right", "champion right", "rows"]
+    right = " right" * has_classes
+    header = ["class or slice", "difference", f"candidate{right}", f"champion{right}", "rows"]
     rows = [
         [render_name(entry.name), *_with_difference([entry.candidate, entry.champion]), entry.num_rows]
         for entry in slices[:MAX_SLICES_SHOWN]
@@ -151,6 +155,14 @@ def _render_confusion(report: RunReport) -> str:
     png = draw_confusion(report.confusion, report.labels, report.scored_on)
     of = f"Of {next(map(render_name, report.scores))}.\n\n" if report.scores else ""
     return f"## Confusion matrix\n\n{of}{embed_png(png, 'confusion matrix')}"
+
+
+def _render_predictions(report: RunReport) -> str:
+    if not report.bins:
+        return ""
+    of = f"Of {next(map(render_name, report.scores))}.\n\n" if report.scores else ""
+    png = draw_predictions(report.bins, report.scored_on)
+    return f"## Predictions and residuals\n\n{of}{embed_png(png, 'predictions and residuals')}"
 
 
 def _render_data(report: RunReport) -> str:
@@ -197,7 +209,7 @@ def _render_versions(versions: Mapping[str, str] | None) -> str:
     return f"## Versions\n\n{render_table(['version', 'place'], rows)}"
 
 
-def _render_epochs(epochs: Sequence[EpochRow], best_epoch: int | None) -> str:
+def _render_epochs(epochs: Sequence[EpochRow], best_epoch: int | None, has_classes: bool) -> str:
     if not epochs:
         return ""
     # Two rows are left for the best epoch and the last.
@@ -209,7 +221,8 @@ def _render_epochs(epochs: Sequence[EpochRow], best_epoch: int | None) -> str:
         if (is_best := log.epoch == best_epoch) or i in shown
     ]
     table = _render_filled(["epoch", "train loss", "val loss", "val score", "seconds"], rows)
-    png = draw_losses([log.train_loss for log in epochs], [log.val_loss for log in epochs], best_epoch)
+    losses = [log.train_loss for log in epochs], [log.val_loss for log in epochs], best_epoch
+    png = draw_losses(*losses) if has_classes else draw_losses(*losses, "loss")
     some = f"{len(rows)} of {len(epochs)} epochs:\n\n" if len(rows) < len(epochs) else ""
     return f"## Epochs\n\n{embed_png(png, 'loss by epoch')}\n\n{some}{table}"
 

@@ -28,6 +28,7 @@ from refit.store.outputs import check_output, replacing
 from refit.tables.manifest import Manifest, expect_table
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, TextColumn
 from refit.training.objective import Classification
+from refit.training.objectives import StandardizedNumber
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INTERNAL = "refit/"
@@ -40,20 +41,26 @@ MAX_TIE = 1e-6
 """The likeliest class may differ if the probabilities of two classes are as close as this."""
 
 Arrays = list[NDArray[Any]]
-Run = Callable[[Arrays], tuple[NDArray[Any], NDArray[np.float32]]]
-"""Runs the written file: columns, each `(N,)`, to classes `(N,)` and probabilities `(N, C)`."""
+Run = Callable[[Arrays], tuple[NDArray[Any], NDArray[Any]]]
+"""Runs the written file: columns, each `(N,)`, to classes `(N,)` and probabilities `(N, C)`, or to numbers, `(N,)`, twice."""
 
-README = (
-    """\
+README_OF_CLASSES = """\
+    index, probabilities = program(*columns)
+    labels = [manifest["classes"][i] for i in index]
+"""
+README_OF_NUMBERS = """\
+    (numbers,) = program(*columns)
+"""
+README_START = """\
 A PyTorch program from torch.export, including the preparation of its inputs:
 
     import json, torch
     files = {"manifest.json": ""}
     program = torch.export.load("model.pt2", extra_files=files).module()
     manifest = json.loads(files["manifest.json"])
-    index, probabilities = program(*columns)
-    labels = [manifest["classes"][i] for i in index]
-
+"""
+README = (
+    """
 `columns` are tensors of shape (N,), one for each of manifest["columns"], in that order, of its `type`, with `missing` where a
 value is unknown. Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. A category is its index in `categories`,
 or len(categories) if it is not there.
@@ -61,16 +68,19 @@ or len(categories) if it is not there.
 """
     + TEXTS
 )
-ONNX_DOC = (
-    """\
+ONNX_DOC = """\
 Inputs: a tensor of shape (N,) for each column, described in the metadata `columns`, with `missing` where a value is unknown.
 Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. Categories are text without spaces around it: whole numbers as
-`1` or `1.0`, booleans as `true`, `True` or `TRUE`. Outputs: `class` (N,), and `probabilities` (N, C) in the order of the metadata
+`1` or `1.0`, booleans as `true`, `True` or `TRUE`. """
+OUTPUTS_OF_CLASSES = """\
+Outputs: `class` (N,), and `probabilities` (N, C) in the order of the metadata
 `classes`.
 
 """
-    + TEXTS
-)
+OUTPUTS_OF_NUMBERS = """\
+Output: `prediction` (N,), float64.
+
+"""
 
 
 def export_model(
@@ -92,7 +102,7 @@ def export_model(
         model_name: Origin that the file names, such as `penguins@v3`; None takes the name in the settings.
 
     Returns:
-        The largest difference between a probability of the file and that of the model in fp32.
+        The largest difference between a probability or number of the file and that of the model in fp32.
 
     Raises:
         SettingsError: `output` has another ending, or the packages for ONNX are not installed.
@@ -117,7 +127,8 @@ def export_model(
 
 def _describe_all(manifest: Manifest, name: str, has_text: bool) -> dict[str, Any]:
     columns = [describe_column(column, has_text) for column in manifest.columns]
-    return {"model": name, "target": manifest.target, "classes": manifest.classes, "columns": columns}
+    classes = {"classes": manifest.classes} if manifest.classes else {}
+    return {"model": name, "target": manifest.target, **classes, "columns": columns}
 
 
 def _trace(scorer: Scorer) -> torch.export.ExportedProgram:
@@ -136,14 +147,15 @@ def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> R
     with _naming_export_errors():
         program = _trace(scorer)
         described = json.dumps(_describe_all(manifest, name, has_text=False))
-        torch.export.save(program, path, extra_files={"manifest.json": described, "README.txt": README})
+        readme = README_START + (README_OF_CLASSES if manifest.classes else README_OF_NUMBERS) + README
+        torch.export.save(program, path, extra_files={"manifest.json": described, "README.txt": readme})
     loaded = torch.export.load(path).module()
     classes = Classification(tuple(manifest.classes)).labels
 
-    def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[Any]]:
         with torch.inference_mode():
-            index, probabilities = loaded(*map(torch.tensor, columns))
-        return classes[index.numpy()], probabilities.numpy()
+            first, *others = (part.numpy() for part in loaded(*map(torch.tensor, columns)))
+        return (classes[first], others[0]) if others else (first, first)
 
     return run
 
@@ -152,23 +164,23 @@ def _write_onnx(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> Ru
     onnx, onnxruntime, _ = map(importlib.import_module, ONNX_PACKAGES)
     with _naming_export_errors():
         names = [f"column {position}" for position in range(len(manifest.columns))]
-        outputs = ["place", "probabilities"]
+        outputs = ["place", "probabilities"] if manifest.classes else ["number"]
         # Without the exporter's optimizer, which replaces the mean of a column of tiny numbers by zero.
         program: Any = torch.onnx.export(
             _trace(scorer), dynamo=True, optimize=False, verbose=False, input_names=names, output_names=outputs
         )
         proto = _add_names(onnx, onnx.compose.add_prefix(program.model_proto, INTERNAL), manifest)
-        proto.doc_string = ONNX_DOC
+        proto.doc_string = ONNX_DOC + (OUTPUTS_OF_CLASSES if manifest.classes else OUTPUTS_OF_NUMBERS) + TEXTS
         told = _describe_all(manifest, name, has_text=True)
         onnx.helper.set_model_props(proto, {key: it if isinstance(it, str) else json.dumps(it) for key, it in told.items()})
         onnx.checker.check_model(proto, full_check=True)
         onnx.save_model(proto, path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def run(columns: Arrays) -> tuple[NDArray[Any], NDArray[Any]]:
         given = {column.name: values for column, values in zip(manifest.columns, columns, strict=True)}
-        classes, probabilities = session.run(["class", "probabilities"], given)
-        return classes, probabilities
+        found = session.run(list(_name_outputs(manifest)), given)
+        return found[0], found[-1]
 
     return run
 
@@ -189,23 +201,36 @@ def _add_names(onnx: Any, proto: Any, manifest: Manifest) -> Any:
             nodes.append(helper.make_node("Identity", [column.name], [traced.name]))
         shape = ["rows", column.width] if isinstance(column, TextColumn) else ["rows"]
         inputs.append(helper.make_tensor_value_info(column.name, kind, shape))
+    last, outputs = _add_outputs(helper, types, graph, manifest)
+    traced_nodes = list(graph.node)
+    for field, values in {"input": inputs, "output": outputs, "node": [*nodes, *traced_nodes, *last]}.items():
+        del getattr(graph, field)[:]
+        getattr(graph, field).extend(values)
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return proto
+
+
+def _add_outputs(helper: Any, types: Any, graph: Any, manifest: Manifest) -> tuple[list[Any], list[Any]]:
+    """Make the nodes and descriptions of the outputs: labels and probabilities, or numbers."""
+    first, *others = (output.name for output in graph.output)
+    if not manifest.classes:
+        output = helper.make_tensor_value_info("prediction", types.DOUBLE, ["rows"])
+        return [helper.make_node("Identity", [first], ["prediction"])], [output]
     labels = helper.make_tensor(f"{INTERNAL}classes", *_list_labels(types, manifest.classes))
-    place, probabilities = (output.name for output in graph.output)
-    last = [
-        helper.make_node("Gather", [labels.name, place], ["class"]),
-        helper.make_node("Identity", [probabilities], ["probabilities"]),
+    graph.initializer.append(labels)
+    nodes = [
+        helper.make_node("Gather", [labels.name, first], ["class"]),
+        helper.make_node("Identity", others, ["probabilities"]),
     ]
     outputs = [
         helper.make_tensor_value_info("class", labels.data_type, ["rows"]),
         helper.make_tensor_value_info("probabilities", types.FLOAT, ["rows", len(manifest.classes)]),
     ]
-    traced_nodes = list(graph.node)
-    for field, values in {"input": inputs, "output": outputs, "node": [*nodes, *traced_nodes, *last]}.items():
-        del getattr(graph, field)[:]
-        getattr(graph, field).extend(values)
-    graph.initializer.append(labels)
-    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
-    return proto
+    return nodes, outputs
+
+
+def _name_outputs(manifest: Manifest) -> tuple[str, ...]:
+    return ("class", "probabilities") if manifest.classes else ("prediction",)
 
 
 def _list_codes(column: CategoricalColumn) -> dict[str, int]:
@@ -231,9 +256,11 @@ def _refuse_missing_packages() -> None:
 
 def _refuse_reserved_names(manifest: Manifest) -> None:
     for column in manifest.columns:
-        if column.name in ("class", "probabilities") or column.name.startswith(INTERNAL):
+        outputs = _name_outputs(manifest)
+        if column.name in outputs or column.name.startswith(INTERNAL):
+            named = " and ".join(f"`{name}`" for name in outputs)
             raise RefitError(
-                f"--format: expected columns named unlike the outputs `class` and `probabilities`, found `{column.name}`;"
+                f"--format: expected columns named unlike the output{'s' * (len(outputs) > 1)} {named}, found `{column.name}`;"
                 " rename it and train again, or export as torch"
             )
 
@@ -270,7 +297,7 @@ def _explain(error: BaseException) -> str:
 
 
 def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
-    """Return the largest difference of a probability; raise RefitError if it is too large or another class is the likeliest."""
+    """Return the largest difference; raise RefitError if it is too large or another class is the likeliest."""
     compute = model.settings.compute.model_copy(update={"precision": "fp32"})
     original = Model(model.module, model.manifest, model.settings.model_copy(update={"compute": compute}))
     arrays = [build_array(column, rows, has_text) for column in expect_table(model.manifest, "refit export").columns]
@@ -283,6 +310,8 @@ def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
             f"--format: expected a model that scores {rows.height} row{'s' * (rows.height > 1)}, exported or not, found"
             f" {type(error).__name__}: {first_line(error)}; keep rows as the first dimension in its forward, also a single one"
         ) from error
+    if isinstance(model.objective, StandardizedNumber):
+        return _compare_numbers(logits.flatten().numpy(), found, model.objective)
     labels, expected = model.objective.predict(logits), model.objective.answer(logits)[1].numpy()
     differences = np.abs(found - expected).max(axis=1)
     second, first = np.partition(expected, -2, axis=1)[:, -2:].T
@@ -292,5 +321,19 @@ def _check(run: Run, model: Model, rows: pl.DataFrame, has_text: bool) -> float:
         raise RefitError(
             f"row {row + 1} of the rows to check: expected class {labels[row]} and probabilities {expected[row].tolist()},"
             f" found {classes[row]} and {found[row].tolist()} in the exported model; export it in the other format"
+        )
+    return float(differences.max())
+
+
+def _compare_numbers(standardized: NDArray[Any], found: NDArray[Any], objective: StandardizedNumber) -> float:
+    """Return the largest difference of numbers, `(N,)`; raise RefitError if it is too large for their deviation."""
+    expected = objective.predict(torch.from_numpy(standardized))
+    differences = np.abs(found - expected)
+    is_right = differences <= MAX_DIFFERENCE * objective.scale * np.maximum(1, np.abs(standardized))
+    if not is_right.all():
+        row = int(is_right.argmin())
+        raise RefitError(
+            f"row {row + 1} of the rows to check: expected {expected[row]}, found {found[row]} in the exported model; export it in"
+            " the other format"
         )
     return float(differences.max())

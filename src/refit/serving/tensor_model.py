@@ -25,6 +25,7 @@ from refit.tables.preprocessing import (
     list_scales,
 )
 from refit.training.objective import Objective
+from refit.training.objectives import Numbers
 
 MISSING_TIME = -(2**63)
 MISSING_CATEGORY = -1
@@ -93,7 +94,7 @@ class Preparation(nn.Module):
 
 
 class Scorer(nn.Module):
-    """A whole model: columns to the index of the likeliest class `(N,)` and probabilities `(N, C)`."""
+    """A whole model: columns to the index of the likeliest class `(N,)` and probabilities `(N, C)`, or to numbers `(N,)`."""
 
     def __init__(self, columns: Sequence[AnyColumn], network: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -101,9 +102,10 @@ class Scorer(nn.Module):
         self.preparation = Preparation(columns)
         self.network = network
 
-    def forward(self, *columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Return indices and probabilities."""
-        return self.objective.answer(self.network(self.preparation(*columns)).float())
+    def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """Return indices and probabilities, or numbers alone."""
+        answers = self.objective.answer(self.network(self.preparation(*columns)).float())
+        return answers[:1] if isinstance(self.objective, Numbers) else answers
 
 
 def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:

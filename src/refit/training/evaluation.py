@@ -76,4 +76,8 @@ def evaluate(
     outputs, target = compute_outputs(model, loader, device, precision, objective.compute)
     refuse_non_finite_outputs(outputs, "evaluation")
     metrics = objective.measure(outputs, target)
-    return metrics.model_copy(update={"figures": metrics.figures | measure_own(own, outputs, target)}) if own else metrics
+    return (
+        metrics.model_copy(update={"figures": metrics.figures | measure_own(own, *objective.present(outputs, target))})
+        if own
+        else metrics
+    )

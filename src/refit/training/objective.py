@@ -78,6 +78,9 @@ class Objective(Protocol):
     def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:
         """Score each row, for the decision about a promotion."""
 
+    def present(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets as the user's own metrics take them."""
+
 
 class OfOutputs:
     """An objective whose loss and scores come from the model's outputs alone."""
@@ -85,6 +88,10 @@ class OfOutputs:
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
         raise NotImplementedError
+
+    def present(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets as they are."""
+        return outputs, target
 
     def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
         """Return the mean loss of a batch."""

@@ -146,6 +146,10 @@ class StandardizedNumber(Numbers):
         center, scale = torch.tensor([self.centers[0], self.scale], dtype=torch.float64).unbind()
         return standardized.double() * scale + center
 
+    def present(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predictions and true numbers, each `(N,)`."""
+        return self.answer(outputs)[0], self.restore(target)
+
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the numbers, `(N,)`, twice."""
         numbers = self.restore(outputs.flatten())
@@ -282,6 +286,10 @@ class OwnStep:
     def measure(self, outputs: Tensor, target: Tensor) -> Metrics:
         """Compute the mean loss, the only metric."""
         return Metrics(num_rows=len(target), loss=outputs.double().mean().item(), figures={})
+
+    def present(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets as they are."""
+        return outputs, target
 
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs of the model as they are, twice."""

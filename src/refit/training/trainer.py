@@ -24,9 +24,10 @@ from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
 from refit.settings import SettingsTree
 from refit.store.store import Store
+from refit.texts import list_names, show
 from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, own_metrics, start_weights
 from refit.training.objective import Objective
-from refit.training.objectives import build_objective
+from refit.training.objectives import LOSSES, OF_NUMBERS, build_objective
 
 Report = Callable[[str], object]
 READING = {"data", "loader", "store"}
@@ -64,13 +65,33 @@ def training_alone(on_wait: Callable[[], object] = lambda: None) -> Iterator[Non
 
 
 def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
-    """Raise SettingsError for training settings that need rows which the data set does not have."""
+    """Raise SettingsError for settings that need rows which the data set does not have, or do not fit what it predicts."""
     if settings.training.patience is not None and "val" not in snapshot.splits and settings.data.factory is None:
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
     if settings.training.refit_on_all and len(snapshot.splits) == 1:
         raise SettingsError(
             "training.refit_on_all: expected rows that training held back, found only train rows;"
             " set data.val or data.test, or drop it"
+        )
+    if settings.training.loss in LOSSES or settings.promotion.min_score is not None:
+        _check_settings_of_target(settings, load_examples(snapshot, Store(settings.store.url)).signature)
+
+
+def _check_settings_of_target(settings: SettingsTree, signature: Signature) -> None:
+    """Raise SettingsError for settings that mean nothing for the kind of target."""
+    loss, target, lowest = settings.training.loss, signature.target, settings.promotion.min_score
+    has_numbers = target.kind == "numbers"
+    fitting = OF_NUMBERS if has_numbers else ("cross_entropy",)
+    if loss in LOSSES and loss not in fitting and not signature.tensors:
+        what, task = ("numbers", "classification") if has_numbers else ("classes", "regression")
+        raise SettingsError(
+            f"training.loss: expected a loss of {what}, which {show(target.name)} holds: {list_names(fitting)}, found `{loss}`;"
+            f" change it, or set data.task to `{task}`"
+        )
+    if has_numbers and lowest is not None and lowest >= 0:
+        raise SettingsError(
+            f"promotion.min_score: expected less than 0, the best score of numbers, which is their negative loss, found {lowest:g};"
+            " lower it"
         )
 
 
@@ -173,7 +194,7 @@ def start(
         )
     if settings.model.weights is not None:
         report(start_weights.load_start(state.model, settings.model.weights))
-    if signature.tensors:
+    if signature.tensors or (signature.target.kind == "numbers" and settings.training.loss not in LOSSES):
         setting = "training.loss" if settings.training.step is None else f"training.step {settings.training.step}"
         x, y = map_tensors(lambda part: part.to(state.device), (x, y))
         own_loss.check_objective(state.objective, state.model, x, y, setting)
