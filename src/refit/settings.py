@@ -322,6 +322,8 @@ class DataSettings(Section):
     """Your own function that makes a data set of the source to score, `package.module:function`, called as `function(source)`."""
     cache: bool = False
     """Whether items, which must not be random then, are read once and kept as tensors in the store."""
+    max_bad_items: int = Field(0, ge=0)
+    """Items of your data sets that are left out if they cannot be used, at most. With 1 or more, all are read once to find them."""
 
 
 class LoaderSettings(Section):

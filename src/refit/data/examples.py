@@ -24,6 +24,7 @@ from refit.texts import list_names, show
 
 LEARNED_FROM = ("train", "val")
 MAX_CLASSES_SHOWN = 10
+MAX_REMARKS_SHOWN = 30
 Obstacle = tuple[str, str]
 """A problem, and what to do about it."""
 
@@ -134,11 +135,13 @@ class Examples(BaseModel):
         """Lines for people: the items, what they are, and their targets."""
         splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
         total = sum(info.rows for info in self.splits.values())
+        more = len(self.remarks) - MAX_REMARKS_SHOWN
         return [
             f"items: {total} ({splits})",
             f"inputs: {self.signature.describe_inputs()}",
             *self._describe_target(),
-            *self.remarks,
+            *self.remarks[:MAX_REMARKS_SHOWN],
+            *([f"{more} more such lines are in the version's manifest.json"] if more > 0 else []),
         ]
 
     def summarize_inputs(self) -> str:

@@ -116,6 +116,8 @@ class ItemLoader(Batches):
         batch = self._read(order, first)
         if isinstance(batch, BadItem):
             self._stop()
+            if self.items.source.max_bad_items:
+                batch = replace(batch, remedy="it could be used when the data set was built: look for what changes it")
             raise self._reader.explain(batch)
         self._next = first + cast(int, self.batch_size)
         is_pinned = self.options.pin_memory and self.device.type in PINNING

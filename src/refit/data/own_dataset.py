@@ -1,20 +1,22 @@
 """The user's own data sets: opened by the factory that the settings name, and read in batches of items."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from refit.code import importing_from_here
-from refit.data.inputs import Inputs, list_tensors
+from refit.data.inputs import Inputs
 from refit.data.own_functions import convert_options, import_function
 from refit.data.seeded import keeping_generators, seed_item
 from refit.errors import DataError, RefitError, SettingsError
@@ -42,6 +44,8 @@ class OwnSource(BaseModel):
     """Whether an item is `(inputs, target)`; a step of the user's own may take other items."""
     has_numbers: bool = False
     """Whether whole numbers among the targets are numbers to predict, not classes."""
+    max_bad_items: int = 0
+    """Items that are left out if they cannot be used, at most; with 1 or more, all are read when the data set is built."""
 
     def open(self) -> dict[str, Any]:
         """Open the data sets by split; the last ones opened are kept, as opening may take long.
@@ -175,12 +179,13 @@ TO_COLLATE = "return tensors of one shape and type, or set loader.collate"
 
 @dataclass(frozen=True)
 class BadItem:
-    """Why an item, or a batch that begins with it, cannot be read."""
+    """Why an item, or a batch that begins with it, cannot be used."""
 
     part: str
     index: int
     reason: str
-    remedy: str = "mend its file or the data set"
+    remedy: str = "mend its file or the data set, or leave such items out by data.max_bad_items"
+    expected: str = "inputs and target"
 
 
 class ItemReader(Dataset[Any]):
@@ -198,20 +203,24 @@ class ItemReader(Dataset[Any]):
         with keeping_generators():
             items = []
             for part, index in places:
-                seed_item(self.source.seed, epoch, index)
-                try:
-                    items.append(self.datasets[part][index])
-                except Exception as error:
-                    return BadItem(part, index, f"{type(error).__name__}: {error}")
-            odd = find_odd(items) if self.source.collate is None else None
-            if odd is not None:
-                part = places[odd][0]
-                return name_odd(part, items, [index for _, index in places], odd)
+                item = self._read(part, index, epoch)
+                if isinstance(item, BadItem):
+                    return item
+                items.append(item)
+            usual, odd = find_odd([_find_kind(item) for item in items]) if self.source.collate is None else (0, [])
+            if odd:
+                part, index = places[odd[0]]
+                return name_odd(part, index, describe_kind(items[odd[0]]), places[usual][1], describe_kind(items[usual]))
             try:
                 return as_batch(self.collate(items), len(items), self.source)
             except Exception as error:
                 reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
                 return BadItem(*places[0], reason, TO_COLLATE)
+
+    def try_item(self, part: str, index: int, epoch: int = 0) -> Any:
+        """Read one item as the data set gives it, or return the BadItem that says why it cannot be read."""
+        with keeping_generators():
+            return self._read(part, index, epoch)
 
     def read_item(self, part: str, index: int, epoch: int = 0) -> Any:
         """Read one item as the data set gives it.
@@ -219,42 +228,55 @@ class ItemReader(Dataset[Any]):
         Raises:
             DataError: It cannot be read.
         """
-        with keeping_generators():
-            seed_item(self.source.seed, epoch, index)
-            try:
-                return self.datasets[part][index]
-            except Exception as error:
-                raise self.explain(BadItem(part, index, f"{type(error).__name__}: {error}")) from error
+        item = self.try_item(part, index, epoch)
+        if isinstance(item, BadItem):
+            raise self.explain(item)
+        return item
+
+    def _read(self, part: str, index: int, epoch: int) -> Any:
+        seed_item(self.source.seed, epoch, index)
+        try:
+            return self.datasets[part][index]
+        except Exception as error:
+            return BadItem(part, index, f"{type(error).__name__}: {error}")
 
     def explain(self, bad: BadItem) -> DataError:
-        """Make the error for an item that cannot be read."""
+        """Make the error for an item that cannot be used."""
         named = name_item(self.datasets[bad.part], bad.index)
         return DataError(
-            f"{named} of {describe_part(bad.part)} of {self.source.factory}: expected inputs and target, found {bad.reason};"
+            f"{named} of {describe_part(bad.part)} of {self.source.factory}: expected {bad.expected}, found {bad.reason};"
             f" {bad.remedy}"
         )
 
 
-def find_odd(items: Sequence[Any]) -> int | None:
-    """Find an item whose tensors differ in shape or type from those of most others; None if there is none."""
-    kinds = [[(part.shape, part.dtype) for part in list_tensors(item)] for item in items]
+def find_odd(kinds: Sequence[Hashable]) -> tuple[int, list[int]]:
+    """Find the first item of the kind that most items have, and all items of other kinds."""
     if all(kind == kinds[0] for kind in kinds):
-        return None
-    most = max(kinds, key=kinds.count)
-    return next(place for place, kind in enumerate(kinds) if kind != most)
+        return 0, []
+    most, _ = Counter(kinds).most_common(1)[0]
+    return kinds.index(most), [place for place, kind in enumerate(kinds) if kind != most]
 
 
-def name_odd(part: str, items: Sequence[Any], indices: Sequence[int], odd: int) -> BadItem:
-    """Say how the item at place `odd` differs from another."""
-    other = 1 if odd == 0 else 0
-    found = f"{_describe(items[odd])}, where item {indices[other]} is {_describe(items[other])}"
-    return BadItem(part, indices[odd], found, TO_COLLATE)
+def name_odd(part: str, index: int, kind: str, usual: int, usual_kind: str) -> BadItem:
+    """Say how an item differs from a usual one."""
+    return BadItem(part, index, f"{kind}, where item {usual} is {usual_kind}", TO_COLLATE)
 
 
-def _describe(item: Any) -> str:
-    """Name shape and type of each tensor of an item."""
-    kinds = [f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" for part in list_tensors(item)]
-    return ", ".join(kinds) or f"a {type(item).__name__}"
+def _find_kind(item: Any) -> Hashable:
+    return tuple((part.shape, part.dtype) for part in _list_arrays(item))
+
+
+def describe_kind(item: Any) -> str:
+    """Name type and shape of each tensor or array of an item, which those of one batch must have in common."""
+    kinds = [f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" for part in _list_arrays(item)]
+    return ", ".join(kinds) or ("a number" if isinstance(item, int | float) else f"a {type(item).__name__}")
+
+
+def _list_arrays(item: Any) -> list[Any]:
+    if isinstance(item, Tensor | np.ndarray):
+        return [item]
+    parts = item.values() if isinstance(item, dict) else item if isinstance(item, tuple | list) else []
+    return [array for part in parts for array in _list_arrays(part)]
 
 
 def as_batch(batch: Any, num_items: int, source: OwnSource) -> tuple[Inputs, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from refit.data.examples import Examples
 from refit.data.identities import Hashes
 from refit.data.input_files import compare_inputs, digest_inputs, join_digests
-from refit.data.own_dataset import ItemReader, OwnSource, forget_datasets
+from refit.data.own_dataset import BadItem, ItemReader, OwnSource, forget_datasets
 from refit.errors import DataError
 from refit.items.reading import read_facts
 from refit.settings import SettingsTree
@@ -18,6 +18,10 @@ from refit.store.store import Store
 
 FIRST_PASS = 1
 """The epoch whose seeds items are hashed with. They are kept as read with those of epoch 0, so that random items are noticed."""
+
+
+BAD = 0
+"""Stands for the hash of an item that cannot be read."""
 
 
 def read_source(settings: SettingsTree) -> OwnSource:
@@ -29,6 +33,7 @@ def read_source(settings: SettingsTree) -> OwnSource:
         collate=settings.loader.collate,
         has_targets=settings.training.step is None,
         has_numbers=settings.training.loss in ("squared", "absolute", "huber", "binary"),
+        max_bad_items=settings.data.max_bad_items,
     )
 
 
@@ -52,7 +57,7 @@ def digest_datasets(reader: ItemReader, report: Callable[[str], object], num_wor
     for part, dataset in reader.datasets.items():
         if find_digest(dataset) is None:
             facts = read_facts(reader, part, report, FIRST_PASS, num_workers)
-            contents[part] = np.array([fact.hash for fact in facts], np.uint64)
+            contents[part] = np.array([BAD if isinstance(fact, BadItem) else fact.hash for fact in facts], np.uint64)
     return join_parts(contents, reader)
 
 

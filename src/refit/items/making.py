@@ -1,39 +1,31 @@
 """Builds the data set of a run from the user's own data sets: divides them, and freezes items or their places in the store."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from refit.data.examples import Examples, SplitInfo
 from refit.data.identities import Hashes, mix, number_copies
 from refit.data.input_files import digest_inputs, join_digests
-from refit.data.inputs import Inputs, find_other, list_tensors, name_tensors
+from refit.data.inputs import Inputs, find_other, name_tensors
 from refit.data.own_dataset import (
     PARTS,
     TO_COLLATE,
     WHOLE,
     BadItem,
     ItemReader,
-    describe_part,
-    find_odd,
-    name_item,
-    name_odd,
-    type_targets,
 )
 from refit.data.signature import Signature, TensorSpec
 from refit.errors import DataError
-from refit.items.digests import FIRST_PASS, find_digest, join_parts, read_source
-from refit.items.reading import hash_ids, hash_item, read_facts
-from refit.items.targets import find_target, read_targets
+from refit.items.digests import join_parts, read_source
+from refit.items.parts import LeftOut, Part, Report, read_part
+from refit.items.targets import find_target
 from refit.refs import DatasetRef, Ref
-from refit.runtime.limits import find_free_memory
 from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
 from refit.texts import show
@@ -41,26 +33,6 @@ from refit.texts import show
 DEFAULT_SHARE = 0.15
 NUM_SAMPLED = 3
 NUM_COMPARED = 16
-Report = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A data set with N items.
-
-    Args:
-        name: Its split, or `all`.
-        hashes: What identifies each item, `(N,)`.
-        y: Their targets, `(N, …)`.
-        contents: Hashes of what each holds, `(N,)`; None if not all were read.
-        x: Their inputs, if they are to be frozen.
-    """
-
-    name: str
-    hashes: Hashes
-    y: Tensor
-    contents: Hashes | None = None
-    x: Inputs | None = None
 
 
 def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store: Store, report: Report, warn: Report) -> DatasetRef:
@@ -75,25 +47,27 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
     if files is not None and join_digests(files) != digests[0]:
         raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
     reader = ItemReader(source)
-    parts = {name: _read_part(reader, name, settings, report, warn) for name in reader.datasets}
+    left_out = LeftOut(reader)
+    parts = {name: read_part(reader, name, settings, report, warn, left_out) for name in reader.datasets}
+    left_out.check()
     if files is None and join_parts({name: part.contents for name, part in parts.items()}, reader) != digests[0]:
         raise DataError(_explain_other_items(source.factory))
     places = divide(parts, data, settings.seed)
-    origin, train = places["train"]
     target = find_target(
-        reader.datasets[origin],
+        reader.datasets[places["train"][0]],
         {split: parts[name].y[rows] for split, (name, rows) in places.items()},
         source,
         settings.training.loss,
     )
     _warn_of_learned(parts, places, warn)
-    x, y = _take_sample(reader, origin, train)
+    items = {split: (name, parts[name].indices[rows]) for split, (name, rows) in places.items()}
+    x, y = _take_sample(reader, *items["train"])
     splits = {
         split: _freeze(parts[name], rows, len(target.classes) if target.kind == "classes" else 0, store)
         for split, (name, rows) in places.items()
     }
-    tensors = _describe_tensors(reader, origin, train)
-    _refuse_other_tensors(reader, places, tensors)
+    tensors = _describe_tensors(reader, *items["train"])
+    _refuse_other_tensors(reader, items, tensors)
     examples = Examples(
         signature=Signature(columns=[], target=target, tensors=tensors),
         splits=splits,
@@ -101,6 +75,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         sample=_keep(store, "arrays", safetensors.torch.save(_contiguous({**name_tensors(x), "y": y}))),
         inputs=None if files is None else _keep(store, "rows", json.dumps(files).encode()),
         source_digest=str(digests[0]),
+        remarks=left_out.describe(),
     )
     for line in examples.describe():
         report(line)
@@ -144,7 +119,7 @@ def _warn_of_learned(parts: Mapping[str, Part], places: Mapping[str, tuple[str, 
     """Tell of test items that are train or validation items, too."""
     is_read = all(part.contents is not None for part in parts.values())
     hashes = {
-        split: (cast(Hashes, parts[name].contents) if is_read else parts[name].hashes)[rows.numpy()]
+        split: cast(Hashes, parts[name].contents)[parts[name].indices[rows]] if is_read else parts[name].hashes[rows.numpy()]
         for split, (name, rows) in places.items()
     }
     test = hashes.pop("test", None)
@@ -162,84 +137,6 @@ def choose_sides(hashes: Hashes, shares: Mapping[str, float], seed: int) -> Any:
         sides[(draws >= start) & (draws < start + share)] = split
         start += share
     return sides
-
-
-def _read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Report, warn: Report) -> Part:
-    """Read what a data set does not tell by itself: its items, if they are to be frozen or nothing else says what they hold."""
-    dataset, targets = reader.datasets[name], read_targets(reader, name)
-    ids = hash_ids(dataset)
-    is_given = bool(settings.data.inputs) or find_digest(dataset) is not None
-    is_frozen = settings.data.cache or (not is_given and settings.loader.collate is None)
-    if is_given and not is_frozen and targets is not None and ids is not None:
-        return Part(name, ids, targets)
-    room = find_free_memory() // 4 if is_frozen else -1
-    contents, ys, items = list[int](), list[Tensor](), list[Any]()
-    for fact in read_facts(reader, name, report, num_workers=settings.loader.num_workers, keep=is_frozen):
-        contents.append(fact.hash)
-        ys.append(torch.zeros((), dtype=torch.int64) if fact.target is None else fact.target)
-        room -= sum(part.nbytes for part in list_tensors(fact.item))
-        items = [*()] if room < 0 else items
-        if room >= 0:
-            items.append(fact.item)
-    hashes = np.array(contents, np.uint64)
-    x = _stack(items, reader, name) if len(items) == len(hashes) else None
-    if settings.data.cache:
-        _refuse_uncached(reader, name, hashes, x)
-    _warn_of_non_finite(reader, name, x, warn)
-    y = _stack_targets(ys, reader, name) if targets is None else targets
-    return Part(name, hashes if ids is None else ids, y, hashes, x)
-
-
-def _warn_of_non_finite(reader: ItemReader, name: str, x: Inputs | None, warn: Report) -> None:
-    """Tell of numbers among frozen inputs that are not finite: later, nobody knows which item they are of."""
-    found = [(~part.isfinite()).reshape(len(part), -1).any(dim=1) for part in list_tensors(x)]
-    odd = torch.stack(found).any(dim=0).nonzero().flatten().tolist() if found else []
-    if odd:
-        first = name_item(reader.datasets[name], odd[0])
-        num_items = len(reader.datasets[name])
-        warn(f"{describe_part(name)}: NaN or infinite numbers in the inputs of {len(odd)} of {num_items} items, first in {first}")
-
-
-def _stack(items: Sequence[Any], reader: ItemReader, name: str) -> Inputs | None:
-    """Make one batch of the inputs of all items; None if they do not have the same shapes, but a `loader.collate`."""
-    inputs = [item[0] for item in items] if reader.source.has_targets else items
-    odd = find_odd(inputs) if reader.source.collate is None else None
-    if odd is not None:
-        raise reader.explain(name_odd(name, inputs, range(len(inputs)), odd))
-    try:
-        x = default_collate([*inputs])
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    x = tuple(x) if isinstance(x, list) else x
-    return x if list_tensors(x) else None
-
-
-def _stack_targets(ys: Sequence[Tensor], reader: ItemReader, name: str) -> Tensor:
-    try:
-        y = torch.stack(list(ys))
-    except RuntimeError:
-        odd = next(index for index, one in enumerate(ys) if one.shape != ys[0].shape)
-        named = name_item(reader.datasets[name], odd)
-        raise DataError(
-            f"{named} of {describe_part(name)} of {reader.source.factory}: expected a target of {tuple(ys[0].shape)}, as of item 0,"
-            f" found {tuple(ys[odd].shape)}; make targets of one shape, or set training.step"
-        ) from None
-    return type_targets(y, reader.source)
-
-
-def _refuse_uncached(reader: ItemReader, name: str, hashes: Hashes, x: Inputs | None) -> None:
-    """Refuse items that cannot be kept as tensors: they differ in shape, do not fit into memory, or are random."""
-    what = describe_part(name)
-    if x is None:
-        raise DataError(
-            f"data.cache: expected items of one shape, which fit into memory together, in {what}, found others; set it to false"
-        )
-    for index in range(0, len(hashes), max(1, len(hashes) // NUM_COMPARED)):
-        if hash_item(reader.read_item(name, index, FIRST_PASS)) != hashes[index]:
-            raise DataError(
-                f"data.cache: expected items that are the same whenever they are read, found that"
-                f" {name_item(reader.datasets[name], index)} of {what} is random; set it to false"
-            )
 
 
 def _explain_other_items(factory: str) -> str:
@@ -305,7 +202,7 @@ def _freeze(part: Part, rows: Tensor, num_classes: int, store: Store) -> SplitIn
         "numbers": torch.from_numpy(number_copies(hashes)),
     }
     if part.x is None:
-        tensors |= {"indices": rows, "parts": torch.full_like(rows, PARTS.index(part.name))}
+        tensors |= {"indices": part.indices[rows], "parts": torch.full_like(rows, PARTS.index(part.name))}
     else:
         tensors |= {name: tensor[rows] for name, tensor in name_tensors(part.x).items()}
     ref = _keep(store, "arrays", safetensors.torch.save(_contiguous(tensors)))

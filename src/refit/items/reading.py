@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from refit.data.identities import Hashes
 from refit.data.inputs import list_tensors
-from refit.data.own_dataset import ItemReader, describe_part, find_id, name_item, refuse_open_files
-from refit.errors import DataError
+from refit.data.own_dataset import BadItem, ItemReader, describe_kind, describe_part, find_id, refuse_open_files
 from refit.runtime.forks import leave_at_once
 from refit.texts import show
 
@@ -24,11 +24,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of an item: a hash of its content, and its target, `(…)`, if it has one."""
+    """What is known of an item: a hash of its content, its target, `(…)`, if it has one, and what its inputs are."""
 
     hash: int
     target: Tensor | None
     item: Any
+    kind: str
+    is_finite: bool
 
 
 class _Facts(Dataset[Any]):
@@ -40,33 +42,29 @@ class _Facts(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.reader.datasets[self.part])
 
-    def __getitem__(self, index: int) -> Fact | DataError:
-        try:
-            item = self.reader.read_item(self.part, index, self.epoch)
-        except DataError as error:
-            return error
-        target = None
+    def __getitem__(self, index: int) -> Fact | BadItem:
+        item, target = self.reader.try_item(self.part, index, self.epoch), None
+        if isinstance(item, BadItem):
+            return item
+        inputs = item
         if self.reader.source.has_targets:
             if not isinstance(item, tuple | list) or len(item) != 2:
                 return self._refuse(index, _describe(item), "return both, or set training.step")
+            inputs = item[0]
             with contextlib.suppress(TypeError, ValueError, KeyError):
                 target = default_collate([item[1]])[0]
             if not isinstance(target, Tensor):
                 found, is_text = f"the target {show(repr(item[1]))}", isinstance(item[1], str)
                 return self._refuse(index, found, f"return {'the number of its class' if is_text else 'one'}, or set training.step")
-        return Fact(hash_item(item), target, item if self.keep else None)
+        return Fact(hash_item(item), target, item if self.keep else None, describe_kind(inputs), is_finite(inputs))
 
-    def _refuse(self, index: int, found: str, remedy: str) -> DataError:
-        named = name_item(self.reader.datasets[self.part], index)
-        return DataError(
-            f"{named} of {describe_part(self.part)} of {self.reader.source.factory}: expected (inputs, target), the target a number"
-            f" or a tensor, found {found}; {remedy}"
-        )
+    def _refuse(self, index: int, found: str, remedy: str) -> BadItem:
+        return BadItem(self.part, index, found, remedy, "(inputs, target), the target a number or a tensor")
 
 
 def read_facts(
     reader: ItemReader, part: str, report: Callable[[str], object], epoch: int = 0, num_workers: int = 0, keep: bool = False
-) -> Iterator[Fact]:
+) -> Iterator[Fact | BadItem]:
     """Read all items of a data set in order.
 
     Args:
@@ -78,7 +76,7 @@ def read_facts(
         keep: Whether facts have the items.
 
     Raises:
-        DataError: An item cannot be read.
+        DataError: An item cannot be read, and none may be left out.
     """
     if num_workers:
         refuse_open_files(reader.datasets, reader.source.factory)
@@ -93,12 +91,22 @@ def read_facts(
     )
     told = time.monotonic()
     for number, fact in enumerate(loader, start=1):
-        if isinstance(fact, DataError):
-            raise fact
+        if isinstance(fact, BadItem) and not reader.source.max_bad_items:
+            raise reader.explain(fact)
         if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             report(f"read {number:,} of {len(facts):,} items of {describe_part(part)}")
         yield fact
+
+
+def is_finite(item: Any) -> bool:
+    """Whether all numbers of an item are finite, however nested."""
+    if isinstance(item, dict | tuple | list):
+        return all(map(is_finite, item.values() if isinstance(item, dict) else item))
+    if isinstance(item, float):
+        return math.isfinite(item)
+    item = torch.from_numpy(item) if isinstance(item, np.ndarray) and item.dtype.kind == "f" else item
+    return not isinstance(item, Tensor) or bool(item.isfinite().all())
 
 
 def hash_ids(dataset: Any) -> Hashes | None:

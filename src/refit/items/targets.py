@@ -1,13 +1,14 @@
 """Finds what the targets of items are: classes, with their names, or numbers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from refit.data.own_dataset import ItemReader, OwnSource, describe_part, type_targets
+from refit.data.own_dataset import BadItem, ItemReader, OwnSource, describe_part, type_targets
 from refit.data.signature import Target
 from refit.errors import DataError
 from refit.texts import list_names
@@ -26,7 +27,9 @@ def read_targets(reader: ItemReader, part: str) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     for index in range(min(NUM_COMPARED, len(dataset))):
-        item = reader.read_item(part, index)
+        item = reader.try_item(part, index)
+        if isinstance(item, BadItem):  # which reading them all tells
+            continue
         if (
             not isinstance(item, tuple | list)
             or len(item) != 2
@@ -34,6 +37,29 @@ def read_targets(reader: ItemReader, part: str) -> Tensor | None:
         ):
             return None
     return type_targets(y, reader.source)
+
+
+@dataclass(frozen=True)
+class BadTargets:
+    """Targets that no model could learn, by their rows `(B,)`."""
+
+    rows: Tensor
+    expected: str
+    remedy: str
+
+
+def find_bad_targets(y: Tensor, num_classes: int | None, loss: str | None) -> BadTargets | None:
+    """Find targets that are not finite, or neither the number of a class nor zeros and ones where they should be."""
+    values = y.reshape(len(y), -1)
+    is_bad, expected, remedy = ~values.isfinite(), "a finite target", "mend it"
+    if loss == "binary" and y.dim() == 2:
+        is_bad, expected = (values != 0) & (values != 1), "zeros and ones as the target, as training.loss is `binary`"
+    elif not y.is_floating_point() and y.dim() == 1:
+        is_bad = values < 0 if num_classes is None else (values < 0) | (values >= num_classes)
+        known = "classes from 0 on" if num_classes is None else f"{num_classes} `classes`"
+        expected, remedy = f"one of {known} as the target", "number classes from 0"
+    rows = is_bad.any(dim=1).nonzero().flatten()
+    return BadTargets(rows, expected, f"{remedy}, or leave such items out by data.max_bad_items") if len(rows) else None
 
 
 def find_target(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, loss: str | None) -> Target:
@@ -51,13 +77,6 @@ def find_target(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, loss:
     y = ys["train"]
     if not source.has_targets:
         return Target(name="loss", kind="none")
-    for split, part in ys.items():
-        if not bool(torch.isfinite(part).all()):
-            odd = int((~torch.isfinite(part.reshape(len(part), -1)).all(dim=1)).nonzero()[0])
-            raise DataError(
-                f"item {odd} of the {split} split of {source.factory}: expected a finite target, found {part[odd].tolist()};"
-                " mend it or leave the item out"
-            )
     centers = y.double().mean(dim=0).flatten().tolist()
     if loss == "binary":
         return _find_labels(dataset, ys, source, centers)
@@ -79,14 +98,10 @@ def find_target(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, loss:
 
 def _find_labels(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, shares: list[float]) -> Target:
     for split, part in ys.items():
-        odd = ((part != 0) & (part != 1)).reshape(len(part), -1).any(dim=1).nonzero()
-        if part.dim() != 2 or len(odd):
-            found = (
-                f"targets of {tuple(part.shape[1:])}" if part.dim() != 2 else f"{part[int(odd[0])].tolist()} as item {int(odd[0])}"
-            )
+        if part.dim() != 2:
             raise DataError(
                 f"training.loss: expected a vector of zeros and ones for each item of {source.factory}, as it is `binary`, found"
-                f" {found} of the {split} split; return one number for each label"
+                f" targets of {tuple(part.shape[1:])} of the {split} split; return one number for each label"
             )
     named = getattr(dataset, "classes", None)
     classes = [str(name) for name in named] if named is not None else list(range(len(shares)))
@@ -102,19 +117,11 @@ def _find_classes(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource) -> 
     named = getattr(dataset, "classes", None)
     most = max(int(part.max()) for part in ys.values())
     classes = [str(name) for name in named] if named is not None else list(range(most + 1))
-    if most >= 0 and len(classes) < 2:
+    if len(classes) < 2:
         raise DataError(
             f"data.factory: expected items of at least two classes from {source.factory}, found one; add items of others, or return"
             " numbers to predict as floats"
         )
-    for split, part in ys.items():
-        odd = ((part < 0) | (part >= len(classes))).nonzero()
-        if len(odd):
-            known = f"{len(classes)} `classes`" if named is not None else "classes from 0 on"
-            raise DataError(
-                f"item {int(odd[0])} of the {split} split of {source.factory}: expected one of {known}, found"
-                f" {int(part[odd[0]])}; number classes from 0"
-            )
     lost = [str(label) for place, label in enumerate(classes) if not bool((ys["train"] == place).any())]
     if lost and named is None:
         raise DataError(

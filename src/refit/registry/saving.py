@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from refit.code import digest_user_code
-from refit.data.examples import Examples
+from refit.data.examples import MAX_REMARKS_SHOWN, Examples
 from refit.data.inputs import Inputs
 from refit.data.loaders import choose_batch_size
 from refit.models.building import build_for_weights, probe
@@ -176,13 +176,21 @@ def _render_classes(metrics: Metrics, judged_on: str) -> str:
 
 
 def _render_columns(manifest: Examples) -> str:
-    """The columns that were learned from; empty for other data sets."""
+    """The columns that were learned from, or what people should know of other data sets."""
     rows = [(markdown.render_name(name), *others) for name, *others in manifest.list_columns()]
     if not rows:
-        return ""
+        return _render_remarks(manifest)
     more = f"\nand {len(rows) - MAX_COLUMNS} more in `manifest.json`\n" if len(rows) > MAX_COLUMNS else ""
     table = markdown.render_table(["column", "kind", "read as", "missing", "inputs"], rows[:MAX_COLUMNS])
     return f"\n## Columns\n\n{table}\n{more}"
+
+
+def _render_remarks(manifest: Examples) -> str:
+    if not manifest.remarks:
+        return ""
+    lines = "\n".join(f"- {markdown.render_name(line, MAX_SOURCE_LENGTH)}" for line in manifest.remarks[:MAX_REMARKS_SHOWN])
+    more = len(manifest.remarks) - MAX_REMARKS_SHOWN
+    return f"\n## Remarks\n\n{lines}\n" + (f"\nand {more} more in `manifest.json`\n" if more > 0 else "")
 
 
 def _describe_refit(manifest: Examples, judged_on: str, num_epochs: int) -> str:

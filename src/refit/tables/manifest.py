@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 from pydantic import ConfigDict, Field
 
-from refit.data.examples import MAX_CLASSES_SHOWN, Examples
+from refit.data.examples import MAX_CLASSES_SHOWN, MAX_REMARKS_SHOWN, Examples
 from refit.errors import DataError, SettingsError
 from refit.refs import Ref
 from refit.store.store import Store
@@ -20,7 +20,6 @@ from refit.tables.sources.dialects import Dialect
 from refit.tables.targets import tell_rare_classes, tell_rows_without_target
 from refit.texts import count, list_names, show
 
-MAX_REMARKS_SHOWN = 30
 MAX_COLUMNS_SHOWN = 30
 
 

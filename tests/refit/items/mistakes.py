@@ -1,6 +1,7 @@
 """Data sets with one thing wrong each."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -91,6 +92,28 @@ def divide():
     random.shuffle(items)
     train, test = random_split(items, [30, 10])
     return {"train": train, "test": test}
+
+
+class Flawed(Items):
+    """Four of the items cannot be used, one of which cannot be read, and another one only once."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        if item is None:
+            raise OSError("image file is truncated")
+        if item[1] == 2 and self.fails_later and Path("read").exists():
+            raise OSError("stale file handle")
+        return item
+
+
+def flawed(is_live: bool = True, is_whole: bool = True, fails_later: bool = False):
+    items = [(x, index % 3) for index, x in enumerate(X)]
+    train = [*items] if is_whole else [item for index, item in enumerate(items) if index not in (3, 7, 9, 11)]
+    if is_whole:
+        train[3], train[7], train[9], train[11] = None, (X[7][:3], 1), (X[9] / 0, 0), (X[11], 5)
+    more = {"classes": ["a", "b", "c"], "fails_later": fails_later}
+    more |= {"digest": lambda: "same"} if is_live else {}
+    return {"train": Flawed(train, **more), "test": Flawed([(-x, y) for x, y in items[20:]], **more)}
 
 
 class Net(nn.Module):

@@ -1,19 +1,24 @@
 """What is wrong with a data set of the user's own is told before anything is trained."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 import refit
+from refit.data.own_dataset import forget_datasets
 from refit.errors import RefitError
 from refit.store.store import Store
+from refit.training import trainer
+
+train_epoch = trainer.train_epoch
 
 
-def train(factory: str = "make", options=(), lines=None, **loader):
+def train(factory: str = "make", options=(), lines=None, max_bad_items=0, **loader):
     lines = [] if lines is None else lines
     settings = {
-        "data": {"factory": f"mistakes:{factory}", "options": dict(options)},
+        "data": {"factory": f"mistakes:{factory}", "options": dict(options), "max_bad_items": max_bad_items},
         "model": {"factory": "mistakes:Net"},
         "loader": loader,
         "training": {"num_epochs": 1},
@@ -123,3 +128,43 @@ def test_test_items_of_another_shape_are_refused_before_training():
     )
     with pytest.raises(RefitError, match=message):
         train("other_test_items")
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_items_that_cannot_be_used_are_left_out_in_each_run(is_live):
+    told = []
+    options = {"is_live": is_live}
+    found = train("flawed", options, told, max_bad_items=4)
+    expected = [
+        "left out 4 of 60 items, which cannot be used (data.max_bad_items: 4)",
+        "left out: item 3 of the train data set, found OSError: image file is truncated",
+        "left out: item 7 of the train data set, found float32 (3,), where item 0 is float32 (4,)",
+        "left out: item 9 of the train data set, found NaN or infinite numbers",
+        "left out: item 11 of the train data set, found the target 5",
+    ]
+    assert [line for line in told if line.startswith("left out")] == expected
+    manifest = refit.load_model(found.model.path, trust=True).manifest
+    assert manifest.remarks == expected
+    assert (manifest.splits["train"].rows, manifest.splits["test"].rows) == (36, 20)
+    assert "- `left out: item 11 of the train data set, found the target 5`" in Path(found.model.path, "card.md").read_text()
+    assert not train("flawed", options, max_bad_items=4, num_workers=2).is_new
+    forget_datasets()
+    without = train("flawed", {**options, "is_whole": False})
+    assert without.model.weights_digest == found.model.weights_digest
+
+
+def test_more_items_that_cannot_be_used_are_refused_and_counted():
+    with pytest.raises(
+        RefitError,
+        match=r"^item 3 of the train data set of mistakes:flawed: .* found OSError.*; 4 of 60 items cannot be used, and"
+        r" data\.max_bad_items, which is 3, leaves out no more than that$",
+    ):
+        train("flawed", max_bad_items=3, num_workers=2)
+
+
+def test_an_item_that_fails_only_in_training_is_an_error_that_says_so(monkeypatch):
+    monkeypatch.setattr(trainer, "train_epoch", lambda *given: Path("read").touch() or train_epoch(*given))
+    with pytest.raises(
+        RefitError, match=r"^item \d+ of the train data set .* stale file handle; it could be used when the data set"
+    ):
+        train("flawed", {"fails_later": True}, max_bad_items=4)

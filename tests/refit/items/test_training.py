@@ -136,7 +136,7 @@ def test_an_item_that_cannot_be_read_is_named(num_workers):
         train("failing", data={"inputs": ["files"]}, loader={"num_workers": num_workers})
     assert str(caught.value) == (
         "item 7 (files/train/007.npy) of the train data set of own_data:failing: expected inputs and target, found OSError: image"
-        " file is truncated; mend its file or the data set"
+        " file is truncated; mend its file or the data set, or leave such items out by data.max_bad_items"
     )
 
 

@@ -114,6 +114,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "data.inputs": (["images"], set()),
     "data.predict_factory": ("json:loads", set()),
     "data.cache": (True, DATASET),
+    "data.max_bad_items": (3, DATASET),
     "loader.batch_size": (3, LOADERS),
     "loader.drop_last": (True, LOADERS),
     "loader.num_workers": (2, set()),
