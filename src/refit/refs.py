@@ -21,6 +21,13 @@ class Ref(Handle):
     """SHA-256 of its bytes."""
     size: int
     """Bytes."""
+    frozen: "Ref | None" = None
+    """What a checkpoint leaves out: the parameters of its model that are not trained, which all checkpoints of a run share."""
+
+    @property
+    def digests(self) -> list[str]:
+        """Digests of all objects that it stands for."""
+        return [self.digest] if self.frozen is None else [self.digest, self.frozen.digest]
 
 
 class DatasetRef(Ref):

@@ -100,7 +100,7 @@ def _apply_to_any(model: nn.Module, sample: Inputs) -> Any:
     """Outputs for items or, of items that a step of the user's own takes apart, for their first part; none if it takes neither."""
     first = next(iter(sample.values() if isinstance(sample, dict) else sample)) if isinstance(sample, dict | tuple) else sample
     for x in (sample, first):
-        with contextlib.suppress(TypeError, RuntimeError, ValueError, AttributeError):
+        with contextlib.suppress(Exception):
             return apply_model(model, x)
     return ()
 

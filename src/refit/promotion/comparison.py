@@ -30,6 +30,7 @@ from refit.promotion.fair_rows import (
 from refit.promotion.news import find_lead
 from refit.refs import Alarm, Handle, Ref, SavedModel
 from refit.registry.ledger import record_opening
+from refit.registry.saving import FROZEN
 from refit.registry.versions import version_folder
 from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import DEFAULTS, Model, load_version
@@ -307,11 +308,12 @@ def _list_scores(scored: ScoredRows, is_fair: Mask, rows: Any, number: int, stor
     """List the metrics on the fair rows, and the model's latency and size."""
     metrics = scored.measure(is_fair)
     folder = version_folder(scored.model.settings.name, number)
+    sizes = {path.removeprefix(f"{folder}/"): size for path, (size, _) in store.list_files([folder]).items()}
     return {
         **metrics.list_scores(),
         **scored.list_own_scores(is_fair),
         LATENCY: time_row(scored, rows[:1]),
-        SIZE: store.list_files([folder])[f"{folder}/model.pt"][0] / 1e6,
+        SIZE: (sizes["model.pt"] + sizes.get(FROZEN, 0)) / 1e6,
     }
 
 

@@ -24,6 +24,8 @@ from refit.training.checkpoints import digest_weights, read_checkpoint, to_bytes
 from refit.training.loop import EpochLog
 from refit.training.metrics import ClassificationMetrics, Metrics, NumberMetrics
 
+FROZEN = "frozen.pt"
+"""File of the weights that are not trained, which versions of one backbone share."""
 SAMPLE = "sample.safetensors"
 """File of the items that the network is recognized by."""
 MAX_SOURCE_LENGTH = 200
@@ -49,7 +51,8 @@ def save_version(
     returned. With `refitted`, a checkpoint of a training on all rows, those weights are served, and the others are kept for
     comparisons.
 
-    The version's folder has `model.pt` (a `state_dict`), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
+    The version's folder has `model.pt` (a `state_dict`, without the parameters that are not trained, which are in `frozen.pt`, a
+    link to the object that checkpoints refer to), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json`, the card (`card.md` with its pictures) and, with `refitted`, `held_back.pt`. `version.json` holds name and
     number, digests (of the weights, all other files, and a factory's code), versions of packages, logits that identify the
     network, and the `lead` over the majority class. The ledger records that the test rows have judged it.
@@ -63,8 +66,11 @@ def save_version(
     contents = {name: read_checkpoint(ref, store) for name, ref in refs.items()}
     sample = None if manifest.sample is None else store.get(manifest.sample.digest)
     inputs, _ = manifest.read_sample(sample)
+    frozen = checkpoint.frozen if all(ref.frozen == checkpoint.frozen for ref in refs.values()) else None
+    left_out = set() if frozen is None else {*contents["model.pt"]["frozen"]}
     known = {name: _identify(contents[name], ref, settings, manifest, inputs) for name, ref in refs.items()}
     record = known["model.pt"] | {
+        "tensors": None if frozen is None else list(contents["model.pt"]["model"]),
         "refit_on_all": refitted is not None,
         "held_back": known.get("held_back.pt"),
         "lead": lead,
@@ -75,7 +81,10 @@ def save_version(
     }
     judged_on = list(metrics)[-1]
     files = {
-        **{name: to_bytes(content["model"]) for name, content in contents.items()},
+        **{
+            name: to_bytes({key: tensor for key, tensor in content["model"].items() if key not in left_out})
+            for name, content in contents.items()
+        },
         "settings.json": _to_json(settings),
         "manifest.json": _to_json(manifest),
         **({} if sample is None else {SAMPLE: sample}),
@@ -84,10 +93,11 @@ def save_version(
         **_draw(logs, metrics[judged_on], judged_on),
         "card.md": _render_card(settings, manifest, len(logs), metrics, record).encode(),
     }
-    record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    objects = {} if frozen is None else {FROZEN: frozen.digest}
+    record["files"] = {**{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, **objects}
     number = None if key is None else versions.find_saved(store, settings.name, key)
     if number is None:
-        number = versions.add_version(store, settings.name, files, record)
+        number = versions.add_version(store, settings.name, files, record, objects)
     if manifest.test_ref is not None:
         record_opening(store, settings.name, number, manifest.test_ref.digest)
     path, judged = store.location(versions.version_folder(settings.name, number)), record["held_back"]
@@ -122,6 +132,7 @@ def _identify(content: Mapping[str, Any], ref: Ref, settings: SettingsTree, mani
         "epoch": content["epoch"],
         "probe": probe(model, sample),
         "checkpoint": ref.digest,
+        "frozen": ref.frozen and ref.frozen.digest,
     }
 
 

@@ -11,7 +11,7 @@ from refit.errors import ConflictError, SettingsError, StoreError
 from refit.refs import Handle, SavedModel
 from refit.registry.ledger import Entry, append_entry, entry_path, find_highest, find_newest, model_folder, read_back, repair_ledger
 from refit.settings import is_model_name
-from refit.store.store import MODELS, Store
+from refit.store.store import MODELS, NO_OBJECTS, Store
 
 ALIASES = "aliases"
 REPORTS = "reports"
@@ -26,8 +26,12 @@ class Position(Handle):
     entry: int
 
 
-def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: Mapping[str, Any]) -> int:
-    """Keep `contents` (file name to bytes) as the next version of model `name` and return its number.
+def add_version(
+    store: Store, name: str, contents: Mapping[str, bytes], record: Mapping[str, Any], objects: Mapping[str, str] = NO_OBJECTS
+) -> int:
+    """Keep `contents` (file name to bytes) and `objects` (file name to digest) as the next version of model `name`.
+
+    Returns its number.
 
     The `record` becomes `version.json`, together with the model's name and the version's number.
 
@@ -38,7 +42,9 @@ def add_version(store: Store, name: str, contents: Mapping[str, bytes], record: 
         StoreError: The newest entry of the ledger is damaged.
     """
     number = max([*list_versions(store, name), find_highest(store, name)]) + 1
-    while not store.publish(version_folder(name, number), {**contents, "version.json": _write_record(name, number, record)}):
+    while not store.publish(
+        version_folder(name, number), {**contents, "version.json": _write_record(name, number, record)}, objects
+    ):
         number += 1
     return number
 

@@ -53,7 +53,8 @@ def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
     folder = versions.version_folder(name, number)
     record = versions.read_record(store, name, number)
     try:
-        digests = {str(weights["checkpoint"]) for weights in (record, record.get("held_back") or record)}
+        kept = [record, record.get("held_back") or record]
+        digests = {str(weights["checkpoint"]) for weights in kept} | {*filter(None, (weights.get("frozen") for weights in kept))}
         record_of_data = parse_record(store.read(f"{folder}/manifest.json"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
@@ -67,4 +68,5 @@ def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
 def _digests_of_steps(keys: set[str], store: Store) -> set[str]:
     """List the digests that results and unfinished epochs refer to."""
     refs = [ref for key in keys for ref in find_refs(load_result(key, store))]
-    return {ref.digest for ref in [*refs, *filter(None, (find_partial(key, store) for key in keys))]}
+    partials = filter(None, (find_partial(key, store) for key in keys))
+    return {digest for ref in [*refs, *partials] for digest in ref.digests}

@@ -21,7 +21,7 @@ from refit.errors import SettingsError, StoreError
 from refit.makers import parse_record
 from refit.models.building import build_for_weights, probe
 from refit.registry import versions
-from refit.registry.saving import SAMPLE
+from refit.registry.saving import FROZEN, SAMPLE
 from refit.runtime.accelerators import CPU
 from refit.settings import SettingsTree, resolve_settings
 from refit.store.store import Store
@@ -160,6 +160,9 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
         expected = torch.tensor(known["probe"])
         sample, _ = manifest.read_sample(files.get(SAMPLE))
         weights = torch.load(io.BytesIO(files[file]), weights_only=True)
+        if FROZEN in files:
+            weights |= torch.load(io.BytesIO(files[FROZEN]), weights_only=True)
+            weights = {name: weights[name] for name in record["tensors"]}
         if digest_weights(weights) != known["weights_digest"]:
             raise ValueError("other weights than were saved")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError) as error:

@@ -130,8 +130,8 @@ def _written_apart(path: Path, data: bytes, temporary: Path) -> Iterator[None]:
     sync_folder(path.parent)
 
 
-def publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Path) -> bool:
-    """Create a folder with its files in one step; return False if it exists."""
+def publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Path, links: Mapping[str, Path]) -> bool:
+    """Create a folder with its files, and links to others, in one step; return False if it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir(parents=True)
     try:
@@ -140,6 +140,8 @@ def publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Pa
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        for name, path in links.items():
+            _link(path, temporary / name)
         sync_folder(temporary)
         try:
             os.rename(temporary, folder)
@@ -151,6 +153,18 @@ def publish_by_rename(folder: Path, contents: Mapping[str, bytes], temporary: Pa
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(folder.parent)
     return True
+
+
+def _link(source: Path, path: Path) -> None:
+    """Give a file a second name, or copy it where there are no hard links."""
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in {*NO_LINKS, errno.EMLINK}:
+            raise
+        shutil.copyfile(source, path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from refit.store.disk import create_by_link, is_alive, open_files, publish_by_re
 OBJECTS, MODELS, DAMAGED, TEMPORARY, LOCKS = "objects", "models", "damaged", "tmp", "locks"
 CLAIM, COMPLETE = ".claim", ".complete"
 SECONDS_BETWEEN_TRIES = 0.2
+NO_OBJECTS: Mapping[str, str] = {}
 
 
 class Store:
@@ -236,8 +237,10 @@ class Store:
         for path in self.list_leftovers(unchanged_since=0):
             self.remove(path)
 
-    def publish(self, folder: str, contents: Mapping[str, bytes]) -> bool:
+    def publish(self, folder: str, contents: Mapping[str, bytes], objects: Mapping[str, str] = NO_OBJECTS) -> bool:
         """Create `folder`, relative to the store, with these files, wholly or not at all.
+
+        `objects` are more files, by the digests of objects that hold the same. A disk keeps their bytes once.
 
         On a disk the folder appears by one rename. Object stores have no renames. There, a conditional write of `CLAIM` takes the
         name, and the folder counts as published once `COMPLETE` is written, at the end.
@@ -248,9 +251,12 @@ class Store:
         path = f"{self.root}/{folder}"
         with _naming_store_errors(path):
             if isinstance(self.files, LocalFileSystem):
-                return publish_by_rename(Path(path), contents, self._temporary())
+                links = {name: Path(self.root, self.object_path(digest)) for name, digest in objects.items()}
+                return publish_by_rename(Path(path), contents, self._temporary(), links)
             if not self.create(f"{folder}/{CLAIM}", b""):
                 return False
+            for name, digest in objects.items():
+                self.files.cp_file(f"{self.root}/{self.object_path(digest)}", f"{path}/{name}")
             for name, data in {**contents, COMPLETE: b""}.items():
                 self.files.pipe_file(f"{path}/{name}", data)
             return True

@@ -24,15 +24,30 @@ Report = TypeVar("Report", bound=BaseModel)
 
 
 def save_state(state: TrainingState, store: Store) -> Ref:
-    """Keep all that resuming needs: model, optimizer, generators, and how far they have come."""
-    return _keep(dump_state(state), store)
+    """Keep all that resuming needs: model, optimizer, generators, and how far they have come.
+
+    What is not trained is kept once, with the first state of a run.
+    """
+    if state.epoch == 0 and state.partial is None:
+        data = _dump_frozen(state.model)
+        state.frozen = None if data is None else _keep(data, store)
+    return _keep(dump_state(state), store, state.frozen)
 
 
 def dump_state(state: TrainingState) -> bytes:
     """Return what `save_state` keeps, as a copy that training no longer changes; on which device it was is not part of it."""
+    weights, left_out = state.model.state_dict(), dict[str, Any]()
+    if state.frozen is not None:
+        data = _dump_frozen(state.model)
+        if data is None or hashlib.sha256(data).hexdigest() != state.frozen.digest:
+            state.frozen = None  # a step of the user's own changes them, such as the average of a teacher
+        else:
+            weights |= dict.fromkeys(_list_frozen(state.model))
+            left_out = {"frozen": state.frozen.digest}
     return to_bytes(
         {
-            "model": state.model.state_dict(),
+            "model": weights,
+            **left_out,
             "optimizer": state.optimizer.state_dict(),
             "epoch": state.epoch,
             "step": state.step,
@@ -54,6 +69,7 @@ def load_state(ref: Ref, state: TrainingState, store: Store) -> None:
         state.optimizer.load_state_dict(content["optimizer"])
     state.epoch, state.step, state.random_state = content["epoch"], content["step"], content["random_state"]
     state.partial = None if content["partial"] is None else PartialEpoch(**content["partial"])
+    state.frozen = ref.frozen
 
 
 @contextlib.contextmanager
@@ -67,7 +83,8 @@ def saving_partials(key: str, store: Store) -> Iterator[Callable[[TrainingState]
     def save(state: TrainingState) -> None:
         for last in saves:
             last.result()
-        saves[:] = [thread.submit(save_partial, key, dump_state(state), store)]
+        data = dump_state(state)
+        saves[:] = [thread.submit(save_partial, key, data, store, state.frozen)]
 
     with ThreadPoolExecutor(1) as thread:
         yield save
@@ -75,10 +92,10 @@ def saving_partials(key: str, store: Store) -> Iterator[Callable[[TrainingState]
         last.result()
 
 
-def save_partial(key: str, data: bytes, store: Store) -> None:
+def save_partial(key: str, data: bytes, store: Store, frozen: Ref | None = None) -> None:
     """Keep the dumped state of an epoch that is not finished, under the epoch's key; it replaces the one kept before."""
     before = find_partial(key, store)
-    ref = _keep(data, store)
+    ref = _keep(data, store, frozen)
     store.write(_partial_path(key), ref.model_dump_json().encode())
     if before is not None and before != ref:
         store.remove(store.object_path(before.digest))
@@ -92,7 +109,7 @@ def find_partial(key: str, store: Store) -> Ref | None:
         ref = Ref.model_validate_json(store.read(_partial_path(key)))
     except ValueError:
         return None
-    return ref if store.is_whole(ref.digest) else None
+    return ref if all(map(store.is_whole, ref.digests)) else None
 
 
 def drop_partial(key: str, store: Store) -> None:
@@ -140,8 +157,20 @@ def digest_weights(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _keep(data: bytes, store: Store) -> Ref:
-    return Ref(kind="checkpoint", digest=store.put(data), size=len(data))
+def _keep(data: bytes, store: Store, frozen: Ref | None = None) -> Ref:
+    return Ref(kind="checkpoint", digest=store.put(data), size=len(data), frozen=frozen)
+
+
+def _list_frozen(model: nn.Module) -> list[str]:
+    """List the tensors of the `state_dict` that are not trained."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return [name for name in model.state_dict() if name in frozen]
+
+
+def _dump_frozen(model: nn.Module) -> bytes | None:
+    """Return the parameters that are not trained; None if there are none."""
+    weights, names = model.state_dict(), _list_frozen(model)
+    return to_bytes({name: weights[name] for name in names}) if names else None
 
 
 def _partial_path(key: str) -> str:
@@ -149,11 +178,23 @@ def _partial_path(key: str) -> str:
 
 
 def read_checkpoint(ref: Ref, store: Store) -> dict[str, Any]:
-    """Read a checkpoint's tensors and primitives, to the CPU; no code in it is run."""
+    """Read a checkpoint's tensors and primitives, to the CPU; no code in it is run.
+
+    Returns:
+        What `save_state` keeps, with all tensors of the model; `frozen` lists the names of those that are kept apart.
+    """
+    content, frozen = _read(ref.digest, store), dict[str, Any]()
+    if "frozen" in content:
+        frozen = _read(content["frozen"], store)
+        content["model"] = {name: frozen.get(name) if value is None else value for name, value in content["model"].items()}
+    return {**content, "frozen": list(frozen)}
+
+
+def _read(digest: str, store: Store) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(io.BytesIO(store.get(ref.digest)), map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(io.BytesIO(store.get(digest)), map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # its message advises to run the code
-        path = store.location(store.object_path(ref.digest))
+        path = store.location(store.object_path(digest))
         raise StoreError(f"{path}: expected tensors and primitives, found other objects; remove it to make it again") from error
     return content
 

@@ -15,6 +15,7 @@ from refit.data.loaders import Batches, ShuffledLoader
 from refit.data.signature import Signature
 from refit.errors import SettingsError, TrainingError
 from refit.models.building import build_model
+from refit.refs import Ref
 from refit.runtime.randomness import capture_random_state, give_way, holding_generators, restore_random_state, seed_everything
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
@@ -75,6 +76,8 @@ class TrainingState:
     """The generators, as the next batch finds them."""
     partial: PartialEpoch | None = None
     """The epoch in progress; None between epochs."""
+    frozen: Ref | None = None
+    """Where the parameters that are not trained are kept; None if there are none, or if they change nevertheless."""
 
     @property
     def device(self) -> torch.device:

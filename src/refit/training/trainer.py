@@ -392,7 +392,7 @@ class Fit:
     @property
     def is_whole(self) -> bool:
         """Whether the checkpoint of the best epoch is there and whole."""
-        return self._store.is_whole(self.best.checkpoint.digest)
+        return all(map(self._store.is_whole, self.best.checkpoint.digests))
 
     def lose(self) -> StoreError:
         """Make the error for a best epoch whose checkpoint was lost each time."""

@@ -242,5 +242,16 @@ class Tuned(Net):
         self.layers[0].requires_grad_(False)
 
 
+class Taught(Tuned):
+    """Whose frozen layer follows the last one."""
+
+
+def teach(model, batch):
+    x, y = batch
+    with torch.no_grad():
+        model.layers[0].bias += model.layers[3].bias.mean()
+    return nn.functional.cross_entropy(model(x), y)
+
+
 def to_score(folder):
     return Files(folder, False)

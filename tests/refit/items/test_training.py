@@ -1,6 +1,8 @@
 """Whole runs on the user's own data sets, which have the bits of a plain loop over a DataLoader."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -12,11 +14,15 @@ import refit
 from refit.data.live_items import ItemLoader
 from refit.errors import DataError, RefitError, SettingsError
 from refit.promotion.comparison import Verdict, compare
+from refit.registry import versions
 from refit.registry.differences import find_differences
+from refit.runs.garbage import find_garbage
 from refit.runs.recipes import forecast
 from refit.serving.item_scoring import score_items
 from refit.settings import resolve_settings
 from refit.store.store import Store
+from refit.training import trainer
+from refit.training.checkpoints import digest_weights
 
 NUM_EPOCHS = 3
 
@@ -37,7 +43,8 @@ def train(factory: str, **sections) -> tuple[list[float], dict[str, torch.Tensor
     """Losses, and the weights of the last epoch."""
     result = refit.train(name_settings(factory, **sections), report=lambda _: None)
     log = json.loads(Path(result.model.path, "log.json").read_text())
-    return [loss for epoch in log for loss in epoch["batch_losses"]], torch.load(f"{result.model.path}/model.pt")
+    weights = refit.load_model(result.model.path, trust=True).module.state_dict()
+    return [loss for epoch in log for loss in epoch["batch_losses"]], weights
 
 
 def assert_equal(found, expected) -> None:
@@ -334,6 +341,51 @@ def test_a_network_with_frozen_layers_and_weights_to_start_from_gives_the_bits_o
         SettingsError, match=r"model\.weights: expected weights of the names and shapes .*, found `other` in published"
     ):
         train("toy", model=given, optimizer=optimizer)
+
+
+def test_frozen_weights_are_kept_once_for_all_checkpoints_and_versions(tmp_path):
+    import own_data
+
+    store, saved = Store("store"), []
+    for lr in (0.1, 0.2):
+        given = name_settings("toy", model={"factory": "own_data:Tuned"}, optimizer={"lr": lr}, training={"num_epochs": 2})
+        saved.append(refit.train(given, report=lambda _: None).model)
+    torch.manual_seed(0)
+    frozen = own_data.Tuned().layers[0].weight
+    files = [path for path in Path("store").rglob("*") if path.is_file()]
+    holding = [path for path in files if frozen.detach().numpy().tobytes() in path.read_bytes()]
+    assert len({path.stat().st_ino for path in holding}) == 1
+    for version in saved:
+        shutil.copytree(version.path, tmp_path / "moved" / f"v{version.version}")
+        model = refit.load_model(tmp_path / "moved" / f"v{version.version}", trust=True)
+        assert digest_weights(model.module.state_dict()) == version.weights_digest
+        plain = torch.load(f"{version.path}/frozen.pt") | torch.load(f"{version.path}/model.pt")
+        own_data.Tuned().load_state_dict(plain)
+    for path in files:
+        os.utime(path, (0, 0))
+    for run in store.names("runs"):
+        store.remove(f"runs/{run}")
+    assert not {str(path.relative_to("store")) for path in holding} & find_garbage(store).keys()
+
+
+def test_lost_frozen_weights_are_made_anew():
+    given = name_settings("toy", model={"factory": "own_data:Tuned"}, training={"num_epochs": 2})
+    first = refit.train(given, report=lambda _: None).model
+    digest = versions.read_record(Store("store"), "model", 1)["frozen"]
+    Path("store", Store("store").object_path(digest)).unlink()
+    Path(first.path, "version.json").unlink()
+    again = refit.train(given, report=lambda _: None)
+    assert (again.is_new, again.model.weights_digest) == (True, first.weights_digest)
+
+
+def test_weights_that_a_step_of_the_users_own_changes_are_kept_with_each_checkpoint(monkeypatch):
+    training = {"num_epochs": 3, "step": "own_data:teach"}
+    model = {"factory": "own_data:Taught", "options": {"num_inputs": 4, "num_outputs": 3}}
+    found = train("toy", model=model, training=training)
+    build_state = trainer._build_state
+    monkeypatch.setattr(trainer, "_build_state", lambda *given: trainer._live.clear() or build_state(*given))
+    monkeypatch.setattr(trainer, "_live_key", lambda *_: os.urandom(8).hex())  # so that each epoch loads its checkpoint
+    assert_equal(train("toy", store="other", model=model, training=training), found)
 
 
 def test_objects_of_a_session_are_trained_and_only_there(capsys):

@@ -294,6 +294,22 @@ def test_an_object_store_s_folder_is_claimed_first_and_complete_last(monkeypatch
     assert [path.rsplit("/", 1)[1] for path in written] == [".claim", "model.pt", "card.md", ".complete"]
 
 
+def test_an_object_becomes_a_file_of_a_folder_which_stays_without_it(any_store):
+    digest = any_store.put(b"frozen")
+    assert any_store.publish("models/m/v1", {"model.pt": b"1"}, {"frozen.pt": digest})
+    any_store.remove(any_store.object_path(digest))
+    assert any_store.read("models/m/v1/frozen.pt") == b"frozen"
+
+
+def test_an_object_is_copied_where_there_are_no_links(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert store.publish("models/m/v1", {}, {"frozen.pt": store.put(b"frozen")})
+    assert store.read("models/m/v1/frozen.pt") == b"frozen"
+
+
 def test_temporaries_that_a_killed_writer_left_are_not_listed(store, start):
     store.publish("models/m/v1", {"a": b""})
     digest = kill_writers(store, start)
