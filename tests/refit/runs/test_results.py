@@ -65,7 +65,7 @@ def test_refs_are_found_however_deep():
     content = {**refs[0].model_dump(), "splits": {"train": refs[1].model_dump(), "more": {"log": refs[2].model_dump()}}}
     assert find_refs({"a": 1, "snapshot": content, "metrics": refs[3].model_dump(), "none": None}) == refs
     assert find_refs(None) == []
-    for without in refs[0].model_dump():
+    for without in ("kind", "digest", "size"):
         assert find_refs({name: value for name, value in refs[0].model_dump().items() if name != without}) == []
 
 
