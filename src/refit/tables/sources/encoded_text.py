@@ -11,29 +11,38 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import charset_normalizer
 
 from refit.tables.sources.files import Opened, open_unpacked
+from refit.tables.sources.letters import WINDOWS, count_odd, find_latin
 
 BLOCK_BYTES = 1 << 16
 WINDOW_BYTES = 1 << 16
 """So many bytes, from the first that is not ASCII on, decide the encoding."""
 UTF8_MARK = codecs.BOM_UTF8
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-UTF8, UTF16, WINDOWS = "utf-8", "utf-16", "cp1252"
-LATIN, CYRILLIC = ("mac_roman", "cp850", "cp1250", "iso8859_2"), ("cp1251", "koi8_r", "cp866", "iso8859_5", "mac_cyrillic")
+UTF8, UTF16 = "utf-8", "utf-16"
+JAPANESE = ("cp932", "euc_jp")
 TITLES = {
     **{"ascii": "ASCII", UTF8: "UTF-8", UTF16: "UTF-16", WINDOWS: "Windows-1252", "cp1250": "Windows-1250"},
-    **{"mac_roman": "Mac Roman", "koi8_r": "KOI8-R", "iso8859_2": "ISO 8859-2", "iso8859_5": "ISO 8859-5"},
+    **{"cp1253": "Windows-1253", "cp1254": "Windows-1254", "cp1257": "Windows-1257", "mac_roman": "Mac Roman"},
+    **{"koi8_r": "KOI8-R", "iso8859_2": "ISO 8859-2", "iso8859_5": "ISO 8859-5", "iso8859_7": "ISO 8859-7"},
 }
-MIN_ODD, MAX_ODD_SHARE = 3, 0.1
-"""So many signs that no word has where they stand, and this share of those beyond ASCII, show that an encoding is another."""
-SMALL_SCRIPTS = ("GREEK", "HEBREW", "ARABIC", "THAI")
-"""Beside Cyrillic, the scripts of which an encoding has all letters in single bytes."""
-FREQUENT_CYRILLIC = re.compile("[\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440\u0432\u043b]", re.IGNORECASE)
+SMALL_SCRIPTS = ("HEBREW", "ARABIC", "THAI")
+"""Beside Cyrillic and Greek, the scripts of which an encoding has all letters in single bytes."""
+CYRILLIC = re.compile("[\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440\u0432\u043b]", re.IGNORECASE)
 """The ten letters that make up two thirds of Russian text."""
-APOSTROPHES = "\u2019\u2018\u00b4\u00b7\u00ad\u2013"
-"""Signs that may stand between letters, as in `l'été`."""
+GREEK = re.compile(
+    "[\u03b1\u03ac\u03bf\u03cc\u03b9\u03af\u03b5\u03ad\u03c4\u03c3\u03c2\u03bd\u03b7\u03ae\u03c5\u03c1]", re.IGNORECASE
+)
+"""The letters that make up three quarters of Greek text."""
+FREQUENT = {
+    **dict.fromkeys(("cp1251", "koi8_r", "cp866", "iso8859_5", "mac_cyrillic"), CYRILLIC),
+    **dict.fromkeys(("cp1253", "iso8859_7"), GREEK),
+}
+KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
+MIN_KANA, MIN_KANA_SHARE = 5, 0.2
+"""So many kinds of kana, and this share of the signs beyond ASCII, show that a text is Japanese."""
 NOT_ASCII = re.compile(rb"[\x80-\xff]")
-FOREIGN_RUN = re.compile(rb"[\x80-\xff]{2,}")
-"""Letters beyond ASCII stand alone in words of Western languages, and side by side in those of other scripts."""
+FOREIGN_RUN = re.compile(rb"([\x80-\xff])(?!\1(?![\x80-\xff]))[\x80-\xff]+")
+"""Letters beyond ASCII stand alone in words in Latin letters, or twice, as in `Töötaja`; in those of other scripts side by side."""
 
 Settle: TypeAlias = Callable[[str], str]
 """Takes the encoding that was found, and returns the one to use."""
@@ -120,41 +129,41 @@ def find_encoding(window: bytes) -> str:
     if sum(sign > "\x7f" for sign in text) >= 2 * num_broken:
         return UTF8
     num_foreign = len(NOT_ASCII.findall(window))
-    if 2 * sum(map(len, FOREIGN_RUN.findall(window))) > num_foreign:
-        guess = charset_normalizer.from_bytes(window).best()
-        is_other = guess is not None and any(_is_mostly(str(guess), script) for script in SMALL_SCRIPTS)
-        if not is_other and (cyrillic := _find_cyrillic(window, num_foreign)):
-            return cyrillic
-        if guess is not None and not _is_mostly(str(guess), "LATIN"):
-            return guess.encoding
-    num_odd = _count_odd(window, WINDOWS)
-    if num_odd < MIN_ODD or num_odd <= MAX_ODD_SHARE * num_foreign:
-        return WINDOWS
-    odd = {encoding: _count_odd(window, encoding) for encoding in LATIN}
-    likeliest = min(odd, key=lambda encoding: odd[encoding])
-    return likeliest if odd[likeliest] <= MAX_ODD_SHARE * num_odd else WINDOWS
+    if 2 * sum(len(run[0]) for run in FOREIGN_RUN.finditer(window)) > num_foreign:
+        other = _find_japanese(window) or _find_other(window, num_foreign)
+        if other:
+            return other
+    return find_latin(window)
 
 
-def _find_cyrillic(window: bytes, num_foreign: int) -> str | None:
-    """The encoding in which most signs beyond ASCII are the frequent Cyrillic letters, and no word has capitals within."""
+def _find_other(window: bytes, num_foreign: int) -> str | None:
+    """The encoding of text in other letters than Latin ones."""
+    guess = charset_normalizer.from_bytes(window).best()
+    is_other = guess is not None and any(_is_mostly(str(guess), script) for script in SMALL_SCRIPTS)
+    if not is_other and (frequent := _find_frequent(window, num_foreign)):
+        return frequent
+    return None if guess is None or _is_mostly(str(guess), "LATIN") else guess.encoding
+
+
+def _find_japanese(window: bytes) -> str | None:
+    """The encoding in which many of the signs beyond ASCII are kana, which Japanese is full of and no other language has."""
+    for encoding in JAPANESE:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(window)
+            kana = KANA.findall(text)
+            if len(set(kana)) >= MIN_KANA and len(kana) >= MIN_KANA_SHARE * sum(sign > "\x7f" for sign in text):
+                return encoding
+    return None
+
+
+def _find_frequent(window: bytes, num_foreign: int) -> str | None:
+    """The encoding in which most signs beyond ASCII are its script's frequent letters, and no word has capitals within."""
     likely = {}
-    for encoding in CYRILLIC:
-        num_frequent = len(FREQUENT_CYRILLIC.findall(window.decode(encoding, "replace")))
-        likely[encoding] = num_frequent - _count_odd(window, encoding)
+    for encoding, letters in FREQUENT.items():
+        num_frequent = len(letters.findall(window.decode(encoding, "replace")))
+        likely[encoding] = num_frequent - count_odd(window, encoding)
     likeliest = max(likely, key=lambda encoding: likely[encoding])
     return likeliest if 2 * likely[likeliest] > num_foreign else None
-
-
-def _count_odd(window: bytes, encoding: str) -> int:
-    """Count signs beyond ASCII that no word has where they stand: no letter between letters, or a capital within a word."""
-    num_odd, text = 0, window.decode(encoding, "replace")
-    for before, sign, after in zip(text, text[1:], text[2:] + " ", strict=False):
-        if sign == "\ufffd" or "\x7f" < sign < "\xa0":
-            num_odd += 1
-        elif sign > "\x7f" and before.isalpha():
-            is_within = after.isalpha() and not sign.isalpha() and sign not in APOSTROPHES
-            num_odd += is_within or (sign.isupper() and (before.islower() or after.islower()))
-    return num_odd
 
 
 def _is_mostly(text: str, script: str) -> bool:
