@@ -61,6 +61,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.dropout": 0.1,
         "optimizer.lr": 0.002,
         "optimizer.weight_decay": 0.0003,
+        "training.num_epochs": 200,
+        "training.patience": 16,
     },
     "realmlp": {
         "loader.batch_size": 256,
