@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from refit.settings import Section, SettingsTree, describe_field
+from refit.settings import PRESETS, Section, SettingsTree, describe_field, walk_settings
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE, SPEED_PAGE = ROOT / "docs" / "reference" / "settings.md", ROOT / "docs" / "reference" / "speed.md"
@@ -23,6 +23,10 @@ HEADS = "| setting | default | meaning |\n| --- | --- | --- |"
 
 def test_the_settings_tables_are_the_settings_tree():
     assert read_section(SETTINGS_PAGE, "settings") == render_settings(), "run `python tests/test_readme.py`"
+
+
+def test_the_table_of_presets_is_that_of_the_code():
+    assert read_section(SETTINGS_PAGE, "presets") == render_presets(), "run `python tests/test_readme.py`"
 
 
 def test_the_map_names_every_module_and_no_other():
@@ -74,6 +78,18 @@ def render_settings() -> str:
     return "\n\n".join([f"{HEADS}\n{top}", *blocks])
 
 
+def render_presets() -> str:
+    """A row for each setting that a preset has; `plain` has the defaults."""
+    defaults = dict(walk_settings(SettingsTree()))
+    names = sorted({name for preset in PRESETS.values() for name in preset}, key=[*defaults].index)
+    rows = [
+        f"| `{name}` | " + " | ".join(f"`{render_default(preset.get(name, defaults[name]))}`" for preset in PRESETS.values()) + " |"
+        for name in names
+    ]
+    heads = f"| setting | {' | '.join(f'`{name}`' for name in PRESETS)} |\n| --- |{' --- |' * len(PRESETS)}"
+    return "\n".join([heads, *rows])
+
+
 def render_rows(tree: Section, prefix: str = "") -> Iterator[str]:
     for name, field, default in walk_fields(tree):
         yield f"| `{prefix}{name}` | `{render_default(default)}` | {describe_field(field)} |"
@@ -94,5 +110,7 @@ def render_default(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    tables, page = render_settings(), SETTINGS_PAGE.read_text()
-    SETTINGS_PAGE.write_text(re.sub(section_pattern("settings"), lambda match: match[1] + tables + match[3], page, flags=re.DOTALL))
+    page = SETTINGS_PAGE.read_text()
+    for name, text in {"settings": render_settings(), "presets": render_presets()}.items():
+        page = re.sub(section_pattern(name), lambda match: match[1] + text + match[3], page, flags=re.DOTALL)  # noqa: B023
+    SETTINGS_PAGE.write_text(page)

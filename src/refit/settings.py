@@ -332,9 +332,9 @@ class LoaderSettings(Section):
     """How rows become batches."""
 
     batch_size: int | None = Field(None, ge=1)
-    """Rows in a training batch; None means 256, or 32 below 5,000 train rows. For the notebook table: 2."""
+    """Rows in a training batch; None means 256, or 32 below 5,000 train rows."""
     drop_last: bool = False
-    """Whether to leave out a last, shorter training batch. For the notebook table: true."""
+    """Whether to leave out a last, shorter training batch."""
     num_workers: int = Field(0, ge=0, le=1024)
     """Processes that read the items of your own data set; 0 reads them while nothing is computed. No bit depends on it."""
     prefetch_factor: int = Field(2, ge=1)
@@ -359,7 +359,7 @@ class ModelSettings(Section):
     num_members: int = Field(8, ge=1)
     """Members of the ensemble `tabm`."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
-    """Units in each hidden layer, first to last; an empty list gives a linear model. For the notebook table: [16, 16]."""
+    """Units in each hidden layer, first to last; an empty list gives a linear model."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "selu", "mish", "sigmoid", "tanh"] = "relu"
     """The function after each hidden layer."""
     dropout: Fraction = 0.0
@@ -378,11 +378,11 @@ class OptimizerSettings(Section):
     name: Literal[
         "sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "adafactor", "asgd", "rmsprop", "rprop"
     ] = "adamw"
-    """The PyTorch optimizer. For the notebook table: sgd."""
+    """The PyTorch optimizer."""
     options: Options = {}
     """More options of its class, such as `{"betas": [0.9, 0.95]}` or `{"nesterov": true}`."""
     lr: float = Field(0.001, gt=0, lt=1e38)
-    """Learning rate; with a schedule, its highest value. With sgd: 0.01. For the notebook table: 1."""
+    """Learning rate; with a schedule, its highest value. With sgd: 0.01."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of SGD and RMSprop, in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0, lt=1e38)
@@ -405,7 +405,7 @@ class TrainingSettings(Section):
     """How long and how carefully to train."""
 
     num_epochs: int = Field(100, ge=1)
-    """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved. For the notebook table: 3."""
+    """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved."""
     patience: int | None = Field(10, ge=1)
     """Epochs without a lower validation loss before training stops; None never stops early. Without validation rows: None."""
     loss: str | None = Field(None, pattern=LOSS)

@@ -512,8 +512,7 @@ def test_a_form_of_the_tree_is_empty_and_says_default_and_bounds_of_every_settin
     assert [text for text in bounded if not re.search(r"(?i) in \[|at least|more than|in \(", text)] == []
     loader, training = (schema["$defs"][name]["properties"] for name in ("LoaderSettings", "TrainingSettings"))
     assert loader["batch_size"]["description"] == (
-        "Rows in a training batch; None means 256, or 32 below 5,000 train rows. For the notebook table: 2. At least 1."
-        " Default: none."
+        "Rows in a training batch; None means 256, or 32 below 5,000 train rows. At least 1. Default: none."
     )
     assert loader["drop_last"]["enum"] == [True, False]
     assert training["patience"]["description"].endswith("Without validation rows: None. At least 1. Default: 10.")

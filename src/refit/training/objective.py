@@ -201,9 +201,9 @@ class OwnLoss(Classification):
 def join_members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Let each row come once for each of K members, if outputs are those of members.
 
-    Shape: `(B, C)` or `(B, K, C)`, and `(B,)`; returns `(B, C)` or `(B K, C)`, and `(B,)` or `(B K,)`.
+    Shape: `(B, C)` or `(B, K, C)`, and `(B, …)`; returns `(B, C)` or `(B K, C)`, and `(B, …)` or `(B K, …)`.
     """
-    return (outputs, target) if outputs.dim() == 2 else (outputs.flatten(0, 1), target.repeat_interleave(outputs.shape[1]))
+    return (outputs, target) if outputs.dim() < 3 else (outputs.flatten(0, 1), target.repeat_interleave(outputs.shape[1], dim=0))
 
 
 def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:

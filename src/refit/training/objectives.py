@@ -18,7 +18,7 @@ from refit.data.own_functions import import_function
 from refit.data.signature import Target
 from refit.errors import SettingsError
 from refit.training.metrics import Metrics, NumberBin, NumberMetrics
-from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores
+from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores, join_members
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": functional.cross_entropy,
@@ -71,7 +71,7 @@ class Numbers(OfOutputs):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss; over members, too, where outputs are `(B, K, D)`."""
         if outputs.numel() > target.numel():
-            target = target.reshape(len(target), 1, -1).expand_as(outputs)
+            outputs, target = join_members(outputs, target)
         return self.function(outputs.reshape(target.shape), target)
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
@@ -125,7 +125,7 @@ class StandardizedNumber(Numbers):
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss, of standardized numbers."""
-        return self.function(outputs.reshape(target.shape).to(target.dtype), target)
+        return super().loss(outputs.to(target.dtype), target)
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
         """Return the explained share of the variance, 0 where all targets are equal."""
@@ -210,7 +210,7 @@ class Labels(OfOutputs):
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss over examples and labels."""
-        return self.function(outputs, target)
+        return self.function(*join_members(outputs, target))
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
         """Return the share of right labels."""
