@@ -156,6 +156,36 @@ def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that
     assert list_versions(Store("refit-store"), "model") == [1, 2]
 
 
+def test_nights_of_numbers_to_predict_go_like_those_of_classes(monkeypatch):
+    monkeypatch.setattr(refit.reports.figures, "draw_predictions", lambda *_: b"")
+
+    def write_numbers(num_rows: int, factor: float = 1.0) -> None:
+        write_table(num_rows)
+        table = pl.read_csv("rows.csv")
+        table.with_columns(y=factor * (1000 + 50 * table["x0"] + 20 * table["x1"] ** 2)).write_csv("rows.csv")
+
+    def night() -> State[RetrainingResult]:
+        return run(training={"num_epochs": 5, "warm_start": True})
+
+    write_numbers(200)
+    first = night()
+    assert first.name == "Promoted"
+    assert first.message.startswith("promoted: negative loss -")
+    assert "of the mean of the targets on 30 rows" in first.message
+    assert night().name == "Skipped"
+    write_numbers(400)
+    second = night()
+    assert second.name in ("Promoted", "Kept")
+    assert list(second.result().scores) == ["model@v2", "model@v1", "mean of the targets"]
+    assert {"negative loss", "RMSE", "MAE", "R²"} <= second.result().scores["model@v1"].keys()
+    page = Path(second.result().report).read_text()
+    assert "Predictions and residuals" in page
+    assert "Confusion matrix" not in page
+    write_numbers(600, factor=-1.0)
+    assert night().name == "Collapsed", "the champion knows nothing of the new numbers"
+    assert champion() == 3
+
+
 def test_a_better_candidate_is_promoted_a_worse_one_kept_with_its_reason_and_what_was_rolled_back_stays_so(trained):
     assert run(BAD).name == "Kept", "no better than the majority class"
     assert champion() is None

@@ -91,7 +91,7 @@ def explain_numbers(numbers: pl.Series) -> str | None:
     Args:
         numbers: The column, read as numbers.
     """
-    counts = numbers.drop_nulls().alias("number").value_counts(name="rows").sort("number")
+    counts = numbers.filter(numbers.is_finite()).alias("number").value_counts(name="rows").sort("number")
     values, rows = counts["number"], counts["rows"]
     if not len(values) or values.abs().max() > MAX_EXACT:  # type: ignore[operator]
         return None
