@@ -85,7 +85,7 @@ def load_split(result: TrainingResult, split: str) -> tuple[torch.Tensor, torch.
 )
 def test_a_run_gives_the_bits_of_a_plain_loop(loss: str, function: Any) -> None:
     frame = write_rows()
-    result = train(training={"loss": loss})
+    result = train(data={"features": ["x0", "x1", "x2"]}, training={"loss": loss})
     x, y = load_split(result, "train")
     val_x, val_y = load_split(result, "val")
     target = read(result, "manifest")["signature"]["target"]
@@ -94,7 +94,7 @@ def test_a_run_gives_the_bits_of_a_plain_loop(loss: str, function: Any) -> None:
     assert np.isin(y.numpy(), standardized.astype(np.float32)).all()
     assert (y.mean().item(), y.std(correction=0).item()) == pytest.approx((0, 1), abs=1e-6)
     torch.manual_seed(7)
-    model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.Tanh(), nn.Dropout(0.25), nn.Linear(16, 1))
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.25), nn.Linear(16, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     loader = DataLoader(TensorDataset(x, y), batch_size=9, shuffle=True)
     losses, val_losses, weights = [], [], []

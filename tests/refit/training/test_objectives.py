@@ -85,3 +85,10 @@ def test_equal_targets_have_no_explained_variance() -> None:
     found = build().measure(torch.tensor([[0.5], [1.0]]), torch.tensor([2.0, 2.0]))
     assert (found.figures["R²"], found.figures["MAE"]) == (None, 0.625)
     assert build().score(torch.tensor([[0.5]]), torch.tensor([2.0])) == 0.0
+
+
+def test_each_of_some_members_is_trained_by_its_own_loss() -> None:
+    outputs, target = torch.randn(8, 3, 1), torch.randn(8)
+    expected = torch.stack([functional.mse_loss(outputs[:, member, 0], target) for member in range(3)]).mean()
+    assert build().loss(outputs, target).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert build().loss(outputs[:, 0, 0], target).item() == functional.mse_loss(outputs[:, 0, 0], target).item()
