@@ -165,7 +165,7 @@ def test_nights_of_numbers_to_predict_go_like_those_of_classes(monkeypatch):
         table.with_columns(y=factor * (1000 + 50 * table["x0"] + 20 * table["x1"] ** 2)).write_csv("rows.csv")
 
     def night() -> State[RetrainingResult]:
-        return run(training={"num_epochs": 5, "warm_start": True})
+        return run(preset="plain", training={"num_epochs": 5, "warm_start": True})
 
     write_numbers(200)
     first = night()

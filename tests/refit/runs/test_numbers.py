@@ -54,6 +54,7 @@ def find_numbers(rows: pl.DataFrame, frame: pl.DataFrame) -> np.ndarray:
 
 def give(**sections: Any) -> SettingsTree:
     given: dict[str, Any] = {
+        "preset": "plain",
         "seed": 7,
         "data": {"source": "rows.parquet"},
         "loader": {"batch_size": 9},
