@@ -137,7 +137,7 @@ def predict(
     trust: Trust = False,
     json: AsJson = False,
 ) -> int:
-    """Score rows with a saved model into a Parquet file: class, a probability for each class, model version.
+    """Score rows with a saved model into a Parquet file: the class and a probability of each, or a number, and the model version.
 
     Args:
         model: `NAME` for the champion, `NAME@v3` for a version, or another alias such as `NAME@candidate`.

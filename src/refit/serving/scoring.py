@@ -46,8 +46,8 @@ def score_files(
 ) -> Scored:
     """Score a file, folder or glob of CSV or Parquet files into one Parquet file, in the order of files and rows.
 
-    Its columns are those in `keep`, then `class` (typed like the classes), `probability of <label>` for each class (float32), and
-    `model`. The file appears once it is complete; after an error, an earlier file stays.
+    Its columns are those in `keep`, then `class` (typed like the classes) and `probability of <label>` for each class (float32), or
+    `prediction` (float64), and `model`. The file appears once it is complete; after an error, an earlier file stays.
 
     Args:
         model: As `load_model` returns it.

@@ -25,7 +25,7 @@ MAX_BYTES_READ = 160_000_000
 NUM_EXAMPLES = 3
 NUM_LOOKED_AT_FIRST, NUM_LOOKED_AT = 20, 1000
 MAX_CLASSES = 20
-"""A column with more different values is not proposed as the target."""
+"""A column with more different values is not proposed as the target, unless it has numbers and a usual name."""
 TARGET_NAMES = ("target", "label", "class", "y", "outcome", "churn")
 
 
@@ -217,11 +217,12 @@ def _count_classes(draft: Draft | None) -> dict[str, int]:
 
 
 def _propose_targets(columns: Sequence[ColumnOverview]) -> list[str]:
-    """Columns of few different values: those with a usual name first, then from the last to the first."""
-    few = [column for column in reversed(columns) if column.kind in ("category", "boolean", "number") and _is_few(column)]
+    """Columns of few different values, or of numbers and a usual name: such names first, then from the last to the first."""
+    few = [column for column in reversed(columns) if column.kind in ("category", "boolean", "number") and _may_be_target(column)]
     names = [column.name for column in few]
     return sorted(names, key=lambda name: name.lower() not in TARGET_NAMES)
 
 
-def _is_few(column: ColumnOverview) -> bool:
-    return 2 <= column.distinct <= MAX_CLASSES
+def _may_be_target(column: ColumnOverview) -> bool:
+    is_named_so = column.kind == "number" and column.name.lower() in TARGET_NAMES
+    return column.distinct >= 2 and (column.distinct <= MAX_CLASSES or is_named_so)
