@@ -22,7 +22,7 @@ def digest_inputs(inputs: Sequence[str], store: Store) -> dict[str, str]:
     Raises:
         DataError: There is no such file, or one cannot be read.
     """
-    place = f"{FOLDER}/{hashlib.sha256(json.dumps([*inputs]).encode()).hexdigest()}.json"
+    place = _find_place(inputs)
     known, found = _read(place, store), dict[str, Any]()
     digests = {}
     for position, source in enumerate(inputs):
@@ -43,6 +43,15 @@ def digest_inputs(inputs: Sequence[str], store: Store) -> dict[str, str]:
     if found != known:
         store.write(place, json.dumps(found).encode())
     return digests
+
+
+def list_known(inputs: Sequence[str], store: Store) -> dict[str, str]:
+    """List the digests of the files that `digest_inputs` has just digested, by their paths in their file systems."""
+    return {path: digest for path, (_, digest) in _read(_find_place(inputs), store).items()}
+
+
+def _find_place(inputs: Sequence[str]) -> str:
+    return f"{FOLDER}/{hashlib.sha256(json.dumps([*inputs]).encode()).hexdigest()}.json"
 
 
 def join_digests(digests: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refit.data.examples import Examples, SplitInfo
 from refit.data.identities import Hashes, mix, number_copies
-from refit.data.input_files import digest_inputs, join_digests
+from refit.data.input_files import digest_inputs, join_digests, list_known
 from refit.data.inputs import Inputs, find_other, name_tensors
 from refit.data.own_dataset import (
     PARTS,
@@ -23,6 +23,7 @@ from refit.data.own_dataset import (
 from refit.data.signature import Signature, TensorSpec
 from refit.errors import DataError
 from refit.items.digests import join_parts, read_source
+from refit.items.kept import NOTHING, key_items, load_kept, note_kept
 from refit.items.parts import LeftOut, Part, Report, read_part
 from refit.items.targets import find_target
 from refit.refs import DatasetRef, Ref
@@ -48,7 +49,10 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
     reader = ItemReader(source)
     left_out = LeftOut(reader)
-    parts = {name: read_part(reader, name, settings, report, warn, left_out) for name in reader.datasets}
+    is_kept = data.cache and files is not None
+    keys = key_items(reader, list_known(data.inputs, store)) if is_kept else {}
+    kept = load_kept(reader, store) if is_kept else NOTHING
+    parts = {name: read_part(reader, name, settings, report, warn, left_out, kept, keys.get(name)) for name in reader.datasets}
     left_out.check()
     if files is None and join_parts({name: part.contents for name, part in parts.items()}, reader) != digests[0]:
         raise DataError(_explain_other_items(source.factory))
@@ -77,6 +81,9 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         source_digest=str(digests[0]),
         remarks=left_out.describe(),
     )
+    if is_kept and all(parts[name].keys is not None for name, _ in places.values()):
+        kinds = {name: part.kind for name, part in parts.items()}
+        note_kept(source, [info.digest for info in splits.values()], kinds, store)
     for line in examples.describe():
         report(line)
     for line in examples.list_warnings():
@@ -198,16 +205,23 @@ def _freeze(part: Part, rows: Tensor, num_classes: int, store: Store) -> SplitIn
     hashes = part.hashes[rows.numpy()]
     tensors = {
         "y": y,
-        "hashes": torch.from_numpy(hashes.view(np.int64)),
+        "hashes": _as_tensor(hashes),
         "numbers": torch.from_numpy(number_copies(hashes)),
     }
     if part.x is None:
         tensors |= {"indices": part.indices[rows], "parts": torch.full_like(rows, PARTS.index(part.name))}
     else:
         tensors |= {name: tensor[rows] for name, tensor in name_tensors(part.x).items()}
+    if part.keys is not None and part.contents is not None:
+        contents = part.contents[part.indices[rows]]
+        tensors |= {"keys": _as_tensor(part.keys[rows.numpy()]), "contents": _as_tensor(contents)}
     ref = _keep(store, "arrays", safetensors.torch.save(_contiguous(tensors)))
     counts: list[int] = torch.bincount(y, minlength=num_classes).tolist() if num_classes else []
     return SplitInfo(rows=len(rows), class_counts=counts, digest=ref.digest, size=ref.size)
+
+
+def _as_tensor(hashes: Hashes) -> Tensor:
+    return torch.from_numpy(hashes.view(np.int64))
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

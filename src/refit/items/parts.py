@@ -1,6 +1,7 @@
 """Reads one of the user's data sets as far as training needs to know it, and finds the items that cannot be used."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from refit.data.own_dataset import (
 )
 from refit.errors import DataError
 from refit.items.digests import BAD, FIRST_PASS, find_digest
+from refit.items.kept import NOTHING, Kept
 from refit.items.reading import Fact, hash_ids, hash_item, read_facts
 from refit.items.targets import find_bad_targets, read_targets
 from refit.runtime.limits import find_free_memory
@@ -43,6 +45,8 @@ class Part:
         y: Their targets, `(N, …)`.
         contents: Hashes of what all items hold, `(M,)`; None if not all were read.
         x: Their inputs, if they are to be frozen.
+        keys: Hashes of what each depends on, `(N,)`, if they are kept for the next data set.
+        kind: What their inputs are.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Part:
     y: Tensor
     contents: Hashes | None = None
     x: Inputs | None = None
+    keys: Hashes | None = None
+    kind: str = ""
 
 
 class LeftOut:
@@ -88,8 +94,27 @@ class LeftOut:
         return sum(map(len, self.reader.datasets.values()))
 
 
-def read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Report, warn: Report, left_out: LeftOut) -> Part:
+def read_part(
+    reader: ItemReader,
+    name: str,
+    settings: SettingsTree,
+    report: Report,
+    warn: Report,
+    left_out: LeftOut,
+    kept: Kept = NOTHING,
+    keys: Hashes | None = None,
+) -> Part:
     """Read what a data set does not tell by itself: its items, if they are frozen or checked, or nothing else says what they hold.
+
+    Args:
+        reader: Opens and reads the data sets.
+        name: The data set.
+        settings: Of the run.
+        report: Receives lines about progress.
+        warn: Receives lines about odd items.
+        left_out: Takes the items that cannot be used.
+        kept: Items that an earlier data set has kept.
+        keys: What each item depends on, if that is known, `(M,)`.
 
     Raises:
         DataError: An item cannot be used, and none may be left out, or items cannot be kept for `data.cache`.
@@ -100,7 +125,10 @@ def read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Rep
     loss = settings.training.loss
     if is_given and not is_frozen and not left_out.most and targets is not None and ids is not None:
         return _drop_bad_targets(Part(name, torch.arange(len(ids)), ids, targets), reader, loss, left_out)
-    facts, items = _read_all(reader, name, settings, report, is_frozen)
+    known = kept.take(reader, name, keys)
+    if known:
+        report(f"data.cache: {len(known):,} of {len(dataset):,} items of {describe_part(name)} are kept, reading the others")
+    facts, items = _read_all(reader, name, settings, report, is_frozen, known)
     contents = np.array([BAD if isinstance(fact, BadItem) else fact.hash for fact in facts], np.uint64)
     good = _find_good(facts, name, reader, left_out, warn)
     found = [cast(Fact, facts[index]) for index in good]
@@ -108,20 +136,26 @@ def read_part(reader: ItemReader, name: str, settings: SettingsTree, report: Rep
     y = _stack_targets(found, reader) if targets is None else targets[indices]
     hashes = (contents if ids is None else ids)[indices.numpy()]
     x = _stack([items[index] for index in good], reader) if len(items) == len(facts) else None
-    part = _drop_bad_targets(Part(name, indices, hashes, y, contents, x), reader, loss, left_out)
+    keys = None if keys is None or x is None else keys[indices.numpy()]
+    kind = found[0].kind if found else ""
+    part = _drop_bad_targets(Part(name, indices, hashes, y, contents, x, keys, kind), reader, loss, left_out)
     if settings.data.cache:
-        _refuse_uncached(reader, part)
+        _refuse_uncached(reader, part, known)
     return part
 
 
 def _read_all(
-    reader: ItemReader, name: str, settings: SettingsTree, report: Report, keep: bool
+    reader: ItemReader, name: str, settings: SettingsTree, report: Report, keep: bool, known: Mapping[int, Fact]
 ) -> tuple[list[Fact | BadItem], list[Any]]:
     """Read the facts of all items, and, to keep, the items; none if they take more than a quarter of the free memory."""
     facts, items = list[Fact | BadItem](), list[Any]()
     room = find_free_memory() // 4 if keep else -1
-    for fact in read_facts(reader, name, report, num_workers=settings.loader.num_workers, keep=keep):
+    indices = [index for index in range(len(reader.datasets[name])) if index not in known]
+    new = read_facts(reader, name, report, num_workers=settings.loader.num_workers, keep=keep, indices=indices)
+    for index in range(len(reader.datasets[name])):
+        fact = known[index] if index in known else next(new)
         item = None if isinstance(fact, BadItem) else fact.item
+        item = _as_tensors(item, reader) if known and index not in known else item
         room -= sum(part.nbytes for part in list_tensors(item))
         if room >= 0:
             items.append(item)
@@ -174,8 +208,18 @@ def _drop_bad_targets(part: Part, reader: ItemReader, loss: str | None, left_out
         indices=part.indices[rows],
         hashes=part.hashes[rows.numpy()],
         y=part.y[rows],
+        keys=None if part.keys is None else part.keys[rows.numpy()],
         x=None if part.x is None else map_tensors(lambda tensor: tensor[rows], part.x),
     )
+
+
+def _as_tensors(item: Any, reader: ItemReader) -> Any:
+    """Turn the inputs of an item into tensors, as those of kept items are."""
+    has_targets = reader.source.has_targets and item is not None
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        x = map_tensors(lambda part: part[0], default_collate([item[0] if has_targets else item]))
+        return (x, None) if has_targets else x
+    return item
 
 
 def _stack(items: Sequence[Any], reader: ItemReader) -> Inputs | None:
@@ -195,14 +239,15 @@ def _stack_targets(facts: Sequence[Fact], reader: ItemReader) -> Tensor:
     return type_targets(torch.stack([cast(Tensor, fact.target) for fact in facts]), reader.source)
 
 
-def _refuse_uncached(reader: ItemReader, part: Part) -> None:
+def _refuse_uncached(reader: ItemReader, part: Part, known: Mapping[int, Fact]) -> None:
     """Refuse items that cannot be kept as tensors: they differ in shape, do not fit into memory, or are random."""
     what = describe_part(part.name)
     if part.x is None:
         raise DataError(
             f"data.cache: expected items of one shape, which fit into memory together, in {what}, found others; set it to false"
         )
-    for index in part.indices[:: max(1, len(part.indices) // NUM_COMPARED)].tolist():
+    indices = [index for index in part.indices.tolist() if index not in known]
+    for index in indices[:: max(1, len(indices) // NUM_COMPARED)]:
         if hash_item(reader.read_item(part.name, index, FIRST_PASS)) != cast(Hashes, part.contents)[index]:
             raise DataError(
                 f"data.cache: expected items that are the same whenever they are read, found that"

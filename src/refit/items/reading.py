@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,9 +63,15 @@ class _Facts(Dataset[Any]):
 
 
 def read_facts(
-    reader: ItemReader, part: str, report: Callable[[str], object], epoch: int = 0, num_workers: int = 0, keep: bool = False
+    reader: ItemReader,
+    part: str,
+    report: Callable[[str], object],
+    epoch: int = 0,
+    num_workers: int = 0,
+    keep: bool = False,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[Fact | BadItem]:
-    """Read all items of a data set in order.
+    """Read items of a data set in order.
 
     Args:
         reader: Opens and reads them.
@@ -73,7 +79,8 @@ def read_facts(
         report: Receives a line now and then.
         epoch: With whose seeds they are read.
         num_workers: Processes that read them.
-        keep: Whether facts have the items.
+        keep: Whether facts have the items, their inputs as tensors.
+        indices: Which items; None reads all.
 
     Raises:
         DataError: An item cannot be read, and none may be left out.
@@ -81,8 +88,10 @@ def read_facts(
     if num_workers:
         refuse_open_files(reader.datasets, reader.source.factory)
     facts = _Facts(reader, part, epoch, keep)
+    indices = range(len(facts)) if indices is None else indices
     loader = DataLoader(
         facts,
+        sampler=cast(Any, indices),
         batch_size=None,
         collate_fn=_as_is,
         num_workers=num_workers,
@@ -95,7 +104,7 @@ def read_facts(
             raise reader.explain(fact)
         if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            report(f"read {number:,} of {len(facts):,} items of {describe_part(part)}")
+            report(f"read {number:,} of {len(indices):,} items of {describe_part(part)}")
         yield fact
 
 

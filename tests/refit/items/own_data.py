@@ -88,11 +88,18 @@ def write_files(folder="files"):
             np.save(f"{folder}/{split}/{number:03}.npy", row.numpy())
 
 
+def centred(folder: str = "files"):
+    """Items that depend on all files."""
+    mean = torch.from_numpy(sum(np.load(path) for path in sorted(Path(folder).glob("train/*.npy"))))
+    return {split: Changed(data, lambda _, x, y: (x - mean, y)) for split, data in files(folder, False).items()}
+
+
 class Changed(Dataset):
     """Another data set, whose items a function changes."""
 
     def __init__(self, dataset, change):
         self.dataset, self.change = dataset, change
+        self.__dict__.update({name: getattr(dataset, name) for name in ("samples", "targets", "classes") if hasattr(dataset, name)})
 
     def __getitem__(self, index):
         return self.change(index, *self.dataset[index])

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch.utils.data import WeightedRandomSampler
 import refit
 from refit.data.live_items import ItemLoader
 from refit.errors import DataError, RefitError, SettingsError
+from refit.items import kept
 from refit.promotion.comparison import Verdict, compare
 from refit.registry import versions
 from refit.registry.differences import find_differences
 from refit.runs.garbage import find_garbage
+from refit.runs.keys import digest_json
 from refit.runs.recipes import forecast
 from refit.serving.item_scoring import score_items
 from refit.settings import resolve_settings
@@ -98,6 +101,53 @@ def test_a_cache_of_items_gives_their_bits():
         DataError, match=r"data\.cache: expected items that are the same .*item 0 \(files/train/000\.npy\).* is random"
     ):
         train("files", data={"inputs": ["files"], "cache": True})
+
+
+def add_file(number: int) -> None:
+    np.save(f"files/train/{number:03}.npy", np.random.default_rng(number).standard_normal(4).astype(np.float32))
+
+
+def read_cached(factory: str, store: str, lines=None, **data) -> str:
+    """Train with a cache; return the digest of the record of the data set."""
+    options = {"is_random": False} if factory == "files" else {}
+    data = {"inputs": ["files"], "options": options, "cache": True, **data}
+    settings = name_settings(factory, store, data=data, training={"num_epochs": 1})
+    result = refit.train(settings, report=(lambda _: None) if lines is None else lines.append)
+    manifest = refit.load_model(result.model.path, trust=True).manifest
+    return digest_json(manifest.model_dump(mode="json"))
+
+
+def test_a_cache_decodes_only_new_and_changed_files(monkeypatch):
+    import own_data
+
+    own_data.write_files()
+    read_cached("files", "store")
+    for number in (50, 51, 52):
+        add_file(number)
+    Path("files/train/001.npy").unlink()
+    Path("files/train/002.npy").write_bytes(Path("files/train/000.npy").read_bytes())
+    monkeypatch.setattr(kept, "NUM_CHECKED", 1)
+    lines, read = [], []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path: read.append(path) or load(path))
+    grown = read_cached("files", "store", lines)
+    assert "data.cache: 48 of 52 items of the train data set are kept, reading the others" in lines
+    assert {f"files/train/{number:03}.npy" for number in (2, 50, 51, 52)} <= {*read}
+    assert len({path for path in read if "train" in path}) < 12
+    assert grown == read_cached("files", "other")
+
+
+def test_a_cache_is_made_anew_if_items_depend_on_more_than_their_own_file():
+    import own_data
+
+    own_data.write_files()
+    read_cached("centred", "store")
+    add_file(50)
+    assert read_cached("centred", "store") == read_cached("centred", "other")
+    Path("files/labels.csv").write_text("of which nobody knows whose they are")
+    lines = []
+    read_cached("centred", "store", lines)
+    assert not [line for line in lines if "are kept" in line]
 
 
 def test_an_epoch_that_was_interrupted_goes_on_without_reading_items_again(monkeypatch):
