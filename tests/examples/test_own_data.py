@@ -5,6 +5,7 @@ import json
 import runpy
 import shutil
 import sys
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import refit
+from refit.errors import DataError
 from refit.reports import figures
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ("toy", "images", "names", "labels", "autoencoder", "brackets")
+NAMES = ("toy", "images", "names", "labels", "autoencoder", "brackets", "tones")
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +82,28 @@ def test_names_of_any_length_are_told_apart():
     assert model.predict([torch.tensor([ord(letter) - 96 for letter in "kowalewski"])]).tolist() == ["Polish"]
     known = names.Names()
     assert (model.predict(known) == np.array(known.classes)[known.targets]).mean() > 0.8
+
+
+def test_files_of_a_web_server_are_fetched_once_and_changed_ones_again(monkeypatch):
+    tones = importlib.import_module("tones")
+    tones.write_tones()
+    fetched, do_get = [], SimpleHTTPRequestHandler.do_GET
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", lambda self: fetched.append(self.path) or do_get(self))
+    url = tones.serve()
+    settings = {**tones.make_settings(url), "training": {"num_epochs": 20}}
+    first = refit.train(settings, report=lambda _: None)
+    assert json.loads(Path(first.model.path, "metrics.json").read_text())["test"]["accuracy"] > 0.9
+    fetched.clear()
+    assert not refit.train(settings, report=lambda _: None).is_new
+    assert {*fetched} == {"/tones/"}
+    tones.write_tones(first=80, num_tones=4)
+    shutil.copy("tones/low-000.npy", "tones/low-002.npy")
+    lines = []
+    assert refit.train(settings, report=lines.append).is_new
+    assert "data.cache: 79 of 84 items of the data set are kept, reading the others" in lines
+    assert len({*fetched}) < 20
+    with pytest.raises(DataError, match=r"data\.inputs: expected files in http://127.* found none, as Cannot connect to"):
+        refit.train(tones.make_settings("http://127.0.0.1:1/"), report=lambda _: None)
 
 
 def test_several_labels_are_learned_at_once(capsys):

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from refit.errors import DataError, StoreError
+from refit.store.disk import open_files
 from refit.store.store import Store
 
 FOLDER = "inputs"
 GLOB_SIGNS = "*?["
+UNCHANGING = {"name", "size", "type", "mimetype", "url", "partial"}
+"""What may stay the same when a file changes."""
 
 
 def digest_inputs(inputs: Sequence[str], store: Store) -> dict[str, str]:
@@ -26,9 +28,9 @@ def digest_inputs(inputs: Sequence[str], store: Store) -> dict[str, str]:
     known, found = _read(place, store), dict[str, Any]()
     digests = {}
     for position, source in enumerate(inputs):
-        system, root = url_to_fs(source)
-        system.invalidate_cache()
         try:
+            system, root = open_files(source)
+            system.invalidate_cache()
             paths = _list_files(system, root, source)
             for path, info in paths.items():
                 token = hashlib.sha256(str(sorted(info.items(), key=str)).encode()).hexdigest()
@@ -38,7 +40,7 @@ def digest_inputs(inputs: Sequence[str], store: Store) -> dict[str, str]:
                         before = [token, hashlib.file_digest(file, "sha256").hexdigest()]
                 found[path] = before
                 digests[f"{position}:{path.removeprefix(root.split('*')[0]).lstrip('/')}"] = before[1]
-        except OSError as error:
+        except (OSError, ImportError, ValueError) as error:
             raise DataError(f"data.inputs: expected files that can be read in {source}, found: {error}; mend it") from error
     if found != known:
         store.write(place, json.dumps(found).encode())
@@ -74,14 +76,40 @@ def _list_files(system: Any, root: str, source: str) -> dict[str, dict[str, Any]
     """Describe the files of a source by their paths: a file, those below a folder, or those that match."""
     if any(sign in root for sign in GLOB_SIGNS):
         found = system.glob(root, detail=True)
-    elif system.isfile(root):
-        found = {root: system.info(root)}
+    elif not source.endswith("/") and system.isfile(root) and not _is_page(info := system.info(root), root):
+        found = {root: info}
     else:
         found = system.find(root, detail=True)
     files = {path: info for path, info in found.items() if info["type"] == "file"}
     if not files:
-        raise DataError(f"data.inputs: expected files in {source}, found none; check the path")
-    return dict(sorted(files.items()))
+        reason = _find_reason(system, root)
+        raise DataError(f"data.inputs: expected files in {source}, found none{reason}; check the path")
+    return {path: info if _tells_changes(info) else _ask(system, path) for path, info in sorted(files.items())}
+
+
+def _is_page(info: Mapping[str, Any], root: str) -> bool:
+    """Whether what a web server gives is the list of a folder, to which it leads whoever asks without the last slash."""
+    return str(info.get("url")) == f"{root}/"
+
+
+def _tells_changes(info: Mapping[str, Any]) -> bool:
+    """Whether a file system tells more of a file than its name and size, such as its time or a tag."""
+    return any(value is not None for name, value in info.items() if name not in UNCHANGING)
+
+
+def _ask(system: Any, path: str) -> dict[str, Any]:
+    """Describe a file that a list says too little of; what is still not known to be the same is read each time."""
+    info: dict[str, Any] = system.info(path)
+    return info if _tells_changes(info) else {**info, "asked": time.time_ns()}
+
+
+def _find_reason(system: Any, root: str) -> str:
+    """Say why nothing is found, if a server gives a reason."""
+    try:
+        system.info(root)
+    except OSError as error:
+        return f", as {error.__cause__}" if error.__cause__ else ""
+    return ""
 
 
 def _read(place: str, store: Store) -> dict[str, Any]:

@@ -114,11 +114,12 @@ def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: boo
     return ref
 
 
-def _check_inputs(examples: Examples, settings: SettingsTree, store: Store) -> None:
+def _check_inputs(examples: Examples, x: object, settings: SettingsTree, store: Store) -> None:
     """Raise for functions of others, and DataError if files that items are read from have changed since the data set was built."""
     check_source(examples.source, settings)
     inputs = settings.data.inputs
-    if examples.inputs is not None and inputs and join_digests(digest_inputs(inputs, store)) != examples.source_digest:
+    is_live = isinstance(x, live_items.LiveItems)
+    if is_live and examples.inputs is not None and inputs and join_digests(digest_inputs(inputs, store)) != examples.source_digest:
         raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
 
 
@@ -141,9 +142,9 @@ def _open_loaders(
     ref, settings = LoadersRef.model_validate_json(json), SettingsTree.model_validate_json(settings_json)
     store, options = Store(settings.store.url), _read_options(settings)
     examples = load_examples(ref.dataset, store)
-    _check_inputs(examples, settings, store)
     parts = [examples.load_split(split, store) for split in ref.splits]
     x, y = live_items.join_splits(parts)
+    _check_inputs(examples, x, settings, store)
     weights = sampling.weigh(ref.sampler, y)
     train_loader: TrainLoader = (
         live_items.ItemLoader(x, ref.batch_size, ref.drop_last, device, options, weights)
@@ -353,11 +354,12 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     _make_room()
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
-    _check_inputs(examples, settings, store)
+    x, y = examples.load_split(split, store)
+    _check_inputs(examples, x, settings, store)
     devices.prepare_compute(settings.compute)
     metrics = evaluation.evaluate(
         checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),
-        live_items.build_ordered_loader(*examples.load_split(split, store), options=_read_options(settings)),
+        live_items.build_ordered_loader(x, y, options=_read_options(settings)),
         _build_objective(examples.signature, settings, is_judge=True),
         CPU,
         settings.compute.precision,
