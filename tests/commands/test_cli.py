@@ -158,6 +158,16 @@ def test_a_dry_run_shows_what_is_made_of_the_table(refit):
     ]
 
 
+def test_a_forecast_is_printed_as_json(refit):
+    Path("rows.csv").write_text("x,k,y\n" + "1,u,a\n2,v,b\n" * 20)
+    found = [
+        json.loads(refit(*command, "--json", "--data.source", "rows.csv")[1]) for command in (("why",), ("train", "--dry-run"))
+    ]
+    assert found[0]["steps"][0] == {"step": "build data set", "is_done": False, "because": ["nothing was run before"]}
+    assert found[1] == {"steps": found[0]["steps"], "table": found[1]["table"]}
+    assert (found[1]["table"]["source"], found[1]["table"]["rows"]) == ("rows.csv", 40)
+
+
 @pytest.mark.parametrize("command", [("why",), ("train", "--dry-run")])
 def test_a_forecast_refuses_columns_that_are_not_there(refit, command):
     Path("rows.csv").write_text("x,y\n" + "1,a\n2,b\n" * 20)

@@ -38,6 +38,7 @@ from refit.refs import RetrainingResult
 from refit.registry.versions import load_part, read_record
 from refit.settings import (
     DataSettings,
+    Settings,
     SettingsTree,
     check_url,
     env_name,
@@ -86,14 +87,17 @@ def train(
         refresh: Repeat every step, even those that are done already.
         dry_run: Only print which steps would run, and why, and what is made of the table.
     """
-    if dry_run:
-        from refit.commands.looking import show_table
-
-        code = why(given=given, settings_file=settings_file)
-        show_table(resolve_settings(as_given(given), settings_file)[0])
-        return code
     settings, _ = resolve_settings(as_given(given), settings_file)
     _check_data(settings)
+    if dry_run:
+        from refit.commands.looking import look_ahead, show_table
+
+        if json:
+            print(jsonlib.dumps({"steps": _forecast(settings), "table": look_ahead(settings)}))
+            return COMPLETED
+        _print_forecast(_forecast(settings))
+        show_table(settings)
+        return COMPLETED
     from refit.commands import local_run
 
     tree = SettingsTree(**settings.model_dump())
@@ -203,21 +207,20 @@ def retrain(*, given: Given = None, settings_file: SettingsFile = None, trust: T
 
 
 @app.command
-def why(*, given: Given = None, settings_file: SettingsFile = None) -> int:
+def why(*, given: Given = None, settings_file: SettingsFile = None, json: AsJson = False) -> int:
     """Show which steps of a run are done already, and why the others would run: what changed since the most similar earlier run.
 
     Args:
         given: The settings.
         settings_file: A TOML file to read instead of `refit.toml`.
+        json: Print one JSON object instead of a table.
     """
     settings, _ = resolve_settings(as_given(given), settings_file)
     _check_data(settings)
-    from refit.runs.recipes import forecast
-
-    table = Table("step", "", "because")
-    for step in forecast(settings, Store(settings.store.url)):
-        table.add_row(step.step, "done" if step.is_done else "to do", cell("\n".join(step.because)))
-    open_console().print(table)
+    if json:
+        print(jsonlib.dumps({"steps": _forecast(settings)}))
+    else:
+        _print_forecast(_forecast(settings))
     return COMPLETED
 
 
@@ -373,6 +376,19 @@ def _tell_data(manifest: dict[str, Any]) -> dict[str, Any]:
         "splits": {split: info["rows"] for split, info in manifest["splits"].items()},
         "kinds": {column["name"]: column["kind"] for column in manifest.get("columns", [])},
     }
+
+
+def _forecast(settings: Settings) -> list[dict[str, Any]]:
+    from refit.runs.recipes import forecast
+
+    return [step.model_dump() for step in forecast(settings, Store(settings.store.url))]
+
+
+def _print_forecast(steps: Sequence[dict[str, Any]]) -> None:
+    table = Table("step", "", "because")
+    for step in steps:
+        table.add_row(step["step"], "done" if step["is_done"] else "to do", cell("\n".join(step["because"])))
+    open_console().print(table)
 
 
 def _print_decision(result: RetrainingResult) -> None:

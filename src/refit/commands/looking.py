@@ -3,7 +3,7 @@
 import json as jsonlib
 import shlex
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -80,10 +80,23 @@ def look(
 
 def show_table(settings: SettingsTree) -> None:
     """Print what training makes of the table that the settings name, if they name one."""
+    found = _look(settings)
+    if found is not None:
+        _print(found)
+
+
+def look_ahead(settings: SettingsTree) -> dict[str, Any] | None:
+    """Say what training makes of the table that the settings name; None if they name none."""
+    found = _look(settings)
+    return None if found is None else found.model_dump()
+
+
+def _look(settings: SettingsTree) -> "Overview | None":
     from refit.tables.overview import look_at_table
 
-    if settings.data.factory is None and settings.data.source != NOTEBOOK:
-        _print(look_at_table(settings.data, settings.seed, is_target_given=True))
+    if settings.data.factory is not None or settings.data.source == NOTEBOOK:
+        return None
+    return look_at_table(settings.data, settings.seed, is_target_given=True)
 
 
 def _print(found: "Overview") -> None:

@@ -12,8 +12,19 @@ from torch.utils.data import DataLoader
 
 from refit.data.inputs import Inputs, join_inputs, list_tensors, map_tensors
 from refit.data.loaders import Batches, build_evaluation_loader, draw_rows
-from refit.data.own_dataset import PARTS, WHOLE, BadItem, ItemReader, OwnSource, describe_part, name_item, refuse_open_files
-from refit.errors import DataError, TrainingError
+from refit.data.own_dataset import (
+    PARTS,
+    WHOLE,
+    BadItem,
+    ItemReader,
+    OwnSource,
+    describe_kind,
+    describe_part,
+    name_item,
+    name_odd,
+    refuse_open_files,
+)
+from refit.errors import DataError, TrainingError, first_line
 from refit.runtime.accelerators import CPU, PINNING
 from refit.runtime.forks import leave_at_once
 
@@ -62,6 +73,28 @@ class LiveItems:
         return [(PARTS[part], index) for part, index in zip(self.parts[rows].tolist(), self.indices[rows].tolist(), strict=True)]
 
 
+LOST = (RuntimeError, OSError, EOFError)
+"""What PyTorch raises if a loader process has died, maybe while its tensors were on their way."""
+
+
+def note_death(error: Exception, attempt: int, how_long: str) -> None:
+    """Tell of loader processes that have died and are started anew; raise TrainingError if it was the last of the attempts.
+
+    An error of another kind is raised as it is. What items raise is none: it comes as a BadItem.
+    """
+    is_named = "DataLoader worker" in str(error)
+    if isinstance(error, RuntimeError) and not is_named:
+        raise error
+    problem = first_line(error) if is_named else f"what one sent did not arrive: {type(error).__name__}: {first_line(error)}"
+    if attempt == TRIES - 1:
+        raise TrainingError(
+            f"loader.num_workers: expected loader processes that live {how_long}, found {TRIES} times that {problem};"
+            " they may be short of memory, of shared memory (/dev/shm) or of open files (ulimit -n): lower loader.num_workers,"
+            " loader.prefetch_factor or loader.batch_size; the same command goes on from here"
+        ) from error
+    warnings.warn(f"starting the loader processes anew: {problem}", stacklevel=3)
+
+
 class ItemLoader(Batches):
     """Batches of items in any order, read ahead by loader processes if there are any, and sent to `device`.
 
@@ -93,6 +126,7 @@ class ItemLoader(Batches):
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._next = -1
+        self._usual: tuple[str, str] | None = None
         super().__init__(cast(Any, range(len(items))), batch_size=batch_size, drop_last=drop_last)
 
     def draw_order(self, epoch: int = 0) -> Tensor:
@@ -114,6 +148,8 @@ class ItemLoader(Batches):
             TrainingError: Loader processes were killed again and again.
         """
         batch = self._read(order, first)
+        if not isinstance(batch, BadItem) and self.items.source.collate is None:
+            batch = self._find_odd(batch, order, first)
         if isinstance(batch, BadItem):
             self._stop()
             if self.items.source.max_bad_items:
@@ -123,6 +159,13 @@ class ItemLoader(Batches):
         is_pinned = self.options.pin_memory and self.device.type in PINNING
         x, y = map_tensors(lambda part: part.to(self.device, non_blocking=is_pinned), batch)
         return x, y
+
+    def _find_odd(self, batch: tuple[Inputs, Tensor], order: Tensor, first: int) -> tuple[Inputs, Tensor] | BadItem:
+        """Return a batch, or what is odd about its items if they are of another kind than those of the first one."""
+        kind = describe_kind(map_tensors(lambda part: part[0], batch[0]))
+        ((part, index),) = self.items.list_places(order[first : first + 1])
+        self._usual = self._usual or (kind, name_item(self._reader.datasets[part], index))
+        return batch if kind == self._usual[0] else name_odd(part, index, kind, self._usual[1], self._usual[0])
 
     def name_non_finite(self, number: int) -> str | None:
         """Name an item of a batch of the epoch, counted from 1, that has inputs which are not finite, if there is one."""
@@ -142,23 +185,16 @@ class ItemLoader(Batches):
             yield self.gather_at(order, first)
 
     def _read(self, order: Tensor, first: int) -> Any:
-        for attempt in range(TRIES):
+        attempt = 0
+        while True:
             if self._next != first or attempt:
                 self._start(order[first:])
             try:
                 return next(cast(Iterator[Any], self._batches))
-            except RuntimeError as error:
+            except LOST as error:
                 self._stop()
-                if "DataLoader worker" not in str(error):
-                    raise
-                problem = str(error).splitlines()[0]
-                if attempt < TRIES - 1:
-                    warnings.warn(f"starting the loader processes anew: {problem}", stacklevel=2)
-        raise TrainingError(
-            f"loader.num_workers: expected loader processes that live as long as the epoch, found {TRIES} times that {problem};"
-            " they may be short of memory, or of shared memory (/dev/shm): lower loader.num_workers, loader.prefetch_factor or"
-            " loader.batch_size; the same command goes on from here"
-        )
+                note_death(error, attempt, "as long as the epoch")
+                attempt += 1
 
     def _start(self, order: Tensor) -> None:
         """Begin to read the batches of an order."""

@@ -70,8 +70,13 @@ def check_source(source: OwnSource | None, settings: SettingsTree) -> None:
             )
 
 
+given_digests: dict[int, str | None] = {}
+"""What the methods `digest` of the opened data sets have returned, by the identity of the data set."""
+
+
 @lru_cache(maxsize=1)
 def _open(source_json: str) -> dict[str, Any]:
+    given_digests.clear()
     source = OwnSource.model_validate_json(source_json)
     factory = import_function(source.factory, "data.factory")
     options = convert_options(factory, source.factory, source.options, "data.options")
@@ -93,6 +98,7 @@ def _open(source_json: str) -> dict[str, Any]:
 def forget_datasets() -> None:
     """Open data sets anew when they are next asked for, as the files that they read may have changed."""
     _open.cache_clear()
+    given_digests.clear()
 
 
 def _check(found: Any, name: str) -> dict[str, Any]:
@@ -210,7 +216,8 @@ class ItemReader(Dataset[Any]):
             usual, odd = find_odd([_find_kind(item) for item in items]) if self.source.collate is None else (0, [])
             if odd:
                 part, index = places[odd[0]]
-                return name_odd(part, index, describe_kind(items[odd[0]]), places[usual][1], describe_kind(items[usual]))
+                other = f"item {places[usual][1]}"
+                return name_odd(part, index, describe_kind(items[odd[0]]), other, describe_kind(items[usual]))
             try:
                 return as_batch(self.collate(items), len(items), self.source)
             except Exception as error:
@@ -257,9 +264,9 @@ def find_odd(kinds: Sequence[Hashable]) -> tuple[int, list[int]]:
     return kinds.index(most), [place for place, kind in enumerate(kinds) if kind != most]
 
 
-def name_odd(part: str, index: int, kind: str, usual: int, usual_kind: str) -> BadItem:
+def name_odd(part: str, index: int, kind: str, usual: str, usual_kind: str) -> BadItem:
     """Say how an item differs from a usual one."""
-    return BadItem(part, index, f"{kind}, where item {usual} is {usual_kind}", TO_COLLATE)
+    return BadItem(part, index, f"{kind}, where {usual} is {usual_kind}", TO_COLLATE)
 
 
 def _find_kind(item: Any) -> Hashable:

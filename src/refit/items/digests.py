@@ -10,7 +10,7 @@ import numpy as np
 from refit.data.examples import Examples
 from refit.data.identities import Hashes
 from refit.data.input_files import compare_inputs, digest_inputs, join_digests
-from refit.data.own_dataset import BadItem, ItemReader, OwnSource, forget_datasets
+from refit.data.own_dataset import BadItem, ItemReader, OwnSource, forget_datasets, given_digests
 from refit.errors import DataError
 from refit.items.reading import read_facts
 from refit.settings import SettingsTree
@@ -79,6 +79,8 @@ def find_digest(dataset: Any) -> str | None:
     method = getattr(dataset, "digest", None)
     if not callable(method):
         return None
+    if id(dataset) in given_digests:  # as it may take long
+        return given_digests[id(dataset)]
     try:
         found = method()
     except Exception as error:
@@ -86,7 +88,8 @@ def find_digest(dataset: Any) -> str | None:
             f"data.factory: expected a text that says what a data set holds from its method `digest()`, found"
             f" {type(error).__name__}: {error}; correct it or, if it is for something else, rename it"
         ) from error
-    return None if found is None else str(found)
+    given_digests[id(dataset)] = None if found is None else str(found)
+    return given_digests[id(dataset)]
 
 
 def explain_change(before: Examples, settings: SettingsTree, store: Store) -> list[str]:

@@ -48,12 +48,14 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
     if files is not None and join_digests(files) != digests[0]:
         raise DataError("data.inputs: expected the same bytes as when the run began, found others; run again")
     reader = ItemReader(source)
-    left_out = LeftOut(reader)
+    left_out, remarks = LeftOut(reader), list[str]()
     is_kept = data.cache and files is not None
     keys = key_items(reader, list_known(data.inputs, store)) if is_kept else {}
     kept = load_kept(reader, store) if is_kept else NOTHING
-    parts = {name: read_part(reader, name, settings, report, warn, left_out, kept, keys.get(name)) for name in reader.datasets}
+    given = settings, report, remarks.append, left_out, kept
+    parts = {name: read_part(reader, name, *given, keys.get(name)) for name in reader.datasets}
     left_out.check()
+    remarks += left_out.describe()
     if files is None and join_parts({name: part.contents for name, part in parts.items()}, reader) != digests[0]:
         raise DataError(_explain_other_items(source.factory))
     places = divide(parts, data, settings.seed)
@@ -63,7 +65,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         source,
         settings.training.loss,
     )
-    _warn_of_learned(parts, places, warn)
+    _remark_on_learned(parts, places, remarks.append)
     items = {split: (name, parts[name].indices[rows]) for split, (name, rows) in places.items()}
     x, y = _take_sample(reader, *items["train"])
     splits = {
@@ -79,15 +81,13 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         sample=_keep(store, "arrays", safetensors.torch.save(_contiguous({**name_tensors(x), "y": y}))),
         inputs=None if files is None else _keep(store, "rows", json.dumps(files).encode()),
         source_digest=str(digests[0]),
-        remarks=left_out.describe(),
+        remarks=remarks,
     )
     if is_kept and all(parts[name].keys is not None for name, _ in places.values()):
         kinds = {name: part.kind for name, part in parts.items()}
         note_kept(source, [info.digest for info in splits.values()], kinds, store)
     for line in examples.describe():
-        report(line)
-    for line in examples.list_warnings():
-        warn(line)
+        (warn if line in remarks else report)(line)
     record = _keep(store, "dataset", examples.model_dump_json().encode())
     return DatasetRef(**record.model_dump(), splits={split: info.ref for split, info in splits.items()}, test_rows=None)
 
@@ -122,7 +122,7 @@ def divide(parts: Mapping[str, Part], data: DataSettings, seed: int) -> dict[str
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 
-def _warn_of_learned(parts: Mapping[str, Part], places: Mapping[str, tuple[str, Tensor]], warn: Report) -> None:
+def _remark_on_learned(parts: Mapping[str, Part], places: Mapping[str, tuple[str, Tensor]], warn: Report) -> None:
     """Tell of test items that are train or validation items, too."""
     is_read = all(part.contents is not None for part in parts.values())
     hashes = {

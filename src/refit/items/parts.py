@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from refit.data.identities import Hashes
+from refit.data.identities import Hashes, number_copies
 from refit.data.inputs import Inputs, list_tensors, map_tensors
 from refit.data.own_dataset import (
     WHOLE,
@@ -120,6 +120,8 @@ def read_part(
         DataError: An item cannot be used, and none may be left out, or items cannot be kept for `data.cache`.
     """
     dataset, targets, ids = reader.datasets[name], read_targets(reader, name), hash_ids(reader.datasets[name])
+    if ids is not None:
+        _tell_equal_ids(ids, name, reader, warn)
     is_given = bool(settings.data.inputs) or find_digest(dataset) is not None
     is_frozen = settings.data.cache or (not is_given and settings.loader.collate is None)
     loss = settings.training.loss
@@ -133,7 +135,7 @@ def read_part(
     good = _find_good(facts, name, reader, left_out, warn)
     found = [cast(Fact, facts[index]) for index in good]
     indices = torch.tensor(good, dtype=torch.int64)
-    y = _stack_targets(found, reader) if targets is None else targets[indices]
+    y = _stack_targets(found, indices, name, reader, warn) if targets is None else targets[indices]
     hashes = (contents if ids is None else ids)[indices.numpy()]
     x = _stack([items[index] for index in good], reader) if len(items) == len(facts) else None
     keys = None if keys is None or x is None else keys[indices.numpy()]
@@ -174,7 +176,7 @@ def _find_good(facts: Sequence[Fact | BadItem], name: str, reader: ItemReader, l
         usual, odd = find_odd([fact.kind for fact in known.values()])
         for place in odd:
             index, other = places[place], places[usual]
-            bad[index] = name_odd(name, index, known[index].kind, other, known[other].kind)
+            bad[index] = name_odd(name, index, known[index].kind, f"item {other}", known[other].kind)
     shapes = [() if fact.target is None else tuple(fact.target.shape) for fact in known.values()]
     usual, odd = find_odd(shapes) if shapes else (0, [])
     for place in odd:
@@ -189,6 +191,17 @@ def _find_good(facts: Sequence[Fact | BadItem], name: str, reader: ItemReader, l
     for index in sorted(bad):
         left_out.add(bad[index])
     return [index for index in places if index not in bad]
+
+
+def _tell_equal_ids(ids: Hashes, name: str, reader: ItemReader, warn: Report) -> None:
+    numbers = number_copies(ids)
+    copies = np.flatnonzero(numbers)
+    if len(copies):
+        first = name_item(reader.datasets[name], int(copies[0]))
+        warn(
+            f"{describe_part(name)}: {len(copies)} of {len(ids)} items have the id of an earlier one, first {first}: those of"
+            " one id go to one side, and count as copies of one item"
+        )
 
 
 def _drop_bad_targets(part: Part, reader: ItemReader, loss: str | None, left_out: LeftOut) -> Part:
@@ -232,11 +245,19 @@ def _stack(items: Sequence[Any], reader: ItemReader) -> Inputs | None:
     return x if list_tensors(x) else None
 
 
-def _stack_targets(facts: Sequence[Fact], reader: ItemReader) -> Tensor:
+def _stack_targets(facts: Sequence[Fact], indices: Tensor, name: str, reader: ItemReader, warn: Report) -> Tensor:
     """Stack targets of one shape; zeros stand for those that items do not have."""
     if not reader.source.has_targets:
         return torch.zeros(len(facts), dtype=torch.int64)
-    return type_targets(torch.stack([cast(Tensor, fact.target) for fact in facts]), reader.source)
+    ys = [cast(Tensor, fact.target) for fact in facts]
+    fractions = [place for place, y in enumerate(ys) if y.is_floating_point()]
+    if 0 < len(fractions) < len(ys) and not reader.source.has_numbers:
+        first = name_item(reader.datasets[name], int(indices[fractions[0]]))
+        warn(
+            f"{describe_part(name)}: {len(fractions)} of {len(ys)} targets are fractions, first that of {first}, the others whole"
+            " numbers: all are numbers to predict; for classes, return whole numbers alone"
+        )
+    return type_targets(torch.stack(ys), reader.source)
 
 
 def _refuse_uncached(reader: ItemReader, part: Part, known: Mapping[int, Fact]) -> None:

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from refit.data.identities import Hashes
 from refit.data.inputs import list_tensors
-from refit.data.own_dataset import BadItem, ItemReader, describe_kind, describe_part, find_id, refuse_open_files
+from refit.data.live_items import LOST, note_death
+from refit.data.own_dataset import BadItem, ItemReader, describe_kind, describe_part, find_id, name_item, refuse_open_files
+from refit.errors import first_line
 from refit.runtime.forks import leave_at_once
 from refit.texts import show
 
@@ -56,7 +58,13 @@ class _Facts(Dataset[Any]):
             if not isinstance(target, Tensor):
                 found, is_text = f"the target {show(repr(item[1]))}", isinstance(item[1], str)
                 return self._refuse(index, found, f"return {'the number of its class' if is_text else 'one'}, or set training.step")
-        return Fact(hash_item(item), target, item if self.keep else None, describe_kind(inputs), is_finite(inputs))
+        try:
+            return Fact(hash_item(item), target, item if self.keep else None, describe_kind(inputs), is_finite(inputs))
+        except (TypeError, RuntimeError, NotImplementedError) as error:  # of sparse tensors, or those of the device `meta`
+            odd = (part for part in list_tensors(item) if part.is_meta or part.layout != torch.strided)
+            kinds = (f"a {str(part.layout).removeprefix('torch.')} tensor on {part.device}" for part in odd)
+            found = next(kinds, first_line(error))
+            return BadItem(self.part, index, found, "return dense tensors that hold numbers, such as `x.to_dense()`")
 
     def _refuse(self, index: int, found: str, remedy: str) -> BadItem:
         return BadItem(self.part, index, found, remedy, "(inputs, target), the target a number or a tensor")
@@ -89,23 +97,37 @@ def read_facts(
         refuse_open_files(reader.datasets, reader.source.factory)
     facts = _Facts(reader, part, epoch, keep)
     indices = range(len(facts)) if indices is None else indices
-    loader = DataLoader(
-        facts,
-        sampler=cast(Any, indices),
-        batch_size=None,
-        collate_fn=_as_is,
-        num_workers=num_workers,
-        worker_init_fn=leave_at_once,
-        generator=torch.Generator(),
-    )
     told = time.monotonic()
-    for number, fact in enumerate(loader, start=1):
+    for number, fact in enumerate(_read_through(facts, indices, num_workers), start=1):
         if isinstance(fact, BadItem) and not reader.source.max_bad_items:
             raise reader.explain(fact)
         if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             report(f"read {number:,} of {len(indices):,} items of {describe_part(part)}")
         yield fact
+
+
+def _read_through(facts: _Facts, indices: Sequence[int], num_workers: int) -> Iterator[Fact | BadItem]:
+    """Read facts in order; if a loader process dies, go on at the item that it did not give."""
+    done = attempt = 0
+    while done < len(indices):
+        loader = DataLoader(
+            facts,
+            sampler=cast(Any, indices[done:]),
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            worker_init_fn=leave_at_once,
+            generator=torch.Generator(),
+        )
+        try:
+            for fact in loader:
+                yield fact
+                done, attempt = done + 1, 0
+        except LOST as error:
+            named = name_item(facts.reader.datasets[facts.part], indices[done])
+            note_death(error, attempt, f"until {named} of {describe_part(facts.part)} and those soon after it are read")
+            attempt += 1
 
 
 def is_finite(item: Any) -> bool:

@@ -118,10 +118,8 @@ class ScoredRows:
 
     def score_baseline(self, score: Score, rows: Mask) -> Scores | None:
         """Score some of the rows as a model would that knows the train targets alone, such as how many rows each class has."""
-        if self.truth is None:
-            return score_without_inputs(self.objective, self.y[torch.from_numpy(rows)])
-        counts = dict(zip(self.labels, self.model.manifest.splits["train"].class_counts, strict=False))
-        return score_majority(self.truth[rows], counts, score)
+        truth = self.y[torch.from_numpy(rows)] if self.truth is None else self.truth[rows]
+        return _score_baseline(self.model.manifest, self.objective, truth, score)
 
 
 def compare(
@@ -230,11 +228,8 @@ def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree,
     outputs, y = compute_outputs(network, build_ordered_loader(x, y), CPU, settings.compute.precision, objective.compute)
     score = choose_score(manifest, settings.promotion)
     labels = manifest.list_labels()
-    if manifest.signature.target.kind == "classes":
-        counts = dict(zip(labels, manifest.splits["train"].class_counts, strict=True))
-        baseline: Scores | None = score_majority([labels[index] for index in y.tolist()], counts, score)
-    else:
-        baseline = score_without_inputs(objective, y)
+    is_class = manifest.signature.target.kind == "classes"
+    baseline = _score_baseline(manifest, objective, [labels[index] for index in y.tolist()] if is_class else y, score)
     if baseline is None:
         return None
     clusters = (
@@ -244,6 +239,13 @@ def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree,
     )
     promotion = settings.promotion.model_copy(update={"score": score})
     return decision.measure_lead(objective.score_rows(outputs, y, score), baseline, promotion, split, clusters, objective.baseline)
+
+
+def _score_baseline(manifest: Examples, objective: Objective, truth: Any, score: Score) -> Scores | None:
+    """Score what knows the train targets alone: of classes their frequencies, given their names as the truth, else their mean."""
+    if manifest.signature.target.kind != "classes":
+        return score_without_inputs(objective, truth)
+    return score_majority(truth, dict(zip(manifest.list_labels(), manifest.splits["train"].class_counts, strict=True)), score)
 
 
 def choose_score(manifest: Examples, settings: PromotionSettings) -> Score:

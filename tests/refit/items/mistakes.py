@@ -1,6 +1,8 @@
 """Data sets with one thing wrong each."""
 
 import random
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,9 @@ CHANGES = {
     "mapping": lambda _, x, y: {"x": x, "y": y},
     "target in a mapping": lambda _, x, y: (x, {"y": y}),
     "number": lambda _, x, y: (float(x[0]), y),
+    "some fractions": lambda index, x, y: (x, 0.5 if index == 7 else y),
+    "sparse": lambda index, x, y: (x.to_sparse() if index == 7 else x, y),
+    "meta": lambda _, x, y: (x.to("meta"), y),
     "bfloat16": lambda _, x, y: (x.bfloat16(), y),
 }
 
@@ -60,6 +65,7 @@ def make(kind: str):
         "few ids": lambda: Items(items, ids=["a", "b"]),
         "open file": FromFile,
         "digest of more": lambda: Items(items, digest=lambda data: data),
+        "equal ids": lambda: Items(items, ids=["a", "b"] * 5 + [f"item {index}" for index in range(30)]),
         "no digest": lambda: Items(items, digest=lambda: None),
         "texts": lambda: Items(items, samples=[f"text {index}" for index in range(NUM_ITEMS)]),
         "tensors": lambda: Items(items, ids=X, samples=X),
@@ -74,6 +80,33 @@ def read_by_digest(kind: str):
     """Items that are read when they are needed."""
     items = change_items(kind)
     return {"train": Items(items, digest=lambda: kind), "test": Items(items[:6], digest=lambda: kind)}
+
+
+class Dying(Items):
+    """Ends the process that reads item 7: always, or once."""
+
+    def __getitem__(self, index):
+        if index == 7 and (self.always or not Path("died").exists()):
+            Path("died").touch()
+            sys.exit(3)
+        return super().__getitem__(index)
+
+
+def dying(always: bool):
+    items = change_items("bfloat16")
+    return {"train": Dying(items, always=always), "test": Items(items)}
+
+
+def counting():
+    """Counts the calls of `digest`."""
+
+    def digest(split):
+        with open("digests", "a") as log:
+            log.write(split)
+        return split
+
+    items = change_items("bfloat16")
+    return {split: Items(items, digest=partial(digest, split)) for split in ("train", "test")}
 
 
 def other_test_items():

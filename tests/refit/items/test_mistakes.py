@@ -55,6 +55,8 @@ def train(factory: str = "make", options=(), lines=None, max_bad_items=0, **load
         ("fractional", r"^the data set of .* expected a number of items from `__len__`, found TypeError: .*; correct it"),
         ("few ids", r"^the data set of .* expected `ids` of each of its 40 items, found 2; name each item"),
         ("digest of more", r"^data\.factory: expected a text .* from its method `digest\(\)`, found TypeError: .*; correct it or"),
+        ("sparse", r"^item 7 of .* expected inputs and target, found .*sparse.*; return dense tensors that hold numbers"),
+        ("meta", r"^item 0 of .* expected inputs and target, found .*meta.*; return dense tensors that hold numbers"),
         ("divided", r"expected mistakes:make to return one data set, or a mapping of .*, found a list of 2; say which is which"),
     ],
 )
@@ -99,12 +101,47 @@ def test_an_item_with_nan_is_named_where_the_loss_is_not_finite():
         train("read_by_digest", options={"kind": "NaN"})
 
 
-def test_an_odd_item_is_named_by_whoever_reads_it():
-    for num_workers in (0, 2):
-        with pytest.raises(
-            RefitError, match=r"^item 7 of the train data set .* found float32 \(3,\), where item \d+ is float32 \(4,\)"
-        ):
-            train("read_by_digest", options={"kind": "shape"}, num_workers=num_workers)
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(0, 8), (2, 8), (0, 1)])
+def test_an_odd_item_is_named_by_whoever_reads_it(num_workers, batch_size):
+    with pytest.raises(
+        RefitError, match=r"^item 7 of the train data set .* found float32 \(3,\), where item \d+ is float32 \(4,\)"
+    ):
+        train("read_by_digest", options={"kind": "shape"}, num_workers=num_workers, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("some fractions", "the data set: 1 of 40 targets are fractions, first that of item 7, the others whole numbers: all are"),
+        (
+            "equal ids",
+            "the data set: 8 of 40 items have the id of an earlier one, first item 2 (a): those of one id",
+        ),
+    ],
+)
+def test_what_may_be_meant_is_told_and_kept_with_the_version(kind, expected):
+    told = []
+    model = {"kind": kind}
+    found = train(options=model, lines=told)
+    assert [line for line in told if line.startswith(expected)]
+    assert [line for line in refit.load_model(found.model.path, trust=True).manifest.remarks if line.startswith(expected)]
+
+
+@pytest.mark.filterwarnings("ignore:starting the loader processes anew")
+def test_a_loader_process_that_dies_in_the_first_pass_is_started_anew_up_to_three_times(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds until a death is noticed
+    assert train("dying", options={"always": False}, num_workers=1).is_new
+    with pytest.raises(
+        RefitError,
+        match=r"^loader\.num_workers: expected loader processes that live until item [5-7] of the train data set and"
+        r" those soon after it are read, found 3 times that ",
+    ):
+        train("dying", options={"always": True}, num_workers=1)
+
+
+def test_a_data_set_is_asked_once_for_its_digest():
+    train("counting")
+    assert sorted(Path("digests").read_text()) == sorted("traintest")
 
 
 @pytest.mark.parametrize(("rows", "found"), [([], "none"), ("text", "a str"), (None, "a NoneType")])
