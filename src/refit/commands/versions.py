@@ -222,7 +222,7 @@ def export(
     settings_file: SettingsFile = None,
     trust: Trust = False,
 ) -> int:
-    """Write a model, including its preparation of rows, into one file that runs without Refit. It is checked on the test rows.
+    """Write a model, including its preparation of rows, into one file that runs without Refit. It is checked on test rows or items.
 
     Args:
         model: `NAME` for the champion, `NAME@v3` for a version, or another alias.
@@ -241,11 +241,16 @@ def export(
 
     check_outside(output, store)
     loaded = load_version(store, name, number, settings)
-    rows = loaded.manifest.load_test_rows(store)
+    if loaded.manifest.maker == "tables":
+        rows = loaded.manifest.load_test_rows(store)
+        where = f"its {len(rows)} test rows"
+    else:  # a batch, as the file takes no items
+        rows, y = loaded.manifest.load_sample(store)
+        where = f"{len(y)} of its items"
     difference = export_model(loaded, output, format, rows, f"{name}@v{number}")
     say(f"exported {name}@v{number}: {output}")
-    what = "probability" if loaded.manifest.classes else "prediction"
-    print(f"largest difference of a {what} on its {len(rows)} test rows: {difference:.2g}")
+    what = "a probability" if loaded.manifest.signature.target.classes else "a prediction"
+    print(f"largest difference of {what} on {where}: {difference:.2g}")
     return COMPLETED
 
 
