@@ -44,7 +44,7 @@ TESTS = {
     "tables.hashes": ["tables/test_hashes"],
     "tables.table_splits": ["tables/test_table_splits"],
     "tables.copies": ["tables/test_copies"],
-    "tables.drift": ["tables/test_drift"],
+    "data.drifts": ["data/test_drifts"],
     "promotion.bounds": ["promotion/test_bounds"],
     "promotion.fair_rows": ["promotion/test_comparison"],
     "promotion.comparison": ["promotion/test_comparison"],

@@ -52,7 +52,7 @@ class Maker(Protocol):
 
 class _Tables:
     packages: tuple[str, ...] = ("polars", "numpy", "duckdb", "charset-normalizer")
-    overviews = ("deviations", "drift", "overview", "table_examples")
+    overviews = ("deviations", "overview", "table_examples")
     """Modules that no data set depends on."""
 
     def list_code(self) -> list[str]:
@@ -60,7 +60,7 @@ class _Tables:
         return [
             *(f"refit.tables.sources.{path.stem}" for path in sorted(PACKAGE.glob("tables/sources/[!_]*.py"))),
             *(f"refit.tables.{name}" for name in modules),
-            *(f"refit.data.{name}" for name in ("identities", "signature", "splits")),
+            *(f"refit.data.{name}" for name in ("identities", "profiles", "signature", "splits")),
         ]
 
     def digest_sources(self, settings: SettingsTree) -> tuple[str, str | None]:
@@ -106,10 +106,8 @@ class _Items:
     def list_code(self) -> list[str]:
         return [
             *(f"refit.items.{path.stem}" for path in sorted(PACKAGE.glob("items/[!_]*.py"))),
-            *(
-                f"refit.data.{name}"
-                for name in ("identities", "input_files", "inputs", "own_dataset", "own_functions", "seeded", "signature")
-            ),
+            *(f"refit.data.{name}" for name in ("identities", "input_files", "inputs", "own_dataset", "own_functions")),
+            *(f"refit.data.{name}" for name in ("profiles", "seeded", "signature")),
         ]
 
     def digest_sources(self, settings: SettingsTree) -> tuple[str, str | None]:

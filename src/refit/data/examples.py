@@ -10,11 +10,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from refit.data.drifts import Drift
+from refit.data.drifts import Drift, compare_profiles
 from refit.data.identities import Hashes, Identities, Rows, find_known, identify
 from refit.data.inputs import Inputs, Mask, map_tensors, unname_tensors
 from refit.data.live_items import LiveItems, as_items
 from refit.data.own_dataset import OwnSource
+from refit.data.profiles import Profile
 from refit.data.signature import Signature
 from refit.errors import DataError, SettingsError
 from refit.refs import Ref
@@ -53,7 +54,8 @@ class Examples(BaseModel):
     user's own data set.
 
     `sample` is a batch of train items, by which a model is tried. `inputs` are the digests of the files of
-    `data.inputs`. The source digests cover what the examples were made from. `remarks` say what people should know, a line each.
+    `data.inputs`. `profiles` describe the targets that are learned from, and of a table its columns. The source digests cover what
+    the examples were made from. `remarks` say what people should know, a line each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +66,7 @@ class Examples(BaseModel):
     source: OwnSource | None = None
     sample: Ref | None = None
     inputs: Ref | None = None
+    profiles: list[Profile] = Field(default_factory=list)
     source_digest: str = ""
     test_source_digest: str | None = None
     remarks: list[str] = Field(default_factory=list)
@@ -234,9 +237,10 @@ class Examples(BaseModel):
         """Name the columns whose slices cannot show anything; None if there is none."""
         return None
 
-    def find_drifts(self, before: "Examples") -> list[Drift]:  # noqa: ARG002
-        """Say how far each column has moved since another data set."""
-        return []
+    def find_drifts(self, before: "Examples") -> list[Drift]:
+        """Say how far each column or target has moved since another data set."""
+        is_alike = self.maker == before.maker and before.profiles
+        return compare_profiles(before.profiles, self.profiles) if is_alike else []
 
     def _load_arrays(self, split: str, store: Store) -> dict[str, Tensor]:
         if split not in self.splits:

@@ -25,7 +25,7 @@ from refit.errors import DataError
 from refit.items.digests import join_parts, read_source
 from refit.items.kept import NOTHING, key_items, load_kept, note_kept
 from refit.items.parts import LeftOut, Part, Report, read_part
-from refit.items.targets import find_target
+from refit.items.targets import find_target, profile_targets
 from refit.refs import DatasetRef, Ref
 from refit.settings import DataSettings, SettingsTree
 from refit.store.store import Store
@@ -66,6 +66,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         settings.training.loss,
     )
     _remark_on_learned(parts, places, remarks.append)
+    learned = [parts[name].y[rows] for split, (name, rows) in places.items() if split != "test"]
     items = {split: (name, parts[name].indices[rows]) for split, (name, rows) in places.items()}
     x, y = _take_sample(reader, *items["train"])
     splits = {
@@ -80,6 +81,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
         source=source,
         sample=_keep(store, "arrays", safetensors.torch.save(_contiguous({**name_tensors(x), "y": y}))),
         inputs=None if files is None else _keep(store, "rows", json.dumps(files).encode()),
+        profiles=profile_targets(target, torch.cat(learned)),
         source_digest=str(digests[0]),
         remarks=remarks,
     )

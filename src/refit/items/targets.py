@@ -9,11 +9,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from refit.data.own_dataset import BadItem, ItemReader, OwnSource, describe_part, type_targets
+from refit.data.profiles import Profile, profile_counts, profile_numbers
 from refit.data.signature import Target
 from refit.errors import DataError
 from refit.texts import list_names
 
 NUM_COMPARED = 3
+MAX_PROFILED = 100
+"""Most numbers or labels of a target whose distribution is kept."""
 
 
 def read_targets(reader: ItemReader, part: str) -> Tensor | None:
@@ -94,6 +97,22 @@ def find_target(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, loss:
             " predict as floats"
         )
     return _find_classes(dataset, ys, source)
+
+
+def profile_targets(target: Target, y: Tensor) -> list[Profile]:
+    """Profile targets `(N, …)`: the shares of classes, of each label, or each number, of many the first ones."""
+    if target.kind == "none":
+        return []
+    if target.kind == "classes":
+        counts = torch.bincount(y, minlength=len(target.classes)).tolist()
+        return [profile_counts(target.name, dict(zip(map(str, target.classes), counts, strict=True)))]
+    columns = y.reshape(len(y), -1).double().numpy().T[:MAX_PROFILED]
+    if target.kind == "labels":
+        sums = [int(column.sum()) for column in columns]
+        pairs = zip(target.classes, sums, strict=False)
+        return [profile_counts(str(label), {"true": count, "false": len(y) - count}) for label, count in pairs]
+    names = [target.name if len(columns) == 1 else f"{target.name} {place}" for place in range(1, len(columns) + 1)]
+    return [profile_numbers(name, column) for name, column in zip(names, columns, strict=True)]
 
 
 def _find_labels(dataset: Any, ys: Mapping[str, Tensor], source: OwnSource, shares: list[float]) -> Target:

@@ -16,8 +16,10 @@ from refit.data.examples import Examples
 from refit.data.inputs import Mask
 from refit.data.live_items import build_ordered_loader
 from refit.data.own_dataset import check_source
+from refit.data.profiles import Profile
 from refit.errors import DataError, RefitError
 from refit.promotion import decision
+from refit.promotion.answers import find_answer_drifts, profile_answers
 from refit.promotion.decision import Decision, Lead, decide, find_collapse
 from refit.promotion.fair_rows import (
     Rival,
@@ -116,6 +118,10 @@ class ScoredRows:
             return {}
         return {"negative loss": float(self.score("negative_loss", rows).scores.mean())}
 
+    def profile(self, rows: Mask) -> list[Profile]:
+        """Profile what is said of some of the rows."""
+        return profile_answers(self.objective, self.outputs[torch.from_numpy(rows)])
+
     def score_baseline(self, score: Score, rows: Mask) -> Scores | None:
         """Score some of the rows as a model would that knows the train targets alone, such as how many rows each class has."""
         truth = self.y[torch.from_numpy(rows)] if self.truth is None else self.truth[rows]
@@ -166,9 +172,11 @@ def compare(
     clusters = None if clusters is None else clusters[is_fair]
     scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
     baseline, of_champion, collapse = scored.score_baseline(settings.score, is_fair), None, None
+    drifts: list[Drift] = []
     if rival_scored is not None and rival.number is not None:
         scores[f"{candidate.name}@v{rival.number}"] = _list_scores(rival_scored, is_fair, rows, rival.number, store)
         of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
+        drifts = find_answer_drifts(store, candidate.name, rival.number, rival_scored.profile(is_fair))
         collapse = find_collapse(
             of_champion, baseline, settings, lead_before=lead, clusters=clusters, name=scored.objective.baseline
         )
@@ -209,12 +217,14 @@ def compare(
         bins=getattr(measured, "bins", []),
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),
-        drifts=[] if rival.model is None else manifest.find_drifts(rival.model.manifest),
+        drifts=[] if rival.model is None else [*manifest.find_drifts(rival.model.manifest), *drifts],
     )
 
 
-def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree, store: Store) -> Lead | None:
+def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree, store: Store) -> tuple[Lead | None, list[Profile]]:
     """Measure by how much a network beats the baseline on the rows that it is judged on, as `compare` would; None without one.
+
+    Of items, which have no columns to tell when they drift, also profile what it says of them.
 
     Args:
         network: The network, on the CPU.
@@ -230,15 +240,17 @@ def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree,
     labels = manifest.list_labels()
     is_class = manifest.signature.target.kind == "classes"
     baseline = _score_baseline(manifest, objective, [labels[index] for index in y.tolist()] if is_class else y, score)
+    answers = profile_answers(objective, outputs) if manifest.maker == "items" else []
     if baseline is None:
-        return None
+        return None, answers
     clusters = (
         manifest.find_clusters(manifest.load_test_rows(store), store)
         if split == "test"
         else manifest.load_identities(split, store).groups
     )
     promotion = settings.promotion.model_copy(update={"score": score})
-    return decision.measure_lead(objective.score_rows(outputs, y, score), baseline, promotion, split, clusters, objective.baseline)
+    scores = objective.score_rows(outputs, y, score)
+    return decision.measure_lead(scores, baseline, promotion, split, clusters, objective.baseline), answers
 
 
 def _score_baseline(manifest: Examples, objective: Objective, truth: Any, score: Score) -> Scores | None:

@@ -44,6 +44,7 @@ def save_version(
     key: str | None = None,
     refitted: Ref | None = None,
     lead: Mapping[str, Any] | None = None,
+    answers: Sequence[Mapping[str, Any]] = (),
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
@@ -55,7 +56,8 @@ def save_version(
     link to the object that checkpoints refer to), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json`, the card (`card.md` with its pictures) and, with `refitted`, `held_back.pt`. `version.json` holds name and
     number, digests (of the weights, all other files, and a factory's code), versions of packages, logits that identify the
-    network, and the `lead` over the majority class. The ledger records that the test rows have judged it.
+    network, the `lead` over the majority class, and, if given, profiles of the `answers`. The ledger records that the test rows
+    have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read, or the version cannot be written; then nothing of it is left.
@@ -74,6 +76,7 @@ def save_version(
         "refit_on_all": refitted is not None,
         "held_back": known.get("held_back.pt"),
         "lead": lead,
+        **({"answers": answers} if answers else {}),
         "torch": torch.__version__,
         "code": digest_user_code(settings.model.factory),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

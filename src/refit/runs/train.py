@@ -100,7 +100,7 @@ def save_best(
     manifest = load_record(snapshot, store)
     devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store)
-    lead = measure_lead(network, manifest, settings, store)
+    lead, answers = measure_lead(network, manifest, settings, store)
     warning = None if lead is None else lead.warn()
     saved = saving.save_version(
         best.checkpoint,
@@ -112,6 +112,7 @@ def save_best(
         key=None if load_result(key, store) else key,  # with a result, a repetition wants a new version
         refitted=None if refitted is None else refitted.checkpoint,
         lead=None if lead is None else lead.model_dump() | {"warning": warning},
+        answers=[profile.model_dump() for profile in answers],
     )
     if warning:
         warn(warning)

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from refit.data.profiles import Profile
 from refit.refs import Deviation
 from refit.tables.conversion import Numbers
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, Inputs, Mask, NumericColumn, Scale, TextColumn
-from refit.tables.profiles import Profile
 from refit.texts import show
 
 MORE_ROWS = 0.1

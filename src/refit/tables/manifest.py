@@ -14,7 +14,6 @@ from refit.store.store import Store
 from refit.tables.copies import Copies
 from refit.tables.formats import ClockFormat, Format
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, name_inputs
-from refit.tables.profiles import Profile
 from refit.tables.schema import KINDS
 from refit.tables.sources.dialects import Dialect
 from refit.tables.targets import tell_rare_classes, tell_rows_without_target
@@ -40,7 +39,6 @@ class Manifest(Examples):
 
     maker: Literal["tables"] = "tables"
     columns: list[AnyColumn]
-    profiles: list[Profile]
     time_column: str | None
     group_column: str | None
     target_format: Format | None = None

@@ -1,63 +1,34 @@
-"""What a column held, small enough for a manifest; `refit.tables.drift` says how far two such profiles are apart."""
+"""Profiles the columns of a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from refit.data.identities import Rows
+from refit.data.profiles import (
+    MAX_CATEGORIES,
+    MIN_ROWS,
+    NUM_BUCKETS,
+    Numbers,
+    Profile,
+    describe_numbers,
+    find_95th,
+    find_bucket,
+)
 from refit.data.signature import Kind
 from refit.tables.columns import index_rows, take_column, take_rows
 from refit.tables.ngrams import find_longest_words
 
-MAX_CATEGORIES = 100
-"""At most so many categories of a column are counted by name: the most frequent; ties go by name."""
-NUM_BUCKETS = 64
-"""Columns with more categories are counted by a hash of the category, too."""
-MIN_ROWS = 5
-"""Categories in fewer rows are taken together, as each by itself says little (Cochran 1954)."""
 FEW_GROUPS = 20
 """Fewer groups cannot show how alike their rows are, so that a group counts as one row."""
 GROUPS_A_BLOCK = 65_536
 """Counted at once, so that the counts of all groups need not be in memory."""
 
-Numbers = NDArray[np.float64]
 Groups = NDArray[np.int64] | NDArray[np.uint64]
-
-
-class Profile(BaseModel):
-    """What a column held. All counts are of rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: str
-    kind: Kind
-    num_rows: int
-    num_missing: int
-    """Rows without a value."""
-    design_effect: float = 1.0
-    """How many rows say as much as one independent row: 1, or more where rows of a group are alike."""
-    marks: list[float] = []
-    """Numbers from the least to the greatest, such that no more than a fiftieth of the rows lies between two of them. They have few
-    binary digits, so that profiles of similar columns share most marks. Date-times are in seconds since 1970."""
-    below: list[int] = []
-    """How many numbers are less than each mark."""
-    equal: list[int] = []
-    """How many numbers equal each mark."""
-    counts: dict[str, int] = {}
-    """Rows of the most frequent categories, largest first; booleans are `true` and `false`, texts count by their longest word."""
-    buckets: list[int] = []
-    """Rows of all categories by `find_bucket`; empty where `counts` has every category."""
-
-    @property
-    def missing(self) -> float:
-        """Share of the rows without a value."""
-        return self.num_missing / self.num_rows
 
 
 def profile_columns(
@@ -76,20 +47,6 @@ def profile_columns(
     return [_profile(name, take_rows(take_column(frame, name), index, kind), kind, clusters) for name, kind in kinds.items()]
 
 
-def find_bucket(category: str) -> int:
-    """The index of a category in `Profile.buckets`, the same on any machine."""
-    return blake2b(category.encode(), digest_size=1).digest()[0] % NUM_BUCKETS
-
-
-def find_95th(degrees: float) -> float:
-    """The 95th percentile of a chi-square distribution, to 3 % for one degree of freedom, and better for more.
-
-    Source: Wilson and Hilferty, The Distribution of Chi-Square (1931).
-    """
-    variance = 2 / (9 * degrees)
-    return float(degrees * (1 - variance + 1.645 * variance**0.5) ** 3)
-
-
 @dataclass(frozen=True)
 class _Clusters:
     """The numbers of N rows in the order of their groups, and the sizes of the G groups."""
@@ -106,32 +63,12 @@ def _profile(name: str, values: pl.Series, kind: Kind, clusters: _Clusters | Non
     num_rows, num_missing = values.len(), values.null_count()
     if kind in ("numeric", "datetime"):
         values = values.dt.epoch("us") / 1e6 if kind == "datetime" else values
-        content, bins = _describe_numbers(values), _bin_numbers
+        content, bins = describe_numbers((values.drop_nulls() if values.has_nulls() else values).to_numpy()), _bin_numbers
     else:
         values = find_longest_words(values) if kind == "text" else values.cast(pl.String)
         content, bins = _describe_categories(values), _bin_categories
     design_effect = 1.0 if clusters is None else _estimate_design_effect(bins(values), clusters)
     return Profile(name=name, kind=kind, num_rows=num_rows, num_missing=num_missing, design_effect=design_effect, **content)
-
-
-def _describe_numbers(values: pl.Series) -> dict[str, Any]:
-    ordered = np.sort((values.drop_nulls() if values.has_nulls() else values).to_numpy()) + 0.0  # so that -0.0 is 0.0
-    if not len(ordered):
-        return {}
-    percentiles = ordered[np.maximum(-(-np.arange(101) * len(ordered) // 100) - 1, 0)]  # at least n % are no greater than the nth
-    marks = np.unique(np.append(_round_between(percentiles[:-1], percentiles[1:]), ordered[[0, -1]]))
-    below, up_to = np.searchsorted(ordered, marks), np.searchsorted(ordered, marks, "right")
-    return {"marks": marks.tolist(), "below": below.tolist(), "equal": (up_to - below).tolist()}
-
-
-def _round_between(low: Numbers, high: Numbers) -> Numbers:
-    """A number from `low` to `high` with as few binary digits as tell the two apart."""
-    near, far = np.sort(np.abs([low, high]), axis=0).view(np.uint64)
-    digits = near ^ far
-    for shift in (1, 2, 4, 8, 16, 32):
-        digits |= digits >> np.uint64(shift)  # the first digit that differs, and all after it
-    rounded = (far & ~(digits >> np.uint64(1))).view(np.float64)
-    return np.where((low < 0) & (high > 0), 0.0, np.where(low < 0, -rounded, rounded))
 
 
 def _describe_categories(values: pl.Series) -> dict[str, Any]:

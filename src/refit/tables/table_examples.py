@@ -8,7 +8,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from refit.data.drifts import Drift
 from refit.data.examples import Examples, Obstacle
 from refit.data.identities import Hashes, Rows, find_known, identify
 from refit.data.inputs import Mask
@@ -19,7 +18,6 @@ from refit.store.store import Store
 from refit.tables.columns import check_columns, take_column
 from refit.tables.conversion import EXPECTED
 from refit.tables.copies import estimate_chances, is_more_than_chance
-from refit.tables.drift import compare_profiles
 from refit.tables.formats import AnyFormat, DateFormat, NumberFormat
 from refit.tables.hashes import hash_rows
 from refit.tables.manifest import Manifest, load_test_rows
@@ -129,10 +127,6 @@ class TableExamples(Manifest):
     def check_slices(self, columns: Sequence[str], rows: pl.DataFrame) -> None:
         """Raise DataError for columns that the raw rows lack."""
         check_columns("promotion.slices", columns, rows.columns, "the table")
-
-    def find_drifts(self, before: Examples) -> list[Drift]:
-        """Say how far each column has moved since another data set."""
-        return compare_profiles(before.profiles, self.profiles) if isinstance(before, TableExamples) else []
 
     def explain_change(self, data: DataSettings) -> list[str]:
         """Say what has changed in the source since this data set."""

@@ -237,6 +237,15 @@ def numbers_again():
     return {split: Changed(dataset, lambda _, x, y: (x, float(x.sum() + y) / 10)) for split, dataset in toy_again().items()}
 
 
+def skewed(share: float = 1 / 3, seed: int = 0):
+    """Items of three classes, of which the first has this share."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for split in ("train", "test"):
+        y = (torch.rand(150, generator=generator) > share) * torch.randint(1, 3, (150,), generator=generator)
+        found[split] = ToyDataset(torch.randn(150, 4, generator=generator) + 2 * y[:, None], y)
+    return found
+
+
 def labels_again():
     return {split: Changed(dataset, lambda _, x, __: (x, (x[:3] > 0.5).long())) for split, dataset in toy_again().items()}
 

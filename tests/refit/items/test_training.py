@@ -353,6 +353,21 @@ def test_the_first_model_of_a_step_has_nothing_to_be_compared_with_and_the_next_
     assert second.decision.score == "negative_loss"
 
 
+def test_it_is_told_how_far_targets_and_what_the_champion_says_have_moved():
+    adam = {"optimizer": {"name": "adam", "lr": 0.02}, "training": {"num_epochs": 10}}
+    judge("skewed", None, **adam)
+    same = judge("skewed", 1, **adam, data={"options": {"seed": 1}})
+    assert [(drift.column, drift.extent) for drift in same.drifts] == [
+        ("target", "stable"),
+        ("confidence, by model@v1", "stable"),
+        ("predicted class, by model@v1", "stable"),
+    ]
+    moved = judge("skewed", 1, **adam, data={"options": {"share": 0.8, "seed": 2}})
+    assert {drift.column: drift.extent for drift in moved.drifts} == dict.fromkeys(
+        ["target", "confidence, by model@v1", "predicted class, by model@v1"], "shifted"
+    )
+
+
 def test_items_that_the_champion_has_learned_from_judge_no_candidate():
     judge("toy_again", None, training={"num_epochs": 1})
     verdict = judge("toy_again", 1, training={"num_epochs": 1}, data={"options": {"first": 100}})

@@ -513,7 +513,7 @@ def test_the_lead_of_a_new_version_is_that_of_its_first_decision(save_version, s
     version, promotion = save_version(rows, **data), PromotionSettings(score=score)
     model, decision = load_model(version.path), compare(version, None, promotion, store).decision
     settings = model.settings.model_copy(update={"promotion": promotion})
-    lead = measure_lead(model.module, model.manifest, settings, store)
+    lead, _ = measure_lead(model.module, model.manifest, settings, store)
     assert (lead.split, lead.num_rows) == ("test", decision.num_rows)
     assert (lead.model, lead.majority, lead.bound) == (decision.candidate, decision.majority, decision.lead)
 
@@ -522,5 +522,5 @@ def test_without_test_rows_the_lead_is_that_on_the_last_split_there_is(store):
     make_rows(100).write_csv("rows.csv")
     settings = SettingsTree.model_validate({"data": {"source": "rows.csv", "test": 0}})
     manifest = load_manifest(build_dataset(settings.data, 0, store), store)
-    lead = measure_lead(nn.Linear(len(manifest.signature.input_names), 2), manifest, settings, store)
+    lead, _ = measure_lead(nn.Linear(len(manifest.signature.input_names), 2), manifest, settings, store)
     assert (lead.split, lead.num_rows) == ("val", manifest.splits["val"].rows)

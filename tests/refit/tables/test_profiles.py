@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 from scipy.stats import chi2
 
+from refit.data.profiles import MAX_CATEGORIES, NUM_BUCKETS, Profile, find_95th, find_bucket
 from refit.tables import profiles
-from refit.tables.profiles import MAX_CATEGORIES, NUM_BUCKETS, Profile, find_95th, find_bucket, profile_columns
+from refit.tables.profiles import profile_columns
 from refit.tables.schema import find_reading
 
 COLUMNS = {

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from scipy.stats import chi2, hypergeom
 
-from refit.tables.drift import MIN_SHARE, Drift, compare_profiles
-from refit.tables.profiles import Profile, profile_columns
+from refit.data.drifts import MIN_SHARE, Drift, compare_profiles
+from refit.data.profiles import Profile
+from refit.tables.profiles import profile_columns
 from refit.tables.schema import find_reading
 
 Generator = np.random.Generator

@@ -1,0 +1,36 @@
+"""What a model says of examples, so that a later night can tell whether it says other things now."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from refit.data.drifts import Drift, compare_profiles
+from refit.data.profiles import Profile, profile_counts, profile_numbers
+from refit.registry.versions import read_record
+from refit.store.store import Store
+from refit.training.objective import Classification, Objective
+
+MAX_PROFILED = 20
+
+
+def profile_answers(objective: Objective, outputs: Tensor) -> list[Profile]:
+    """Profile what is said of N examples: predicted classes and their probabilities, or numbers, probabilities of labels or losses.
+
+    Shape:
+        outputs: (N, …), finite.
+    """
+    columns = objective.tabulate(outputs)
+    if isinstance(objective, Classification):
+        predicted, *probabilities = columns.values()
+        confidence = np.max(probabilities, axis=0).astype(np.float64)
+        return [profile_counts("predicted class", Counter(map(str, predicted))), profile_numbers("confidence", confidence)]
+    return [profile_numbers(name, values.astype(np.float64)) for name, values in [*columns.items()][:MAX_PROFILED]]
+
+
+def find_answer_drifts(store: Store, name: str, number: int, now: Sequence[Profile]) -> list[Drift]:
+    """Say how far the answers of a version have moved since it was saved; nothing if they were not kept."""
+    before = [Profile.model_validate(profile) for profile in read_record(store, name, number).get("answers") or []]
+    drifts = compare_profiles(before, now) if before else []
+    return [drift.model_copy(update={"column": f"{drift.column}, by {name}@v{number}"}) for drift in drifts]
