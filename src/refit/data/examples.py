@@ -1,5 +1,6 @@
 """Examples: what training sees of a data set, whatever it was made from."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from refit.data.drifts import Drift, compare_profiles
 from refit.data.identities import Hashes, Identities, Rows, find_known, identify
 from refit.data.inputs import Inputs, Mask, map_tensors, unname_tensors
 from refit.data.live_items import LiveItems, as_items
-from refit.data.own_dataset import OwnSource
+from refit.data.own_dataset import PARTS, OwnSource, find_id
 from refit.data.profiles import Profile
 from refit.data.signature import Signature
 from refit.errors import DataError, SettingsError
@@ -84,9 +85,21 @@ class Examples(BaseModel):
             Returns (N, …) and (N,) or (N, …); for a table (N, F) and (N,).
         """
         tensors = self._load_arrays(split, store)
-        if "indices" in tensors and self.source is not None:
+        if self.source is not None and not any(name.startswith("x") for name in tensors):
             return LiveItems(self.source, tensors["parts"], tensors["indices"]), tensors["y"]
         return unname_tensors(tensors), tensors["y"]
+
+    def name_examples(self, split: str, rows: Sequence[int], store: Store) -> list[str]:
+        """Name some items of a split as the data set calls them, or else by their indices there."""
+        arrays = self._load_arrays(split, store)
+        found = []
+        for row in rows:
+            part, index = (int(arrays[name][row]) if name in arrays else 0 for name in ("parts", "indices"))
+            named = None
+            with contextlib.suppress(Exception):  # it may not be there any more
+                named = None if self.source is None else find_id(self.source.open()[PARTS[part]], index)
+            found.append(f"item {index}" if named is None else named)
+        return found
 
     def load_identities(self, split: str, store: Store) -> Identities:
         """Load what tells the examples of a split apart; raises as `load_split` does."""

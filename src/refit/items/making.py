@@ -209,10 +209,10 @@ def _freeze(part: Part, rows: Tensor, num_classes: int, store: Store) -> SplitIn
         "y": y,
         "hashes": _as_tensor(hashes),
         "numbers": torch.from_numpy(number_copies(hashes)),
+        "indices": part.indices[rows],
+        "parts": torch.full_like(rows, PARTS.index(part.name)),
     }
-    if part.x is None:
-        tensors |= {"indices": part.indices[rows], "parts": torch.full_like(rows, PARTS.index(part.name))}
-    else:
+    if part.x is not None:
         tensors |= {name: tensor[rows] for name, tensor in name_tensors(part.x).items()}
     if part.keys is not None and part.contents is not None:
         contents = part.contents[part.indices[rows]]

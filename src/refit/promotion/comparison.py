@@ -30,6 +30,7 @@ from refit.promotion.fair_rows import (
     tell_left_out,
 )
 from refit.promotion.news import find_lead
+from refit.promotion.worst import WorstItem, find_worst
 from refit.refs import Alarm, Handle, Ref, SavedModel
 from refit.registry.ledger import record_opening
 from refit.registry.saving import FROZEN
@@ -73,7 +74,11 @@ class Verdict(Handle):
     """Rows of each split of the champion's data set."""
     rows_now: dict[str, int]
     drifts: list[Drift]
-    """How far columns have moved since the champion's data set."""
+    """How far columns or targets, and the champion's answers, have moved since the champion's data set."""
+    worst: list[WorstItem]
+    """Items that the candidate is worst on; none of a table."""
+    worst_picture: str
+    """A PNG of them in base64; empty if they are no images."""
 
     @property
     def figures(self) -> str:
@@ -204,6 +209,7 @@ def compare(
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     useless = manifest.explain_useless_slices(rows.filter(is_fair), settings.slices)
     notes = [tell_left_out(left_out), manifest.tell_rare_classes(), rival.problem, *remedies, fallen, useless]
+    worst, picture = find_worst(manifest, scored.objective, scored.outputs, scored.y, rows, is_fair, store)
     return Verdict(
         decision=decision,
         reason="; ".join(filter(None, [decision.reason, *notes])),
@@ -218,6 +224,8 @@ def compare(
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),
         drifts=[] if rival.model is None else [*manifest.find_drifts(rival.model.manifest), *drifts],
+        worst=worst,
+        worst_picture=picture,
     )
 
 

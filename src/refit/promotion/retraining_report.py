@@ -1,5 +1,6 @@
 """The report of a retraining: what was decided and why, with its figures and pictures."""
 
+import base64
 import json
 from datetime import datetime
 
@@ -9,7 +10,7 @@ from refit.registry.ledger import Entry
 from refit.registry.versions import find_version, report_path, version_folder
 from refit.reports.figures import Bin
 from refit.reports.markdown import render_html
-from refit.reports.run_report import DriftRow, EpochRow, RunReport, SliceRow, render_run_report
+from refit.reports.run_report import DriftRow, EpochRow, RunReport, SliceRow, WorstRow, render_run_report
 from refit.store.store import Store
 
 
@@ -34,6 +35,11 @@ def render_report(
         confusion=verdict.confusion or None,
         labels=verdict.labels,
         bins=[Bin(**part.model_dump(exclude={"num_rows"})) for part in verdict.bins],
+        worst=[
+            WorstRow(it.item, it.truth, it.predicted, it.score, "probability of the truth" if verdict.confusion else "score")
+            for it in verdict.worst
+        ],
+        worst_png=base64.b64decode(verdict.worst_picture) or None,
         rows_before=verdict.rows_before,
         rows_now=verdict.rows_now,
         drifts=[

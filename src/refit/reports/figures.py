@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from refit.reports.markdown import render_text
 from refit.texts import escape_controls, shorten
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_LABELLED_CLASSES = 20
 MAX_LABEL_LENGTH = 24
+IMAGES_A_LINE = 4
 
 
 def embed_png(png: bytes, alt: str) -> str:
@@ -85,6 +89,18 @@ def draw_predictions(bins: Sequence[Bin], split: str) -> bytes:
     right.axhline(0, color="gray", linestyle="--", linewidth=1)
     spans = [[part.median - part.low for part in bins], [part.high - part.median for part in bins]]
     right.errorbar(predicted, medians, yerr=spans, marker="o", linestyle="", capsize=3)
+    return _to_png(figure)
+
+
+def draw_images(images: Sequence[NDArray[np.float64]], captions: Sequence[str]) -> bytes:
+    """Draw images, `(H, W)` or `(H, W, 3)` from 0 to 1, in rows of four with their captions; return a PNG."""
+    num_lines = -(-len(images) // IMAGES_A_LINE)
+    figure = _build_figure(6, 1.7 * num_lines)
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+        axes = figure.add_subplot(num_lines, IMAGES_A_LINE, place)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(escape_controls(shorten(caption, MAX_LABEL_LENGTH)), fontsize=8, parse_math=False)
+        axes.set_axis_off()
     return _to_png(figure)
 
 

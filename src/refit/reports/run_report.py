@@ -52,6 +52,17 @@ class SliceRow:
     champion: float
 
 
+@dataclass(frozen=True)
+class WorstRow:
+    """An item that the candidate is bad at, what is true of it, what is predicted, and how good that is by a measure."""
+
+    item: str
+    truth: str | None
+    predicted: str | None
+    score: float
+    measure: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
     """Content of a run's report. Empty fields are left out. Texts may have code spans, but no other Markdown."""
@@ -83,6 +94,10 @@ class RunReport:
     """Names of the classes."""
     bins: Sequence[Bin] = ()
     """The candidate's rows by predicted number."""
+    worst: Sequence[WorstRow] = ()
+    """Items, the worst first."""
+    worst_png: bytes | None = None
+    """Their picture."""
     rows_before: Mapping[str, int] | None = None
     """Rows of each split of the champion's data set."""
     rows_now: Mapping[str, int] | None = None
@@ -106,6 +121,7 @@ def render_run_report(report: RunReport) -> str:
         _render_not_judged(report.not_judged),
         _render_confusion(report),
         _render_predictions(report),
+        _render_worst(report.worst, report.worst_png, report.scored_on),
         _render_data(report),
         _render_versions(report.versions),
         _render_looks(report.earlier_looks),
@@ -163,6 +179,17 @@ def _render_predictions(report: RunReport) -> str:
     of = f"Of {next(map(render_name, report.scores))}.\n\n" if report.scores else ""
     png = draw_predictions(report.bins, report.scored_on)
     return f"## Predictions and residuals\n\n{of}{embed_png(png, 'predictions and residuals')}"
+
+
+def _render_worst(worst: Sequence[WorstRow], png: bytes | None, split: str) -> str:
+    if not worst:
+        return ""
+    picture = f"{embed_png(png, 'the items of the table, in rows, with truth and prediction')}\n\n" if png else ""
+    names = [[None if name is None else render_name(name) for name in (row.item, row.truth, row.predicted)] for row in worst]
+    table = _render_filled(
+        ["item", "truth", "predicted", worst[0].measure], [[*it, row.score] for it, row in zip(names, worst, strict=True)]
+    )
+    return f"## Worst items of {render_text(split)}\n\n{picture}{table}"
 
 
 def _render_data(report: RunReport) -> str:

@@ -233,6 +233,17 @@ def toy_again(first: int = 140):
     return {"train": ToyDataset(x[:first], y[:first]), "test": ToyDataset(x[first : first + 60], y[first : first + 60])}
 
 
+class Named(ToyDataset):
+    @property
+    def ids(self):
+        return [f"pictures/{int(y)}/{place}.png" for place, y in enumerate(self.labels)]
+
+
+def pictures_again(num_channels: int = 3):
+    x, y = draw(200, (num_channels, 8, 8))
+    return {"train": Named(x[:140], y[:140]), "test": Named(x[140:], y[140:])}
+
+
 def numbers_again():
     return {split: Changed(dataset, lambda _, x, y: (x, float(x.sum() + y) / 10)) for split, dataset in toy_again().items()}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from refit.items import kept
 from refit.promotion.comparison import Verdict, compare
 from refit.registry import versions
 from refit.registry.differences import find_differences
+from refit.reports import figures
 from refit.runs.garbage import find_garbage
 from refit.runs.keys import digest_json
 from refit.runs.recipes import forecast
@@ -366,6 +368,36 @@ def test_it_is_told_how_far_targets_and_what_the_champion_says_have_moved():
     assert {drift.column: drift.extent for drift in moved.drifts} == dict.fromkeys(
         ["target", "confidence, by model@v1", "predicted class, by model@v1"], "shifted"
     )
+
+
+@pytest.mark.parametrize(
+    ("factory", "loss", "truth"),
+    [("pictures_again", {}, "[012]"), ("numbers_again", {}, r"-?[\d.e-]+"), ("labels_again", {"loss": "binary"}, "none|[012, ]+")],
+)
+def test_the_worst_items_are_named_with_what_is_true_and_what_is_predicted(factory, loss, truth, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "draw_images", lambda images, captions: drawn.append((images, captions)) or b"PNG")
+    options = {"model": {"options": {"num_inputs": 192}}} if factory == "pictures_again" else {}
+    verdict = judge(factory, None, **options, training={"num_epochs": 10, **loss})
+    assert len(verdict.worst) == 12
+    assert [it.score for it in verdict.worst] == sorted(it.score for it in verdict.worst)
+    assert all(re.fullmatch(truth, it.truth) and re.fullmatch(truth, it.predicted) for it in verdict.worst)
+    if factory != "pictures_again":
+        assert not drawn
+        assert re.fullmatch(r"item \d+", verdict.worst[0].item)
+        return
+    import own_data
+
+    dataset = own_data.pictures_again()["test"]
+    model = refit.load_model("model@v1", store="store", trust=True)
+    probabilities = model.predict_proba(dataset)[np.arange(len(dataset)), dataset.labels]
+    order = probabilities.argsort()[:12]
+    assert [it.item for it in verdict.worst] == [dataset.ids[place] for place in order]
+    np.testing.assert_allclose([it.score for it in verdict.worst], probabilities[order], rtol=1e-5)
+    ((images, captions),) = drawn
+    expected = dataset[dataset.ids.index(verdict.worst[0].item)][0].permute(1, 2, 0).double().numpy()
+    np.testing.assert_allclose(images[0], (expected - expected.min()) / (expected.max() - expected.min()))
+    assert captions[0] == f"{verdict.worst[0].truth} → {verdict.worst[0].predicted}"
 
 
 def test_items_that_the_champion_has_learned_from_judge_no_candidate():

@@ -6,12 +6,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from matplotlib.image import imread
 
-from refit.reports.figures import MAX_LABELLED_CLASSES, draw_confusion, draw_losses, embed_png
+from refit.reports.figures import MAX_LABELLED_CLASSES, draw_confusion, draw_images, draw_losses, embed_png
 from refit.reports.markdown import MAX_NAME_LENGTH, render_fields, render_html, render_name, render_table
 from refit.reports.run_report import (
     MAX_COLUMNS_SHOWN,
@@ -21,6 +22,7 @@ from refit.reports.run_report import (
     EpochRow,
     RunReport,
     SliceRow,
+    WorstRow,
     render_run_report,
 )
 
@@ -35,6 +37,8 @@ REPORT = RunReport(
     best_epoch=2,
     confusion=[[3, 1], [0, 4]],
     labels=["a", "b"],
+    worst=[WorstRow("cats/7.png", "cat", "dog", 0.01, "probability of the truth"), WorstRow("cats/9.png", "cat", "dog", 0.02, "")],
+    worst_png=draw_images([np.eye(4), np.ones((4, 4, 3))], ["cat → dog", "$x$"]),
     rows_before={"train": 240, "val": 51},
     rows_now={"train": 280, "test": 60},
     drifts=[
@@ -78,6 +82,12 @@ def read_size(png: bytes) -> tuple[int, int]:
 )
 def test_the_losses_are_a_png_of_six_by_three_and_a_half_inches(train_losses, val_losses):
     assert read_size(draw_losses(train_losses, val_losses)) == (720, 420)
+
+
+@pytest.mark.parametrize(("num_images", "height"), [(1, 204), (4, 204), (12, 612)])
+def test_images_are_drawn_in_rows_of_four(num_images, height):
+    images = [np.random.default_rng(0).random((8, 6, 3))] * num_images
+    assert read_size(draw_images(images, ["\x1b[31m cat $x$ → dog"] * num_images)) == (720, height)
 
 
 def test_validation_losses_change_the_picture():
@@ -214,6 +224,7 @@ def test_all_sections_of_a_report_come_in_order():
         "## Scores",
         "## Worse than the champion",
         "## Confusion matrix",
+        "## Worst items of test",
         "## Data",
         "## Versions",
         "## Earlier looks at the test rows",
@@ -232,7 +243,7 @@ def test_a_report_without_news_is_its_headline():
 
 
 def test_tables_of_a_report_hold_what_it_was_given():
-    scores, slices, rows, drifts, versions, epochs = read_tables(render_run_report(REPORT))
+    scores, slices, worst, rows, drifts, versions, epochs = read_tables(render_run_report(REPORT))
     assert scores == [
         ["metric", "difference", "penguins@v8", "penguins@v7"],
         ["accuracy", "+0.0300", "0.9700", "0.9400"],
@@ -240,6 +251,8 @@ def test_tables_of_a_report_hold_what_it_was_given():
     ], "the difference where a narrow screen shows it"
     assert "Too few rows to tell whether it is worse: `island = Torgersen`." in render_run_report(REPORT)
     assert slices[1] == ["island = Dream", "-0.0400", "0.9200", "0.9600", "25"]
+    assert worst[0] == ["item", "truth", "predicted", "probability of the truth"]
+    assert worst[1] == ["cats/7.png", "cat", "dog", "0.0100"]
     assert rows == [["rows of", "before", "now"], ["train", "240", "280"], ["val", "51", "-"], ["test", "-", "60"]]
     assert drifts[1:] == [
         ["year", "-", "-", "added", "-\u00a0→\u00a050.0%", "-"],
@@ -301,6 +314,7 @@ def render_hostile(name: str) -> str:
         scores={name: {"accuracy": 0.5}, "x": {"accuracy": 0.4}},
         worse_slices=[SliceRow(name, 3, 0.1, 0.2)],
         labels=[name, name],
+        worst=[WorstRow(name, name, name, 0.1, "score")],
         drifts=[DriftRow(name, 0.3, 0.1, "shifted", 0, 0, [name, name])],
         versions={name: name},
     )
@@ -314,20 +328,20 @@ def test_no_name_becomes_a_link_a_picture_or_a_tag(name):
     assert {token.type for token in tokens}.isdisjoint({"html_block", "fence", "code_block"})
     assert {token.type for token in inline(tokens)} <= {"text", "text_special", "code_inline", "image"}
     images = [str(token.attrs["src"]) for token in inline(tokens) if token.type == "image"]
-    assert len(images) == 2
+    assert len(images) == 3
     assert all(source.startswith("data:image/png;base64,") for source in images)
-    assert [len(table[0]) for table in read_tables(markdown)] == [4, 5, 3, 5, 2, 5]
+    assert [len(table[0]) for table in read_tables(markdown)] == [4, 5, 4, 3, 5, 2, 5]
     assert all(len(row) == len(table[0]) for table in read_tables(markdown) for row in table)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_page_is_one_file_in_which_scripts_are_text(name):
     page = Page(render_html(render_hostile(name), name))
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 3
     assert {"script", "link", "iframe", "object", "a", "svg"}.isdisjoint(page.tags)
     assert all(value.startswith("data:image/png;base64,") for name, value in page.attributes if name == "src")
     assert not [name for name, _ in page.attributes if name.startswith("on") or name == "href"]
-    assert page.tags.count("table") == 6
+    assert page.tags.count("table") == 7
 
 
 def test_a_page_has_its_title_and_lets_no_html_of_the_text_through():
