@@ -392,7 +392,7 @@ class OptimizerSettings(Section):
     schedule_options: Options = {}
     """Options of a scheduler of PyTorch, such as `{"step_size": 10}`."""
     schedule_by: Literal["epoch", "step"] = "epoch"
-    """When a scheduler of PyTorch goes on: after each `epoch` or after each `step`."""
+    """When PyTorch's goes on: after each `epoch` or `step`. `ReduceLROnPlateau` goes by the val loss, or else the train loss."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises linearly to `lr`."""
     lr_factors: Annotated[dict[str, float], BeforeValidator(_read_object)] = {}

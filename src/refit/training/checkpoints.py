@@ -53,6 +53,7 @@ def dump_state(state: TrainingState) -> bytes:
             "step": state.step,
             "random_state": state.random_state,
             "partial": None if state.partial is None else vars(state.partial),
+            **({"losses": state.losses} if state.losses else {}),
         }
     )
 
@@ -70,6 +71,7 @@ def load_state(ref: Ref, state: TrainingState, store: Store) -> None:
     state.epoch, state.step, state.random_state = content["epoch"], content["step"], content["random_state"]
     state.partial = None if content["partial"] is None else PartialEpoch(**content["partial"])
     state.frozen = ref.frozen
+    state.losses = content.get("losses", [])
 
 
 @contextlib.contextmanager

@@ -78,6 +78,8 @@ class TrainingState:
     """The epoch in progress; None between epochs."""
     frozen: Ref | None = None
     """Where the parameters that are not trained are kept; None if there are none, or if they change nevertheless."""
+    losses: list[float] = field(default_factory=list)
+    """Of each epoch, if the learning rate goes by them: of validation rows or, where there are none, in training."""
 
     @property
     def device(self) -> torch.device:

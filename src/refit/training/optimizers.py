@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,13 +18,14 @@ LearningRate = Callable[[int], float]
 NO_SCHEDULERS = (
     "LRScheduler",
     "_LRScheduler",
-    "ReduceLROnPlateau",
     "LambdaLR",
     "MultiplicativeLR",
     "SequentialLR",
     "ChainedScheduler",
 )
-"""Schedulers that need more than numbers, or the loss."""
+"""Schedulers that need more than numbers."""
+PLATEAU = "ReduceLROnPlateau"
+"""The scheduler that goes by the loss of each epoch."""
 BASE_RATE = "initial_lr"
 """The option of a group that holds its own base rate, as PyTorch's schedulers name it."""
 
@@ -112,11 +113,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = group[BASE_RATE] * (lr / optimizer.defaults["lr"]) if BASE_RATE in group else lr
 
 
-def build_learning_rate(settings: OptimizerSettings, num_steps: int, steps_an_epoch: int = 1) -> LearningRate:
+def build_learning_rate(
+    settings: OptimizerSettings, num_steps: int, steps_an_epoch: int = 1, losses: Sequence[float] = ()
+) -> LearningRate:
     """Build the learning rate of each step, counted from 0 over the `num_steps` of a run.
 
     It rises linearly over the warm-up's steps, is `lr` right after them, and then stays or falls by a half cosine to 0 (at the
-    end of the last step), or goes up and down along four cosines, each longer than the one before, or as a scheduler of PyTorch.
+    end of the last step), or goes up and down along four cosines, each longer than the one before, or as a scheduler of PyTorch:
+    `ReduceLROnPlateau` is told the losses of the epochs before, and the rate is that of the epoch after them.
 
     Source: the cosine is equation 5 of Loshchilov and Hutter, SGDR, 2017, without restarts; four are `coslog4` of Holzmüller et
     al., Better by Default, 2024.
@@ -124,9 +128,14 @@ def build_learning_rate(settings: OptimizerSettings, num_steps: int, steps_an_ep
     warmup_steps = settings.warmup_steps
     if settings.schedule not in ("constant", "cosine", "coslog4"):
         rates, every = _Rates(settings), steps_an_epoch if settings.schedule_by == "epoch" else 1
-        return lambda step: (
-            settings.lr * (step + 1) / (warmup_steps + 1) if step < warmup_steps else rates[(step - warmup_steps) // every]
-        )
+        plateau = rates.follow(losses) if settings.schedule == PLATEAU else None
+
+        def rate_of_scheduler(step: int) -> float:
+            if step < warmup_steps:
+                return settings.lr * (step + 1) / (warmup_steps + 1)
+            return rates[(step - warmup_steps) // every] if plateau is None else plateau
+
+        return rate_of_scheduler
 
     def learning_rate(step: int) -> float:
         if step < warmup_steps:
@@ -150,7 +159,11 @@ class _Rates:
         if not (isinstance(found, type) and issubclass(found, LRScheduler)) or name in NO_SCHEDULERS:
             raise SettingsError(
                 "optimizer.schedule: expected `constant`, `cosine` or a scheduler of torch.optim.lr_scheduler whose rates depend on"
-                f" the step alone, such as `StepLR`, found {name!r}; name another"
+                f" the step or the loss alone, such as `StepLR`, found {name!r}; name another"
+            )
+        if name == PLATEAU and settings.schedule_by == "step":
+            raise SettingsError(
+                f"optimizer.schedule_by: expected `epoch`, as {name} goes by the loss of each epoch, found `step`; change it"
             )
         kind: Any = found
         self._optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr, momentum=0.9)
@@ -174,6 +187,12 @@ class _Rates:
             self._scheduler.step()
             self._rates.append(float(self._optimizer.param_groups[0]["lr"]))
         return float(self._rates[place])
+
+    def follow(self, losses: Iterable[float]) -> float:
+        """Return the rate after epochs of these losses, by a scheduler that goes by them."""
+        for loss in losses:
+            self._scheduler.step(loss)
+        return float(self._optimizer.param_groups[0]["lr"])
 
 
 def _leave_compiler_out() -> None:

@@ -316,6 +316,8 @@ def _train_epoch(
         devices.prepare_compute(settings.compute, device)
         train_loader, val_loader = open_loaders(loaders_ref, settings, device, is_crowded)
         num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
+        steps_an_epoch = num_steps // settings.training.num_epochs
+        learning_rate = optimizers.build_learning_rate(settings.optimizer, num_steps, steps_an_epoch, state.losses)
         clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
         log = None
         with devices.computing_on(device, settings.compute), checkpoints.saving_partials(key, store) as save_partial:
@@ -323,7 +325,7 @@ def _train_epoch(
                 log = loop.train_epoch(
                     state,
                     train_loader,
-                    optimizers.build_learning_rate(settings.optimizer, num_steps, num_steps // settings.training.num_epochs),
+                    learning_rate,
                     device=device,
                     precision=settings.compute.precision,
                     engine=settings.compute.engine,
@@ -337,6 +339,8 @@ def _train_epoch(
                     save_partial(state)
                     deliver_signal()
                     clock.restart(state)
+    if settings.optimizer.schedule == optimizers.PLATEAU:
+        state.losses.append(log.train_loss if log.val_loss is None else log.val_loss)
     result = EpochResult(
         epoch=epoch,
         checkpoint=_keep(state, settings, store),

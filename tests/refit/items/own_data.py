@@ -185,6 +185,37 @@ def train_plainly(dataset, num_epochs, batch_size=8, seed=0, sampler=None, colla
     return losses, model.state_dict()
 
 
+def unwatched():
+    """Without validation items."""
+    return {split: dataset for split, dataset in toy().items() if split != "val"}
+
+
+def train_with_plateau(datasets, num_epochs, options):
+    """A plain loop whose learning rate falls where the loss no longer does: losses, and weights."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    losses, rates = [], []
+    for _ in range(num_epochs):
+        epoch = []
+        for x, y in torch.utils.data.DataLoader(datasets["train"], 8, shuffle=True):
+            loss = nn.functional.cross_entropy(model.train()(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            epoch.append((loss.item(), len(y)))
+        losses += [loss for loss, _ in epoch]
+        watched = sum(loss * size for loss, size in epoch) / len(datasets["train"])
+        if "val" in datasets:
+            with torch.inference_mode():
+                watched = nn.functional.cross_entropy(model.eval()(datasets["val"].features), datasets["val"].labels).item()
+        scheduler.step(watched)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[-1] < rates[0]
+    return losses, model.state_dict()
+
+
 def numbers():
     return changed(lambda _, x, y: (x, (x.sum() + y).double().item() / 10))
 

@@ -28,6 +28,7 @@ from refit.settings import resolve_settings
 from refit.store.store import Store
 from refit.training import trainer
 from refit.training.checkpoints import digest_weights
+from refit.training.steps import Steps
 
 NUM_EPOCHS = 3
 
@@ -81,6 +82,30 @@ def test_items_of_several_lengths_are_collated_by_the_users_function():
 
     found = train("lengths", loader={"collate": "own_data:add_up"}, training={"num_epochs": 1})
     assert_equal(found, own_data.train_plainly(own_data.lengths()["train"], 1, collate_fn=own_data.add_up))
+
+
+@pytest.mark.parametrize("factory", ["toy", "unwatched"])
+def test_a_rate_that_goes_by_the_loss_gives_the_bits_of_the_plain_loop_also_after_an_interruption(factory, monkeypatch):
+    import own_data
+
+    options = {"schedule": "ReduceLROnPlateau", "schedule_options": {"patience": 0, "threshold": 0.5, "factor": 0.1}}
+    given = {"optimizer": options, "training": {"num_epochs": 3}, "checkpoint": {"every_seconds": 1e-9}}
+    plain = own_data.train_with_plateau(own_data.__dict__[factory](), 3, options["schedule_options"])
+    assert_equal(train(factory, store="undisturbed", **given), plain)
+    take, done = Steps.take, []
+
+    def disturb(steps, *rest):
+        done.append(rest)
+        if len(done) in (12, 18):
+            trainer._live.clear()
+            raise OSError("disturbed")
+        return take(steps, *rest)
+
+    monkeypatch.setattr(Steps, "take", disturb)
+    for _ in range(2):
+        with pytest.raises(OSError, match="disturbed"):
+            train(factory, **given)
+    assert_equal(train(factory, **given), plain)
 
 
 def test_weighted_items_come_as_from_the_plain_sampler():

@@ -198,7 +198,8 @@ def test_a_scheduler_of_pytorch_gives_its_own_rates_at_any_step(name, options, b
 
 def test_what_is_no_schedule_is_refused():
     for settings, message in {
-        ("ReduceLROnPlateau", "{}"): r"expected `constant`, `cosine` or a scheduler .*, found 'ReduceLROnPlateau'",
+        ("LambdaLR", "{}"): r"expected `constant`, `cosine` or a scheduler .*, found 'LambdaLR'",
+        ("ReduceLROnPlateau", "patient=3"): r"expected options of ReduceLROnPlateau, found \{'patient': 3\}",
         ("StepsLR", "{}"): "found 'StepsLR'",
         ("StepLR", "step=3"): r"optimizer\.schedule_options: expected options of StepLR, found \{'step': 3\}: .*unexpected keyword",
         ("OneCycleLR", "max_lr=0.1 total_steps=3"): "found one that changes the momentum, too; add `?.cycle_momentum",
@@ -207,6 +208,26 @@ def test_what_is_no_schedule_is_refused():
         given = {key: float(value) if "." in value else int(value) for key, value in options.items()}
         with pytest.raises(SettingsError, match=message):
             build_learning_rate(OptimizerSettings(lr=0.1, schedule=name, schedule_options=given), 10)
+
+
+def test_a_scheduler_that_goes_by_the_loss_has_no_steps():
+    settings = OptimizerSettings(lr=0.1, schedule="ReduceLROnPlateau", schedule_by="step")
+    with pytest.raises(SettingsError, match=r"optimizer\.schedule_by: expected `epoch`, as ReduceLROnPlateau goes by the loss of"):
+        build_learning_rate(settings, 10)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+def test_a_scheduler_that_goes_by_the_loss_has_the_rates_of_pytorchs_after_any_epochs(warmup_steps):
+    losses, options = [1.0, 0.9, 0.95, 0.91, 0.9, 0.5, 0.6, 0.7, 0.8], {"patience": 1, "factor": 0.3, "min_lr": 0.004}
+    optimizer = make_sgd(0.1)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    settings = OptimizerSettings(lr=0.1, schedule="ReduceLROnPlateau", schedule_options=options, warmup_steps=warmup_steps)
+    for num_epochs in range(len(losses)):
+        rate = build_learning_rate(settings, 50, steps_an_epoch=5, losses=losses[:num_epochs])
+        steps = range(max(warmup_steps, 5 * num_epochs), 5 * num_epochs + 5)
+        assert {rate(step) for step in steps} == {optimizer.param_groups[0]["lr"]}
+        scheduler.step(losses[num_epochs])
+    assert rate(1) == pytest.approx(0.1 * 2 / 4 if warmup_steps else optimizer.param_groups[0]["lr"])
 
 
 def test_options_are_those_of_the_class_and_others_are_refused():
