@@ -70,16 +70,9 @@ def choose_number(choices: Sequence[NumberFormat], texts: pl.Series, signs: set[
 
 def choose_date(choices: Sequence[AnyFormat], others: Iterable[AnyFormat]) -> AnyFormat | None:
     """Choose the reading with the day or the month first, as in neighbouring columns that agree."""
-    orders = {_find_order(other) for other in others} - {None}
-    fitting = [choice for choice in choices if _find_order(choice) in orders]
+    firsts = {other.first for other in others if isinstance(other, DateFormat)} - {""}
+    fitting = [choice for choice in choices if isinstance(choice, DateFormat) and choice.first in firsts]
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _find_order(format: AnyFormat) -> str | None:
-    if not isinstance(format, DateFormat):
-        return None
-    day, month = format.pattern.find("%d"), format.pattern.find("%m")
-    return None if min(day, month) < 0 else "day first" if day < month else "month first"
 
 
 def _pattern_of_sign(sign: str, other: str) -> str:

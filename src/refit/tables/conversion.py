@@ -5,7 +5,7 @@ The same conversion runs over training files and over raw rows that are scored l
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -35,6 +35,9 @@ MARK = r"^(?:[^\d]{2,40}|[^\d\pL])$"
 """Without digits, and not a single letter, which may be a code."""
 MAX_MARKS = 5
 """So many different texts like this among numbers may each mean a missing value."""
+MAX_MISTAKES_SHARE = 0.1
+"""So few cells, of whatever text, are mistakes among numbers of which there are too many to be categories."""
+MIN_NUMBERS = 20
 
 
 def convert_column(
@@ -190,7 +193,11 @@ def refuse_cell(values: pl.Series, parsed: pl.Series, expected: str, locate: Loc
     where = f"{locate(int(broken[0]))}, column `{show(values.name)}`"
     if len(texts) > 1:
         more += f", also {list_names(texts[1:], MAX_MARKS)}"
-    settings = {"null_values": marks.to_list()} if _are_marks(marks, texts, values) else {"kinds": {values.name: "category"}}
+    settings: dict[str, Any] = {"kinds": {values.name: "category"}}
+    if _are_marks(marks, texts, values):
+        settings = {"null_values": marks.to_list()}
+    elif _are_mistakes(texts, broken.len(), parsed):
+        settings = {"null_values": texts.to_list()}
     raise DataError(f"{where}: expected {expected}, found {value!r}{more}; {remedy}", remedies=[settings])
 
 
@@ -199,6 +206,15 @@ def _are_marks(marks: pl.Series, broken: pl.Series, values: pl.Series) -> bool:
     if not 0 < len(marks) <= MAX_MARKS:
         return False
     return len(marks) == len(broken) or len(find_formats(values.filter(~values.is_in(marks.implode())).drop_nulls().unique())) == 1
+
+
+def _are_mistakes(broken: pl.Series, num_rows: int, parsed: pl.Series) -> bool:
+    """Whether a few texts are better missed than all numbers or dates of their column, and mean none in other columns."""
+    num_known = parsed.len() - parsed.null_count()
+    is_few = len(broken) <= MAX_MARKS and num_rows <= MAX_MISTAKES_SHARE * (num_known + num_rows)
+    if not is_few or parsed.dtype == pl.Boolean or parsed.n_unique() < min(MIN_NUMBERS, num_known // 2):
+        return False
+    return not any(len(read_marks(tuple(broken), kind)) for kind in ("numeric", "datetime"))
 
 
 def _fill(values: pl.Series, others: pl.Series) -> pl.Series:

@@ -94,6 +94,13 @@ ANY_DATE = (
     r"^(?:\d{1,4}[./-]\d{1,2}[./-]\d{1,4}|\d{1,2}(?:er)?[. -] ?(?:de )?\p{L}{3,10}\.?[ -](?:de )?\d{2,4}"
     r"|\p{L}{3,10} \d{1,2},? \d{4}|\p{L}{3,10}-\d{4})(?:[ T,].*)?$|" + LOGGED_DATE
 )
+ISO_DATE = "%Y-%m-%d"
+YEAR = "%Y"
+MIXED_DATES = (*(date + time for date in (*DATES, ISO_DATE) for time in TIMES), f"{ISO_DATE}T%H:%M:%S", YEAR)
+MIXED_DATE = rf"{ANY_DATE}|^(?:1[89]|20)\d\d$"
+MAX_MIXED = 6
+"""So many formats of dates may stand in one column."""
+BESIDE = " | "
 CLOCK = r"^(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d(?:\.\d+)?))?(?: ?(?P<half>[AaPp][Mm]))?$"
 
 
@@ -185,23 +192,32 @@ class DateFormat(_Format):
     """As `strptime` takes it, such as `%d.%m.%Y`."""
     language: str = ""
     """Of the names of months; empty for English. For others, the pattern is that of `translate_months`."""
+    others: tuple[str, ...] = ()
+    """Patterns of dates that stand beside it, each tried where those before it fail."""
     last_year: int | None = None
     """The last year that two digits mean; those beyond it are of the century before. None for 2068."""
 
     @property
     def notation(self) -> str:
         """As `data.formats` has it."""
-        return self.pattern
+        return BESIDE.join(self.patterns)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Those of all its dates."""
+        return self.pattern, *self.others
+
+    @property
+    def first(self) -> str:
+        """Which of `%d` and `%m` is first; empty where they cannot be mistaken."""
+        return next(filter(None, map(_find_first, self.patterns)), "")
 
     def read(self, texts: pl.Series) -> pl.Series:
         """Return the date-times in UTC, Datetime("us"); null for text in another format."""
         texts = translate_months(texts, self.language) if self.language else texts
-        is_written_so = texts.str.contains(_date_pattern(self.pattern)).fill_null(False)
-        texts = texts.set(~is_written_so, None)
-        has_day = "%d" in self.pattern or "%e" in self.pattern
-        texts, pattern = (texts, self.pattern) if has_day else (texts + " 01", f"{self.pattern} %d")
-        found = texts.str.to_datetime(pattern, time_unit="us", strict=False)
-        found = found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
+        found = _read_dates(texts, self.pattern)
+        for pattern in self.others:
+            found = found.zip_with(found.is_not_null(), _read_dates(texts, pattern))
         return found if self.last_year is None else found.zip_with(found.dt.year() <= self.last_year, found.dt.offset_by("-100y"))
 
     def settle_century(self, texts: pl.Series) -> "DateFormat":
@@ -209,7 +225,7 @@ class DateFormat(_Format):
 
         It does if it has years of that century anyway, or if all are far ahead.
         """
-        if "%y" not in self.pattern:
+        if "%y" not in self.notation:
             return self
         this_year, years = datetime.now(UTC).year, self.read(texts).dt.year().drop_nulls()
         is_past = years.len() and ((years < FIRST_OF_CENTURY).any() or years.min() > this_year + YEARS_AHEAD)  # type: ignore[operator]
@@ -217,9 +233,10 @@ class DateFormat(_Format):
 
     def describe(self) -> str:
         """Describe the format by an example."""
-        pattern = self.pattern.replace("%3f", "123").replace("%.f", ".123").replace("%#z", "+00")
+        patterns = [pattern.replace("%3f", "123").replace("%.f", ".123").replace("%#z", "+00") for pattern in self.patterns]
+        examples = [f"`{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`" for pattern in patterns]
         names = f" with {self.language} names of months" if self.language else ""
-        return f"a date written as `{datetime(2026, 12, 31, 19, 45, tzinfo=UTC).strftime(pattern)}`{names}"
+        return f"a date written as {' or '.join(examples)}{names}"
 
 
 AnyFormat = NumberFormat | ClockFormat | DateFormat
@@ -246,7 +263,39 @@ def find_formats(texts: pl.Series) -> list[AnyFormat]:
             continue
         if not any(values.equals(known) for _, known in readings):
             readings.append((format, values))
+    return [format for format, _ in readings] or _find_mixed_dates(texts)
+
+
+def _find_mixed_dates(texts: pl.Series) -> list[AnyFormat]:
+    """Find the formats that together read dates of which each may be written otherwise, but all with the day or the month first."""
+    if not texts.head(NUM_TRIED).str.contains(MIXED_DATE).all():
+        return []
+    readings = list[tuple[AnyFormat, pl.Series]]()
+    for first in ("%d", "%m"):
+        known = [pattern for pattern in MIXED_DATES if _find_first(pattern) in ("", first)]
+        left, num_read = texts.sort(), dict[str, int]()
+        while left.len() and len(num_read) < MAX_MIXED:
+            fitting = [pattern for pattern in known if re.match(_date_pattern(pattern), left[0])]
+            unread = {pattern: _read_dates(left, pattern).is_null() for pattern in fitting}
+            pattern = min(unread, key=lambda pattern: unread[pattern].sum(), default="")
+            if not unread or unread[pattern].all():
+                break
+            num_read[pattern] = int((~unread[pattern]).sum())
+            left = left.filter(unread[pattern])
+        if left.len() or len(num_read) < 2:
+            continue
+        patterns = sorted(num_read, key=lambda pattern: -num_read[pattern])
+        format = DateFormat(pattern=patterns[0], others=tuple(patterns[1:])).settle_century(texts)
+        values = format.read(texts)
+        if not any(values.equals(known) for _, known in readings):
+            readings.append((format, values))
     return [format for format, _ in readings]
+
+
+def _find_first(pattern: str) -> str:
+    """Which of day and month is first; empty where they cannot be mistaken: months with names, and years, are followed by one."""
+    day, month = pattern.find("%d"), pattern.find("%m")
+    return "" if min(day, month) < 0 or pattern.startswith("%Y") else "%d" if day < month else "%m"
 
 
 def is_compact_dates(texts: pl.Series) -> bool:
@@ -261,7 +310,11 @@ def read_notation(notation: str, texts: pl.Series) -> AnyFormat | None:
     """Read what says how texts are written, as `strptime` takes it or like `1.234,5`; None if it says neither."""
     if "%" in notation:
         parts = re.findall(r"%(?:\.f|#?\d?\w)", notation)
-        return _choose_language(notation, texts).settle_century(texts) if all(part in DATE_PARTS for part in parts) else None
+        if not all(part in DATE_PARTS for part in parts):
+            return None
+        first, *others = notation.split(BESIDE)
+        format = DateFormat(pattern=first, others=tuple(others)) if others else _choose_language(first, texts)
+        return format.settle_century(texts)
     match = re.match(NOTATION, notation)
     if match is None:
         return None
@@ -348,6 +401,17 @@ def _body_pattern(thousands: str, decimal: str) -> str:
         indian = r"|[1-9]\d?(?:,\d{2})+,\d{3}" if thousands == "," else ""
         whole = rf"(?:[1-9]\d{{0,2}}(?:{sign}\d{{3}})+|\d{{1,3}}{indian})"
     return rf"^(?:{whole}(?:{point}\d*)?|{point}\d+)$"
+
+
+def _read_dates(texts: pl.Series, pattern: str) -> pl.Series:
+    is_written_so = texts.str.contains(_date_pattern(pattern)).fill_null(False)
+    texts = texts.set(~is_written_so, None)
+    if pattern == YEAR:
+        texts, pattern = texts + " 01", f"{pattern} %m"
+    if "%d" not in pattern and "%e" not in pattern:
+        texts, pattern = texts + " 01", f"{pattern} %d"
+    found = texts.str.to_datetime(pattern, time_unit="us", strict=False)
+    return found.dt.replace_time_zone(None)  # polars has turned all zones into UTC
 
 
 @functools.cache

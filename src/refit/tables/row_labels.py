@@ -42,6 +42,59 @@ QUANTITY_WORDS = {
 LEAST_START = 1000
 """Row numbers begin at 0, at 1, or so high that nothing is measured from there on."""
 ID_WORDS = {"id", "ids", "uid", "uuid", "guid", "index", "idx", "key", "rowid", "rownames"}
+ID_OWNERS = {
+    *(
+        "account",
+        "acct",
+        "applicant",
+        "app",
+        "booking",
+        "candidate",
+        "case",
+        "claim",
+        "client",
+        "customer",
+        "cust",
+        "device",
+        "donor",
+    ),
+    *(
+        "driver",
+        "emp",
+        "employee",
+        "event",
+        "flight",
+        "game",
+        "guest",
+        "host",
+        "hotel",
+        "house",
+        "invoice",
+        "item",
+        "job",
+        "listing",
+    ),
+    *("loan", "machine", "match", "member", "message", "movie", "obs", "observation", "order", "passenger", "patient", "person"),
+    *(
+        "player",
+        "policy",
+        "post",
+        "prod",
+        "product",
+        "property",
+        "pt",
+        "record",
+        "res",
+        "restaurant",
+        "review",
+        "row",
+        "sale",
+        "sample",
+    ),
+    *("school", "session", "shop", "song", "station", "store", "student", "subject", "ticket", "track", "trans", "transaction"),
+    *("trip", "user", "vehicle", "visit", "visitor"),
+}
+"""They have ids that may be called in one word, such as `userid`."""
 NUMBER_WORDS = {"nr", "no", "num", "number", "nummer", "numero", "code"}
 """They name an id only at the end: a house number may be one, a number of houses is not."""
 
@@ -106,6 +159,9 @@ def split_name(name: str) -> list[str]:
 
 
 def is_named_like_id(name: str) -> bool:
-    """Whether a name ends, or begins, in a word for an id, as in `CustomerId`, `id_client` and `Unnamed: 0`."""
+    """Whether a name ends, or begins, in a word for an id, as in `CustomerId`, `userid`, `id_client` and `Unnamed: 0`."""
     words = split_name(name)
-    return bool(words) and (words[0] in {*ID_WORDS, "unnamed"} or words[-1] in ID_WORDS | NUMBER_WORDS)
+    if not words:
+        return False
+    is_owned = words[-1].endswith("id") and words[-1].removesuffix("id") in ID_OWNERS
+    return is_owned or words[0] in {*ID_WORDS, "unnamed"} or words[-1] in ID_WORDS | NUMBER_WORDS

@@ -224,8 +224,22 @@ def describe_formats(values: pl.Series, formats: Sequence[AnyFormat]) -> str:
     if len(formats) > 1:
         meanings = (f"{value} (`{format.notation}`)" for value, format in zip(shown, formats, strict=True) if format.notation)
         return f"`{show(text)}` may mean {' or '.join(meanings)}"
+    if isinstance(formats[0], DateFormat) and formats[0].others:
+        return _describe_mixed(values, formats[0])
     why = ", as dates are not to come" if _is_moved(formats[0], text) else ""
     return f"`{show(text)}` is read as {shown[0]}{why}"
+
+
+def _describe_mixed(values: pl.Series, format: DateFormat) -> str:
+    """Give an example of each format of dates that stand in one column."""
+    left, told = values.drop_nulls(), []
+    for pattern in format.patterns:
+        one = format.model_copy(update={"pattern": pattern, "others": ()})
+        is_read = one.read(left).is_not_null()
+        text = left.filter(is_read)[0]
+        told.append(f"`{show(text)}` as {_show_value(_read(one, text))}")
+        left = left.filter(~is_read)
+    return f"dates in {len(told)} formats are read: {', '.join(told)}"
 
 
 def _read(format: AnyFormat, text: str) -> Any:
@@ -236,7 +250,7 @@ def _is_moved(format: AnyFormat, text: str) -> bool:
     """Whether a year of two digits is taken for the century before."""
     if not isinstance(format, DateFormat) or format.last_year is None:
         return False
-    return bool(_read(format, text) != _read(DateFormat(pattern=format.pattern), text))
+    return bool(_read(format, text) != _read(format.model_copy(update={"last_year": None}), text))
 
 
 def _show_value(value: float | datetime) -> str:

@@ -18,11 +18,14 @@ from refit.tables.conversion import clean_cells, convert_column, read_marks
 from refit.tables.formats import AnyFormat, ClockFormat, DateFormat, NumberFormat, read_notation
 from refit.tables.row_labels import find_label, remark_on_counting
 from refit.tables.schema import Reading, describe_formats, find_reading, read_as
+from refit.tables.sources.dialects import SEPARATORS, name_separator
 from refit.tables.sources.table_source import Table
 from refit.texts import list_names, show
 
 KINDS: dict[str, Kind] = {"number": "numeric", "category": "categorical", "date": "datetime", "text": "text"}
 """What columns hold, by the names that people give."""
+NUM_ROWS, MIN_ROWS = 100, 3
+"""So many rows show that they are single cells."""
 ADVICE = ("to train on it as it is, add: ", "or, if the other meaning is right: ")
 """How lines of a refusal begin that end in flags."""
 HUNDREDS = "hundreds such as `512` stand beside it"
@@ -47,6 +50,7 @@ class Features:
 
 def type_features(settings: DataSettings, table: Table, has_target: bool = True) -> Features:
     """Find how each column to learn from is read, and convert it; raises DataError if columns cannot be chosen like this."""
+    _check_width(settings, table)
     readings, converted = dict[str, Reading](), dict[str, pl.Series]()
     left_out, faults = dict[str, str](), list[DataError]()
     has_marks = len(read_marks(tuple(settings.null_values), "numeric")) > 0
@@ -72,6 +76,21 @@ def type_features(settings: DataSettings, table: Table, has_target: bool = True)
     for name in left_out:
         del readings[name], converted[name]
     return Features(readings, pl.DataFrame(converted), left_out, faults)
+
+
+def _check_width(settings: DataSettings, table: Table) -> None:
+    """Raise DataError if all rows are one cell in which others stand, as where each whole row is in quotes."""
+    if table.frame.width != 1 or table.dialect is None or table.frame.dtypes != [pl.String]:
+        return
+    rows = table.frame.to_series().drop_nulls().head(NUM_ROWS)
+    for separator in SEPARATORS:
+        nums = rows.str.count_matches(separator, literal=True)
+        if len(rows) >= MIN_ROWS and nums.n_unique() == 1 and nums[0]:
+            why = "set data.separator to it" if settings.separator else "take away the quotes around whole rows"
+            raise DataError(
+                f"{table.name}: expected {name_separator(separator)} between cells, found one a row, such as {show(rows[0])!r};"
+                f" {why}"
+            )
 
 
 def read_column(name: str, values: pl.Series, settings: DataSettings, table: Table) -> tuple[Reading, pl.Series]:

@@ -94,6 +94,17 @@ CLEAR: list[tuple[list[str], AnyFormat, list[Any]]] = [
     (["21 Mar  2012", "05 Mar 2012"], date("%d %b %Y"), [datetime(2012, 3, 21), datetime(2012, 3, 5)]),
     (["07/2019", "11/2020"], date("%m/%Y"), [datetime(2019, 7, 1), datetime(2020, 11, 1)]),
     (["March 9, 2021", "May 1, 2020"], date("%B %d, %Y"), [datetime(2021, 3, 9), datetime(2020, 5, 1)]),
+    (
+        ["2024-03-25", "26.03.2024", "01/04/2024", "27/03/24"],
+        DateFormat(pattern="%d/%m/%Y", others=("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%y")),
+        [datetime(2024, 3, 25), datetime(2024, 3, 26), datetime(2024, 4, 1), datetime(2024, 3, 27)],
+    ),
+    (
+        ["06-07-2015", "05/24/15", "5/2/2015 10:30"],
+        DateFormat(pattern="%m/%d/%y", others=("%m-%d-%Y", "%m/%d/%Y %H:%M")),
+        [datetime(2015, 6, 7), datetime(2015, 5, 24), datetime(2015, 5, 2, 10, 30)],
+    ),
+    (["26-Oct-98", "2017"], DateFormat(pattern="%Y", others=("%d-%b-%y",)), [datetime(1998, 10, 26), datetime(2017, 1, 1)]),
 ]
 
 
@@ -104,7 +115,9 @@ def test_texts_that_are_all_written_in_one_way_are_read(texts: list[str], format
     assert type(format).model_validate_json(format.model_dump_json()) == format
 
 
-@pytest.mark.parametrize("texts", [["01/02/2020", "03/04/2020"], ["1.250 €", "950 €"], ["3,750", "1234"]])
+@pytest.mark.parametrize(
+    "texts", [["01/02/2020", "03/04/2020"], ["01/02/2020", "03-04-2020"], ["1.250 €", "950 €"], ["3,750", "1234"]]
+)
 def test_what_may_be_read_in_two_ways_is_left_open(texts: list[str]) -> None:
     assert len(find_formats(pl.Series(texts))) == 2
 
@@ -145,6 +158,9 @@ def test_years_of_two_digits_are_no_years_to_come_where_a_column_speaks_of_the_p
             ["kg5"],
             ["5. Mai 2024", "5. Foo 2024"],
             ["5. Mai 2024", "5. marzo 2024"],
+            ["25/03/2024", "03-26-2024"],
+            ["25/03/2024", "v2"],
+            ["2016", "2015-16"],
         ),
         *(["(5)", "(6)"], ["(5", "6"], ["5)", "6"], ["(5-", "6"], ["(-5)", "6"], ["5-", "(6)", "7"], ["5-", "6-"], ["-5-", "6"]),
     ],

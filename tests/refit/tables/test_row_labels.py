@@ -27,6 +27,8 @@ LABELS: list[tuple[str, list[Any], str]] = [
     ("Kundennr", [f"C-{number:04}" for number in range(N)], CODES),
     ("customerID", [f"{number}-{'QRSTU'[number % 5]}HVEG" for number in SHUFFLED], CODES),
     ("token", [str(uuid.UUID(int=number << 64)) for number in SHUFFLED], CODES),
+    ("RESID", SHUFFLED, NAMED),
+    ("userid", SHUFFLED, NAMED),
     ("ID", [f"person {number}" for number in range(N)], NAMED),
 ]
 FEATURES: list[tuple[str, list[Any]]] = [
@@ -34,6 +36,8 @@ FEATURES: list[tuple[str, list[Any]]] = [
     ("YEAR", list(range(1950, 1950 + N))),
     ("day_in_study", list(range(1, N + 1))),
     ("temperature", list(range(20, 20 + N))),
+    ("paid", SHUFFLED),
+    ("humid", SHUFFLED),
     ("width", list(range(20, 20 + N))),
     ("quarter", [f"{1960 + number // 4}-{number % 4 + 1}" for number in range(N)]),
     ("number_of_votes", SHUFFLED),

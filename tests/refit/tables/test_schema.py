@@ -66,6 +66,18 @@ def test_the_kind_is_what_all_values_are(cells: list[Any], kind: str, values: li
             r"read as categories, though 25% of its values look like numbers or dates, such as `3750`, and others do not, such as"
             r" `-`; correct these, add them to data\.null_values .*, or make the column a category in data\.kinds",
         ),
+        (
+            ["31.01.2020", "02/13/99"],
+            "categorical",
+            ["31.01.2020", "02/13/99"],
+            r"read as categories, though 100% of its values look like numbers or dates, .* in no single format",
+        ),
+        (
+            ["31.01.2020", "2020-02-01", "13/2/99"],
+            "datetime",
+            [datetime(2020, 1, 31), datetime(2020, 2, 1), datetime(1999, 2, 13)],
+            r"dates in 3 formats are read: `13/2/99` as 1999-02-13, `2020-02-01` as 2020-02-01, `31.01.2020` as 2020-01-31$",
+        ),
         (["18.7%", "0.3", "0.4", "0.5"], "categorical", ["18.7%", "0.3", "0.4", "0.5"], None),
     ],
 )

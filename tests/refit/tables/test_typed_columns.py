@@ -68,6 +68,24 @@ FAULTY: list[tuple[dict[str, list[str]], list[str], dict[str, str]]] = [
         {"version": "categorical", "zip": "categorical"},
     ),
     (
+        {
+            "price": [f"$ {row * 37 + 900:,}" if row != 17 else "$ 900 - $ 1,200" for row in range(N)],
+            "paid": [f"{row * 1.5:.2f}" if row % 40 else f"R$ {row},50" for row in range(N)],
+            "day": [f"2024-01-{row % 28 + 1:02}" if row > 5 else "soon" for row in range(N)],
+        },
+        [
+            r"column `price`: expected a number written as `1,234.5` with `\$`, found '\$ 900 - \$ 1,200'; correct",
+            r"column `paid`: expected a number, found 'R\$ 0,50' \(and \d more such rows\), also `R\$ 40,50`",
+            r"column `day`: expected an ISO date or date-time, found 'soon' \(and 5 more such rows\); correct",
+        ],
+        {"price": "numeric", "paid": "numeric", "day": "datetime"},
+    ),
+    (
+        {"stage": [str(row % 4) if row > 5 else "4X" for row in range(N)]},
+        [r"column `stage`: expected a number, found '4X'"],
+        {"stage": "categorical"},
+    ),
+    (
         {"a": among(["1", "2"], ["?"]), "b": among(["3.5"], ["x9"]), "c": among(["inf", "5"], ["7"])},
         [r"column `a`: .*'\?'", r"column `b`: .*'x9'", r"column `c`: expected a finite number, found inf"],
         {"a": "numeric", "b": "categorical"},
@@ -95,6 +113,18 @@ def test_a_refusal_names_every_fault_and_following_it_trains(
     assert len([line for line in refused.value.args if not line.startswith(ADVICE)]) == len(messages)
     found = draft(tmp_path, make(**columns), **read_flags(refused.value))
     assert {name: kind for name, kind in found.kinds.items() if name in columns} == kinds
+
+
+def test_whole_rows_in_quotes_are_refused(tmp_path: Path) -> None:
+    settings = DataSettings(source=f"{tmp_path}/rows.csv")
+    (tmp_path / "rows.csv").write_text("".join(f'"0{row};17;{row * 7};y{row % 2}"\n' for row in range(N)))
+    with pytest.raises(
+        DataError, match=r"rows.csv: expected `;` between cells, found one a row, such as '0.;17;.*'; take away the"
+    ):
+        draft_dataset(settings, 0)
+    (tmp_path / "rows.csv").write_text("".join(f"0{row};17;{row * 7};y{row % 2}\n" for row in range(N)))
+    with pytest.raises(DataError, match=r"rows.csv: expected `;` between cells, found one a row, .*; set data.separator to it"):
+        draft_dataset(settings.model_copy(update={"separator": "|"}), 0)
 
 
 def test_a_fault_that_no_setting_mends_is_said_with_the_others_and_without_flags(tmp_path: Path) -> None:
@@ -187,6 +217,7 @@ def test_numbers_of_two_meanings_between_semicolons_are_refused_with_the_flags_o
         (["5. Mai 2024", "6. März 2024"], "%d. %B %Y", [datetime(2024, 5, 5), datetime(2024, 3, 6)]),
         (["5 de mayo de 2024", "6 de enero de 2024"], "%d de %B de %Y", [datetime(2024, 5, 5), datetime(2024, 1, 6)]),
         (["(5)", "(6)"], "1234.5", [-5, -6]),
+        (["01/02/2024", "03-04-24"], "%m/%d/%Y | %m-%d-%y", [datetime(2024, 1, 2), datetime(2024, 3, 4)]),
     ],
 )
 def test_the_settings_say_how_a_column_is_written(tmp_path: Path, cells: list[str], notation: str, values: list[Any]) -> None:
