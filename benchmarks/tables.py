@@ -1,7 +1,8 @@
 """The plain command on tables that packages bring, beside networks and trees of other packages on the same rows.
 
-The preset `table` was chosen by validation loss on the tables under `TUNED`; those under `KEPT_BACK` show how it does on others. Each
-contender is a process of one thread, with its own defaults; it gets all rows but those of the test, and holds back what it likes of them.
+The preset `table` was chosen by validation loss on the tables under `TUNED`; those under `KEPT_BACK` show how it does on others.
+Each contender is a process of one thread, with its own defaults; it gets all rows but those of the test, and holds back what it
+likes of them.
 
     python benchmarks/tables.py [--tables diamonds,digits] [--contenders refit,lightgbm] [--seeds 3]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
+from refit.makers import load_record
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.registry import versions
 from refit.runs.crash_loops import forget_attempts, note_attempt
@@ -20,12 +21,13 @@ from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.tasks.caching import results_in
 from refit.tasks.dataset import build_dataset
-from refit.tasks.evaluation import evaluate
+from refit.tasks.evaluation import evaluate, fit_neighbours
 from refit.tasks.loaders import build_loaders
 from refit.tasks.reporting import TrainingCurve
 from refit.tasks.saving import name_asset, save_version
 from refit.tasks.training import start_training, train_epoch
 from refit.training.loop import check_deadline
+from refit.training.neighbours import choose_neighbours
 from refit.training.trainer import TRIES, Fit, check_splits, training_alone
 
 
@@ -83,6 +85,7 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
         record = record_run(run, store)
         with timed("build_dataset", seconds):
             snapshot = build_dataset(recipe.dataset.key, settings, recipe.source_digests)
+        kinds = choose_neighbours(settings, load_record(snapshot, store), logger.info)
         with timed("train", seconds):
             fit = _fit(recipe, snapshot, settings, champion, started, refresh)
             epochs, best = fit.epochs, fit.best
@@ -90,16 +93,21 @@ def train_version(recipe: Recipe, settings: Settings, champion: SavedModel | Non
             # The test rows are opened here, once, when the weights to judge are final.
             keys = {split: recipe.evaluation(split, best.epoch).key for split in snapshot.splits}
             metrics = {split: evaluate(key, split, best.checkpoint, snapshot, settings) for split, key in keys.items()}
-        key = recipe.saving(settings.name, best.epoch, len(epochs), list(keys.values())).key
-        record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
+        compared = [recipe.neighbours(kinds).key] if kinds else []
+        key = recipe.saving(settings.name, best.epoch, len(epochs), [*keys.values(), *compared]).key
+        record_run(run.model_copy(update={"later_keys": [*keys.values(), *compared, key]}), store, record)
         refitted = None
         if recipe.refit_on_all:
             with timed("refit_on_all", seconds):
                 last_fit = recipe.on_all_rows(best.epoch)
                 refitted = _fit(last_fit, snapshot, settings, champion, started, refresh).best
+        neighbours = None
+        if compared:
+            with timed("compare", seconds):
+                neighbours = fit_neighbours(compared[0], kinds, snapshot, settings)
         with timed("save_version", seconds):
             save = save_version.with_options(assets=[name_asset(settings.name)])
-            saved = save(key, best, epochs, metrics, snapshot, settings, refitted, return_state=True)
+            saved = save(key, best, epochs, metrics, snapshot, settings, refitted, neighbours, return_state=True)
     model = versions.locate(saved.result(), store)
     return TrainingResult(model=model, is_new=saved.name != "Cached", best_epoch=best.epoch, seconds=seconds)
 

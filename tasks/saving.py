@@ -28,13 +28,14 @@ def save_version(
     snapshot: DatasetRef,
     settings: SettingsTree,
     refitted: EpochResult | None = None,
+    neighbours: Ref | None = None,
 ) -> SavedModel:
     """Keep the weights of epoch `best` and, where there are any, of the last fit on all rows as the model's next version.
 
     The flow names the asset: `save_version.with_options(assets=[name_asset(settings.name)])`.
     """
     logger = get_run_logger()
-    saved = save_best(key, best, epochs, metrics, snapshot, settings, refitted, report=logger.info, warn=logger.warning)
+    saved = save_best(key, best, epochs, metrics, snapshot, settings, refitted, neighbours, report=logger.info, warn=logger.warning)
     add_asset_metadata(name_asset(saved.name), _describe(saved, snapshot, best, settings))
     return saved
 

@@ -151,6 +151,7 @@ def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.upper().startswith("REFIT_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("REFIT_TRAINING__BASELINE", "none")  # a second of each run; tests of neighbours ask for them
 
 
 @pytest.fixture(autouse=True)

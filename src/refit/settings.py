@@ -53,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.lr": 1.0,
         "training.num_epochs": 3,
         "training.patience": None,
+        "training.baseline": "none",
     },
     "table": {  # chosen by validation loss in benchmarks/tables.py
         "model.architecture": "tabm",
@@ -424,6 +425,8 @@ class TrainingSettings(Section):
     """Seconds after which the run stops with a checkpoint, from which the next run continues; None sets no limit."""
     warm_start: bool = False
     """Whether retraining starts from the champion's weights, if they fit, instead of from new ones."""
+    baseline: Literal["auto", "none", "linear", "trees", "both"] = "auto"
+    """Other models on the same rows to compare with: `linear`, `trees`, `both` or `none`; `auto`: both, if that takes seconds."""
     refit_on_all: bool = False
     """Whether to predict with weights retrained on all rows, for as many epochs as validation chose. Scores are of the first."""
 
@@ -479,6 +482,8 @@ class PromotionSettings(Section):
     """Largest drop allowed in the share of right rows of a class or slice, or growth of a loss by share. Noise does not count."""
     slices: TextList = []
     """Columns of the table; all rows with the same value of one of them form a slice."""
+    must_beat_baseline: bool = False
+    """Whether a candidate that is worse than boosted trees or a linear model, by more than noise, is not promoted."""
     max_latency_ms: float | None = Field(None, gt=0)
     """Longest time to score one row, in milliseconds, on the machine that retrains; None sets no limit."""
     max_size_mb: float | None = Field(None, gt=0)
@@ -589,6 +594,11 @@ class Settings(SettingsTree, BaseSettings):
             raise ValueError("data.window: expected rows to train on, found 0; `none` takes all")
         if data.split_by == "features" and data.group_column is not None:
             raise ValueError("data.split_by: expected `rows`, as data.group_column says which rows stay together; drop one of them")
+        if self.promotion.must_beat_baseline and self.training.baseline == "none":
+            raise ValueError(
+                "promotion.must_beat_baseline: expected models to compare with, found none, as training.baseline is `none`;"
+                " set that to `both`, or drop it"
+            )
         if optimizer.momentum and optimizer.name not in ("sgd", "rmsprop"):
             raise ValueError(
                 f"optimizer.momentum: only sgd and rmsprop have it, found {optimizer.name}; leave it 0, or take one of these"

@@ -30,6 +30,7 @@ from refit.refs import EpochResult, TrainingResult
 from refit.registry import saving
 from refit.registry.ledger import append_entry, entry_path
 from refit.registry.versions import list_versions
+from refit.reports.markdown import render_caution
 from refit.runs.recipes import forecast
 from refit.runs.results import load_result
 from refit.runtime.devices import NUM_THREADS
@@ -109,7 +110,7 @@ def test_a_model_that_has_learned_nothing_is_said_so_in_log_record_and_card(tmp_
         r"the model does not beat the majority class( by more than noise)?: accuracy 0\.\d{4} on \d+ test rows", warning
     )
     assert warning in caplog.text
-    assert f"**Caution:** {warning}." in (Path(result.model.path) / "card.md").read_text()
+    assert render_caution(warning) in (Path(result.model.path) / "card.md").read_text()
 
 
 @dataclass

@@ -8,6 +8,11 @@ from refit.errors import SettingsError
 from refit.settings import PRESETS, ROWS_OF_A_BATCH, NothingGiven, Settings, SettingsTree, env_name, resolve_settings, walk_settings
 
 
+@pytest.fixture(autouse=True)
+def _no_variable(monkeypatch):
+    monkeypatch.delenv("REFIT_TRAINING__BASELINE")
+
+
 def write(name: str, text: str) -> Path:
     path = Path(name)
     path.write_text(text)

@@ -4,7 +4,7 @@ import io
 import json as jsonlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import pydantic
@@ -107,7 +107,8 @@ def train(
     store = Store(settings.store.url)
     name, number = result.model.name, result.model.version
     log, metrics, manifest = (load_part(store, name, number, part) for part in ("log", "metrics", "manifest"))
-    lead = read_record(store, name, number)["lead"]
+    record = read_record(store, name, number)
+    lead, neighbours = record["lead"], record.get("neighbours")
     if json:
         fields = {
             **result.model.model_dump(),
@@ -117,12 +118,14 @@ def train(
             "epochs": log,
             "metrics": metrics,
             "lead": lead,
+            "neighbours": neighbours,
         }
         print(jsonlib.dumps({**fields, "seconds": result.seconds}))
     else:
-        _print_result(log, metrics)
-        if lead and lead["warning"]:
-            say(f"warning: {lead['warning']}")
+        _print_result(log, metrics, neighbours)
+        for remark in (lead and lead["warning"], neighbours and neighbours["better"]):
+            if remark:
+                say(f"warning: {remark}")
         say(f"{'saved' if result.is_new else 'nothing has changed since'} {result.model.reference} in {result.model.path}")
     return COMPLETED
 
@@ -410,7 +413,7 @@ def _print_decision(result: RetrainingResult) -> None:
         say(f"report: {result.report}")
 
 
-def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
+def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any], neighbours: dict[str, Any] | None) -> None:
     console = open_console()
     epochs = Table("epoch", "batch losses", "train loss", "val loss", "val score", "lr", "rows/s")
     for entry in log:
@@ -424,7 +427,14 @@ def _print_result(log: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     are_classes = isinstance(next(iter(found.values())), ClassificationMetrics)
     scores = Table("split", "correct" if are_classes else "rows", *next(iter(found.values())).list_figures())
     for split, scored in found.items():
-        cells = ("-" if figure is None else f"{figure:.4f}" for figure in scored.list_figures().values())
         num_correct = f"{scored.num_correct}/" if isinstance(scored, ClassificationMetrics) else ""
-        scores.add_row(split, f"{num_correct}{scored.num_rows}", *cells)
+        scores.add_row(split, f"{num_correct}{scored.num_rows}", *_show_figures(scored.list_figures().values()))
+    names = next(iter(found.values())).list_figures()
+    if neighbours:
+        for model, figures in list(neighbours["figures"].items())[:-1]:  # the last is this model
+            scores.add_row(f"{neighbours['split']}, {model}", "", *_show_figures(map(figures.get, names)))
     console.print(scores)
+
+
+def _show_figures(figures: Iterable[float | None]) -> Iterator[str]:
+    return ("-" if figure is None else f"{figure:.4f}" for figure in figures)

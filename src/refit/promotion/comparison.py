@@ -2,9 +2,11 @@
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,10 +19,10 @@ from refit.data.inputs import Mask
 from refit.data.live_items import build_ordered_loader
 from refit.data.own_dataset import check_source
 from refit.data.profiles import Profile
-from refit.errors import DataError, RefitError
+from refit.errors import DataError, RefitError, StoreError
 from refit.promotion import decision
 from refit.promotion.answers import find_answer_drifts, profile_answers
-from refit.promotion.decision import Decision, Lead, decide, find_collapse
+from refit.promotion.decision import Decision, decide, find_collapse
 from refit.promotion.fair_rows import (
     Rival,
     explain_incomparable,
@@ -29,18 +31,21 @@ from refit.promotion.fair_rows import (
     find_rival,
     tell_left_out,
 )
+from refit.promotion.neighbours import OURS, Comparison, find_better, find_reason, tell_better
 from refit.promotion.news import find_lead
 from refit.promotion.worst import WorstItem, find_worst
 from refit.refs import Alarm, Handle, Ref, SavedModel
 from refit.registry.ledger import record_opening
 from refit.registry.saving import FROZEN
-from refit.registry.versions import version_folder
+from refit.registry.versions import read_record, version_folder
 from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import PromotionSettings, SettingsTree, TrainingSettings
 from refit.store.store import Store
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
+from refit.training.loop import EpochLog
 from refit.training.metrics import Metrics, NumberBin
+from refit.training.neighbours import TITLES, load_outputs
 from refit.training.objective import Classification, Objective, RowScores, Score, Scores, score_majority
 from refit.training.objectives import OwnStep, StandardizedNumber, build_objective, score_without_inputs
 
@@ -185,6 +190,14 @@ def compare(
         collapse = find_collapse(
             of_champion, baseline, settings, lead_before=lead, clusters=clusters, name=scored.objective.baseline
         )
+    others = _find_others(candidate, scored, settings.must_beat_baseline, store)
+    better = find_better(
+        {kind: other.score(settings.score, is_fair) for kind, other in others.items()},
+        scored.score(settings.score, is_fair),
+        settings,
+        "test",
+        clusters,
+    )
     decision = decide(
         None if scored.truth is None else scored.truth[is_fair],
         scored.score(settings.score, is_fair),
@@ -196,11 +209,13 @@ def compare(
         slices={name: mask[is_fair] for name, mask in manifest.find_slices(rows, settings.slices)},
         latency_ms=scores[candidate.reference][LATENCY] or 0.0,
         size_mb=scores[candidate.reference][SIZE] or 0.0,
+        better=tell_better(better) if settings.must_beat_baseline else None,
     )
     if baseline is not None and scored.objective.baseline is not None:
         names = SCORES_OF_MAJORITY if scored.truth is not None else {"negative loss": settings.score}
         found = {name: scored.score_baseline(score, is_fair) for name, score in names.items()}
         scores[scored.objective.baseline] = {name: float(part.mean()) for name, part in found.items() if part is not None}
+    scores |= {TITLES[kind]: other.measure(is_fair).list_scores() for kind, other in others.items()}
     alarm = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged)
     remedies = [] if decision.is_better and settings.when_incomparable == "promote" else [rival.remedy]
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
@@ -208,7 +223,8 @@ def compare(
     measured = scored.measure(is_fair)
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     useless = manifest.explain_useless_slices(rows.filter(is_fair), settings.slices)
-    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), rival.problem, *remedies, fallen, useless]
+    beaten = None if settings.must_beat_baseline else tell_better(better)
+    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), beaten, rival.problem, *remedies, fallen, useless]
     worst, picture = find_worst(manifest, scored.objective, scored.outputs, scored.y, rows, is_fair, store)
     return Verdict(
         decision=decision,
@@ -229,8 +245,27 @@ def compare(
     )
 
 
-def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree, store: Store) -> tuple[Lead | None, list[Profile]]:
-    """Measure by how much a network beats the baseline on the rows that it is judged on, as `compare` would; None without one.
+class Judgement(NamedTuple):
+    """How good a network is on the rows that it is judged on."""
+
+    lead: dict[str, Any] | None
+    """By how much it beats the baseline; None without one."""
+    comparison: Comparison | None
+    """Beside its neighbours, if there are any."""
+    answers: list[Profile]
+    """What it says of items, which have no columns to tell when they drift."""
+
+
+def judge(
+    network: nn.Module,
+    manifest: Examples,
+    settings: SettingsTree,
+    store: Store,
+    logs: Sequence[EpochLog],
+    best_epoch: int,
+    outputs: Ref | None = None,
+) -> Judgement:
+    """Measure how good a network is on the rows that it is judged on, as `compare` would, beside the baseline and its neighbours.
 
     Of items, which have no columns to tell when they drift, also profile what it says of them.
 
@@ -239,26 +274,50 @@ def measure_lead(network: nn.Module, manifest: Examples, settings: SettingsTree,
         manifest: The data set that it learned from.
         settings: Score and confidence are taken from `promotion`.
         store: Where the data set is.
+        logs: Of its epochs.
+        best_epoch: The one that its weights are of.
+        outputs: Those of the neighbours.
+
+    Returns:
+        The lead over the baseline, with a warning and its likely reason, if there is a baseline; and the comparison, if there are
+        neighbours.
     """
     split = list(manifest.splits)[-1]
     x, y = manifest.load_split(split, store)
     objective = _build_judge(manifest, settings.training)
-    outputs, y = compute_outputs(network, build_ordered_loader(x, y), CPU, settings.compute.precision, objective.compute)
-    score = choose_score(manifest, settings.promotion)
-    labels = manifest.list_labels()
-    is_class = manifest.signature.target.kind == "classes"
-    baseline = _score_baseline(manifest, objective, [labels[index] for index in y.tolist()] if is_class else y, score)
-    answers = profile_answers(objective, outputs) if manifest.maker == "items" else []
+    own, y = compute_outputs(network, build_ordered_loader(x, y), CPU, settings.compute.precision, objective.compute)
+    promotion = settings.promotion.model_copy(update={"score": choose_score(manifest, settings.promotion)})
+    answers = profile_answers(objective, own) if manifest.maker == "items" else []
+    labels, is_class = manifest.list_labels(), manifest.signature.target.kind == "classes"
+    score_baseline = partial(_score_baseline, manifest, objective, [labels[index] for index in y.tolist()] if is_class else y)
+    baseline = score_baseline(promotion.score)
     if baseline is None:
-        return None, answers
+        return Judgement(None, None, answers)
     clusters = (
         manifest.find_clusters(manifest.load_test_rows(store), store)
         if split == "test"
         else manifest.load_identities(split, store).groups
     )
-    promotion = settings.promotion.model_copy(update={"score": score})
-    scores = objective.score_rows(outputs, y, score)
-    return decision.measure_lead(scores, baseline, promotion, split, clusters, objective.baseline), answers
+    measure = partial(
+        decision.measure_lead, majority=baseline, settings=promotion, split=split, clusters=clusters, baseline=objective.baseline
+    )
+    scored, others = objective.score_rows(own, y, promotion.score), {} if outputs is None else load_outputs(outputs, store)
+    scored_others = {kind: objective.score_rows(found, y, promotion.score) for kind, found in others.items()}
+    lead, warning, reason = measure(scored), None, None
+    if warning := lead.warn():
+        leads = {kind: measure(found) for kind, found in scored_others.items()}
+        reason = find_reason(lead, logs, best_epoch, settings.training.num_epochs, manifest.splits["train"].class_counts, leads)
+    told = lead.model_dump() | {"warning": "; ".join(filter(None, [warning, reason])) or None, "reason": reason}
+    if outputs is None:
+        return Judgement(told, None, answers)
+    of_baseline = {"accuracy": score_baseline("accuracy"), "loss": score_baseline("log_likelihood")}
+    figures: dict[str, dict[str, float | None]] = {
+        str(objective.baseline): {name: abs(float(part.mean())) for name, part in of_baseline.items() if part is not None}
+    }
+    for title, found in [*((TITLES[kind], found) for kind, found in others.items()), (OURS, own)]:
+        figures[title] = objective.measure(found, y).list_figures()
+    better = tell_better(find_better(scored_others, scored, promotion, split, clusters))
+    return Judgement(told, Comparison(split=split, num_rows=len(y), figures=figures, better=better, outputs=outputs), answers)
 
 
 def _score_baseline(manifest: Examples, objective: Objective, truth: Any, score: Score) -> Scores | None:
@@ -299,13 +358,29 @@ def score_rows(model: Model, rows: Any, training: TrainingSettings = DEFAULTS.tr
     logits = model.predict_logits(rows)
     refuse_non_finite_outputs(logits, "test")
     known = model.manifest.list_labels()
-    unknown = sorted(set(truth) - set(known))
-    if unknown:
-        share = logits.logsumexp(dim=1, keepdim=True) - math.log(model.manifest.splits["train"].rows)
-        logits = torch.cat([logits, share.expand(-1, len(unknown))], dim=1)
-    labels = [*known, *unknown]
+    labels = [*known, *sorted(set(truth) - set(known))]
+    logits = _add_classes(logits, len(labels), model.manifest)
     places = {label: place for place, label in enumerate(labels)}
     return ScoredRows(model, truth, logits, torch.tensor([places[label] for label in truth]), labels, Classification((*labels,)))
+
+
+def _add_classes(logits: Tensor, num_classes: int, manifest: Examples) -> Tensor:
+    """Add classes that no train row has."""
+    share = logits.logsumexp(dim=1, keepdim=True) - math.log(manifest.splits["train"].rows)
+    return torch.cat([logits, share.expand(-1, num_classes - logits.shape[1])], dim=1)
+
+
+def _find_others(candidate: SavedModel, scored: ScoredRows, are_needed: bool, store: Store) -> dict[str, ScoredRows]:
+    """Find what the candidate's neighbours gave for the test rows, by kind; raises StoreError if that is needed and lost."""
+    content = read_record(store, candidate.name, candidate.version).get("neighbours")
+    try:
+        found = load_outputs(Comparison.model_validate(content).outputs, store) if content else {}
+    except StoreError:
+        if are_needed:
+            raise
+        return {}
+    num_classes, manifest = len(scored.labels), scored.model.manifest
+    return {kind: replace(scored, outputs=_add_classes(outputs, num_classes, manifest)) for kind, outputs in found.items()}
 
 
 def time_row(scored: ScoredRows, row: Any) -> float:

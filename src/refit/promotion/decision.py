@@ -120,6 +120,7 @@ def decide(
     slices: Mapping[str, Mask] | None = None,
     latency_ms: float = 0.0,
     size_mb: float = 0.0,
+    better: str | None = None,
 ) -> Decision:
     """Decide whether the candidate beats the champion and the majority class and stays within all limits.
 
@@ -135,6 +136,7 @@ def decide(
         slices: The rows of each named slice. Classes are compared anyway.
         latency_ms: Time that the candidate takes to score a row.
         size_mb: Size of the candidate's weights.
+        better: Says which other model the candidate would have to beat, and does not.
 
     Raises:
         DataError: There are no rows.
@@ -164,6 +166,7 @@ def decide(
     objection = None if majority is None else _object_to_lead(mean, average, lead, baseline)
     objections = [
         *([f"it {objection} ({_round(average)})"] if objection and champion else ()),
+        *filter(None, [better]),
         *_object_to_score(mean, settings.min_score),
         *_object_to_drops(worse, "share of right rows" if classes is not None else score.replace("_", " ")),
         *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),

@@ -20,11 +20,12 @@ def render_report(
     """Render the report as Markdown; `context` says when and by whom it was decided."""
     folder = version_folder(candidate.name, candidate.version)
     log, record = (json.loads(store.read(f"{folder}/{name}.json")) for name in ("log", "version"))
+    caution, lead = verdict.decision.warn(), record.get("lead") or {}
     report = RunReport(
         headline=headline,
         context=context,
         reason=reason,
-        caution=verdict.decision.warn(),
+        caution="; ".join(filter(None, [caution, lead.get("reason")])) if caution else None,
         scores=verdict.scores,
         num_scored=verdict.decision.num_rows,
         not_judged=verdict.decision.not_judged,

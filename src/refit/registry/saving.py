@@ -45,6 +45,7 @@ def save_version(
     refitted: Ref | None = None,
     lead: Mapping[str, Any] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
+    neighbours: Mapping[str, Any] | None = None,
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
@@ -56,8 +57,8 @@ def save_version(
     link to the object that checkpoints refer to), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json`, the card (`card.md` with its pictures) and, with `refitted`, `held_back.pt`. `version.json` holds name and
     number, digests (of the weights, all other files, and a factory's code), versions of packages, logits that identify the
-    network, the `lead` over the majority class, and, if given, profiles of the `answers`. The ledger records that the test rows
-    have judged it.
+    network, the `lead` over the majority class, what `neighbours` scored, and, if given, profiles of the `answers`. The ledger
+    records that the test rows have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read, or the version cannot be written; then nothing of it is left.
@@ -77,6 +78,7 @@ def save_version(
         "held_back": known.get("held_back.pt"),
         "lead": lead,
         **({"answers": answers} if answers else {}),
+        "neighbours": neighbours,
         "torch": torch.__version__,
         "code": digest_user_code(settings.model.factory),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -157,8 +159,8 @@ def _render_card(
         "weights": f"SHA-256 `{record['weights_digest']}`",
     }
     scores = [(split, scored.num_rows, *scored.list_figures().values()) for split, scored in metrics.items()]
-    warning = record["lead"] and record["lead"]["warning"]
-    caution = f"\n{markdown.render_caution(warning)}\n" if warning else ""
+    warnings = [record["lead"] and record["lead"]["warning"], record["neighbours"] and record["neighbours"]["better"]]
+    caution = "".join(f"\n{markdown.render_caution(warning)}\n" for warning in warnings if warning)
     return f"""# {settings.name}
 
 {markdown.render_fields(overview)}
@@ -166,9 +168,19 @@ def _render_card(
 ## Scores
 
 {markdown.render_table(["split", "rows", *last.list_figures()], scores)}
-{caution}
+{_render_neighbours(record["neighbours"])}{caution}
 {_render_classes(last, judged_on)}![loss by epoch](loss.png)
 {_render_columns(manifest)}"""
+
+
+def _render_neighbours(neighbours: Mapping[str, Any] | None) -> str:
+    """Render what other models scored on the same rows, if there are any."""
+    if neighbours is None:
+        return ""
+    names = dict.fromkeys(name for figures in neighbours["figures"].values() for name in figures)
+    rows = [(model, *(figures.get(name) for name in names)) for model, figures in neighbours["figures"].items()]
+    table = markdown.render_table(["model", *names], rows)
+    return f"\nOther models on the same {neighbours['num_rows']:,} rows of {neighbours['split']}:\n\n{table}\n"
 
 
 def _render_classes(metrics: Metrics, judged_on: str) -> str:

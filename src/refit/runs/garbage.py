@@ -49,12 +49,13 @@ def find_garbage(store: Store, on_damage: Callable[[str], object] = lambda _: No
 
 
 def _digests_of_version(store: Store, name: str, number: int) -> set[str]:
-    """List the digests of a version's checkpoints, data set and test rows; raise StoreError if its record is damaged."""
+    """List the digests of what a version needs besides its own files; raise StoreError if its record is damaged."""
     folder = versions.version_folder(name, number)
     record = versions.read_record(store, name, number)
     try:
         kept = [record, record.get("held_back") or record]
         digests = {str(weights["checkpoint"]) for weights in kept} | {*filter(None, (weights.get("frozen") for weights in kept))}
+        digests |= {record["neighbours"]["outputs"]["digest"]} if record.get("neighbours") else set()
         record_of_data = parse_record(store.read(f"{folder}/manifest.json"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(

@@ -117,6 +117,13 @@ class Recipe(BaseModel):
         weights = {"weights": self.epoch_keys[epoch - 1], "split": split, "processor": self.scorer}
         return Stage(name=f"evaluate {split}", ingredients={**weights, **versions, **self.judges, **digest_code(EVALUATION_CODE)})
 
+    def neighbours(self, kinds: Sequence[str]) -> Stage:
+        """Return the stage of fitting other models on the same rows, on which nothing of the run depends."""
+        versions = {name: version(name) for name in ("scikit-learn", "scipy")}
+        fitted = {"data set": self.dataset.key, "kinds": list(kinds), "processor": self.scorer}
+        code = digest_code(["refit.data.signature", "refit.training.neighbours"])
+        return Stage(name="compare", ingredients={**fitted, **versions, **code})
+
     def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Stage:
         """Return the stage of saving a version: its name, the weights chosen and served, the epochs logged, the metrics' keys."""
         chosen, served = (fit.epoch_keys[best_epoch - 1] for fit in (self, self.fits[-1]))
@@ -215,4 +222,6 @@ def retraining_key(settings: Settings, source_digest: str, test_source_digest: s
     promotion = dict(walk_settings(settings.promotion, "promotion."))
     del promotion["promotion.timeout_seconds"]
     steps = [recipe.start.key, recipe.epoch.key, recipe.num_epochs, settings.training.patience]
+    if settings.promotion.must_beat_baseline:
+        steps.append(settings.training.baseline)
     return digest_json([*steps, settings.training.warm_start, settings.training.refit_on_all, promotion])

@@ -21,6 +21,7 @@ from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.texts import list_names
 from refit.training.loop import best_epoch, has_lost_patience
+from refit.training.neighbours import choose_neighbours
 
 RUNS = "runs"
 MAX_CODE_SHOWN = 5
@@ -182,7 +183,12 @@ def _forecast_the_rest(
             yield Forecast(step=f"train epochs 1 to {last} on all rows", is_done=True, because=[])
         if last < best:
             yield Forecast(step=f"train epochs {last + 1} to {best} on all rows", is_done=False, because=["not run yet"])
-    yield _forecast_by_result("save", recipe.saving(settings.name, best, len(val_losses), [*metrics.values()]).key, store)
+    kinds = choose_neighbours(settings, load_record(DatasetRef.model_validate(snapshot), store)) if snapshot else []
+    compared = [recipe.neighbours(kinds).key] if kinds else []
+    for key in compared:
+        yield _forecast_by_result("fit other models", key, store)
+    saving = recipe.saving(settings.name, best, len(val_losses), [*metrics.values(), *compared])
+    yield _forecast_by_result("save", saving.key, store)
 
 
 def _forecast_by_result(step: str, key: str, store: Store) -> Forecast:

@@ -14,7 +14,7 @@ from refit.data import own_functions
 from refit.errors import SettingsError
 from refit.makers import find_maker, load_record
 from refit.models.building import build_for_weights
-from refit.promotion.comparison import measure_lead
+from refit.promotion.comparison import judge
 from refit.refs import DatasetRef, EpochResult, Handle, LoadersRef, Ref, SavedModel, TrainingResult
 from refit.registry import saving, versions
 from refit.registry.ledger import find_highest
@@ -25,7 +25,7 @@ from refit.runtime import devices
 from refit.runtime.interruption import holding_signals
 from refit.settings import Settings, SettingsTree, resolve_settings
 from refit.store.store import Store
-from refit.training import checkpoints, loop, trainer
+from refit.training import checkpoints, loop, neighbours, trainer
 from refit.training.metrics import read_metrics
 
 Made = TypeVar("Made", bound=Handle)
@@ -91,31 +91,39 @@ def save_best(
     snapshot: DatasetRef,
     settings: SettingsTree,
     refitted: EpochResult | None = None,
+    neighbours: Ref | None = None,
     *,
     report: Callable[[str], object],
     warn: Callable[[str], object],
 ) -> SavedModel:
-    """Save the weights of epoch `best` and, if given, of the last fit on all rows as the model's next version."""
+    """Save the weights of epoch `best` and, if given, of the last fit on all rows as the model's next version.
+
+    `neighbours` are the outputs of other models for the rows that it is judged on.
+    """
     store = Store(settings.store.url)
     manifest = load_record(snapshot, store)
     devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store)
-    lead, answers = measure_lead(network, manifest, settings, store)
-    warning = None if lead is None else lead.warn()
+    logs = [checkpoints.load_report(result.log, loop.EpochLog, store) for result in epochs]
+    lead, comparison, answers = judge(network, manifest, settings, store, logs, best.epoch, neighbours)
     saved = saving.save_version(
         best.checkpoint,
         settings,
         manifest,
-        [checkpoints.load_report(result.log, loop.EpochLog, store) for result in epochs],
+        logs,
         {split: read_metrics(json.loads(store.get(ref.digest))) for split, ref in metrics.items()},
         store,
         key=None if load_result(key, store) else key,  # with a result, a repetition wants a new version
         refitted=None if refitted is None else refitted.checkpoint,
-        lead=None if lead is None else lead.model_dump() | {"warning": warning},
+        lead=lead,
+        neighbours=None if comparison is None else comparison.model_dump(),
         answers=[profile.model_dump() for profile in answers],
     )
-    if warning:
-        warn(warning)
+    if comparison is not None:
+        report(comparison.describe())
+    for remark in (lead and lead["warning"], comparison and comparison.better):
+        if remark:
+            warn(remark)
     report(f"saved {saved.reference} in {saved.path}")
     return saved
 
@@ -157,22 +165,29 @@ class _Run:
             record = record_run(run, store)
             with timed("build_dataset", self.seconds):
                 snapshot = self._once(recipe.dataset.key, DatasetRef, partial(self._build_dataset, recipe))
+            kinds = neighbours.choose_neighbours(settings, load_record(snapshot, store), self.report)
             with timed("train", self.seconds):
                 fit = self._fit(recipe, snapshot)
             with timed("evaluate", self.seconds):
                 keys = {split: recipe.evaluation(split, fit.best.epoch).key for split in snapshot.splits}
                 evaluate = partial(trainer.evaluate, checkpoint=fit.best.checkpoint, snapshot=snapshot, settings=settings)
                 metrics = {split: self._once(key, Ref, partial(evaluate, split)) for split, key in keys.items()}
-            key = recipe.saving(settings.name, fit.best.epoch, len(fit.epochs), list(keys.values())).key
-            record_run(run.model_copy(update={"later_keys": [*keys.values(), key]}), store, record)
+            compared = [recipe.neighbours(kinds).key] if kinds else []
+            key = recipe.saving(settings.name, fit.best.epoch, len(fit.epochs), [*keys.values(), *compared]).key
+            record_run(run.model_copy(update={"later_keys": [*keys.values(), *compared, key]}), store, record)
             refitted = None
             if recipe.refit_on_all:
                 with timed("refit_on_all", self.seconds):
                     refitted = self._fit(recipe.on_all_rows(fit.best.epoch), snapshot).best
+            found = None
+            if compared:
+                with timed("compare", self.seconds):
+                    fit_others = partial(neighbours.fit_neighbours, kinds, snapshot, settings)
+                    found = self._once(compared[0], Ref, fit_others)
             with timed("save_version", self.seconds):
                 is_new = self.refresh or load_usable_result(key, store) is None
                 given = key, fit.best, fit.epochs, metrics, snapshot, settings, refitted
-                saved = self._once(key, SavedModel, partial(save_best, *given, report=self.report, warn=self.report))
+                saved = self._once(key, SavedModel, partial(save_best, *given, found, report=self.report, warn=self.report))
         if not is_new:
             self.report(f"nothing has changed since {saved.reference}")
         model = versions.locate(saved, store)

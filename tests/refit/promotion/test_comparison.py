@@ -12,19 +12,23 @@ import polars as pl
 import pytest
 from torch import nn
 
+import refit
 from refit.errors import DataError, RefitError
 from refit.makers import find_maker
 from refit.promotion import comparison
-from refit.promotion.comparison import Verdict, compare, measure_lead, score_rows, time_row
+from refit.promotion.comparison import Verdict, compare, score_rows, time_row
 from refit.promotion.fair_rows import explain_missing_rows
 from refit.refs import SavedModel
 from refit.registry.versions import move_alias
+from refit.reports import figures
 from refit.serving.saved_model import Model, load_model
 from refit.settings import DataSettings, PromotionSettings, SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
 from refit.tables.manifest import load_test_rows
 from refit.tables.table_examples import load_manifest
+
+LOGS = [SimpleNamespace(train_loss=0.5)]
 
 
 def make_rows(num_rows: int, classes: str = "ab", seed: int = 0) -> pl.DataFrame:
@@ -513,14 +517,38 @@ def test_the_lead_of_a_new_version_is_that_of_its_first_decision(save_version, s
     version, promotion = save_version(rows, **data), PromotionSettings(score=score)
     model, decision = load_model(version.path), compare(version, None, promotion, store).decision
     settings = model.settings.model_copy(update={"promotion": promotion})
-    lead, _ = measure_lead(model.module, model.manifest, settings, store)
-    assert (lead.split, lead.num_rows) == ("test", decision.num_rows)
-    assert (lead.model, lead.majority, lead.bound) == (decision.candidate, decision.majority, decision.lead)
+    lead = comparison.judge(model.module, model.manifest, settings, store, LOGS, 1).lead
+    assert (lead["split"], lead["num_rows"]) == ("test", decision.num_rows)
+    assert (lead["model"], lead["majority"], lead["bound"]) == (decision.candidate, decision.majority, decision.lead)
 
 
 def test_without_test_rows_the_lead_is_that_on_the_last_split_there_is(store):
     make_rows(100).write_csv("rows.csv")
     settings = SettingsTree.model_validate({"data": {"source": "rows.csv", "test": 0}})
     manifest = load_manifest(build_dataset(settings.data, 0, store), store)
-    lead, _ = measure_lead(nn.Linear(len(manifest.signature.input_names), 2), manifest, settings, store)
-    assert (lead.split, lead.num_rows) == ("val", manifest.splits["val"].rows)
+    lead = comparison.judge(nn.Linear(len(manifest.signature.input_names), 2), manifest, settings, store, LOGS, 1).lead
+    assert (lead["split"], lead["num_rows"]) == ("val", manifest.splits["val"].rows)
+
+
+@pytest.mark.parametrize("must_beat_baseline", [True, False])
+def test_a_candidate_that_boosted_trees_beat_is_said_so_and_not_promoted_if_it_must_beat_them(
+    store, must_beat_baseline, monkeypatch
+):
+    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
+    x = np.random.default_rng(0).normal(size=(600, 2))
+    is_one = (x[:, 0] > 0) != (x[:, 1] > 0.5)
+    pl.DataFrame({"x0": x[:, 0], "x1": x[:, 1], "y": is_one.astype(int)}).write_csv("rows.csv")
+    given = {
+        "data": {"source": "rows.csv"},
+        "model": {"hidden_sizes": []},
+        "optimizer": {"lr": 0.05},
+        "training": {"num_epochs": 20, "baseline": "both"},
+        "store": {"url": store.url},
+    }
+    candidate = refit.train(given, report=lambda _: None).model
+    verdict = judge(store, candidate, None, must_beat_baseline=must_beat_baseline)
+    assert "boosted trees are better on this table: accuracy 0." in verdict.reason
+    assert verdict.decision.is_better is not must_beat_baseline
+    assert list(verdict.scores) == [candidate.reference, "majority class", "linear model", "boosted trees"]
+    assert verdict.scores["boosted trees"]["accuracy"] > verdict.scores[candidate.reference]["accuracy"]

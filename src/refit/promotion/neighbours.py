@@ -1,0 +1,101 @@
+"""Says how a model compares with others on the same rows, and why it may be of little use."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from refit.promotion.decision import FEW_ROWS, Clusters, Lead, measure_lead
+from refit.refs import Handle, Ref
+from refit.settings import PromotionSettings
+from refit.training.loop import EpochLog
+from refit.training.neighbours import TITLES
+from refit.training.objective import RowScores
+
+OURS = "this model"
+LARGE_SHARE = 0.9
+"""Share of rows of one class from which on accuracy hardly tells a good model from that class."""
+
+
+class Comparison(Handle):
+    """How models did on the rows of one split."""
+
+    split: str
+    num_rows: int
+    figures: dict[str, dict[str, float | None]]
+    """Metrics by model: the majority class or another baseline, a linear model, boosted trees, this model."""
+    better: str | None
+    """The best of the others, if it is better than this model by more than noise; in a sentence with its figures."""
+    outputs: Ref
+    """Outputs of the others for these rows, by kind."""
+
+    def describe(self) -> str:
+        """List the score of each model in one line for people; the first figure is the one that is compared."""
+        name = next(iter(self.figures[OURS]))
+        shown = {model: figures.get(name) for model, figures in self.figures.items()}
+        listed = ", ".join(f"{model} {figure:.4f}" for model, figure in shown.items() if figure is not None)
+        return f"{name} on the same {self.num_rows:,} {self.split} rows: {listed}"
+
+
+def find_better(
+    others: Mapping[str, RowScores], model: RowScores, settings: PromotionSettings, split: str, clusters: Clusters | None = None
+) -> tuple[str, Lead] | None:
+    """Find the best of the others if it is better than a model by more than noise, with its lead.
+
+    Args:
+        others: Scores of the same rows, by kind.
+        model: The model's score of each row.
+        settings: Score and confidence.
+        split: Where the rows are from.
+        clusters: As in `decide`.
+    """
+    if not others:
+        return None
+    best = max(others, key=lambda kind: others[kind].scores.mean())
+    lead = measure_lead(others[best], model.scores, settings, split, clusters, OURS)
+    return (best, lead) if lead.bound > 0 else None
+
+
+def tell_better(found: tuple[str, Lead] | None) -> str | None:
+    """Say which of the others is better, with the figures."""
+    if found is None:
+        return None
+    kind, lead = found
+    who = f"{TITLES[kind]} are" if kind == "trees" else f"a {TITLES[kind]} is"
+    rows = f"{lead.num_rows:,} {lead.split} rows"
+    return (
+        f"{who} better on this table: {lead.score.replace('_', ' ')} {lead.model:.4f} on {rows}, where this model has"
+        f" {lead.majority:.4f}"
+    )
+
+
+def find_reason(
+    lead: Lead, logs: Sequence[EpochLog], best_epoch: int, num_epochs: int, counts: Sequence[int], others: Mapping[str, Lead]
+) -> str | None:
+    """Find the likely reason why a model does not beat the majority class, and what to do about it.
+
+    Args:
+        lead: Over the majority class.
+        logs: Of the epochs.
+        best_epoch: The one whose weights are used.
+        num_epochs: The most that could have been trained.
+        counts: Train rows of each class; empty for other targets.
+        others: The leads of other models over the majority class, by kind.
+    """
+    shares = [count / sum(counts) for count in counts if count]
+    entropy = -sum(share * math.log(share) for share in shares)
+    able = [TITLES[kind] for kind, other in others.items() if other.bound > 0]
+    can_be_learned = f"though {' and '.join(able)} did: " if able else ""
+    if lead.num_rows < FEW_ROWS:
+        return None  # the warning says so
+    if counts and logs[best_epoch - 1].train_loss >= entropy:
+        return (
+            f"the network has learned nothing, {can_be_learned}its train loss is not below that of the shares of the classes;"
+            " try another optimizer.lr"
+        )
+    if best_epoch == num_epochs and not able:
+        return "it was still learning in the last epoch; raise training.num_epochs"
+    if lead.score == "accuracy" and shares and max(shares) >= LARGE_SHARE:
+        share = f"{max(shares):.1%} of the train rows are of one class"
+        return f"{share}, so accuracy says little; set promotion.score to `log_likelihood`"
+    if able:
+        return f"{' and '.join(able)} did, so the table can be learned; try another optimizer.lr or model, or more epochs"
+    return f"nor did {' or '.join(TITLES[kind] for kind in others)}; the columns may say little about it" if others else None
