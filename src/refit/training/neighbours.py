@@ -157,7 +157,7 @@ def _fit_trees(table: "_Table", train: Part, x: Tensor, *, watched: Part | None,
 
 
 def _take_logs(probabilities: Numbers) -> Tensor:
-    return torch.from_numpy(np.log(np.clip(probabilities, LEAST, None))).float()
+    return torch.from_numpy(np.log(np.clip(probabilities, LEAST, None))).float().contiguous()
 
 
 class _Table:

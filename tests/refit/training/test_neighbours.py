@@ -37,7 +37,8 @@ def table(tmp_path_factory) -> Path:
     words = [f"a {'good' if right else 'bad'} thing of {number}" for number, right in enumerate(x[:, 0] > 0)]
     columns = {"x0": x[:, 0], "x1": x[:, 1], "place": [f"p{number}" for number in place], "words": words}
     path = tmp_path_factory.mktemp("table") / "rows.parquet"
-    pl.DataFrame({**columns, "y": (x[:, 0] * x[:, 1] > 0).astype(int)}).write_parquet(path)
+    third = np.digitize(x[:, 1], [-0.5, 0.5])
+    pl.DataFrame({**columns, "third": third, "y": (x[:, 0] * x[:, 1] > 0).astype(int)}).write_parquet(path)
     return path
 
 
@@ -81,6 +82,13 @@ def test_both_give_what_scikit_learn_gives_for_the_raw_rows(table):
     trees.fit(rank(train), train["y"].to_numpy(), X_val=rank(val), y_val=val["y"].to_numpy())
     assert (outputs["trees"].argmax(dim=1).numpy() == trees.predict(rank(test))).mean() > 0.95
     assert (outputs["trees"].argmax(dim=1).numpy() == test["y"].to_numpy()).mean() > 0.85
+
+
+def test_more_classes_than_two_are_told_apart(table):
+    settings, snapshot, examples = prepare(table, {"target": "third", "features": ["x0", "x1"]})
+    outputs = load_outputs(fit_neighbours(["linear", "trees"], snapshot, settings), Store(settings.store.url))
+    _, y = examples.load_split("test", Store(settings.store.url))
+    assert all((found.argmax(dim=1) == y).double().mean() > 0.9 for found in outputs.values())
 
 
 def test_they_give_the_same_bits_again_and_draw_nothing_from_a_global_generator(table):
