@@ -675,6 +675,19 @@ def resolve_settings(
     origins: dict[str, str] = {}
     for origin, values in sources.items():
         _fill_in(merged, values, origins, origin)
+    settings = _complete(merged, origins)
+    return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
+
+
+def complete_settings(given: Mapping[str, Any]) -> Settings:
+    """Complete given settings by the defaults alone, not by the environment or a file; raises as `resolve_settings` does."""
+    merged, origins = dict[str, Any](), dict[str, str]()
+    _fill_in(merged, given, origins, "given")
+    return _complete(merged, origins)
+
+
+def _complete(merged: dict[str, Any], origins: dict[str, str]) -> Settings:
+    """Add the defaults to what is given, and their origins."""
     try:
         given_tree = SettingsTree(**merged)
         for name, (value, origin) in choose_defaults(given_tree).items():
@@ -682,10 +695,9 @@ def resolve_settings(
             part = merged.setdefault(section, {}) if section else merged
             if part.get(field) is None and name not in origins:
                 part[field], origins[name] = value, origin
-        settings = Settings(**merged)
+        return Settings(**merged)
     except ValidationError as error:
         raise SettingsError(*explain_validation(error, origins)) from error
-    return settings, {name: origins.get(name, "default") for name, _ in walk_settings(settings)}
 
 
 def choose_defaults(tree: SettingsTree) -> dict[str, tuple[Any, str]]:

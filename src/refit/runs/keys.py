@@ -16,13 +16,12 @@ from typing import Any
 import fsspec
 from pydantic import BaseModel, ConfigDict
 
-import refit
 from refit.code import digest_code, digest_user_code, list_modules
 from refit.errors import SettingsError
 from refit.makers import find_maker
 from refit.settings import Settings, walk_settings
 
-PACKAGE = Path(refit.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("inputs", "live_items", "loaders", "own_dataset", "own_functions", "seeded", "signature")),
     "refit.models.building",

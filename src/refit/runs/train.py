@@ -61,6 +61,12 @@ def train(
         return _Run(resolved, refresh, report).train()
 
 
+def fit_best(settings: Settings, report: Callable[[str], object]) -> tuple[DatasetRef, EpochResult]:
+    """Train all epochs, save no version, and return the data set and the epoch with the best weights; raises as `train` does."""
+    with trainer.training_alone(lambda: report("another run of this process trains; waiting for it to end")):
+        return _Run(settings, False, report).fit_best()
+
+
 def _name_objects(
     given: Mapping[str, Any], datasets: Any, model: Callable[..., Any] | None, report: Callable[[str], object]
 ) -> dict[str, Any]:
@@ -192,6 +198,14 @@ class _Run:
             self.report(f"nothing has changed since {saved.reference}")
         model = versions.locate(saved, store)
         return TrainingResult(model=model, is_new=is_new, best_epoch=fit.best.epoch, seconds=self.seconds)
+
+    def fit_best(self) -> tuple[DatasetRef, EpochResult]:
+        recipe = build_recipe(self.settings)
+        with self.store.lock(recipe.start.key, self._tell_of_wait):
+            snapshot = self._once(recipe.dataset.key, DatasetRef, partial(self._build_dataset, recipe))
+            best = self._fit(recipe, snapshot).best
+        trainer.make_room()
+        return snapshot, best
 
     def _tell_of_wait(self) -> None:
         self.report("another process trains this recipe; waiting for it to end")

@@ -355,7 +355,7 @@ def _train_epoch(
 
 def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: SettingsTree) -> Ref:
     """Score the weights of a checkpoint on the rows of one split, on the CPU as later predictions, and keep the metrics."""
-    _make_room()
+    make_room()
     store = Store(settings.store.url)
     examples = load_examples(snapshot, store)
     x, y = examples.load_split(split, store)
@@ -372,7 +372,7 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     return checkpoints.save_report("metrics", metrics, store)
 
 
-def _make_room() -> None:
+def make_room() -> None:
     """Training is over: give up its rows, and on an accelerator, which others may use, the state too."""
     _open_loaders.cache_clear()
     for device in {state.device for state in [*_live.values()]} - {CPU}:
