@@ -191,13 +191,15 @@ def compare(
             of_champion, baseline, settings, lead_before=lead, clusters=clusters, name=scored.objective.baseline
         )
     others = _find_others(candidate, scored, settings.must_beat_baseline, store)
-    better = find_better(
+    found_better = find_better(
         {kind: other.score(settings.score, is_fair) for kind, other in others.items()},
         scored.score(settings.score, is_fair),
         settings,
         "test",
         clusters,
     )
+    measured, of_others = scored.measure(is_fair), {kind: other.measure(is_fair) for kind, other in others.items()}
+    beaten = tell_better(found_better, of_others[found_better[0]] if found_better else None, measured)
     decision = decide(
         None if scored.truth is None else scored.truth[is_fair],
         scored.score(settings.score, is_fair),
@@ -209,22 +211,21 @@ def compare(
         slices={name: mask[is_fair] for name, mask in manifest.find_slices(rows, settings.slices)},
         latency_ms=scores[candidate.reference][LATENCY] or 0.0,
         size_mb=scores[candidate.reference][SIZE] or 0.0,
-        better=tell_better(better) if settings.must_beat_baseline else None,
+        better=beaten if settings.must_beat_baseline else None,
     )
     if baseline is not None and scored.objective.baseline is not None:
         names = SCORES_OF_MAJORITY if scored.truth is not None else {"negative loss": settings.score}
         found = {name: scored.score_baseline(score, is_fair) for name, score in names.items()}
         scores[scored.objective.baseline] = {name: float(part.mean()) for name, part in found.items() if part is not None}
-    scores |= {TITLES[kind]: other.measure(is_fair).list_scores() for kind, other in others.items()}
+    scores |= {TITLES[kind]: found.list_scores() for kind, found in of_others.items()}
     alarm = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged)
     remedies = [] if decision.is_better and settings.when_incomparable == "promote" else [rival.remedy]
     if champion is not None and of_champion is None and decision.is_better and settings.when_incomparable == "keep":
         decision, remedies = decision.refuse(), [*remedies, "promotion.when_incomparable is `keep`"]
-    measured = scored.measure(is_fair)
     fallen = f"{candidate.name}@v{rival.number} has collapsed: {collapse}" if collapse else None
     useless = manifest.explain_useless_slices(rows.filter(is_fair), settings.slices)
-    beaten = None if settings.must_beat_baseline else tell_better(better)
-    notes = [tell_left_out(left_out), manifest.tell_rare_classes(), beaten, rival.problem, *remedies, fallen, useless]
+    remarks = [None if settings.must_beat_baseline else beaten, manifest.tell_rare_classes()]
+    notes = [tell_left_out(left_out), *remarks, rival.problem, *remedies, fallen, useless]
     worst, picture = find_worst(manifest, scored.objective, scored.outputs, scored.y, rows, is_fair, store)
     return Verdict(
         decision=decision,
@@ -310,13 +311,16 @@ def judge(
     told = lead.model_dump() | {"warning": "; ".join(filter(None, [warning, reason])) or None, "reason": reason}
     if outputs is None:
         return Judgement(told, None, answers)
-    of_baseline = {"accuracy": score_baseline("accuracy"), "loss": score_baseline("log_likelihood")}
-    figures: dict[str, dict[str, float | None]] = {
-        str(objective.baseline): {name: abs(float(part.mean())) for name, part in of_baseline.items() if part is not None}
-    }
-    for title, found in [*((TITLES[kind], found) for kind, found in others.items()), (OURS, own)]:
-        figures[title] = objective.measure(found, y).list_figures()
-    better = tell_better(find_better(scored_others, scored, promotion, split, clusters))
+    of_baseline: dict[str, float | None] = (
+        {"accuracy": _average(score_baseline("accuracy")), "loss": -_average(score_baseline("log_likelihood"))}
+        if is_class
+        else objective.measure(torch.zeros_like(y), y).list_figures()
+    )
+    metrics, of_others = objective.measure(own, y), {kind: objective.measure(found, y) for kind, found in others.items()}
+    listed = {TITLES[kind]: found.list_figures() for kind, found in of_others.items()}
+    figures = {str(objective.baseline): of_baseline, **listed, OURS: metrics.list_figures()}
+    found = find_better(scored_others, scored, promotion, split, clusters)
+    better = tell_better(found, of_others[found[0]] if found else None, metrics)
     return Judgement(told, Comparison(split=split, num_rows=len(y), figures=figures, better=better, outputs=outputs), answers)
 
 
@@ -325,6 +329,10 @@ def _score_baseline(manifest: Examples, objective: Objective, truth: Any, score:
     if manifest.signature.target.kind != "classes":
         return score_without_inputs(objective, truth)
     return score_majority(truth, dict(zip(manifest.list_labels(), manifest.splits["train"].class_counts, strict=True)), score)
+
+
+def _average(scores: Scores | None) -> float:
+    return math.nan if scores is None else float(scores.mean())
 
 
 def choose_score(manifest: Examples, settings: PromotionSettings) -> Score:
@@ -379,7 +387,7 @@ def _find_others(candidate: SavedModel, scored: ScoredRows, are_needed: bool, st
         if are_needed:
             raise
         return {}
-    num_classes, manifest = len(scored.labels), scored.model.manifest
+    num_classes, manifest = len(scored.labels) if scored.truth is not None else 1, scored.model.manifest
     return {kind: replace(scored, outputs=_add_classes(outputs, num_classes, manifest)) for kind, outputs in found.items()}
 
 

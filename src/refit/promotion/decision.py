@@ -54,8 +54,8 @@ class Lead(Handle):
         if objection is None:
             return None
         only = "only " if self.num_rows < FEW_ROWS else ""
-        figures = f"{self.score.replace('_', ' ')} {_round(self.model)} on {only}{self.num_rows:,} {self.split} rows"
-        return f"the model {objection}: {figures}, where the {self.baseline} has {_round(self.majority)}"
+        figures = f"{self.score.replace('_', ' ')} {round_score(self.model)} on {only}{self.num_rows:,} {self.split} rows"
+        return f"the model {objection}: {figures}, where the {self.baseline} has {round_score(self.majority)}"
 
 
 class Decision(Handle):
@@ -100,7 +100,7 @@ class Decision(Handle):
     @property
     def summary(self) -> str:
         """The figures, without names from the data."""
-        scores = f"{_round(self.candidate)} against {_round(self.champion)}"
+        scores = f"{round_score(self.candidate)} against {round_score(self.champion)}"
         return f"{self.score.replace('_', ' ')} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
 
     def refuse(self) -> "Decision":
@@ -165,7 +165,7 @@ def decide(
     average = mean if majority is None else float(majority.mean())
     objection = None if majority is None else _object_to_lead(mean, average, lead, baseline)
     objections = [
-        *([f"it {objection} ({_round(average)})"] if objection and champion else ()),
+        *([f"it {objection} ({round_score(average)})"] if objection and champion else ()),
         *filter(None, [better]),
         *_object_to_score(mean, settings.min_score),
         *_object_to_drops(worse, "share of right rows" if classes is not None else score.replace("_", " ")),
@@ -173,8 +173,8 @@ def decide(
         *_object_to_cost("the weights take", size_mb, settings.max_size_mb, "MB"),
     ]
     is_better = has_gain and not objections
-    against = f" against {_round(float(rival.mean()))}{f' of the {baseline}' * (champion is None)}" * (not is_alone)
-    figures = f"{_describe_scores(score, f'{_round(mean)}{against}', num_rows, clusters)}, {gain}"
+    against = f" against {round_score(float(rival.mean()))}{f' of the {baseline}' * (champion is None)}" * (not is_alone)
+    figures = f"{_describe_scores(score, f'{round_score(mean)}{against}', num_rows, clusters)}, {gain}"
     return Decision(
         is_better=is_better,
         reason="; ".join([f"{'promoted' if is_better else 'not promoted'}: {figures}", *objections]),
@@ -249,10 +249,10 @@ def find_collapse(
     """
     score, chance = settings.score, 1 - settings.confidence
     least = max(lead_before or 0.0, 0.0)
-    figures = _describe_scores(score, _round(float(champion.scores.mean())), len(champion.scores), clusters)
+    figures = _describe_scores(score, round_score(float(champion.scores.mean())), len(champion.scores), clusters)
     if majority is not None and -_bound(majority - champion.scores, score, chance, clusters) < (LEAD_LOST * least if least else 0):
         before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
-        return f"{figures}, where the {name} has {_round(float(majority.mean()))}{before}"
+        return f"{figures}, where the {name} has {round_score(float(majority.mean()))}{before}"
     if settings.min_score is not None:
         missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
         if missing > 0:
@@ -356,7 +356,7 @@ def _object_to_drops(worse: Sequence[WorseSlice], what: str) -> Iterator[str]:
     if refused:
         first = refused[0]
         more = f", and {len(refused) - 1} more" if refused[1:] else ""
-        shares = f"from {_round(first.champion)} to {_round(first.candidate)}"
+        shares = f"from {round_score(first.champion)} to {round_score(first.candidate)}"
         yield f"the {what} in {first.name!r} drops {shares} on {first.num_rows:,} rows{more}"
 
 
@@ -375,9 +375,9 @@ def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Cluste
 
 def _show(figure: float) -> str:
     """Show four decimals, or two significant digits if those would be zeros."""
-    return _round(figure) if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"
+    return round_score(figure) if figure == 0 or abs(figure) >= 0.001 else f"{figure:.2g}"
 
 
-def _round(score: float) -> str:
+def round_score(score: float) -> str:
     """Show four decimals, or six digits of a loss that is large, or small, in the units of its column."""
     return f"{score:.4f}" if score == 0 or 0.0001 <= abs(score) < MANY_DIGITS else f"{score:.6g}"

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from refit.promotion.decision import FEW_ROWS, Clusters, Lead, measure_lead
+from refit.promotion.decision import FEW_ROWS, Clusters, Lead, measure_lead, round_score
 from refit.refs import Handle, Ref
 from refit.settings import PromotionSettings
 from refit.training.loop import EpochLog
+from refit.training.metrics import Metrics
 from refit.training.neighbours import TITLES
 from refit.training.objective import RowScores
 
@@ -28,10 +29,10 @@ class Comparison(Handle):
     """Outputs of the others for these rows, by kind."""
 
     def describe(self) -> str:
-        """List the score of each model in one line for people; the first figure is the one that is compared."""
-        name = next(iter(self.figures[OURS]))
+        """List the first metric of each model in one line for people."""
+        name = next(name for name in self.figures[OURS] if name != "loss")
         shown = {model: figures.get(name) for model, figures in self.figures.items()}
-        listed = ", ".join(f"{model} {figure:.4f}" for model, figure in shown.items() if figure is not None)
+        listed = ", ".join(f"{model} {round_score(figure)}" for model, figure in shown.items() if figure is not None)
         return f"{name} on the same {self.num_rows:,} {self.split} rows: {listed}"
 
 
@@ -54,17 +55,18 @@ def find_better(
     return (best, lead) if lead.bound > 0 else None
 
 
-def tell_better(found: tuple[str, Lead] | None) -> str | None:
-    """Say which of the others is better, with the figures."""
+def tell_better(found: tuple[str, Lead] | None, theirs: Metrics | None = None, ours: Metrics | None = None) -> str | None:
+    """Say which of the others is better, with its score and the model's, or, for numbers, with the first of their metrics."""
     if found is None:
         return None
     kind, lead = found
+    name, values = lead.score.replace("_", " "), (lead.model, lead.majority)
+    if theirs is not None and ours is not None and lead.score == "negative_loss":
+        name = next(iter(ours.figures))
+        values = theirs.figures[name] or math.nan, ours.figures[name] or math.nan
     who = f"{TITLES[kind]} are" if kind == "trees" else f"a {TITLES[kind]} is"
     rows = f"{lead.num_rows:,} {lead.split} rows"
-    return (
-        f"{who} better on this table: {lead.score.replace('_', ' ')} {lead.model:.4f} on {rows}, where this model has"
-        f" {lead.majority:.4f}"
-    )
+    return f"{who} better on this table: {name} {round_score(values[0])} on {rows}, where this model has {round_score(values[1])}"
 
 
 def find_reason(

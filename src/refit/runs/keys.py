@@ -120,6 +120,7 @@ class Recipe(BaseModel):
         """Return the stage of fitting other models on the same rows, on which nothing of the run depends."""
         versions = {name: version(name) for name in ("scikit-learn", "scipy")}
         fitted = {"data set": self.dataset.key, "kinds": list(kinds), "processor": self.scorer}
+        fitted["loss"] = self.epoch.ingredients["training.loss"]
         code = digest_code(["refit.data.signature", "refit.training.neighbours"])
         return Stage(name="compare", ingredients={**fitted, **versions, **code})
 

@@ -39,6 +39,8 @@ MAX_CATEGORIES = 254
 """How many categories of a column trees tell apart, the most frequent ones; one more stands for all others."""
 TEXT_WIDTH = 32
 """Numbers that trees see of all texts."""
+ROBUST = ("absolute", "huber")
+"""Losses of numbers for which trees lower the absolute error, not the squared one."""
 LEAST = 1e-9
 """The least probability of a class."""
 HINT = "a linear model and boosted trees on the same rows would show how good this is: pip install 'refit[sklearn]'"
@@ -58,7 +60,7 @@ def choose_neighbours(settings: SettingsTree, examples: Examples, report: Report
         report: Receives a line if only scikit-learn is missing.
 
     Raises:
-        SettingsError: The settings ask for one, and scikit-learn, a table of classes, or rows that training held back are missing.
+        SettingsError: The settings ask for one, and scikit-learn, a table, or rows that training held back are missing.
     """
     wanted, is_needed = settings.training.baseline, settings.promotion.must_beat_baseline
     if wanted == "none":
@@ -72,8 +74,8 @@ def choose_neighbours(settings: SettingsTree, examples: Examples, report: Report
     setting = "promotion.must_beat_baseline" if is_needed else "training.baseline"
     if not _can_compare(examples):
         raise SettingsError(
-            f"{setting}: expected a table of two classes or more, with validation or test rows, to fit other models on, found none;"
-            " drop it"
+            f"{setting}: expected a table with two classes or more, or numbers, to predict, and with validation or test rows, found"
+            " none to fit other models on; drop it"
         )
     if not has_sklearn():
         raise SettingsError(f"{setting}: expected scikit-learn, found none; `pip install 'refit[sklearn]'`, or drop it")
@@ -95,8 +97,8 @@ def _find_quick(examples: Examples) -> list[Kind]:
 
 
 def _can_compare(examples: Examples) -> bool:
-    counts = examples.splits["train"].class_counts
-    return examples.maker == "tables" and len(examples.splits) > 1 and len(counts) > 1
+    target = examples.signature.target
+    return examples.maker == "tables" and len(examples.splits) > 1 and (target.kind == "numbers" or len(target.classes) > 1)
 
 
 def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree) -> Ref:
@@ -105,7 +107,7 @@ def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree)
     Trees stop early by the validation rows, unless these are the ones to judge on. Nothing is drawn from a global generator.
 
     Returns:
-        The ref of an array for each kind: log-probabilities `(N, C)`, as a network's outputs.
+        The ref of an array for each kind, as a network's outputs: log-probabilities `(N, C)`, or numbers `(N, 1)`.
     """
     from threadpoolctl import threadpool_limits
 
@@ -121,7 +123,11 @@ def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree)
     train, (x, _) = load("train"), load(judged)
     watched = load("val") if judged != "val" and "val" in examples.splits else None
     seed = settings.seed % 2**32  # the most that scikit-learn takes
-    fit = {"linear": partial(_fit_linear), "trees": partial(_fit_trees, watched=watched, seed=seed)}
+    is_robust = settings.training.loss in ROBUST
+    fit: dict[Kind, Callable[..., Tensor]] = {
+        "linear": _fit_linear,
+        "trees": partial(_fit_trees, watched=watched, seed=seed, is_robust=is_robust),
+    }
     with threadpool_limits(devices.choose_num_threads(settings.compute)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a linear model has not converged
         found: dict[str, Tensor] = {kind: fit[kind](_Table(examples.signature, train[0], seed), train, x) for kind in kinds}
@@ -130,41 +136,51 @@ def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree)
 
 
 def load_outputs(ref: Ref, store: Store) -> dict[str, Tensor]:
-    """Load the outputs of neighbours by kind, each `(N, C)`."""
+    """Load the outputs of neighbours by kind, each `(N, C)` or `(N, 1)`."""
     found = safetensors.torch.load(store.get(ref.digest))
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
 def _fit_linear(table: "_Table", train: Part, x: Tensor) -> Tensor:
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
 
-    model = LogisticRegression(max_iter=300).fit(table.make_sparse(train[0]), train[1])
-    return _take_logs(model.predict_proba(table.make_sparse(x)))
+    model = Ridge(solver="lsqr") if table.is_of_numbers else LogisticRegression(max_iter=300)
+    return _take_outputs(model.fit(table.make_sparse(train[0]), train[1]), table.make_sparse(x))
 
 
-def _fit_trees(table: "_Table", train: Part, x: Tensor, *, watched: Part | None, seed: int) -> Tensor:
-    from sklearn.ensemble import HistGradientBoostingClassifier
+def _fit_trees(table: "_Table", train: Part, x: Tensor, *, watched: Part | None, seed: int, is_robust: bool) -> Tensor:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     stopping = {} if watched is None else {"X_val": table.make(watched[0]), "y_val": watched[1]}
-    model = HistGradientBoostingClassifier(
-        max_iter=MAX_TREES if stopping else 100,
-        early_stopping=bool(stopping),
-        categorical_features=table.are_categories,
-        random_state=seed,
+    options: dict[str, Any] = {
+        "max_iter": MAX_TREES if stopping else 100,
+        "early_stopping": bool(stopping),
+        "categorical_features": table.are_categories,
+        "random_state": seed,
+    }
+    model = (
+        HistGradientBoostingRegressor(loss="absolute_error" if is_robust else "squared_error", **options)
+        if table.is_of_numbers
+        else HistGradientBoostingClassifier(**options)
     )
-    model.fit(table.make(train[0]), train[1], **stopping)
-    return _take_logs(model.predict_proba(table.make(x)))
+    return _take_outputs(model.fit(table.make(train[0]), train[1], **stopping), table.make(x))
 
 
-def _take_logs(probabilities: Numbers) -> Tensor:
-    return torch.from_numpy(np.log(np.clip(probabilities, LEAST, None))).float().contiguous()
+def _take_outputs(model: Any, table: Any) -> Tensor:
+    """Predict the rows of a table."""
+    found = (
+        np.log(np.clip(model.predict_proba(table), LEAST, None))
+        if hasattr(model, "predict_proba")
+        else model.predict(table)[:, None]
+    )
+    return torch.from_numpy(found).float().contiguous()
 
 
 class _Table:
     """Inputs as scikit-learn's models take them, by what the train rows `(N, F)` have."""
 
     def __init__(self, signature: Signature, x: Tensor, seed: int) -> None:
-        self.signature = signature
+        self.signature, self.is_of_numbers = signature, signature.target.kind == "numbers"
         others = [column for column in signature.columns if column.kind != "text"]
         self._others = Signature(columns=others, target=signature.target)
         numbers, codes, texts = self._split(x)

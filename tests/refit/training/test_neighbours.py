@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 import torch
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -91,6 +91,38 @@ def test_more_classes_than_two_are_told_apart(table):
     assert all((found.argmax(dim=1) == y).double().mean() > 0.9 for found in outputs.values())
 
 
+@pytest.mark.parametrize(("loss", "name"), [(None, "squared_error"), ("absolute", "absolute_error")])
+def test_numbers_are_predicted_as_scikit_learn_predicts_them(table, loss, name):
+    rows = pl.read_parquet(table).with_columns(sum=100 + 7 * pl.col("x0") + pl.col("x1") ** 2)
+    rows.write_parquet("numbers.parquet")
+    data = {"target": "sum", "task": "regression", "features": ["x0", "x1"]}
+    settings, snapshot, examples = prepare(Path("numbers.parquet"), data, loss=loss)
+    assert choose_neighbours(settings, examples) == ["linear", "trees"]
+    store = Store(settings.store.url)
+    outputs = load_outputs(fit_neighbours(["linear", "trees"], snapshot, settings), store)
+    parts = {split: [part.double().numpy() for part in examples.load_split(split, store)] for split in examples.splits}
+    line = Ridge().fit(*parts["train"])
+    np.testing.assert_allclose(outputs["linear"][:, 0], line.predict(parts["test"][0]), atol=1e-3)
+    trees = HistGradientBoostingRegressor(loss=name, max_iter=300, early_stopping=True, random_state=0)
+    trees.fit(*parts["train"], X_val=parts["val"][0], y_val=parts["val"][1])
+    np.testing.assert_allclose(outputs["trees"][:, 0], trees.predict(parts["test"][0]), atol=1e-6)
+
+
+def test_a_run_on_numbers_tells_of_them_in_the_units_of_the_column(table, monkeypatch):
+    for name in ("draw_losses", "draw_confusion"):
+        monkeypatch.setattr(figures, name, lambda *_: b"")
+    pl.read_parquet(table).with_columns(sum=100 + 70 * pl.col("x0") * pl.col("x1")).write_parquet("numbers.parquet")
+    data = {"source": "numbers.parquet", "target": "sum", "features": ["x0", "x1"]}
+    result = refit.train(
+        {"preset": "plain", "data": data, "optimizer": {"lr": 1e-6}, "training": {"num_epochs": 1, "baseline": "both"}}
+    )
+    told = json.loads((Path(result.model.path) / "version.json").read_text())["neighbours"]
+    assert list(told["figures"]) == ["mean of the targets", "linear model", "boosted trees", "this model"]
+    better = f"boosted trees are better on this table: RMSE {told['figures']['boosted trees']['RMSE']:.4f} on 60 test rows,"
+    assert told["better"].startswith(better)
+    assert told["figures"]["mean of the targets"]["RMSE"] > 30
+
+
 def test_they_give_the_same_bits_again_and_draw_nothing_from_a_global_generator(table):
     settings, snapshot, _ = prepare(table, {"features": ["x0", "x1", "place", "words"], "kinds": {"words": "text"}})
     states = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
@@ -135,7 +167,7 @@ def test_without_rows_to_judge_on_there_is_nothing_to_compare(table):
     settings, _, examples = prepare(table, {"val": 0, "test": 0})
     assert choose_neighbours(settings, examples) == []
     settings, _, examples = prepare(table, {"val": 0, "test": 0}, baseline="both")
-    with pytest.raises(SettingsError, match=r"^training\.baseline: expected a table of two classes or more"):
+    with pytest.raises(SettingsError, match=r"^training\.baseline: expected a table with two classes or more"):
         choose_neighbours(settings, examples)
 
 
