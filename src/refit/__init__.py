@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refit.data.seeded import seeded
     from refit.estimators import Classifier as Classifier  # not for `import *`, as it needs scikit-learn
+    from refit.estimators import Regressor as Regressor
     from refit.runs.train import train
     from refit.serving.saved_model import Model, load_model
 
 __all__ = ["Model", "load_model", "seeded", "train"]
 _HOMES = {
     "Classifier": "refit.estimators",
+    "Regressor": "refit.estimators",
     "Model": "refit.serving.saved_model",
     "load_model": "refit.serving.saved_model",
     "seeded": "refit.data.seeded",

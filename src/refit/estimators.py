@@ -1,4 +1,4 @@
-"""Scikit-learn's interface over the same runs: `Classifier`. It needs scikit-learn, which the extra `sklearn` brings."""
+"""Scikit-learn's interface over the same runs. It needs scikit-learn, which the extra `sklearn` brings."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,25 +21,22 @@ from refit.tables.preprocessing import read_frame
 from refit.training.checkpoints import load_weights
 
 try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.utils import Tags, check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 except ModuleNotFoundError as error:
-    raise ImportError("refit.Classifier: expected scikit-learn, found none; `pip install 'refit[sklearn]'`") from error
+    raise ImportError(
+        "refit.Classifier, refit.Regressor: expected scikit-learn, found none; `pip install 'refit[sklearn]'`"
+    ) from error
 
 MISSING = object()
-OWNED = ("source", "target", "features", "test", "test_source", "factory")
+OWNED = ("source", "target", "task", "features", "test", "test_source", "factory")
 """Settings of `data` that `fit` itself decides."""
 
 
-class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A network for tables as a scikit-learn classifier, trained as `refit.train` does, to the same bits.
-
-    Rows are a NumPy array, or a pandas or polars frame, whose columns may hold numbers, texts, categories, dates and missing
-    values. A part of the rows, `data.val`, is held back to choose the best epoch. Nothing is read from the environment or
-    `refit.toml`, no version is saved, and PyTorch's generators are left as they were.
-    """
+class _Estimator(BaseEstimator):  # type: ignore[misc]
+    """What both estimators share."""
 
     def __init__(
         self,
@@ -62,82 +59,48 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.store = store
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
-        """Train on rows and their classes.
-
-        Shape:
-            X: (N, F), y: (N,).
-
-        Raises:
-            ValueError: The rows cannot be learned from, or there are fewer than two classes.
-            SettingsError: The settings are wrong.
-        """
-        name = getattr(y, "name", None)
-        X, y = self._validate(X, y)  # noqa: N806
-        check_classification_targets(y)
-        self.classes_, places = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y: expected two classes or more, found 1 class: {self.classes_[0]}; add rows of another")
-        names = _name_classes(self.classes_)
-        with _raising_value_errors(), tempfile.TemporaryDirectory() as folder:
-            frame = self._make_frame(X)
-            target = name if isinstance(name, str) and name not in frame.columns else _find_free_name("y", frame.columns)
-            rows = frame.with_columns(pl.Series(target, [names[place] for place in places]))
-            self.model_ = self._train(rows, target, folder)
-        self.known_ = np.array([names.index(label) for label in self.model_.manifest.classes])
-        return self
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return the probability of each class, `(N, C)`, in the order of `classes_`; one with too few rows to learn has 0."""
-        check_is_fitted(self)
-        X = self._validate(X)  # noqa: N806
-        with _raising_value_errors():
-            frame = self._make_frame(X)
-            probabilities = np.zeros((frame.height, len(self.classes_)))
-            probabilities[:, self.known_] = self.model_.predict_proba(frame)
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        return probabilities
-
-    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """Return the likeliest class of each row, `(N,)`."""
-        probabilities = self.predict_proba(X)
-        predicted: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
-        return predicted
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.categorical = tags.input_tags.string = True
         return tags
 
-    def _train(self, rows: pl.DataFrame, target: str, folder: str) -> Model:
-        """Train on rows whose column `target` holds the classes."""
-        source, store = f"{folder}/rows.parquet", self.store or f"{folder}/store"
-        rows.write_parquet(source)
+    def _fit(self, X: Any, values: Sequence[Any], name: Any, task: str) -> Model:  # noqa: N803
+        """Train on rows and their targets, by the name that these have, if it is one."""
+        with _raising_value_errors(), tempfile.TemporaryDirectory() as folder:
+            frame = self._make_frame(X)
+            target = name if isinstance(name, str) and name not in frame.columns else _find_free_name("y", frame.columns)
+            rows = frame.with_columns(pl.Series(target, values))
+            rows.write_parquet(f"{folder}/rows.parquet")
+            places = {"source": f"{folder}/rows.parquet", "store": self.store or f"{folder}/store"}
+            return self._train(rows, {**places, "target": target, "task": task})
+
+    def _train(self, rows: pl.DataFrame, facts: Mapping[str, str]) -> Model:
         given = {section: dict(part) if isinstance(part, Mapping) else part for section, part in (self.settings or {}).items()}
         data = given.get("data", {})
         if owned := [name for name in OWNED if name in data]:
             raise ValueError(f"settings: expected no data.{owned[0]}, as `fit` gets the rows, found {data[owned[0]]!r}; drop it")
+        target = facts["target"]
         features = [name for name in rows.columns if name != target]
         kinds = {name: "number" for name in features if rows[name].dtype.is_numeric()}
         kinds |= {target: "category"} if rows[target].dtype == pl.String else {}
-        data = {**data, "source": source, "target": target, "test": 0, "features": features}
+        data = {**data, "source": facts["source"], "target": target, "task": facts["task"], "test": 0, "features": features}
         given["data"] = {**data, "kinds": {**kinds, **data.get("kinds", {})}}
-        given = {"checkpoint": {"keep": 1}, **given, "store": {"url": store}}
+        given = {"checkpoint": {"keep": 1}, **given, "store": {"url": facts["store"]}}
         if self.random_state is not None:
             is_seed = isinstance(self.random_state, int | np.integer)
             given["seed"] = int(self.random_state if is_seed else check_random_state(self.random_state).randint(2**31))
-        settings, place = complete_settings(given), Store(store)
+        settings, place = complete_settings(given), Store(facts["store"])
         with putting_generators_back():
             snapshot, best = fit_best(settings, print if self.verbose else lambda _: None)
             manifest = load_record(snapshot, place)
             network = load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), place)
         return Model(network, manifest, settings)
 
-    def _validate(self, X: Any, y: Any = MISSING) -> Any:  # noqa: N803
+    def _validate(self, X: Any, y: Any = MISSING, **options: Any) -> Any:  # noqa: N803
         """Check the number and the names of columns, and for arrays what they hold; with `y`, return both."""
         is_fit = y is not MISSING
         if not hasattr(X, "columns"):
-            options = {"dtype": None, "ensure_all_finite": "allow-nan"}
+            options |= {"dtype": None, "ensure_all_finite": "allow-nan"}
             return (
                 validate_data(self, X, y, **options, ensure_min_samples=2)
                 if is_fit
@@ -158,6 +121,79 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             frame = pl.DataFrame([pl.Series(str(place), column, strict=False) for place, column in enumerate(columns)])
         frame.columns = getattr(self, "feature_names_in_", [f"x{place}" for place in range(frame.width)])
         return frame.fill_nan(None)
+
+
+class Classifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
+    """A network for tables as a scikit-learn classifier, trained as `refit.train` does, to the same bits.
+
+    Rows are a NumPy array, or a pandas or polars frame, whose columns may hold numbers, texts, categories, dates and missing
+    values. A part of the rows, `data.val`, is held back to choose the best epoch. Nothing is read from the environment or
+    `refit.toml`, no version is saved, and PyTorch's generators are left as they were.
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+        """Train on rows and their classes.
+
+        Shape:
+            X: (N, F), y: (N,).
+
+        Raises:
+            ValueError: The rows cannot be learned from, or there are fewer than two classes.
+            SettingsError: The settings are wrong.
+        """
+        name = getattr(y, "name", None)
+        X, y = self._validate(X, y)  # noqa: N806
+        check_classification_targets(y)
+        self.classes_, places = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y: expected two classes or more, found 1 class: {self.classes_[0]}; add rows of another")
+        names = _name_classes(self.classes_)
+        self.model_ = self._fit(X, [names[place] for place in places], name, "classification")
+        self.known_ = np.array([names.index(label) for label in self.model_.manifest.classes])
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """Return the probability of each class, `(N, C)`, in the order of `classes_`; one with too few rows to learn has 0."""
+        check_is_fitted(self)
+        X = self._validate(X)  # noqa: N806
+        with _raising_value_errors():
+            frame = self._make_frame(X)
+            probabilities = np.zeros((frame.height, len(self.classes_)))
+            probabilities[:, self.known_] = self.model_.predict_proba(frame)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """Return the likeliest class of each row, `(N,)`."""
+        probabilities = self.predict_proba(X)
+        predicted: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
+        return predicted
+
+
+class Regressor(RegressorMixin, _Estimator):  # type: ignore[misc]
+    """A network for tables as a scikit-learn regressor; all else is as for `Classifier`."""
+
+    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+        """Train on rows and their numbers.
+
+        Shape:
+            X: (N, F), y: (N,).
+
+        Raises:
+            ValueError: The rows cannot be learned from.
+            SettingsError: The settings are wrong.
+        """
+        name = getattr(y, "name", None)
+        X, y = self._validate(X, y, y_numeric=True)  # noqa: N806
+        self.model_ = self._fit(X, np.asarray(y, np.float64).tolist(), name, "regression")
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """Return a number for each row, `(N,)`."""
+        check_is_fitted(self)
+        X = self._validate(X)  # noqa: N806
+        with _raising_value_errors():
+            return np.asarray(self.model_.predict(self._make_frame(X)), np.float64)
 
 
 def _name_classes(classes: NDArray[Any]) -> list[Any]:

@@ -34,7 +34,12 @@ def make_rows(num_rows: int = 120) -> pl.DataFrame:
     )
 
 
-@parametrize_with_checks([refit.Classifier(QUICK | {"training": {"num_epochs": 30}}, random_state=0)])
+@parametrize_with_checks(
+    [
+        refit.Classifier(QUICK | {"training": {"num_epochs": 30}}, random_state=0),
+        refit.Regressor(QUICK | {"training": {"num_epochs": 60}}, random_state=0),
+    ]
+)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_scikit_learn_accepts_it(estimator, check):
@@ -77,6 +82,21 @@ def test_it_is_cloned_pickled_searched_and_part_of_a_pipeline():
     assert cross_val_score(make_pipeline(StandardScaler(), model), x, y, cv=2).min() > 0.8
     slow = QUICK | {"optimizer": {"lr": 1e-6}}
     assert GridSearchCV(model, {"settings": [slow, QUICK]}, cv=2).fit(x, y).best_params_ == {"settings": QUICK}
+
+
+def test_numbers_are_predicted_as_by_a_run_on_the_same_table(monkeypatch):
+    for name in ("draw_losses", "draw_confusion"):
+        monkeypatch.setattr(figures, name, lambda *_: b"")
+    rows = make_rows().with_columns(price=100 + 30 * pl.col("size").fill_null(0) + 20 * (pl.col("colour") == "red"))
+    rows.write_parquet("rows.parquet")
+    features = ["size", "colour"]
+    data = {"source": "rows.parquet", "target": "price", "test": 0, "features": features, "kinds": {"size": "number"}}
+    settings = QUICK | {"training": {"num_epochs": 60}}
+    run = refit.train({**settings, "data": data}, report=lambda _: None)
+    model = refit.Regressor(settings).fit(rows[features], rows["price"])
+    assert digest_weights(model.model_.module.state_dict()) == run.model.weights_digest
+    assert model.score(rows[features], rows["price"]) > 0.9
+    assert model.predict(rows[features]).tolist() == refit.load_model(run.model.path).predict(rows).tolist()
 
 
 def test_a_class_with_too_few_rows_to_learn_has_no_probability():
