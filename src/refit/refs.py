@@ -63,6 +63,10 @@ class EpochResult(Handle):
     val_loss: float | None
     val_score: float | None
 
+    def watch(self, monitor: str) -> float | None:
+        """Return what the best epoch is chosen by, lower being better: the validation loss, or minus the monitored score."""
+        return self.val_loss if monitor == "loss" or self.val_score is None else -self.val_score
+
     def describe(self, num_epochs: int) -> str:
         """Describe the epoch in one line for people."""
         figures = {"train loss": self.train_loss, "val loss": self.val_loss, "val score": self.val_score}

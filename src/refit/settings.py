@@ -413,6 +413,12 @@ class TrainingSettings(Section):
     """`cross_entropy` of classes, `squared`, `absolute` or `huber` of numbers, `binary` of labels, or `package.module:function`."""
     step: str | None = Field(None, pattern=FACTORY)
     """Your own step, `package.module:function`, called as `function(model, batch)`, which returns the loss of a batch."""
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, lt=1e38)]] | None, BeforeValidator(_read_object)
+    ] = None
+    """Weights of classes in the loss: `balanced`, by their rarity, or such as `{"fraud": 10}`; None weighs all rows alike."""
+    monitor: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "loss"
+    """What the best epoch and patience go by on validation rows: `loss`, or a score of classes; `f1` is of the rarer of two."""
     metrics: TextList = []
     """More metrics, `package.module:function`, each called as `function(outputs, target)`, such as those of torchmetrics."""
     accumulate_batches: int = Field(1, ge=1)
@@ -574,6 +580,8 @@ class Settings(SettingsTree, BaseSettings):
                     "training.step: expected none for a table, which has no items of its own; set data.factory, or drop it"
                 )
             raise ValueError("training.step: expected none, as training.loss is set; drop one of them")
+        if self.training.class_weights is not None and (self.training.loss or self.training.step):
+            raise ValueError("training.class_weights: expected none beside a loss or a step of its own; drop one of them")
         for name in self.training.metrics:
             if not re.match(FACTORY, name):
                 raise ValueError(f"training.metrics: expected `package.module:function`, found {name!r}; name one")

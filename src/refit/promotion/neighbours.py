@@ -97,7 +97,7 @@ def find_reason(
         return "it was still learning in the last epoch; raise training.num_epochs"
     if lead.score == "accuracy" and shares and max(shares) >= LARGE_SHARE:
         share = f"{max(shares):.1%} of the train rows are of one class"
-        return f"{share}, so accuracy says little; set promotion.score to `log_likelihood`"
+        return f"{share}, so accuracy says little; set promotion.score to `log_likelihood`, or training.class_weights"
     if able:
         return f"{' and '.join(able)} did, so the table can be learned; try another optimizer.lr or model, or more epochs"
     return f"nor did {' or '.join(TITLES[kind] for kind in others)}; the columns may say little about it" if others else None

@@ -26,7 +26,7 @@ EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("inputs", "live_items", "loaders", "own_dataset", "own_functions", "seeded", "signature")),
     "refit.models.building",
     *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
-    *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective", "objectives", "own_metrics")),
+    *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective", "objectives", "own_metrics", "rare_classes")),
 )
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
 """Empty if the folder of faster engines is missing: that is another engine, whose steps may have other bits."""
@@ -183,6 +183,8 @@ def write_recipe(
         **_digest_own(settings.training.step, "training.step"),
         **digest_user_code(settings.loader.sampler, "loader.sampler"),
         **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
+        "training.class_weights": settings.training.class_weights,
+        "training.monitor": settings.training.monitor,
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,
         "training.num_epochs": settings.training.num_epochs if settings.optimizer.schedule in ("cosine", "coslog4") else None,

@@ -155,7 +155,8 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
     last = find_last_epoch(recipe.epoch_keys, store)
     if last:
         forecasts.append(Forecast(step=f"train epochs 1 to {last}", is_done=True, because=[]))
-    val_losses = [EpochResult.model_validate(load_usable_result(key, store)).val_loss for key in recipe.epoch_keys[:last]]
+    epochs = [EpochResult.model_validate(load_usable_result(key, store)) for key in recipe.epoch_keys[:last]]
+    val_losses = [epoch.watch(settings.training.monitor) for epoch in epochs]
     patience = settings.training.patience
     stopped_at = next((epoch for epoch in range(1, last + 1) if has_lost_patience(val_losses[:epoch], patience)), None)
     if last < recipe.num_epochs and stopped_at is None:

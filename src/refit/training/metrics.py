@@ -5,6 +5,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 FIGURES = {"accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "calibration_error": "calibration error"}
+RARE_FIGURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "average_precision": "average precision"}
+"""Those that are shown besides where one of the classes is rare."""
+RARE = 0.2
+"""Share of the rows below which one of two classes is rare; of C classes, 2 / C times it."""
 """The metrics of classes that people are shown side by side, and their titles."""
 
 
@@ -50,13 +54,22 @@ class ClassificationMetrics(Metrics):
     """Area under the ROC curve, each class against the rest, averaged over classes; None where a class has no rows."""
     calibration_error: float
     """Expected calibration error over 15 bins of confidence (Guo et al., 2017, equation 3)."""
+    balanced_accuracy: float
+    """Mean over classes of the share of right rows."""
+    macro_f1: float
+    """Mean F1 of the classes."""
+    average_precision: float | None
+    """Area under the steps of the precision-recall curve of the rarer of two classes, or the mean over more."""
     classes: list[ClassMetrics]
     confusion: list[list[int]]
     """Rows by true class (first index) and predicted class (second index)."""
 
     def list_figures(self) -> dict[str, float | None]:
         """Return the figures that people are shown, by their titles."""
-        return {title: getattr(self, name) for name, title in FIGURES.items()} | self.figures
+        shares = [entry.support / max(self.num_rows, 1) for entry in self.classes]
+        is_rare = bool(shares) and min(shares) < RARE * 2 / len(shares)
+        shown = FIGURES | (RARE_FIGURES if is_rare else {})
+        return {title: getattr(self, name) for name, title in shown.items()} | self.figures
 
     def list_scores(self) -> dict[str, float | None]:
         """Return the same with the mean log likelihood in place of the loss."""

@@ -5,7 +5,7 @@ N is the number of rows, C of classes.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -16,6 +16,13 @@ from torch.nn import functional
 
 from refit.data.inputs import Inputs, Mask, apply_model
 from refit.training.metrics import ClassificationMetrics, ClassMetrics, Metrics
+from refit.training.rare_classes import (
+    SCORES,
+    Monitor,
+    measure_average_precision,
+    measure_balanced_accuracy,
+    measure_macro_f1,
+)
 
 CALIBRATION_BINS = 15
 MIN_PROBABILITY = 0.01
@@ -111,14 +118,16 @@ class Classification(OfOutputs):
 
     classes: tuple[bool | int | str, ...]
     baseline: ClassVar[str | None] = "majority class"
+    monitor: Monitor = field(default="loss", kw_only=True)
+    """What `score` measures: of `loss`, the accuracy."""
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats."""
         return functional.cross_entropy(*join_members(outputs, target))
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
-        """Return the accuracy."""
-        return (outputs.argmax(dim=1) == target).double().mean().item()
+        """Return what is monitored, or the accuracy."""
+        return SCORES[self.monitor](outputs.softmax(dim=1), self.answer(outputs)[0], target)
 
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the place of the likeliest class, `(N,)`, and the probability of each, `(N, C)`."""
@@ -172,6 +181,9 @@ class Classification(OfOutputs):
             loss=functional.cross_entropy(outputs, target).item(),
             accuracy=(predicted == target).double().mean().item(),
             roc_auc=torch.stack(areas).mean().item() if areas else None,
+            balanced_accuracy=measure_balanced_accuracy(confusion),
+            macro_f1=measure_macro_f1(confusion),
+            average_precision=measure_average_precision(probabilities, target),
             calibration_error=classification.multiclass_calibration_error(
                 probabilities, target, num_classes, n_bins=CALIBRATION_BINS
             ).item(),
@@ -196,6 +208,19 @@ class OwnLoss(Classification):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return what the user's function does."""
         return self.function(*join_members(outputs, target))
+
+
+@dataclass(frozen=True)
+class WeightedClassification(Classification):
+    """One of C classes, by softmax, learned with a weight for each class. Metrics and scores are those of `Classification`."""
+
+    weights: tuple[float, ...]
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean over rows of the cross-entropy times the weight of the true class, so that batches add up."""
+        outputs, target = join_members(outputs, target)
+        losses = functional.cross_entropy(outputs, target, reduction="none")
+        return (losses * losses.new_tensor(self.weights)[target]).mean()
 
 
 def join_members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

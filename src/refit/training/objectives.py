@@ -18,7 +18,19 @@ from refit.data.own_functions import import_function
 from refit.data.signature import Target
 from refit.errors import SettingsError
 from refit.training.metrics import Metrics, NumberBin, NumberMetrics
-from refit.training.objective import Classification, Loss, Objective, OfOutputs, OwnLoss, RowScores, Score, Scores, join_members
+from refit.training.objective import (
+    Classification,
+    Loss,
+    Objective,
+    OfOutputs,
+    OwnLoss,
+    RowScores,
+    Score,
+    Scores,
+    WeightedClassification,
+    join_members,
+)
+from refit.training.rare_classes import Monitor
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": functional.cross_entropy,
@@ -32,17 +44,31 @@ OF_NUMBERS = ("squared", "absolute", "huber")
 NUM_BINS = 10
 
 
-def build_objective(target: Target, loss: str | None = None, step: str | None = None) -> Objective:
+def build_objective(
+    target: Target,
+    loss: str | None = None,
+    step: str | None = None,
+    *,
+    weights: tuple[float, ...] | None = None,
+    monitor: Monitor = "loss",
+) -> Objective:
     """Build the objective for a kind of target.
 
     Args:
         target: What is predicted.
         loss: One of `LOSSES`, or the name of the user's own; None takes that of the kind.
         step: The name of a step of the user's own, which takes the place of all else. Only predictions do without it.
+        weights: Of each class; None weighs all rows alike.
+        monitor: What classes are scored by.
 
     Raises:
-        SettingsError: The user's function cannot be imported.
+        SettingsError: The user's function cannot be imported, or weights or a score are set that only classes have.
     """
+    if monitor == "f1" and len(target.classes) != 2:
+        raise SettingsError(f"training.monitor: expected two classes for f1, found {len(target.classes)}; take macro_f1")
+    if target.kind != "classes" and (weights is not None or monitor != "loss"):
+        setting = "training.monitor" if weights is None else "training.class_weights"
+        raise SettingsError(f"{setting}: expected a target of classes to set it for, found {target.kind}; drop it")
     if step is not None or target.kind == "none":
         return OwnStep(_lack_step if step is None else import_function(step, "training.step"))
     own = None if loss is None or loss in LOSSES else import_function(loss, "training.loss")
@@ -53,7 +79,9 @@ def build_objective(target: Target, loss: str | None = None, step: str | None = 
     if target.kind == "labels":
         return Labels(tuple(target.classes), own or LOSSES["binary"], tuple(target.centers))
     classes = tuple(target.classes)
-    return Classification(classes) if own is None else OwnLoss(classes, own)
+    if weights is not None:
+        return WeightedClassification(classes, weights, monitor=monitor)
+    return Classification(classes, monitor=monitor) if own is None else OwnLoss(classes, own, monitor=monitor)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,14 @@ from refit.texts import list_names, show
 from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, own_metrics, start_weights
 from refit.training.objective import Objective
 from refit.training.objectives import LOSSES, OF_NUMBERS, build_objective
+from refit.training.rare_classes import weigh_classes
 
 Report = Callable[[str], object]
 READING = {"data", "loader", "store"}
 """Sections of the settings that say how examples are read."""
 TrainLoader = loaders.ShuffledLoader | live_items.ItemLoader
+OF_OBJECTIVE = {"loss", "step", "class_weights", "monitor"}
+"""Settings of training that the objective depends on."""
 TRIES = 3
 """How often the best epoch is trained if its checkpoint is lost or damaged each time."""
 
@@ -364,7 +367,7 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     metrics = evaluation.evaluate(
         checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),
         live_items.build_ordered_loader(x, y, options=_read_options(settings)),
-        _build_objective(examples.signature, settings, is_judge=True),
+        _build_objective(examples, settings, is_judge=True),
         CPU,
         settings.compute.precision,
         own_metrics.import_metrics(settings.training.metrics),
@@ -388,12 +391,13 @@ class Fit:
         self.epochs: list[EpochResult] = []
         self._num_epochs = num_epochs
         self._patience, self._keep = settings.training.patience, settings.checkpoint.keep
+        self._monitor = settings.training.monitor
         self._store = Store(settings.store.url)
 
     @property
     def best(self) -> EpochResult:
         """The epoch whose weights the run keeps."""
-        return self.epochs[loop.best_epoch(self._val_losses) - 1]
+        return self.epochs[loop.best_epoch(self._watched) - 1]
 
     @property
     def is_whole(self) -> bool:
@@ -411,11 +415,11 @@ class Fit:
     @property
     def is_over(self) -> bool:
         """Whether no further epoch is to come."""
-        return len(self.epochs) == self._num_epochs or loop.has_lost_patience(self._val_losses, self._patience)
+        return len(self.epochs) == self._num_epochs or loop.has_lost_patience(self._watched, self._patience)
 
     @property
-    def _val_losses(self) -> Sequence[float | None]:
-        return [epoch.val_loss for epoch in self.epochs]
+    def _watched(self) -> Sequence[float | None]:
+        return [epoch.watch(self._monitor) for epoch in self.epochs]
 
     def add(self, result: EpochResult) -> None:
         """Add the next epoch; checkpoints that nothing needs any more are removed."""
@@ -445,14 +449,18 @@ def _build_state(examples: Examples, settings: SettingsTree, report: Report) -> 
         examples.signature,
         seed=settings.seed,
         device=choose_device,
-        objective=_build_objective(examples.signature, settings),
+        objective=_build_objective(examples, settings),
     )
 
 
-def _build_objective(signature: Signature, settings: SettingsTree, is_judge: bool = False) -> Objective:
+def _build_objective(examples: Examples, settings: SettingsTree, is_judge: bool = False) -> Objective:
     """Build the objective of a run; classes are judged by the cross-entropy, whatever they were trained by."""
-    loss = None if is_judge and signature.target.kind == "classes" else settings.training.loss
-    return build_objective(signature.target, loss, settings.training.step)
+    target, training = examples.signature.target, settings.training
+    if is_judge and target.kind == "classes":
+        return build_objective(target, None, training.step)
+    counts = examples.splits["train"].class_counts
+    weights = training.class_weights and weigh_classes(training.class_weights, examples.list_labels(), counts)
+    return build_objective(target, training.loss, training.step, weights=weights or None, monitor=training.monitor)
 
 
 def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:
@@ -464,4 +472,8 @@ def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Re
 
 def _live_key(checkpoint: Ref, settings: SettingsTree) -> str:
     """Two models may have the same weights, so the digest of a checkpoint alone does not tell them apart."""
-    return checkpoint.digest + settings.model_dump_json(include={"model", "optimizer", "compute"})
+    return (
+        checkpoint.digest
+        + settings.model_dump_json(include={"model", "optimizer", "compute"})
+        + settings.training.model_dump_json(include=OF_OBJECTIVE)
+    )

@@ -147,6 +147,8 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.patience": (2, set()),
     "training.loss": ("json:dumps", LATER),
     "training.step": ("json:loads", DATASET),
+    "training.class_weights": ("balanced", LATER),
+    "training.monitor": ("macro_f1", LATER),
     "training.metrics": (["json:loads"], {"evaluation", "saving"}),
     "training.accumulate_batches": (2, LATER),
     "training.max_grad_norm": (1.0, LATER),
@@ -298,6 +300,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     settings = {section: names_of(section) for section in ("data", "loader", "model", "optimizer")}
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
     loop = {"training.loss", "training.step", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
+    loop |= {"training.class_weights", "training.monitor"}
     names = {
         "dataset": {
             *settings["data"] - {"data.inputs", "data.predict_factory"},
