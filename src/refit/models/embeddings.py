@@ -15,7 +15,8 @@ from refit.data.signature import Signature
 TEXT_WIDTH = 16
 """Numbers that the network makes of a text."""
 FIRST_SPREAD = 0.01
-"""How far the first vectors of n-grams may be from zero: little, so that what is rare counts for little until it is learned."""
+"""How far the first vectors of n-grams and categories may be from zero: little, so that what is rare counts for little until it is
+learned, and rows cannot be told apart by it."""
 TEXT_SCALE = 3.0
 """By so much, a text's numbers are made larger, so that its n-grams learn as fast as other weights."""
 NUM_FREQUENCIES, FREQUENCY_SPREAD, PERIODIC_WIDTH = 16, 0.1, 4
@@ -63,7 +64,7 @@ class CategoryEmbedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Draw the vectors."""
         with torch.no_grad():
-            self.weight.uniform_(-(self.embedding_dim**-0.5), self.embedding_dim**-0.5)
+            self.weight.uniform_(-FIRST_SPREAD, FIRST_SPREAD)
             self.weight[-2:] = 0
 
 
