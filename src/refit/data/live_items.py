@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from pickle import PicklingError
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,7 @@ from refit.data.own_dataset import (
     name_odd,
     refuse_open_files,
 )
-from refit.errors import DataError, TrainingError, first_line
+from refit.errors import DataError, SettingsError, TrainingError, first_line
 from refit.runtime.accelerators import CPU, PINNING
 from refit.runtime.forks import leave_at_once
 
@@ -93,6 +94,18 @@ def note_death(error: Exception, attempt: int, how_long: str) -> None:
             " loader.prefetch_factor or loader.batch_size; the same command goes on from here"
         ) from error
     warnings.warn(f"starting the loader processes anew: {problem}", stacklevel=3)
+
+
+def begin(loader: DataLoader[Any], factory: str) -> Iterator[Any]:
+    """Begin to read; raise SettingsError if processes that are started, not forked, cannot be sent the data sets."""
+    try:
+        return iter(loader)
+    except (AttributeError, TypeError, PicklingError) as error:
+        raise SettingsError(
+            f"loader.num_workers: expected data sets of {factory} that can be sent to loader processes, found"
+            f" {type(error).__name__}: {first_line(error)}; define functions and classes at the top of a module, not inside others"
+            " or as a lambda, open files where an item is read, or set loader.num_workers to 0"
+        ) from error
 
 
 class ItemLoader(Batches):
@@ -216,7 +229,7 @@ class ItemLoader(Batches):
                 generator=torch.Generator(),  # the base seed, which nothing depends on, must not come from the global generator
                 **(more if workers else {}),
             )
-        self._batches = iter(self._loader)
+        self._batches = begin(self._loader, self.items.source.factory)
 
     def _stop(self) -> None:
         """End the loader processes, if there are any."""

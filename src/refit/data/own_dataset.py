@@ -142,11 +142,23 @@ def _count(dataset: Any, what: str, name: str) -> int:
     return num_items
 
 
+HANDLES = {
+    *(("h5py", name) for name in ("File", "Group", "Dataset")),
+    ("builtins", "Environment"),  # lmdb's
+    ("netCDF4", "Dataset"),
+    ("sqlite3", "Connection"),
+    ("tarfile", "TarFile"),
+    ("zipfile", "ZipFile"),
+}
+"""Open files of other packages, by package and class."""
+
+
 def refuse_open_files(datasets: Mapping[str, Any], name: str) -> None:
     """Raise SettingsError for an open file, whose place the loader processes would share: one reads where another has moved to."""
     for split, dataset in datasets.items():
         for attribute, value in getattr(dataset, "__dict__", {}).items():
-            if isinstance(value, io.IOBase):
+            kind = type(value).__module__.partition(".")[0], type(value).__name__
+            if (isinstance(value, io.IOBase) or kind in HANDLES) and not getattr(value, "closed", False):
                 raise SettingsError(
                     f"loader.num_workers: expected data sets that loader processes can share, found the open file `{attribute}`"
                     f" in {describe_part(split)} of {name}; open it where an item is read, or set loader.num_workers to 0"
@@ -245,7 +257,8 @@ class ItemReader(Dataset[Any]):
         try:
             return self.datasets[part][index]
         except Exception as error:
-            return BadItem(part, index, f"{type(error).__name__}: {error}")
+            counted = f", where `__len__` counts {len(self.datasets[part])} items" if isinstance(error, IndexError) else ""
+            return BadItem(part, index, f"{type(error).__name__}: {error}{counted}")
 
     def explain(self, bad: BadItem) -> DataError:
         """Make the error for an item that cannot be used."""
@@ -270,20 +283,32 @@ def name_odd(part: str, index: int, kind: str, usual: str, usual_kind: str) -> B
 
 
 def _find_kind(item: Any) -> Hashable:
-    return tuple((part.shape, part.dtype) for part in _list_arrays(item))
+    return tuple((part.shape, part.dtype) if isinstance(part, Tensor | np.ndarray) else len(part) for part in _list_parts(item))
 
 
 def describe_kind(item: Any) -> str:
-    """Name type and shape of each tensor or array of an item, which those of one batch must have in common."""
-    kinds = [f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" for part in _list_arrays(item)]
+    """Name type and shape of each tensor, array or list of an item, which those of one batch must have in common."""
+    kinds = [
+        f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}"
+        if isinstance(part, Tensor | np.ndarray)
+        else f"a {type(part).__name__} of {len(part)}"
+        for part in _list_parts(item)
+    ]
     return ", ".join(kinds) or ("a number" if isinstance(item, int | float) else f"a {type(item).__name__}")
 
 
-def _list_arrays(item: Any) -> list[Any]:
+def list_arrays(item: Any) -> list[Any]:
+    """List the tensors and arrays of an item, however nested."""
+    return [part for part in _list_parts(item) if isinstance(part, Tensor | np.ndarray)]
+
+
+def _list_parts(item: Any) -> list[Any]:
+    """List tensors and arrays, and lists and tuples that hold none."""
     if isinstance(item, Tensor | np.ndarray):
         return [item]
     parts = item.values() if isinstance(item, dict) else item if isinstance(item, tuple | list) else []
-    return [array for part in parts for array in _list_arrays(part)]
+    nested = [found for part in parts for found in _list_parts(part)]
+    return nested or ([item] if isinstance(item, tuple | list) else [])
 
 
 def as_batch(batch: Any, num_items: int, source: OwnSource) -> tuple[Inputs, Tensor]:

@@ -13,18 +13,13 @@ from refit.data.examples import Examples, SplitInfo
 from refit.data.identities import Hashes, mix, number_copies
 from refit.data.input_files import digest_inputs, join_digests, list_known
 from refit.data.inputs import Inputs, find_other, name_tensors
-from refit.data.own_dataset import (
-    PARTS,
-    TO_COLLATE,
-    WHOLE,
-    BadItem,
-    ItemReader,
-)
+from refit.data.own_dataset import PARTS, TO_COLLATE, WHOLE, BadItem, ItemReader, describe_part, list_arrays, name_item
 from refit.data.signature import Signature, TensorSpec
 from refit.errors import DataError
-from refit.items.digests import join_parts, read_source
+from refit.items.digests import FIRST_PASS, join_parts, read_source
 from refit.items.kept import NOTHING, key_items, load_kept, note_kept
 from refit.items.parts import LeftOut, Part, Report, read_part
+from refit.items.reading import hash_item
 from refit.items.targets import find_target, profile_targets
 from refit.refs import DatasetRef, Ref
 from refit.settings import DataSettings, SettingsTree
@@ -33,7 +28,6 @@ from refit.texts import show
 
 DEFAULT_SHARE = 0.15
 NUM_SAMPLED = 3
-NUM_COMPARED = 16
 
 
 def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store: Store, report: Report, warn: Report) -> DatasetRef:
@@ -69,6 +63,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
     learned = [parts[name].y[rows] for split, (name, rows) in places.items() if split != "test"]
     items = {split: (name, parts[name].indices[rows]) for split, (name, rows) in places.items()}
     x, y = _take_sample(reader, *items["train"])
+    _remark_on_other_generators(reader, {name: i for name, i in items.values() if parts[name].x is None}, remarks.append)
     splits = {
         split: _freeze(parts[name], rows, len(target.classes) if target.kind == "classes" else 0, store)
         for split, (name, rows) in places.items()
@@ -135,6 +130,19 @@ def _remark_on_learned(parts: Mapping[str, Part], places: Mapping[str, tuple[str
     same = 0 if test is None else int(np.isin(test, np.concatenate([*hashes.values()])).sum())
     if same:
         warn(f"test split: {same} of {len(places['test'][1])} items are train or validation items, too, and flatter the scores")
+
+
+def _remark_on_other_generators(reader: ItemReader, items: Mapping[str, Tensor], warn: Report) -> None:
+    """Tell of items that differ though torch's, numpy's and python's generators are seeded alike."""
+    for name, indices in items.items():
+        index = int(indices[0])
+        reads = {hash_item(list_arrays(reader.read_item(name, index, FIRST_PASS))) for _ in range(2)}
+        if len(reads) > 1:
+            warn(
+                f"{describe_part(name)}: {name_item(reader.datasets[name], index)} differs each time that it is read, whatever is"
+                " seeded, so that weights depend on loader.num_workers and on interruptions; let it draw from the generators of"
+                " torch, numpy.random or random, or from one that __getitem__ makes of torch.initial_seed()"
+            )
 
 
 def choose_sides(hashes: Hashes, shares: Mapping[str, float], seed: int) -> Any:

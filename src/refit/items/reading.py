@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from refit.data.identities import Hashes
 from refit.data.inputs import list_tensors
-from refit.data.live_items import LOST, note_death
+from refit.data.live_items import LOST, begin, note_death
 from refit.data.own_dataset import BadItem, ItemReader, describe_kind, describe_part, find_id, name_item, refuse_open_files
 from refit.errors import first_line
 from refit.runtime.forks import leave_at_once
@@ -121,7 +121,7 @@ def _read_through(facts: _Facts, indices: Sequence[int], num_workers: int) -> It
             generator=torch.Generator(),
         )
         try:
-            for fact in loader:
+            for fact in begin(loader, facts.reader.source.factory):
                 yield fact
                 done, attempt = done + 1, 0
         except LOST as error:

@@ -2,6 +2,7 @@
 
 import random
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ CHANGES = {
     "target in a mapping": lambda _, x, y: (x, {"y": y}),
     "number": lambda _, x, y: (float(x[0]), y),
     "some fractions": lambda index, x, y: (x, 0.5 if index == 7 else y),
+    "lists": lambda index, x, y: (x.tolist()[: 3 if index == 7 else 4], y),
     "sparse": lambda index, x, y: (x.to_sparse() if index == 7 else x, y),
     "meta": lambda _, x, y: (x.to("meta"), y),
     "bfloat16": lambda _, x, y: (x.bfloat16(), y),
@@ -64,6 +66,10 @@ def make(kind: str):
         "fractional": lambda: Fractional(items),
         "few ids": lambda: Items(items, ids=["a", "b"]),
         "open file": FromFile,
+        "open archive": lambda: FromArchive(items),
+        "a lambda": lambda: Changing(items, change=lambda x: x),
+        "more counted": lambda: Lying(items),
+        "own generator": lambda: Drawing(items, generator=np.random.default_rng(0), digest=lambda: "same"),
         "digest of more": lambda: Items(items, digest=lambda data: data),
         "equal ids": lambda: Items(items, ids=["a", "b"] * 5 + [f"item {index}" for index in range(30)]),
         "no digest": lambda: Items(items, digest=lambda: None),
@@ -80,6 +86,32 @@ def read_by_digest(kind: str):
     """Items that are read when they are needed."""
     items = change_items(kind)
     return {"train": Items(items, digest=lambda: kind), "test": Items(items[:6], digest=lambda: kind)}
+
+
+class FromArchive(Items):
+    def __init__(self, items):
+        with zipfile.ZipFile("items.zip", "w"):
+            pass
+        super().__init__(items, archive=zipfile.ZipFile("items.zip"))
+
+
+class Lying(Items):
+    def __len__(self):
+        return len(self.items) + 5
+
+
+class Drawing(Items):
+    """Draws from a generator of its own."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + float(self.generator.standard_normal()), y
+
+
+class Changing(Items):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return self.change(x), y
 
 
 class Dying(Items):

@@ -1,5 +1,6 @@
 """What is wrong with a data set of the user's own is told before anything is trained."""
 
+import multiprocessing
 import random
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def train(factory: str = "make", options=(), lines=None, max_bad_items=0, **load
         ("fractional", r"^the data set of .* expected a number of items from `__len__`, found TypeError: .*; correct it"),
         ("few ids", r"^the data set of .* expected `ids` of each of its 40 items, found 2; name each item"),
         ("digest of more", r"^data\.factory: expected a text .* from its method `digest\(\)`, found TypeError: .*; correct it or"),
+        ("lists", r"^item 7 of .* found a list of 3, where item 0 is a list of 4; return tensors of one shape"),
+        ("more counted", r"^item 40 of .* found IndexError: .*, where `__len__` counts 45 items; mend"),
         ("sparse", r"^item 7 of .* expected inputs and target, found .*sparse.*; return dense tensors that hold numbers"),
         ("meta", r"^item 0 of .* expected inputs and target, found .*meta.*; return dense tensors that hold numbers"),
         ("divided", r"expected mistakes:make to return one data set, or a mapping of .*, found a list of 2; say which is which"),
@@ -65,9 +68,23 @@ def test_a_mistake_is_named(kind, message):
         train(options={"kind": kind})
 
 
-def test_an_open_file_is_not_shared_among_loader_processes():
-    with pytest.raises(RefitError, match=r"loader\.num_workers: .* found the open file `opened` in the data set"):
-        train(options={"kind": "open file"}, num_workers=2)
+@pytest.mark.parametrize(("kind", "attribute"), [("open file", "opened"), ("open archive", "archive")])
+def test_an_open_file_is_not_shared_among_loader_processes(kind, attribute):
+    with pytest.raises(RefitError, match=rf"loader\.num_workers: .* found the open file `{attribute}` in the data set"):
+        train(options={"kind": kind}, num_workers=2)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_what_a_started_process_cannot_be_sent_is_named():
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with pytest.raises(
+            RefitError,
+            match=r"loader\.num_workers: expected data sets of mistakes:make that can be sent .* AttributeError",
+        ):
+            train(options={"kind": "a lambda"}, num_workers=1)
+    finally:
+        multiprocessing.set_start_method(None, force=True)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "number"])
@@ -113,6 +130,7 @@ def test_an_odd_item_is_named_by_whoever_reads_it(num_workers, batch_size):
     ("kind", "expected"),
     [
         ("some fractions", "the data set: 1 of 40 targets are fractions, first that of item 7, the others whole numbers: all are"),
+        ("own generator", "the data set: item 1 differs each time that it is read, whatever is seeded, so that weights depend on"),
         (
             "equal ids",
             "the data set: 8 of 40 items have the id of an earlier one, first item 2 (a): those of one id",
