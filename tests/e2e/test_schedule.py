@@ -12,10 +12,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from kill_campaign import REFIT
-from servers import FINAL, ROOT, SELDOM, TIMEOUT_SECONDS, find_processes, wait_for
+from servers import FINAL, PREFECT, ROOT, SELDOM, TIMEOUT_SECONDS, find_processes, wait_for
 
-from refit.registry.versions import list_versions, read_alias
+from refit.registry.versions import list_versions, load_part, read_alias, read_record
 from refit.server.project import name_pool
+from refit.store.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,55 @@ texts = {"subject": "{{subject}}", "body": "{{body}}"}
 CustomWebhookNotificationBlock(name="team", url=sys.argv[1], json_data=texts).save("team")
 """
 EVERY_THIRTY_SECONDS = "* * * * * */30"
+EVERY_TWENTY_SECONDS = "* * * * * */20"
+NOTEBOOK = """
+import json
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+
+class ToyDataset(Dataset):
+    def __init__(self, X, y):
+        self.features = X
+        self.labels = y
+
+    def __getitem__(self, index):
+        one_x = self.features[index]
+        one_y = self.labels[index]
+        return one_x, one_y
+
+    def __len__(self):
+        return self.labels.shape[0]
+
+
+class NeuralNetwork(torch.nn.Module):
+    def __init__(self, num_inputs, num_outputs):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(num_inputs, 16), torch.nn.ReLU(), torch.nn.Linear(16, num_outputs))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def load_datasets():
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    X, y = torch.tensor([row["x"] for row in rows]), torch.tensor([row["y"] for row in rows])
+    return {"train": ToyDataset(X[:-40], y[:-40]), "test": ToyDataset(X[-40:], y[-40:])}
+"""
+SETTINGS = """
+name = "toy"
+[data]
+factory = "notebook:load_datasets"
+inputs = ["rows.jsonl"]
+[model]
+factory = "notebook:NeuralNetwork"
+[optimizer]
+lr = 0.1
+[training]
+num_epochs = 5
+"""
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +177,46 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(site, first_champion
     assert answer.is_client_error
     assert message in answer.json()["detail"]
     assert site.ask("/flow_runs/count").json() == num_runs
+
+
+def write_rows(folder: Path, num_rows: int) -> None:
+    """Rows of two classes, the newest first, so that test rows stay the same."""
+    rows = [
+        {"x": [row % 2 + 0.1 * (row % 7), -1.0 + 0.1 * (row % 5) + row / 1e4], "y": row % 2} for row in reversed(range(num_rows))
+    ]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@pytest.fixture
+def notebook(site) -> Path:
+    """Another project, with classes of a notebook, a worker of its own, and rows in a file."""
+    folder = site.folder / "notebook"
+    folder.mkdir()
+    (folder / "notebook.py").write_text(NOTEBOOK)
+    (folder / "refit.toml").write_text(SETTINGS)
+    write_rows(folder, 140)
+    command = [PREFECT, "worker", "start", "--pool", name_pool(folder), "--type", "process"]
+    site.start("worker", command, folder, {**site.of_worker, "PROJECT_FOLDER": str(folder)})
+    return folder
+
+
+def test_a_data_set_and_a_network_of_ones_own_are_retrained_on_a_schedule_when_files_grow(site, notebook):
+    deployed = site.refit("deploy", "--cron", EVERY_TWENTY_SECONDS, cwd=notebook)
+    assert deployed.returncode == 0, deployed.stderr
+    trained = site.refit("train", "--store.url", "here", "--json", cwd=notebook)
+    assert trained.returncode == 0, trained.stderr
+    store = Store(str(notebook / "refit-store"))
+    wait_for(lambda: read_alias(store, "toy"), SELDOM)
+    assert read_record(store, "toy", 1)["weights_digest"] == json.loads(trained.stdout)["weights_digest"]
+    write_rows(notebook, 180)
+    wait_for(lambda: list_versions(store, "toy") == [1, 2], SELDOM)
+    splits = [load_part(store, "toy", number, "manifest")["splits"] for number in (1, 2)]
+    assert [{split: info["rows"] for split, info in found.items()} for found in splits] == [
+        {"train": 100, "test": 40},
+        {"train": 140, "test": 40},
+    ]
+    assert splits[0]["test"]["digest"] == splits[1]["test"]["digest"]
+    assert site.refit("deploy", cwd=notebook).returncode == 0
 
 
 def test_a_flow_of_ones_own_reads_results_and_an_automation_scores_again_when_promoted(site, first_champion):  # noqa: ARG001
