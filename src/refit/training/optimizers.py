@@ -102,6 +102,12 @@ def _find_factor(factors: Mapping[str, float], name: str) -> float:
     return next((factor for pattern, factor in factors.items() if fnmatchcase(name, pattern)), 1.0)
 
 
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    """Do what `optimizer.step()` does, but for its hooks, of which we have none, and for loading the compiler, a second's work."""
+    with torch.set_grad_enabled(optimizer.defaults.get("differentiable", False)):
+        inspect.unwrap(type(optimizer).step)(optimizer)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of each group of parameters.
 

@@ -16,7 +16,7 @@ from refit.data.loaders import ShuffledLoader
 from refit.errors import SettingsError, TrainingError
 from refit.runtime.devices import autocast
 from refit.training.objective import Objective
-from refit.training.optimizers import LearningRate, set_learning_rate
+from refit.training.optimizers import LearningRate, set_learning_rate, take_step
 
 Batch = tuple[Inputs, Tensor]
 """Inputs, for a table `(B, F)`, and targets, for classes `(B,)`."""
@@ -126,7 +126,7 @@ class Steps:
     def update(self) -> None:
         """Change the parameters by their gradients, at the rate `lr`."""
         set_learning_rate(self.optimizer, self.lr)
-        self.optimizer.step()
+        take_step(self.optimizer)
 
 
 def find_engine(name: str) -> type[Steps]:

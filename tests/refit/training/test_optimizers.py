@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.checkpoints import digest_weights, load_state, save_state
 from refit.training.loop import TrainingState, build_training_state, train_epoch
 from refit.training.objective import Classification
-from refit.training.optimizers import build_learning_rate, build_optimizer, group_parameters
+from refit.training.optimizers import build_learning_rate, build_optimizer, group_parameters, take_step
 
 CPU = torch.device("cpu")
 NUM_EPOCHS = 3
@@ -208,6 +209,18 @@ def test_what_is_no_schedule_is_refused():
         given = {key: float(value) if "." in value else int(value) for key, value in options.items()}
         with pytest.raises(SettingsError, match=message):
             build_learning_rate(OptimizerSettings(lr=0.1, schedule=name, schedule_options=given), 10)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerSettings.model_fields["name"].annotation))
+def test_a_step_that_leaves_the_compiler_out_has_the_bits_of_pytorchs(name):
+    ours, theirs = ([torch.nn.Parameter(torch.arange(1.0, 7).view(2, 3)), torch.nn.Parameter(torch.ones(3))] for _ in range(2))
+    optimizers = [build_optimizer(OptimizerSettings(name=name, lr=0.1), parameters) for parameters in (ours, theirs)]
+    for number in range(1, 4):
+        for parameter in (*ours, *theirs):
+            parameter.grad = parameter.detach() / number
+        take_step(optimizers[0])
+        optimizers[1].step()
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_a_scheduler_that_goes_by_the_loss_has_no_steps():
