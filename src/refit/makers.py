@@ -71,8 +71,8 @@ class _Tables:
     def list_functions(self, settings: SettingsTree) -> dict[str, str | None]:  # noqa: ARG002
         return {}
 
-    def list_ingredients(self, settings: SettingsTree) -> dict[str, object]:  # noqa: ARG002
-        return {}
+    def list_ingredients(self, settings: SettingsTree) -> dict[str, object]:
+        return {"training.quantiles": settings.training.quantiles} if settings.training.loss == "quantile" else {}
 
     def build_snapshot(
         self, settings: SettingsTree, digests: Sequence[str | None], store: Store, report: Report, warn: Report

@@ -92,14 +92,14 @@ SPAN_OF_A_KIND = r"(-?[\d.]+)\s*([a-zA-Z]+)"
 MODEL_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 FACTORY = r"^[\w.]+:\w+$"
 SCHEDULE = r"^(constant|cosine|coslog4|[A-Z]\w+)$"
-LOSS = r"^([\w.]+:\w+|cross_entropy|squared|absolute|huber|binary)$"
+LOSS = r"^([\w.]+:\w+|cross_entropy|squared|absolute|huber|quantile|binary)$"
 DEVICE = r"^(auto|cpu|[a-z]+(:\d+)?)$"
 PATTERNS = {
     f"^{SPAN}$": "a span of time such as `14d`",
     MODEL_NAME: "lower-case letters, digits, `-` and `_`, a letter or digit first",
     FACTORY: "`package.module:function`",
     SCHEDULE: "`constant`, `cosine`, `coslog4`, or a class of torch.optim.lr_scheduler such as `StepLR`",
-    LOSS: "`cross_entropy`, `squared`, `absolute`, `huber`, `binary`, or `package.module:function`",
+    LOSS: "`cross_entropy`, `squared`, `absolute`, `huber`, `quantile`, `binary`, or `package.module:function`",
     DEVICE: "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`",
 }
 """What each pattern asks for, in words."""
@@ -410,7 +410,9 @@ class TrainingSettings(Section):
     patience: int | None = Field(10, ge=1)
     """Epochs without a lower validation loss before training stops; None never stops early. Without validation rows: None."""
     loss: str | None = Field(None, pattern=LOSS)
-    """`cross_entropy` of classes, `squared`, `absolute` or `huber` of numbers, `binary` of labels, or `package.module:function`."""
+    """`cross_entropy` (classes), `squared`, `absolute`, `huber`, `quantile` (numbers), `binary` (labels), or `module:function`."""
+    quantiles: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], BeforeValidator(_read_list)] = [0.1, 0.5, 0.9]
+    """The quantiles that the loss `quantile` learns, ascending, each in (0, 1); 0.5, the median, is predicted."""
     step: str | None = Field(None, pattern=FACTORY)
     """Your own step, `package.module:function`, called as `function(model, batch)`, which returns the loss of a batch."""
     class_weights: Annotated[
@@ -582,6 +584,13 @@ class Settings(SettingsTree, BaseSettings):
             raise ValueError("training.step: expected none, as training.loss is set; drop one of them")
         if self.training.class_weights is not None and (self.training.loss or self.training.step):
             raise ValueError("training.class_weights: expected none beside a loss or a step of its own; drop one of them")
+        quantiles = self.training.quantiles
+        if 0.5 not in quantiles or quantiles != sorted({*quantiles}):
+            raise ValueError(
+                f"training.quantiles: expected ascending numbers with 0.5, which is predicted, found {quantiles}; change them"
+            )
+        if self.training.loss == "quantile" and data.factory is not None:
+            raise ValueError("training.loss: expected no `quantile` beside data.factory, as it is of tables; name your own loss")
         for name in self.training.metrics:
             if not re.match(FACTORY, name):
                 raise ValueError(f"training.metrics: expected `package.module:function`, found {name!r}; name one")

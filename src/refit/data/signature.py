@@ -81,6 +81,8 @@ class Target(BaseModel):
     """Mean of each number, or share of each label, among the train examples."""
     scales: list[float] = Field(default_factory=list)
     """Deviation of each number. A model learns numbers less their mean, divided by it; empty if it learns them as they are."""
+    quantiles: list[float] = Field(default_factory=list)
+    """Which quantiles of a number a model tells, ascending, one of them 0.5; empty if it tells the number alone."""
 
 
 class Signature(BaseModel):
@@ -116,8 +118,8 @@ class Signature(BaseModel):
 
     @property
     def num_outputs(self) -> int:
-        """Outputs that the target needs: one for each class, label or number."""
-        return len(self.target.classes or self.target.centers)
+        """Outputs that the target needs: one for each class, label, number or quantile."""
+        return len(self.target.classes or self.target.quantiles or self.target.centers)
 
     def describe_inputs(self) -> str:
         """Describe the tensors of an item."""

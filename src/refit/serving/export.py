@@ -40,6 +40,9 @@ README_OF_CLASSES = """\
 README_OF_NUMBERS = """\
     (numbers,) = program(*columns)
 """
+README_OF_QUANTILES = """\
+    numbers, quantiles = program(*columns)  # quantiles of manifest["quantiles"]
+"""
 README_START = """\
 A PyTorch program from torch.export, including the preparation of its inputs:
 
@@ -67,7 +70,7 @@ Outputs: `class` (N,), and `probabilities` (N, C) in the order of the metadata
 
 """
 OUTPUTS_OF_NUMBERS = """\
-Output: `prediction` (N,), float64.
+Output: `prediction` (N,), float64, and, if there is a metadata `quantiles`, those of these levels, `quantiles` (N, Q).
 
 """
 
@@ -120,7 +123,8 @@ def _write_table(model: Model, path: Path, format: Literal["onnx", "torch"], row
 
 def _describe_all(manifest: Manifest, name: str, has_text: bool) -> dict[str, Any]:
     columns = [describe_column(column, has_text) for column in manifest.columns]
-    classes = {"classes": manifest.classes} if manifest.classes else {}
+    target = manifest.signature.target
+    classes = {name: value for name, value in (("classes", target.classes), ("quantiles", target.quantiles)) if value}
     return {"model": name, "target": manifest.target, **classes, "columns": columns}
 
 
@@ -140,7 +144,8 @@ def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> R
     with exporters.naming_export_errors():
         program = _trace(scorer)
         described = json.dumps(_describe_all(manifest, name, has_text=False))
-        readme = README_START + (README_OF_CLASSES if manifest.classes else README_OF_NUMBERS) + README
+        calls = README_OF_QUANTILES if manifest.signature.target.quantiles else README_OF_NUMBERS
+        readme = README_START + (README_OF_CLASSES if manifest.classes else calls) + README
         torch.export.save(program, path, extra_files={"manifest.json": described, "README.txt": readme})
     loaded = torch.export.load(path).module()
     classes = Classification(tuple(manifest.classes)).labels
@@ -148,7 +153,7 @@ def _write_torch(scorer: Scorer, manifest: Manifest, name: str, path: Path) -> R
     def run(columns: Arrays) -> list[NDArray[Any]]:
         with torch.inference_mode():
             first, *others = (part.numpy() for part in loaded(*map(torch.tensor, columns)))
-        return [classes[first] if others else first, *others]
+        return [classes[first] if manifest.classes else first, *others]
 
     return run
 

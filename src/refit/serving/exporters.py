@@ -29,7 +29,7 @@ ANSWERS = {
     "numbers": ["prediction"],
     "none": ["output"],
 }
-"""Outputs of an ONNX file by the kind of target; a traced graph gives the place of a class."""
+"""Outputs of an ONNX file by the kind of target; a traced graph gives the place of a class. Numbers may have quantiles, too."""
 MAX_DIFFERENCE = 1e-5
 MAX_TIE = 1e-6
 """The likeliest class may differ if the probabilities of two classes are as close as this."""
@@ -89,7 +89,7 @@ def _add_names(onnx: Any, proto: Any, name_inputs: NameInputs, dimension: str, t
     for value in [*graph.input, *graph.node, *graph.initializer, *graph.value_info]:
         del value.metadata_props[:]  # paths of code on this machine
     inputs, first = name_inputs(onnx, graph.input)
-    outputs = [rename(value, name, dimension) for value, name in zip(graph.output, ANSWERS[target.kind], strict=True)]
+    outputs = [rename(value, name, dimension) for value, name in zip(graph.output, name_answers(target), strict=True)]
     last = [helper.make_node("Identity", [value.name], [output.name]) for value, output in zip(graph.output, outputs, strict=True)]
     if target.kind == "classes":
         labels = helper.make_tensor(f"{INTERNAL}classes", *_list_labels(onnx.TensorProto, target.classes))
@@ -102,6 +102,11 @@ def _add_names(onnx: Any, proto: Any, name_inputs: NameInputs, dimension: str, t
         getattr(graph, field).extend(values)
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
     return proto
+
+
+def name_answers(target: Target) -> list[str]:
+    """Name the outputs of an ONNX file."""
+    return [*ANSWERS[target.kind], *["quantiles"] * bool(target.quantiles)]
 
 
 def rename(value: Any, name: str, dimension: str) -> Any:
@@ -131,7 +136,7 @@ def refuse_reserved_names(
     names: Iterable[str], target: Target, what: str = "columns", remedy: str = "rename it and train again"
 ) -> None:
     """Raise RefitError for inputs that are named like outputs."""
-    outputs = ANSWERS[target.kind]
+    outputs = name_answers(target)
     for name in names:
         if name in outputs or name.startswith(INTERNAL):
             named = " and ".join(f"`{output}`" for output in outputs)
@@ -186,7 +191,7 @@ def _find_scale(objective: Objective, kind: str, outputs: torch.Tensor) -> Any:
     if kind in ("classes", "labels"):
         return 1.0
     if isinstance(objective, StandardizedNumber):
-        return objective.scale * np.maximum(1, np.abs(outputs.flatten().numpy()))
+        return objective.scale * np.maximum(1, np.abs(outputs.reshape(len(outputs), -1).numpy()).max(axis=1))
     return max(1.0, float(outputs.abs().max()))
 
 

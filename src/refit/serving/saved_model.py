@@ -28,7 +28,7 @@ from refit.store.store import Store
 from refit.training.checkpoints import digest_weights
 from refit.training.evaluation import compute_outputs
 from refit.training.objective import Classification
-from refit.training.objectives import build_objective
+from refit.training.objectives import Quantiles, build_objective
 
 DEFAULTS = SettingsTree()
 ROUNDING = 1e-3
@@ -67,6 +67,19 @@ class Model:
         """Return the probability of each class, `(N, C)`, in the order of `classes`; raises as `predict` does."""
         probabilities: NDArray[np.float32] = self.objective.answer(self.predict_logits(rows))[1].numpy()
         return probabilities
+
+    def predict_quantiles(self, rows: Any) -> NDArray[np.float64]:
+        """Return the quantiles of each row, `(N, Q)`, of the levels in `training.quantiles`; raises as `predict` does.
+
+        Raises:
+            SettingsError: The model does not tell quantiles.
+        """
+        if not isinstance(self.objective, Quantiles):
+            raise SettingsError(
+                "predict_quantiles: expected a model that was trained with training.loss `quantile`, found another; train it so"
+            )
+        quantiles: NDArray[np.float64] = self.objective.answer(self.predict_logits(rows))[1].numpy()
+        return quantiles
 
     def predict_logits(self, rows: Any) -> Tensor:
         """Return the outputs before the softmax, `(N, C)`; raises as `predict` does."""

@@ -25,7 +25,7 @@ from refit.tables.preprocessing import (
     list_scales,
 )
 from refit.training.objective import Objective
-from refit.training.objectives import Numbers
+from refit.training.objectives import Numbers, Quantiles
 
 MISSING_TIME = -(2**63)
 MISSING_CATEGORY = -1
@@ -103,9 +103,9 @@ class Scorer(nn.Module):
         self.network = network
 
     def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """Return indices and probabilities, or numbers alone."""
+        """Return indices and probabilities, numbers alone, or medians and quantiles."""
         answers = self.objective.answer(self.network(self.preparation(*columns)).float())
-        return answers[:1] if isinstance(self.objective, Numbers) else answers
+        return answers[:1] if isinstance(self.objective, Numbers) and not isinstance(self.objective, Quantiles) else answers
 
 
 def describe_column(column: AnyColumn, has_text: bool) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Side = tuple[TypedTable, Identities, Rows]
 """A table, what tells its rows apart, and the numbers of those in a split."""
 
 
-def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
+def build_dataset(settings: DataSettings, seed: int, store: Store, quantiles: Sequence[float] = ()) -> Ref:
     """Freeze the data set that the settings describe; the same rows and settings give the same digest.
 
     All that is learned from rows is learned from train rows, except the names of the classes. Nothing is stored until all is made.
@@ -35,6 +35,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         settings: Which rows, and how they are divided.
         seed: Decides which rows a `random` split takes.
         store: Where it goes.
+        quantiles: Which quantiles of numbers a model tells; empty, or if the target has classes, none.
 
     Returns:
         The ref of the manifest.
@@ -43,6 +44,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
         DataError: A file, column or row is not what training needs.
     """
     draft = draft_dataset(settings, seed)
+    signed = draft.signed.model_copy(update={"quantiles": [] if draft.signed.classes else [*quantiles]})
     source, test, columns, train = draft.source, draft.test, draft.columns, draft.parts["train"]
     kinds: dict[str, Kind] = {**draft.kinds, settings.target: "numeric" if draft.target_reading.is_number else "categorical"}
     profiles = profile_columns(source.frame.with_columns(source.target), kinds, train, source.groups)
@@ -54,7 +56,7 @@ def build_dataset(settings: DataSettings, seed: int, store: Store) -> Ref:
     splits, test_rows = _freeze(columns, sides, draft.signed, store)
     fitted = {column.name for column in columns}
     manifest = Manifest(
-        signature=sign_columns(columns, draft.signed),
+        signature=sign_columns(columns, signed),
         columns=columns,
         profiles=profiles,
         time_column=time_column,
@@ -116,7 +118,8 @@ def build_snapshot(
     warn: Callable[[str], object],
 ) -> DatasetRef:
     """Build the data set of a run, if its sources still have the digests of the recipe, and report what it holds."""
-    ref = build_dataset(settings.data, settings.seed, store)
+    quantiles = settings.training.quantiles if settings.training.loss == "quantile" else ()
+    ref = build_dataset(settings.data, settings.seed, store, quantiles)
     manifest = Manifest.model_validate_json(store.get(ref.digest))
     check_sources(manifest, source_digests)
     for line in manifest.describe():

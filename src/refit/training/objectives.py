@@ -37,10 +37,11 @@ LOSSES: Mapping[str, Loss] = {
     "squared": functional.mse_loss,
     "absolute": functional.l1_loss,
     "huber": functional.huber_loss,
+    "quantile": functional.l1_loss,
     "binary": functional.binary_cross_entropy_with_logits,
 }
-"""By the names that `training.loss` can have, their means over all numbers of a batch."""
-OF_NUMBERS = ("squared", "absolute", "huber")
+"""By the names that `training.loss` can have, their means over all numbers of a batch. Of quantiles, it is that of the median."""
+OF_NUMBERS = ("squared", "absolute", "huber", "quantile")
 NUM_BINS = 10
 
 
@@ -72,6 +73,9 @@ def build_objective(
     if step is not None or target.kind == "none":
         return OwnStep(_lack_step if step is None else import_function(step, "training.step"))
     own = None if loss is None or loss in LOSSES else import_function(loss, "training.loss")
+    if target.quantiles:
+        levels, scale = tuple(target.quantiles), target.scales[0]
+        return Quantiles(own or LOSSES[loss or "quantile"], tuple(target.centers), scale, levels)
     if target.kind == "numbers" and target.scales:
         return StandardizedNumber(own or LOSSES[loss or "squared"], tuple(target.centers), target.scales[0])
     if target.kind == "numbers":
@@ -180,7 +184,7 @@ class StandardizedNumber(Numbers):
 
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the numbers, `(N,)`, twice."""
-        numbers = self.restore(outputs.flatten())
+        numbers = self.restore(self._take(outputs))
         return numbers, numbers
 
     def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:  # noqa: ARG002
@@ -209,7 +213,57 @@ class StandardizedNumber(Numbers):
 
     def _find_errors(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Predictions less true numbers, which would lose digits as their difference."""
-        return (outputs.flatten().double() - target.double()) * self.scale
+        return (self._take(outputs).double() - target.double()) * self.scale
+
+    def _take(self, outputs: Tensor) -> Tensor:
+        """Take what is predicted, `(N,)`, of the outputs."""
+        return outputs.flatten()
+
+
+@dataclass(frozen=True)
+class Quantiles(StandardizedNumber):
+    """Quantiles of a number of a table, of which the median is predicted.
+
+    Those that cross are put in order (Chernozhukov et al., Quantile and Probability Curves Without Crossing, 2010).
+
+    Shape: outputs are `(N, Q)`, or in training `(N, K, Q)` of K members; `(N, 1)` stands for equal quantiles.
+    """
+
+    levels: tuple[float, ...] = (0.5,)
+    """Q numbers in (0, 1), ascending, 0.5 among them."""
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the mean pinball loss of standardized numbers, over rows, members and quantiles (Koenker and Bassett, 1978)."""
+        levels = torch.tensor(self.levels, dtype=target.dtype, device=target.device)
+        errors = target.reshape(-1, *[1] * (outputs.dim() - 1)) - outputs
+        return torch.maximum(levels * errors, (levels - 1) * errors).mean()
+
+    def measure(self, outputs: Tensor, target: Tensor) -> NumberMetrics:
+        """Compute the metrics of the median, and the share of numbers between the outer quantiles."""
+        found, ordered = super().measure(outputs, target), self._order(outputs)
+        is_inside = (ordered[:, 0] <= target) & (target <= ordered[:, -1])
+        figures = {**found.figures, f"inside {self.levels[0]:g} to {self.levels[-1]:g}": is_inside.double().mean().item()}
+        return found.model_copy(update={"figures": figures})
+
+    def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the medians, `(N,)`, and all quantiles, `(N, Q)`."""
+        return self.restore(self._take(outputs)), self.restore(self._order(outputs))
+
+    def list_columns(self) -> list[str]:
+        """Name the columns of a table of predictions."""
+        return ["prediction", *(f"quantile {level:g}" for level in self.levels if level != 0.5)]
+
+    def tabulate(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the median and the other quantiles."""
+        median, quantiles = (part.numpy() for part in self.answer(outputs))
+        others = [part for level, part in zip(self.levels, quantiles.T, strict=True) if level != 0.5]
+        return dict(zip(self.list_columns(), [median, *others], strict=True))
+
+    def _order(self, outputs: Tensor) -> Tensor:
+        return outputs.expand(-1, len(self.levels)).sort(dim=1).values
+
+    def _take(self, outputs: Tensor) -> Tensor:
+        return self._order(outputs)[:, self.levels.index(0.5)] if outputs.dim() == 2 else outputs.flatten()
 
 
 def _bin(predicted: Scores, true: Scores, residuals: Scores) -> list[NumberBin]:

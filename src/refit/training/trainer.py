@@ -198,7 +198,7 @@ def start(
         )
     if settings.model.weights is not None:
         report(start_weights.load_start(state.model, settings.model.weights))
-    if signature.tensors or (signature.target.kind == "numbers" and settings.training.loss not in LOSSES):
+    if signature.tensors or (signature.target.kind == "numbers" and (settings.training.loss or "squared") not in LOSSES):
         setting = "training.loss" if settings.training.step is None else f"training.step {settings.training.step}"
         x, y = map_tensors(lambda part: part.to(state.device), (x, y))
         own_loss.check_objective(state.objective, state.model, x, y, setting)

@@ -227,3 +227,25 @@ def test_all_rows_serve_a_last_training_and_own_metrics_are_in_the_units_of_the_
     found = find_differences(Store("refit-store"), ("model", 1), ("model", 2))
     assert found.settings["optimizer.lr"] == (0.05, 0.01)
     assert ("test", "RMSE") in found.metrics
+
+
+def test_quantiles_hold_what_they_say_and_are_scored_and_exported() -> None:
+    frame = write_rows(600, noise=1.0)
+    result = train(training={"loss": "quantile", "num_epochs": 20}, model={"dropout": 0.0})
+    model = load_model(result.model.path)
+    rows = model.manifest.load_test_rows(Store("refit-store"))
+    quantiles = model.predict_quantiles(rows)
+    assert np.array_equal(quantiles[:, 1], model.predict(rows))
+    assert (np.diff(quantiles, axis=1) >= 0).all()
+    truth = find_numbers(rows, frame)
+    inside = ((quantiles[:, 0] <= truth) & (truth <= quantiles[:, 2])).mean()
+    assert read(result, "metrics")["test"]["figures"]["inside 0.1 to 0.9"] == pytest.approx(inside, abs=1e-9)
+    assert 0.6 < inside < 0.95
+    assert export_model(model, "model.onnx", "onnx", rows) < 1e-4
+    assert export_model(model, "model.pt2", "torch", rows) < 1e-4
+    assert [output.name for output in onnxruntime.InferenceSession("model.onnx").get_outputs()] == ["prediction", "quantiles"]
+    squared = train(training={"num_epochs": 20})
+    for one, other in ((result, squared), (squared, result)):
+        assert "negative loss" in judge(one, other).reason
+    with pytest.raises(SettingsError, match=r"expected a model that was trained with training\.loss `quantile`, found another"):
+        load_model(squared.model.path).predict_quantiles(rows)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from refit.data.signature import Target
 from refit.training.metrics import NumberMetrics, read_metrics
-from refit.training.objectives import StandardizedNumber, build_objective
+from refit.training.objectives import Quantiles, StandardizedNumber, build_objective
 
 TARGET = Target(name="y", kind="numbers", centers=[1e6], scales=[0.5])
 
@@ -92,3 +92,36 @@ def test_each_of_some_members_is_trained_by_its_own_loss() -> None:
     expected = torch.stack([functional.mse_loss(outputs[:, member, 0], target) for member in range(3)]).mean()
     assert build().loss(outputs, target).item() == pytest.approx(expected.item(), rel=1e-6)
     assert build().loss(outputs[:, 0, 0], target).item() == functional.mse_loss(outputs[:, 0, 0], target).item()
+
+
+def build_quantiles() -> Quantiles:
+    objective = build_objective(TARGET.model_copy(update={"quantiles": [0.1, 0.5, 0.9]}), "quantile")
+    assert isinstance(objective, Quantiles)
+    return objective
+
+
+def test_quantiles_are_learned_by_the_pinball_loss_of_each_and_of_each_member() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, target = torch.randn(40, 3, generator=generator), torch.randn(40, generator=generator)
+    expected = [
+        sklearn_metrics.mean_pinball_loss(target, outputs[:, place], alpha=level) for place, level in enumerate([0.1, 0.5, 0.9])
+    ]
+    assert build_quantiles().loss(outputs, target).item() == pytest.approx(np.mean(expected), rel=1e-6)
+    members = torch.stack([outputs, outputs + 1], dim=1)
+    both = [build_quantiles().loss(part, target).item() for part in (outputs, outputs + 1)]
+    assert build_quantiles().loss(members, target).item() == pytest.approx(np.mean(both), rel=1e-6)
+
+
+def test_of_quantiles_the_median_is_predicted_and_those_that_cross_are_put_in_order() -> None:
+    outputs, target = torch.tensor([[3.0, 1.0, 2.0], [-1.0, 0.0, 1.0]]), torch.tensor([2.5, 5.0])
+    table = build_quantiles().tabulate(outputs)
+    assert {name: values.tolist() for name, values in table.items()} == {
+        "prediction": [1e6 + 1, 1e6],
+        "quantile 0.1": [1e6 + 0.5, 1e6 - 0.5],
+        "quantile 0.9": [1e6 + 1.5, 1e6 + 0.5],
+    }
+    assert build_quantiles().predict(outputs).tolist() == [1e6 + 1, 1e6]
+    figures = build_quantiles().measure(outputs, target).figures
+    assert (figures["MAE"], figures["inside 0.1 to 0.9"]) == (1.375, 0.5)
+    assert build_quantiles().score_rows(outputs, target, "negative_loss").scores.tolist() == [-0.25, -2.5]
+    assert build_quantiles().measure(outputs[:, 1:2], target).figures["MAE"] == 1.625, "of a model that tells one number"
