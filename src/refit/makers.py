@@ -82,9 +82,9 @@ class _Tables:
         return build_snapshot(settings, digests, store, report, warn)
 
     def parse(self, record: bytes) -> "Examples":
-        from refit.tables.table_examples import TableExamples
+        from refit.tables.table_examples import parse_manifest
 
-        return TableExamples.model_validate_json(record)
+        return parse_manifest(record)
 
     def explain_change(self, before: "Examples", settings: SettingsTree, store: Store) -> list[str]:  # noqa: ARG002
         from refit.tables.table_examples import TableExamples

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from refit.data.identities import Rows
 from refit.data.signature import InputColumn, Kind, Signature, Target
 from refit.errors import DataError
-from refit.tables.columns import Locate, index_rows, take_column, take_rows
-from refit.tables.conversion import Numbers, convert_column, convert_numbers
+from refit.tables.columns import Locate, index_rows, stack_numbers, take_column, take_rows
+from refit.tables.conversion import Numbers, convert_column, convert_numbers, read_marks
 from refit.tables.formats import AnyFormat, Format
 from refit.tables.ngrams import MAX_WIDTH, choose_ngrams, count_known, number_ngrams, take_sample, write_numbers
 from refit.texts import list_names, show
@@ -279,19 +279,25 @@ def fit_columns(
         DataError: Numbers are so large that their mean or deviation overflows.
     """
     columns: list[AnyColumn] = []
-    index = index_rows(rows)
+    index, scales, with_gaps = index_rows(rows), dict[str, Scale | None](), set[str]()
     num_intervals = _choose_intervals(kinds, is_raw)
+    for names, numbers in stack_numbers(frame, [name for name in kinds if kinds[name] == "numeric"], rows):
+        scales |= zip(names, _fit_scales(names, numbers, is_raw), strict=True)
+        with_gaps |= {name for name, has_gaps in zip(names, np.count_nonzero(np.isnan(numbers), axis=1), strict=True) if has_gaps}
     for name, kind in kinds.items():
+        known: dict[str, Any] = {"name": name, "null_values": list(null_values), "format": formats.get(name)}
+        if name in scales:
+            known["has_indicator"] = name in with_gaps
+            if (scale := scales[name]) is not None:
+                numbers = take_rows(frame[name], index, kind).to_numpy() if num_intervals else NO_NUMBERS
+                columns.append(NumericColumn(**known, scale=scale, quantiles=_fit_quantiles(numbers, scale, num_intervals)))
+            continue
         values = take_rows(take_column(frame, name), index, kind)
-        known: dict[str, Any] = {"name": name, "null_values": list(null_values), "has_indicator": values.has_nulls()}
-        known["format"] = formats.get(name)
+        known["has_indicator"] = values.has_nulls()
         present = values.drop_nulls() if values.has_nulls() else values
         if present.is_empty():
             continue
-        if kind == "numeric":
-            scale = _fit_scale(values, is_raw)
-            columns.append(NumericColumn(**known, scale=scale, quantiles=_fit_quantiles(values, scale, num_intervals)))
-        elif kind == "boolean":
+        if kind == "boolean":
             num_true = int(present.sum())
             is_constant = num_true in (0, present.len())
             columns.append(BooleanColumn(**known, most_frequent=2 * num_true > present.len(), is_constant=is_constant))
@@ -301,13 +307,11 @@ def fit_columns(
             columns.append(_fit_texts(present, known))
         else:
             has_times = (present != present.dt.truncate("1d")).any()
-            parts = {
-                part: pl.Series(name, _date_part(values, part), nan_to_null=True)
-                for part in (DATE_PARTS if has_times else DATE_PARTS[:-1])
-            }
-            scales = {part: _fit_scale(numbers, False) for part, numbers in parts.items()}
-            quantiles = {part: _fit_quantiles(parts[part], scale, num_intervals) for part, scale in scales.items()}
-            columns.append(DatetimeColumn(**known, scales=scales, quantiles=quantiles if num_intervals else {}))
+            parts = {part: _date_part(values, part) for part in (DATE_PARTS if has_times else DATE_PARTS[:-1])}
+            scales_of_parts = _fit_scales([name] * len(parts), np.stack([*parts.values()]), False)
+            fitted = {part: scale for part, scale in zip(parts, scales_of_parts, strict=True) if scale is not None}
+            quantiles = {part: _fit_quantiles(parts[part], scale, num_intervals) for part, scale in fitted.items()}
+            columns.append(DatetimeColumn(**known, scales=fitted, quantiles=quantiles if num_intervals else {}))
     return columns
 
 
@@ -349,8 +353,12 @@ def apply_columns(
         )
     inputs = np.zeros((frame.height if rows is None else len(rows), len(name_inputs(columns))), dtype=np.float32)
     start, index = 0, index_rows(rows)
+    filled = set[str]() if observe is not None else _fill_numbers(columns, frame, rows, inputs)
     for column in columns:
         end = start + len(column._names())
+        if column.name in filled:
+            start = end + column.has_indicator
+            continue
         values, block = take_rows(take_column(frame, column.name), index), inputs[:, start:end]
         is_missing = column._fill(values, block, locate)
         if observe is not None:
@@ -361,6 +369,29 @@ def apply_columns(
     import torch  # takes a second, which who only looks at a table need not wait for
 
     return torch.from_numpy(inputs)
+
+
+def _fill_numbers(columns: Sequence[AnyColumn], frame: pl.DataFrame, rows: Rows | None, inputs: Inputs) -> set[str]:
+    """Write columns that hold numbers already, and their indicators, and return the names of those of which all numbers fit."""
+    known, filled, start = dict[str, tuple[int, NumericColumn]](), set[str](), 0
+    for column in columns:
+        if not isinstance(column, NumericColumn):
+            pass
+        elif frame[column.name].dtype.is_numeric() and not len(read_marks(tuple(column.null_values), "numeric")):
+            known[column.name] = start, column
+        start += len(column._names()) + column.has_indicator
+    for names, numbers in stack_numbers(frame, [*known], rows):
+        starts, some = [known[name][0] for name in names], [known[name][1] for name in names]
+        median, mean, std = (np.array([[getattr(column.scale, part)] for column in some]) for part in ("median", "mean", "std"))
+        is_missing = np.isnan(numbers)
+        with np.errstate(over="ignore", invalid="ignore"):
+            standardized = ((np.where(is_missing, median, numbers) - mean) / std).astype(np.float32)
+        fits = np.logical_and.reduce(np.isfinite(standardized) & ~np.isinf(numbers), axis=1)
+        inputs[:, starts] = standardized.T
+        with_gaps = [place for place, column in enumerate(some) if column.has_indicator]
+        inputs[:, [starts[place] + 1 for place in with_gaps]] = is_missing[with_gaps].T
+        filled.update(name for name, is_filled in zip(names, fits, strict=True) if is_filled)
+    return filled
 
 
 def read_frame(rows: Any) -> pl.DataFrame:
@@ -410,23 +441,37 @@ def _standardize(numbers: Numbers, scale: Scale) -> Inputs:
         return standardized.astype(np.float32)
 
 
-def _fit_scale(values: pl.Series, is_raw: bool) -> Scale:
-    """Median of the values present, then mean and population deviation with the median filled in."""
-    median = float(values.median())  # type: ignore[arg-type]
-    if is_raw:
-        return Scale(median=median, mean=0, std=1)
-    numbers = values.to_numpy()  # numpy adds in one order, whatever the number of threads
-    numbers = np.where(np.isnan(numbers), median, numbers)
-    is_constant = numbers.min() == numbers.max()
+def _fit_scales(names: Sequence[str], numbers: Numbers, is_raw: bool) -> list[Scale | None]:
+    """Median of the numbers present, then mean and population deviation with the median filled in; None for columns without any.
+
+    Shape:
+        numbers: (C, N), contiguous, so that numpy adds those of a column in one order.
+    """
+    if not numbers.shape[1]:
+        return [None] * len(numbers)
+    ordered, num_present = np.sort(numbers, axis=1), np.count_nonzero(~np.isnan(numbers), axis=1)
+    is_present, places = num_present > 0, np.arange(len(numbers))
+    low, high = (ordered[places, np.maximum(middle, 0)] for middle in ((num_present - 1) // 2, num_present // 2))
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = float(numbers.mean()), ENDLESS if is_constant else float(numbers.std())
-    if not np.isfinite([median, mean, std]).all():
-        largest = np.abs(numbers).max()
+        medians = low + (high - low) * 0.5
+        if is_raw:
+            means, stds = np.zeros(len(numbers)), np.ones(len(numbers))
+        else:
+            filled = np.where(np.isnan(numbers), medians[:, None], numbers)
+            is_constant = np.equal(filled.min(axis=1), filled.max(axis=1))
+            means, stds = filled.mean(axis=1), np.where(is_constant, ENDLESS, filled.std(axis=1))
+    is_large = ~np.logical_and.reduce(np.isfinite([medians, means, stds])) & is_present
+    if not is_raw and is_large.any():
+        place = int(is_large.argmax())
         raise DataError(
-            f"column `{values.name}`: expected numbers whose mean and deviation fit float64, found values up to {largest};"
-            " divide the column, or leave it out with data.features"
+            f"column `{names[place]}`: expected numbers whose mean and deviation fit float64, found values up to"
+            f" {np.abs(filled[place]).max()}; divide the column, or leave it out with data.features"
         )
-    return Scale(median=median, mean=mean, std=std or ENDLESS)
+    fitted = zip(is_present, medians.tolist(), means.tolist(), stds.tolist(), strict=True)
+    return [Scale(median=median, mean=mean, std=std or ENDLESS) if known else None for known, median, mean, std in fitted]
+
+
+NO_NUMBERS: Numbers = np.empty(0)
 
 
 def _choose_intervals(kinds: Mapping[str, Kind], is_raw: bool) -> int:
@@ -436,11 +481,11 @@ def _choose_intervals(kinds: Mapping[str, Kind], is_raw: bool) -> int:
     return num_intervals if num_intervals >= MIN_QUANTILES else 0
 
 
-def _fit_quantiles(values: pl.Series, scale: Scale, num_intervals: int) -> list[float]:
+def _fit_quantiles(numbers: Numbers, scale: Scale, num_intervals: int) -> list[float]:
     """Find the quantiles of the values present, one more than there are intervals; none for a single value."""
     if not num_intervals or scale.std == ENDLESS:
         return []
-    present = values.drop_nulls().to_numpy()
+    present = numbers[~np.isnan(numbers)]
     chosen = np.quantile(present, np.linspace(0, 1, num_intervals + 1), method="nearest")
     return [float(value) for value in _standardize(chosen, scale)]
 

@@ -4,13 +4,14 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 
 from refit.data.identities import Rows
-from refit.tables.columns import take_column, take_rows
+from refit.tables.columns import MAX_CELLS, stack_numbers, take_column, take_rows
 from refit.tables.conversion import Numbers
 from refit.tables.preprocessing import AnyColumn, CategoricalColumn, DatetimeColumn, NumericColumn, TextColumn
 from refit.tables.row_labels import is_named_like_id, split_name
@@ -94,7 +95,8 @@ def remark_on_columns(
     texts = [name for name in (column.name for column in columns) if raw[name].dtype == pl.String]
     lengths = raw[texts].select(pl.all().str.len_bytes().max()).row(0, named=True) if texts else {}
     numbers = [column.name for column in columns if isinstance(column, NumericColumn) and column.name in lengths]
-    with_codes = raw[numbers].select(_resemble_codes(pl.all())).row(0, named=True) if numbers else {}
+    decimals = {name for name, dtype in raw.schema.items() if dtype.is_decimal()}
+    with_codes, suspects = _find_resembling_codes(raw, numbers), _find_suspects(columns, frame, rows)
     index, lines = pl.Series(rows, dtype=pl.get_index_type()), list[str]()
     num_classes = 0 if y.dtype.is_float() else take_rows(y, index).n_unique()
     first = frame[index.head(NUM_LOOKED_AT)]
@@ -118,12 +120,14 @@ def remark_on_columns(
             told.append(_remark_on_blanks(take_column(raw, column.name)) if column.name in lengths else None)
             told.append(_remark_on_marks(take_column(frame, column.name), take_column(raw, column.name)))
         if isinstance(column, NumericColumn):
-            typed, cells = take_column(frame, column.name), take_column(raw, column.name)
-            digits = _remark_on_digits(typed, cells, lengths.get(column.name, 0))
-            told.append(digits or (_remark_on_digit_codes(column, typed) if column.format is None else None))
-            is_plain = column.format is None and with_codes.get(column.name)
-            told.append(_remark_on_codes(typed, cells) if is_plain else None)
-        if isinstance(column, NumericColumn | DatetimeColumn) and not column.is_constant:
+            typed, length, digits = take_column(frame, column.name), lengths.get(column.name) or 0, None
+            if column.name in suspects.large or length > MAX_EXACT_LENGTH or column.name in decimals:
+                digits = _remark_on_digits(typed, take_column(raw, column.name), length)
+            may_be_codes = column.format is None and column.name in suspects.whole
+            told.append(digits or (_remark_on_digit_codes(column, typed) if may_be_codes else None))
+            is_plain = column.format is None and column.name in with_codes
+            told.append(_remark_on_codes(typed, take_column(raw, column.name)) if is_plain else None)
+        if column.name in suspects.with_ends and not column.is_constant:
             told.append(_remark_on_stand_ins(column, take_column(frame, column.name), take_column(raw, column.name), rows))
         if may_leak[column.name] and (not column.is_constant or column.has_indicator):
             values = take_column(frame, column.name)
@@ -133,10 +137,52 @@ def remark_on_columns(
     return lines
 
 
-def _resemble_codes(texts: pl.Expr) -> pl.Expr:
-    """Whether some texts resemble codes; trailing zeros only do where numbers differ in their decimals."""
-    num_lengths = texts.str.extract(r"\.(\d*)\s*$").str.len_bytes().n_unique()
-    return texts.str.contains(EXPONENT).any() | (texts.str.contains(TRAILING_ZERO).any() & (num_lengths > 1))
+def _find_resembling_codes(raw: pl.DataFrame, names: Sequence[str]) -> set[str]:
+    """Find the columns of which some texts resemble codes; trailing zeros only do where numbers differ in their decimals."""
+    found, size = set[str](), max(1, MAX_CELLS // max(1, raw.height))
+    for start in range(0, len(names), size):
+        some = names[start : start + size]
+        texts, shape = pl.concat([raw[name] for name in some]), (len(some), raw.height)
+        trimmed = texts.str.strip_chars_end()
+        decimals = trimmed.str.len_bytes().cast(pl.Int64) - trimmed.str.find(".", literal=True)
+        lengths = decimals.fill_null(-1).to_numpy().reshape(shape)
+        differ = np.not_equal(lengths.min(axis=1), lengths.max(axis=1))
+        has_exponents, has_zeros = (
+            np.count_nonzero(texts.str.contains(pattern).fill_null(False).to_numpy().reshape(shape), axis=1) > 0
+            for pattern in (EXPONENT, TRAILING_ZERO)
+        )
+        found |= {some[place] for place in np.flatnonzero(has_exponents | (has_zeros & differ)).tolist()}
+    return found
+
+
+@dataclass(frozen=True)
+class _Suspects:
+    """The columns of which a remark may be made, so that all others need not be looked at one by one."""
+
+    large: set[str]
+    """They have numbers that may not be exact."""
+    whole: set[str]
+    """They have whole numbers, none of them negative."""
+    with_ends: set[str]
+    """Their least or greatest value may stand for a missing one."""
+
+
+def _find_suspects(columns: Sequence[AnyColumn], frame: pl.DataFrame, rows: Rows) -> _Suspects:
+    found = _Suspects(set(), set(), {column.name for column in columns if isinstance(column, DatetimeColumn)})
+    numeric = [column.name for column in columns if isinstance(column, NumericColumn)]
+    for names, numbers in stack_numbers(frame, numeric):
+        first, chosen = numbers[:, :NUM_LOOKED_AT], numbers.take(rows, axis=1)
+        sizes = np.fmax.reduce(np.abs(numbers), axis=1, initial=0)
+        is_whole = np.logical_and.reduce(np.isnan(first) | (first == np.floor(first)) & (first >= 0), axis=1)
+        ends = [end.reduce(chosen, axis=1, initial=np.nan) for end in (np.fmin, np.fmax)]
+        num_rows = np.maximum(*(np.count_nonzero(chosen == end[:, None], axis=1) for end in ends))
+        fewest = np.maximum(MIN_STAND_INS, MIN_STAND_IN_SHARE * np.count_nonzero(~np.isnan(chosen), axis=1))
+        for place, name in enumerate(names):
+            found.large.update([name] if sizes[place] > MAX_EXACT else [])
+            found.whole.update([name] if is_whole[place] else [])
+            may_stand_in = num_rows[place] >= fewest[place] or any(_is_code(end[place]) for end in ends)
+            found.with_ends.update([name] if may_stand_in else [])
+    return found
 
 
 def _remark_on_leak(values: pl.Series, y: pl.Series, index: pl.Series, num_classes: int) -> str | None:

@@ -112,6 +112,8 @@ def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading,
     if len(typed) < MIN_ROWS or typed.has_nulls() or reading.format is not None:
         return None
     if reading.kind == "numeric":
+        if not float(typed[0]).is_integer():
+            return None
         numbers = typed.cast(pl.Float64).to_numpy()
         if not np.isfinite(numbers).all() or (numbers != np.floor(numbers)).any():
             return None
@@ -131,6 +133,8 @@ def find_label(name: str, values: pl.Series, typed: pl.Series, reading: Reading,
 def remark_on_counting(name: str, typed: pl.Series, reading: Reading, starts: Sequence[int] = ()) -> str | None:
     """Say that a column that is learned from counts up from row to row; arguments as those of `find_label`."""
     if reading.kind != "numeric" or reading.format is not None or len(typed) < MIN_ROWS or typed.has_nulls():
+        return None
+    if typed[1] - typed[0] != 1 and 1 not in starts:
         return None
     if YEAR_WORDS.intersection(split_name(name)) or not _counts_up(typed.cast(pl.Float64).to_numpy(), starts):
         return None

@@ -1,5 +1,6 @@
 """What scoring and comparing ask of a table's examples: how raw rows become inputs, and which of them are alike."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -205,4 +206,10 @@ def _describe(column: AnyColumn) -> str:
 
 def load_manifest(ref: Ref, store: Store) -> TableExamples:
     """Load the record whose ref `build_dataset` returned."""
-    return TableExamples.model_validate_json(store.get(ref.digest))
+    return parse_manifest(store.get(ref.digest))
+
+
+@functools.lru_cache(maxsize=1)
+def parse_manifest(record: bytes) -> TableExamples:
+    """Parse such a record; the last one is kept, as steps of a run ask for the same, and one of many columns takes long."""
+    return TableExamples.model_validate_json(record)
