@@ -18,10 +18,12 @@ def test_a_table_is_shown_column_by_column_with_the_command_to_go_on_with(refit)
     lines = out.splitlines()
     assert lines[0] == "my rows.csv: 60 rows; 3 columns, as 1 input"
     assert lines[1] == "written with `;` between cells, as text in ASCII, with a header"
-    assert [line.split("│")[1:3] for line in lines if line.startswith("│")] == [
-        [" size   ", " number   "],
-        [" plan   ", " left out "],
-        [" left   ", " target   "],
+    assert [line.split() for line in lines[2:7]] == [
+        ["column", "kind", "missing", "distinct", "inputs", "read", "as", "such", "as"],
+        ["─" * 61],
+        ["size", "number", "0", "7", "1", "0,", "1,", "2"],
+        ["plan", "left", "out", "0", "3", "0", "a,", "b,", "c"],
+        ["left", "target", "0", "2", "0", "yes,", "no"],
     ]
     assert "classes: no (30), yes (30)" in lines
     assert any("with `;` between cells; set data.separator if that is not meant" in line for line in lines)
@@ -29,6 +31,22 @@ def test_a_table_is_shown_column_by_column_with_the_command_to_go_on_with(refit)
     assert lines[-1] == (
         "to train: refit train --data.exclude '[\"plan\"]' --data.source 'my rows.csv' --data.target left --optimizer.lr 0.01"
     )
+
+
+def test_names_and_readings_are_folded_and_examples_cut_to_the_width_of_the_terminal(refit, monkeypatch):
+    name = "a_name_that_is_longer_than_a_third_of_the_line"
+    notes = ["a long text of many words", "another text"]
+    rows = [f"{row % 28 + 1}.03.2024,{notes[row % 3 // 2]},{row % 2}" for row in range(60)]
+    Path("rows.csv").write_text("\n".join([f"{name},note,y", *rows, ""]))
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = refit("look", "rows.csv", "--target", "y")[1].splitlines()
+        shown = lines[2 : next(place for place, line in enumerate(lines) if line.startswith("classes: "))]
+        assert all(len(line) <= width for line in shown)
+        assert "".join(line[:20].partition("  ")[0] for line in shown[2:-2]).replace(" ", "").startswith(name[:20])
+        assert "`31.12.2026`" in " ".join(shown)
+        assert "1.03.2024" in " ".join(shown)
+        assert len(shown) <= (9 if width == 80 else 7)
 
 
 def test_a_guess_at_the_target_is_said_to_be_one(refit):
@@ -105,5 +123,5 @@ def test_of_many_columns_the_first_are_shown_and_the_others_counted(refit):
     Path("rows.csv").write_text("\n".join([",".join([*names, "y"]), *rows, ""]))
     code, out, _ = refit("look", "rows.csv")
     assert code == 0
-    assert sum(line.startswith("│") for line in out.splitlines()) == 100
+    assert sum(line.startswith("c") and "number" in line for line in out.splitlines()) == 100
     assert "51 more columns: 50 number, 1 target; --json shows them all" in out.splitlines()

@@ -203,7 +203,7 @@ def _name_kind(
     if column.is_constant:
         return "constant", how
     if isinstance(column, CategoricalColumn) and not column.categories:
-        return "category", "all different, so that nothing is learned from it"
+        return "category", "all different: nothing to learn"
     if isinstance(column, TextColumn):
         how = f"for its words: {len(column.ngrams):,} words, pairs and pieces of words"
     return "time" if isinstance(reading.format, ClockFormat) else KINDS[reading.kind], how
