@@ -292,7 +292,7 @@ class DataSettings(Section):
     separator: Annotated[str | None, AfterValidator(_read_separator)] = None
     """The sign between the cells of a CSV file, or `tab`; None finds it: a comma, a semicolon, a tab or a bar."""
     encoding: Annotated[str | None, AfterValidator(_check_encoding)] = None
-    """The encoding of a CSV file's text, such as `cp1252`; None finds it: UTF-8 if possible, else mostly Windows-1252."""
+    """The encoding of a CSV file's text, such as `cp1252`; None finds it: UTF-8 if possible, else by its letters."""
     header: bool | None = None
     """Whether the first row of a CSV file holds the names; None finds it. Without one, columns are `column_1` and so on."""
     union: bool = False
