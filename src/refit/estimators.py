@@ -19,6 +19,7 @@ from refit.settings import DataSettings, complete_settings
 from refit.store.store import Store
 from refit.tables.preprocessing import read_frame
 from refit.training.checkpoints import load_weights
+from refit.training.trainer import tune_model
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -94,7 +95,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             snapshot, best = fit_best(settings, print if self.verbose else lambda _: None)
             manifest = load_record(snapshot, place)
             network = load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), place)
-        return Model(network, manifest, settings)
+            tuning = tune_model(network, manifest, settings)
+        return Model(network, manifest, settings, tuning)
 
     def _validate(self, X: Any, y: Any = MISSING, **options: Any) -> Any:  # noqa: N803
         """Check the number and the names of columns, and for arrays what they hold; with `y`, return both."""
@@ -165,8 +167,11 @@ class Classifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """Return the likeliest class of each row, `(N,)`."""
-        probabilities = self.predict_proba(X)
-        predicted: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
+        check_is_fitted(self)
+        X = self._validate(X)  # noqa: N806
+        with _raising_value_errors():
+            places, _ = self.model_.objective.answer(self.model_.predict_logits(self._make_frame(X)))
+        predicted: NDArray[Any] = self.classes_[self.known_[places.numpy()]]
         return predicted
 
 

@@ -421,6 +421,10 @@ class TrainingSettings(Section):
     """Weights of classes in the loss: `balanced`, by their rarity, or such as `{"fraud": 10}`; None weighs all rows alike."""
     monitor: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "loss"
     """What the best epoch and patience go by on validation rows: `loss`, or a score of classes; `f1` is of the rarer of two."""
+    tune_threshold: bool = False
+    """Whether the rarer of two classes is predicted from the probability on that gives the best F1, or `monitor`, of validation."""
+    calibrate: bool = False
+    """Whether probabilities of classes are calibrated by a temperature that is fitted to validation rows."""
     metrics: TextList = []
     """More metrics, `package.module:function`, each called as `function(outputs, target)`, such as those of torchmetrics."""
     accumulate_batches: int = Field(1, ge=1)

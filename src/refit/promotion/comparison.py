@@ -48,6 +48,7 @@ from refit.training.metrics import Metrics, NumberBin
 from refit.training.neighbours import TITLES, load_outputs
 from refit.training.objective import Classification, Objective, RowScores, Score, Scores, score_majority
 from refit.training.objectives import OwnStep, StandardizedNumber, build_objective, score_without_inputs
+from refit.training.tuning import Tuning
 
 TIMES_TIMED = 30
 LATENCY, SIZE = "milliseconds a row", "megabytes"
@@ -265,6 +266,7 @@ def judge(
     logs: Sequence[EpochLog],
     best_epoch: int,
     outputs: Ref | None = None,
+    tuning: Tuning | None = None,
 ) -> Judgement:
     """Measure how good a network is on the rows that it is judged on, as `compare` would, beside the baseline and its neighbours.
 
@@ -278,6 +280,7 @@ def judge(
         logs: Of its epochs.
         best_epoch: The one that its weights are of.
         outputs: Those of the neighbours.
+        tuning: How the network's outputs are read.
 
     Returns:
         The lead over the baseline, with a warning and its likely reason, if there is a baseline; and the comparison, if there are
@@ -302,7 +305,8 @@ def judge(
     measure = partial(
         decision.measure_lead, majority=baseline, settings=promotion, split=split, clusters=clusters, baseline=objective.baseline
     )
-    scored, others = objective.score_rows(own, y, promotion.score), {} if outputs is None else load_outputs(outputs, store)
+    reader = objective if tuning is None else build_objective(manifest.signature.target, tuning=tuning)
+    scored, others = reader.score_rows(own, y, promotion.score), {} if outputs is None else load_outputs(outputs, store)
     scored_others = {kind: objective.score_rows(found, y, promotion.score) for kind, found in others.items()}
     lead, warning, reason = measure(scored), None, None
     if warning := lead.warn():
@@ -316,7 +320,7 @@ def judge(
         if is_class
         else objective.measure(torch.zeros_like(y), y).list_figures()
     )
-    metrics, of_others = objective.measure(own, y), {kind: objective.measure(found, y) for kind, found in others.items()}
+    metrics, of_others = reader.measure(own, y), {kind: objective.measure(found, y) for kind, found in others.items()}
     listed = {TITLES[kind]: found.list_figures() for kind, found in of_others.items()}
     figures = {str(objective.baseline): of_baseline, **listed, OURS: metrics.list_figures()}
     found = find_better(scored_others, scored, promotion, split, clusters)
@@ -369,7 +373,8 @@ def score_rows(model: Model, rows: Any, training: TrainingSettings = DEFAULTS.tr
     labels = [*known, *sorted(set(truth) - set(known))]
     logits = _add_classes(logits, len(labels), model.manifest)
     places = {label: place for place, label in enumerate(labels)}
-    return ScoredRows(model, truth, logits, torch.tensor([places[label] for label in truth]), labels, Classification((*labels,)))
+    objective = Classification((*labels,), tuning=model.tuning)
+    return ScoredRows(model, truth, logits, torch.tensor([places[label] for label in truth]), labels, objective)
 
 
 def _add_classes(logits: Tensor, num_classes: int, manifest: Examples) -> Tensor:
@@ -388,7 +393,11 @@ def _find_others(candidate: SavedModel, scored: ScoredRows, are_needed: bool, st
             raise
         return {}
     num_classes, manifest = len(scored.labels) if scored.truth is not None else 1, scored.model.manifest
-    return {kind: replace(scored, outputs=_add_classes(outputs, num_classes, manifest)) for kind, outputs in found.items()}
+    objective = scored.objective if scored.truth is None else Classification((*scored.labels,))
+    return {
+        kind: replace(scored, objective=objective, outputs=_add_classes(outputs, num_classes, manifest))
+        for kind, outputs in found.items()
+    }
 
 
 def time_row(scored: ScoredRows, row: Any) -> float:

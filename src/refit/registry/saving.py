@@ -46,6 +46,7 @@ def save_version(
     lead: Mapping[str, Any] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
     neighbours: Mapping[str, Any] | None = None,
+    tuning: Mapping[str, Any] | None = None,
 ) -> SavedModel:
     """Keep the weights of `checkpoint` as the next version of model `settings.name`.
 
@@ -53,12 +54,12 @@ def save_version(
     returned. With `refitted`, a checkpoint of a training on all rows, those weights are served, and the others are kept for
     comparisons.
 
-    The version's folder has `model.pt` (a `state_dict`, without the parameters that are not trained, which are in `frozen.pt`, a
-    link to the object that checkpoints refer to), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
+    The version's folder has `model.pt` (a `state_dict`, without the parameters that are not trained, which are in `frozen.pt`,
+    a link to the object that checkpoints refer to), `settings.json`, `manifest.json`, `metrics.json`, `log.json`,
     `version.json`, the card (`card.md` with its pictures) and, with `refitted`, `held_back.pt`. `version.json` holds name and
     number, digests (of the weights, all other files, and a factory's code), versions of packages, logits that identify the
-    network, the `lead` over the majority class, what `neighbours` scored, and, if given, profiles of the `answers`. The ledger
-    records that the test rows have judged it.
+    network, the `lead` over the majority class, what `neighbours` scored, the `tuning` by which outputs are read, and, if
+    given, profiles of the `answers`. The ledger records that the test rows have judged it.
 
     Raises:
         StoreError: The checkpoint cannot be read, or the version cannot be written; then nothing of it is left.
@@ -79,6 +80,7 @@ def save_version(
         "lead": lead,
         **({"answers": answers} if answers else {}),
         "neighbours": neighbours,
+        "tuning": tuning,
         "torch": torch.__version__,
         "code": digest_user_code(settings.model.factory),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,6 +157,7 @@ def _render_card(
         "trained": f"{num_epochs} epochs, seed {settings.seed}; the weights are those after epoch {record['epoch']}",
         "steps": f"{settings.optimizer.name}, learning rate {settings.optimizer.lr:g}, batches of {settings.loader.batch_size}",
         **({"trained once more": _describe_refit(manifest, judged_on, record["epoch"])} if record["refit_on_all"] else {}),
+        **_describe_tuning(record["tuning"], manifest),
         "created": record["created"],
         "weights": f"SHA-256 `{record['weights_digest']}`",
     }
@@ -171,6 +174,17 @@ def _render_card(
 {_render_neighbours(record["neighbours"])}{caution}
 {_render_classes(last, judged_on)}![loss by epoch](loss.png)
 {_render_columns(manifest)}"""
+
+
+def _describe_tuning(tuning: Mapping[str, Any] | None, manifest: Examples) -> dict[str, str]:
+    """Describe how outputs are read, if that was fitted."""
+    if tuning is None:
+        return {}
+    told = [f"probabilities at temperature {tuning['temperature']:.4g}"] if tuning["temperature"] != 1 else []
+    if tuning["positive"] is not None:
+        label = markdown.render_name(manifest.list_labels()[tuning["positive"]])
+        told.append(f"{label} is predicted from a probability of {tuning['threshold']:.4g} on")
+    return {"tuned": f"{', '.join(told)}; on validation rows"}
 
 
 def _render_neighbours(neighbours: Mapping[str, Any] | None) -> str:

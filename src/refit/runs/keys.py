@@ -26,7 +26,10 @@ EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("inputs", "live_items", "loaders", "own_dataset", "own_functions", "seeded", "signature")),
     "refit.models.building",
     *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
-    *(f"refit.training.{name}" for name in ("evaluation", "metrics", "objective", "objectives", "own_metrics", "rare_classes")),
+    *(
+        f"refit.training.{name}"
+        for name in ("evaluation", "metrics", "objective", "objectives", "own_metrics", "rare_classes", "tuning")
+    ),
 )
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))
 """Empty if the folder of faster engines is missing: that is another engine, whose steps may have other bits."""
@@ -190,6 +193,7 @@ def write_recipe(
         "training.num_epochs": settings.training.num_epochs if settings.optimizer.schedule in ("cosine", "coslog4") else None,
     }
     judges: dict[str, Any] = {"training.metrics": settings.training.metrics} if settings.training.metrics else {}
+    judges |= {f"training.{name}": True for name in ("tune_threshold", "calibrate") if getattr(settings.training, name)}
     for metric in settings.training.metrics:
         judges |= digest_user_code(metric, "training.metrics")
     return Recipe(

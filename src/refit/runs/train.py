@@ -111,7 +111,8 @@ def save_best(
     devices.prepare_compute(settings.compute)
     network = checkpoints.load_weights(best.checkpoint, build_for_weights(settings.model, manifest.signature), store)
     logs = [checkpoints.load_report(result.log, loop.EpochLog, store) for result in epochs]
-    lead, comparison, answers = judge(network, manifest, settings, store, logs, best.epoch, neighbours)
+    tuning = trainer.tune_model(network, manifest, settings)
+    lead, comparison, answers = judge(network, manifest, settings, store, logs, best.epoch, neighbours, tuning)
     saved = saving.save_version(
         best.checkpoint,
         settings,
@@ -124,6 +125,7 @@ def save_best(
         lead=lead,
         neighbours=None if comparison is None else comparison.model_dump(),
         answers=[profile.model_dump() for profile in answers],
+        tuning=None if tuning is None else tuning.model_dump(),
     )
     if comparison is not None:
         report(comparison.describe())

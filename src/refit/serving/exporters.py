@@ -216,7 +216,9 @@ def check_answers(outputs: torch.Tensor, found: Sequence[Any], model: Model, wha
     is_right = differences <= MAX_DIFFERENCE * _find_scale(model.objective, kind, outputs)
     if kind == "classes":
         second, first = np.partition(expected, -2, axis=1)[:, -2:].T
-        is_right &= (found[0] == predicted) | (first - second <= MAX_TIE)
+        tuning = model.tuning
+        margin = first - second if tuning.positive is None else np.abs(expected[:, tuning.positive] - tuning.threshold)
+        is_right &= (found[0] == predicted) | (margin <= MAX_TIE)
     if kind == "labels":
         is_right &= ((found[0] == predicted) | (np.abs(expected - 0.5) <= MAX_TIE)).all(axis=1)
     if not is_right.all():

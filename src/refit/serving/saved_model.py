@@ -29,6 +29,7 @@ from refit.training.checkpoints import digest_weights
 from refit.training.evaluation import compute_outputs
 from refit.training.objective import Classification
 from refit.training.objectives import Quantiles, build_objective
+from refit.training.tuning import Tuning
 
 DEFAULTS = SettingsTree()
 ROUNDING = 1e-3
@@ -41,14 +42,15 @@ class Model:
     Rows are a polars or pandas frame, or a mapping of column names to lists. Columns may have any order; unknown ones are ignored.
     """
 
-    def __init__(self, module: nn.Module, manifest: Examples, settings: SettingsTree) -> None:
+    def __init__(self, module: nn.Module, manifest: Examples, settings: SettingsTree, tuning: Tuning | None = None) -> None:
         self.module = module
         self.manifest = manifest
         self.settings = settings
         self.reference: str | None = None
         """Name and number of its version, as in `penguins@v3`, if it was loaded by a name."""
         self._find_now: Callable[[Model], Model] | None = None
-        self.objective = build_objective(manifest.signature.target)
+        self.tuning = tuning or Tuning()
+        self.objective = build_objective(manifest.signature.target, tuning=tuning)
 
     @property
     def classes(self) -> NDArray[Any]:
@@ -169,6 +171,7 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
         manifest = parse_record(files["manifest.json"])
         record = json.loads(files["version.json"])
         judged = record.get("held_back") if held_back else None
+        tuning = Tuning.model_validate(record["tuning"]) if record.get("tuning") else None
         known, file = (record, "model.pt") if judged is None else (judged, "held_back.pt")
         expected = torch.tensor(known["probe"])
         sample, _ = manifest.read_sample(files.get(SAMPLE))
@@ -198,7 +201,7 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
             f"{path}: expected the logits that it gave when it was saved, found others, as {_explain(record, settings)}; "
             "restore the code and packages it was saved with, or train again"
         )
-    return Model(module, manifest, settings)
+    return Model(module, manifest, settings, tuning)
 
 
 def _refuse_unknown_functions(path: str, settings: SettingsTree, manifest: Examples, local: SettingsTree | None) -> None:

@@ -23,6 +23,7 @@ from refit.training.rare_classes import (
     measure_balanced_accuracy,
     measure_macro_f1,
 )
+from refit.training.tuning import Tuning
 
 CALIBRATION_BINS = 15
 MIN_PROBABILITY = 0.01
@@ -120,6 +121,8 @@ class Classification(OfOutputs):
     baseline: ClassVar[str | None] = "majority class"
     monitor: Monitor = field(default="loss", kw_only=True)
     """What `score` measures: of `loss`, the accuracy."""
+    tuning: Tuning = field(default=Tuning(), kw_only=True)
+    """How outputs are read, where that was fitted on validation rows."""
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats."""
@@ -127,11 +130,24 @@ class Classification(OfOutputs):
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
         """Return what is monitored, or the accuracy."""
-        return SCORES[self.monitor](outputs.softmax(dim=1), self.answer(outputs)[0], target)
+        predicted, probabilities = self.answer(outputs)
+        return SCORES[self.monitor](probabilities, predicted, target)
 
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the place of the likeliest class, `(N,)`, and the probability of each, `(N, C)`."""
-        return outputs.argmax(dim=1), outputs.softmax(dim=1)
+        """Return the place of the predicted class, `(N,)`, and the probability of each, `(N, C)`."""
+        outputs = self.scale(outputs)
+        probabilities, positive = outputs.softmax(dim=1), self.tuning.positive
+        if positive is None:
+            return outputs.argmax(dim=1), probabilities
+        is_positive = probabilities[:, positive] >= self.tuning.threshold
+        if len(self.classes) == 2:
+            return torch.where(is_positive, positive, 1 - positive), probabilities
+        others = outputs.index_fill(1, torch.tensor([positive]), -math.inf).argmax(dim=1)  # some that the model does not know
+        return torch.where(is_positive, positive, others), probabilities
+
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return the logits at their temperature."""
+        return outputs if self.tuning.temperature == 1 else outputs / self.tuning.temperature
 
     def predict(self, outputs: Tensor) -> NDArray[Any]:
         """Return the likeliest class of each row."""
@@ -157,8 +173,7 @@ class Classification(OfOutputs):
         """Compute the metrics of finite logits."""
         from torchmetrics.functional import classification  # which loads scipy
 
-        probabilities = functional.softmax(outputs, dim=1)
-        predicted = probabilities.argmax(dim=1)
+        predicted, probabilities = self.answer(outputs)
         num_classes = len(self.classes)
         confusion = classification.multiclass_confusion_matrix(predicted, target, num_classes)
         by_class = [
@@ -178,7 +193,7 @@ class Classification(OfOutputs):
         return ClassificationMetrics(
             num_rows=len(target),
             num_correct=int((predicted == target).sum()),
-            loss=functional.cross_entropy(outputs, target).item(),
+            loss=functional.cross_entropy(self.scale(outputs), target).item(),
             accuracy=(predicted == target).double().mean().item(),
             roc_auc=torch.stack(areas).mean().item() if areas else None,
             balanced_accuracy=measure_balanced_accuracy(confusion),
@@ -196,7 +211,9 @@ class Classification(OfOutputs):
 
     def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:
         """Score each row by the probabilities of its classes, in double precision."""
-        return score_probabilities(outputs.double().softmax(dim=1).numpy(), target.numpy(), score)
+        probabilities = self.scale(outputs.double()).softmax(dim=1).numpy()
+        predicted = None if self.tuning.positive is None else self.answer(outputs)[0].numpy()
+        return score_probabilities(probabilities, target.numpy(), score, predicted)
 
 
 @dataclass(frozen=True)
@@ -231,19 +248,22 @@ def join_members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (outputs, target) if outputs.dim() < 3 else (outputs.flatten(0, 1), target.repeat_interleave(outputs.shape[1], dim=0))
 
 
-def score_probabilities(probabilities: Scores, y: NDArray[np.intp], score: Score) -> RowScores:
+def score_probabilities(
+    probabilities: Scores, y: NDArray[np.intp], score: Score, predicted: NDArray[np.intp] | None = None
+) -> RowScores:
     """Score rows by the probabilities of their classes.
 
-    `accuracy` gives 1 where the likeliest class is right and else 0; `log_likelihood` the log probability of the true class, which
-    is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between probabilities and truth, in [0, 1].
+    `accuracy` gives 1 where the predicted class, or else the likeliest, is right and else 0; `log_likelihood` the log probability
+    of the true class, which is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between
+    probabilities and truth, in [0, 1].
 
     Shape:
-        probabilities (N, C), y (N,).
+        probabilities (N, C), y and predicted (N,).
 
     Source:
         Brier, Verification of forecasts expressed in terms of probability (1950).
     """
-    is_right = probabilities.argmax(axis=1) == y
+    is_right = (probabilities.argmax(axis=1) if predicted is None else predicted) == y
     of_truth = np.take_along_axis(probabilities, y[:, None], axis=1)[:, 0]
     if score == "accuracy":
         return RowScores(is_right.astype(float), is_right)

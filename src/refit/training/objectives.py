@@ -31,6 +31,7 @@ from refit.training.objective import (
     join_members,
 )
 from refit.training.rare_classes import Monitor
+from refit.training.tuning import Tuning
 
 LOSSES: Mapping[str, Loss] = {
     "cross_entropy": functional.cross_entropy,
@@ -52,6 +53,7 @@ def build_objective(
     *,
     weights: tuple[float, ...] | None = None,
     monitor: Monitor = "loss",
+    tuning: Tuning | None = None,
 ) -> Objective:
     """Build the objective for a kind of target.
 
@@ -61,6 +63,7 @@ def build_objective(
         step: The name of a step of the user's own, which takes the place of all else. Only predictions do without it.
         weights: Of each class; None weighs all rows alike.
         monitor: What classes are scored by.
+        tuning: How outputs are read; None takes them as they are.
 
     Raises:
         SettingsError: The user's function cannot be imported, or weights or a score are set that only classes have.
@@ -85,6 +88,8 @@ def build_objective(
     classes = tuple(target.classes)
     if weights is not None:
         return WeightedClassification(classes, weights, monitor=monitor)
+    if tuning is not None:
+        return Classification(classes, tuning=tuning)
     return Classification(classes, monitor=monitor) if own is None else OwnLoss(classes, own, monitor=monitor)
 
 

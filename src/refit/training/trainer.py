@@ -29,6 +29,7 @@ from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, 
 from refit.training.objective import Objective
 from refit.training.objectives import LOSSES, OF_NUMBERS, build_objective
 from refit.training.rare_classes import weigh_classes
+from refit.training.tuning import Tuning, refuse_tuning, tune
 
 Report = Callable[[str], object]
 READING = {"data", "loader", "store"}
@@ -71,6 +72,9 @@ def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
     """Raise SettingsError for settings that need rows which the data set does not have, or do not fit what it predicts."""
     if settings.training.patience is not None and "val" not in snapshot.splits and settings.data.factory is None:
         raise SettingsError("training.patience: expected validation rows to watch, found none; set data.val")
+    for name in ("tune_threshold", "calibrate"):
+        if getattr(settings.training, name) and "val" not in snapshot.splits:
+            raise SettingsError(f"training.{name}: expected validation rows to fit to, found none; set data.val, or drop it")
     if settings.training.refit_on_all and len(snapshot.splits) == 1:
         raise SettingsError(
             "training.refit_on_all: expected rows that training held back, found only train rows;"
@@ -364,15 +368,29 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
     x, y = examples.load_split(split, store)
     _check_inputs(examples, x, settings, store)
     devices.prepare_compute(settings.compute)
+    model = checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store)
     metrics = evaluation.evaluate(
-        checkpoints.load_weights(checkpoint, building.build_for_weights(settings.model, examples.signature), store),
+        model,
         live_items.build_ordered_loader(x, y, options=_read_options(settings)),
-        _build_objective(examples, settings, is_judge=True),
+        _build_objective(examples, settings, is_judge=True, tuning=tune_model(model, examples, settings)),
         CPU,
         settings.compute.precision,
         own_metrics.import_metrics(settings.training.metrics),
     )
     return checkpoints.save_report("metrics", metrics, store)
+
+
+def tune_model(model: nn.Module, examples: Examples, settings: SettingsTree) -> Tuning | None:
+    """Fit to the validation rows how the outputs of a model are read; None if the settings do not ask for it."""
+    training = settings.training
+    if not (training.tune_threshold or training.calibrate):
+        return None
+    loader = live_items.build_ordered_loader(
+        *examples.load_split("val", Store(settings.store.url)), options=_read_options(settings)
+    )
+    outputs, target = evaluation.compute_outputs(model, loader, CPU, settings.compute.precision)
+    evaluation.refuse_non_finite_outputs(outputs, "validation")
+    return tune(outputs, target, training)
 
 
 def make_room() -> None:
@@ -453,11 +471,12 @@ def _build_state(examples: Examples, settings: SettingsTree, report: Report) -> 
     )
 
 
-def _build_objective(examples: Examples, settings: SettingsTree, is_judge: bool = False) -> Objective:
+def _build_objective(examples: Examples, settings: SettingsTree, is_judge: bool = False, tuning: Tuning | None = None) -> Objective:
     """Build the objective of a run; classes are judged by the cross-entropy, whatever they were trained by."""
     target, training = examples.signature.target, settings.training
     if is_judge and target.kind == "classes":
-        return build_objective(target, None, training.step)
+        return build_objective(target, None, training.step, tuning=tuning)
+    refuse_tuning(training, target)
     counts = examples.splits["train"].class_counts
     weights = training.class_weights and weigh_classes(training.class_weights, examples.list_labels(), counts)
     return build_objective(target, training.loss, training.step, weights=weights or None, monitor=training.monitor)

@@ -150,6 +150,8 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.class_weights": ("balanced", LATER),
     "training.monitor": ("macro_f1", LATER),
     "training.quantiles": ([0.25, 0.5, 0.75], DATASET),
+    "training.tune_threshold": (True, {"evaluation", "saving"}),
+    "training.calibrate": (True, {"evaluation", "saving"}),
     "training.metrics": (["json:loads"], {"evaluation", "saving"}),
     "training.accumulate_batches": (2, LATER),
     "training.max_grad_norm": (1.0, LATER),
