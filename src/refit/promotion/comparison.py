@@ -74,6 +74,8 @@ class Verdict(Handle):
     labels: list[str]
     confusion: list[list[int]]
     """The candidate's rows by true class (first index) and predicted class (second index)."""
+    curve: list[tuple[float, float]]
+    """Recall and precision of a rare class, of the candidate."""
     bins: list[NumberBin]
     """The candidate's rows by predicted number."""
     rows_before: dict[str, int] | None
@@ -238,6 +240,7 @@ def compare(
         scores=scores,
         labels=scored.labels,
         confusion=getattr(measured, "confusion", []),
+        curve=getattr(measured, "curve", []),
         bins=getattr(measured, "bins", []),
         rows_before=None if rival.model is None else _count_rows(rival.model.manifest),
         rows_now=_count_rows(manifest),

@@ -35,6 +35,7 @@ def render_report(
         best_epoch=record["epoch"],
         confusion=verdict.confusion or None,
         labels=verdict.labels,
+        curve=verdict.curve,
         bins=[Bin(**part.model_dump(exclude={"num_rows"})) for part in verdict.bins],
         worst=[
             WorstRow(it.item, it.truth, it.predicted, it.score, "probability of the truth" if verdict.confusion else "score")

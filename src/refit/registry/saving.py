@@ -118,11 +118,17 @@ def save_version(
 
 
 def _draw(logs: Sequence[EpochLog], metrics: Metrics, split: str) -> dict[str, bytes]:
-    """Draw the losses, and the confusion matrix of classes, or predictions of numbers."""
+    """Draw the losses, and the confusion matrix of classes with the curve of a rare one, or predictions of numbers."""
     losses = [log.train_loss for log in logs], [log.val_loss for log in logs]
     if isinstance(metrics, ClassificationMetrics):
         labels = [entry.label for entry in metrics.classes]
-        return {"loss.png": figures.draw_losses(*losses), "confusion.png": figures.draw_confusion(metrics.confusion, labels, split)}
+        drawn = {
+            "loss.png": figures.draw_losses(*losses),
+            "confusion.png": figures.draw_confusion(metrics.confusion, labels, split),
+        }
+        if metrics.curve:
+            drawn["precision.png"] = figures.draw_curve(metrics.curve, figures.find_share(metrics.confusion), split)
+        return drawn
     drawn = {"loss.png": figures.draw_losses(*losses, None, "loss")}
     if isinstance(metrics, NumberMetrics):
         bins = [figures.Bin(**part.model_dump(exclude={"num_rows"})) for part in metrics.bins]
@@ -206,12 +212,13 @@ def _render_classes(metrics: Metrics, judged_on: str) -> str:
     classes = [
         (markdown.render_name(entry.label), entry.precision, entry.recall, entry.f1, entry.support) for entry in metrics.classes
     ]
+    curve = "\n![precision and recall](precision.png)\n" if metrics.curve else ""
     return f"""By class, on the rows of {judged_on}:
 
 {markdown.render_table(["class", "precision", "recall", "F1", "rows"], classes)}
 
 ![confusion matrix](confusion.png)
-
+{curve}
 """
 
 

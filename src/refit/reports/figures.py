@@ -1,4 +1,4 @@
-"""Pictures: losses by epoch, the confusion matrix, predictions and residuals of numbers."""
+"""Pictures: losses by epoch, the confusion matrix, precision and recall, predictions and residuals of numbers."""
 
 import base64
 import io
@@ -75,6 +75,21 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], sp
             for j, count in enumerate(row):
                 axes.text(j, i, str(count), ha="center", va="center", color="white" if count > darkest / 2 else "black")
     return _to_png(figure)
+
+
+def draw_curve(curve: Sequence[tuple[float, float]], share: float, split: str) -> bytes:
+    """Draw precision over recall, and the share of the class as what chance would give; return a PNG."""
+    figure = _build_figure(4.5, 3.5)
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", title=f"rows of {split}", xlim=(0, 1.02), ylim=(0, 1.05))
+    axes.step([recall for recall, _ in curve], [precision for _, precision in curve], where="pre")
+    axes.axhline(share, color="gray", linestyle="--", linewidth=1)
+    return _to_png(figure)
+
+
+def find_share(confusion: Sequence[Sequence[int]]) -> float:
+    """Return the share of the rarest class."""
+    counts = [sum(row) for row in confusion]
+    return min(counts) / sum(counts)
 
 
 def draw_predictions(bins: Sequence[Bin], split: str) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from refit.reports.figures import Bin, draw_confusion, draw_losses, draw_predictions, embed_png
+from refit.reports.figures import Bin, draw_confusion, draw_curve, draw_losses, draw_predictions, embed_png, find_share
 from refit.reports.markdown import quote, render_caution, render_name, render_table, render_text
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class RunReport:
     """Rows by true class (first index) and predicted class (second index)."""
     labels: Sequence[str] = ()
     """Names of the classes."""
+    curve: Sequence[tuple[float, float]] = ()
+    """Recall and precision of a rare class."""
     bins: Sequence[Bin] = ()
     """The candidate's rows by predicted number."""
     worst: Sequence[WorstRow] = ()
@@ -170,7 +172,11 @@ def _render_confusion(report: RunReport) -> str:
         return ""
     png = draw_confusion(report.confusion, report.labels, report.scored_on)
     of = f"Of {next(map(render_name, report.scores))}.\n\n" if report.scores else ""
-    return f"## Confusion matrix\n\n{of}{embed_png(png, 'confusion matrix')}"
+    confusion = f"## Confusion matrix\n\n{of}{embed_png(png, 'confusion matrix')}"
+    if not report.curve:
+        return confusion
+    png = draw_curve(report.curve, find_share(report.confusion), report.scored_on)
+    return f"{confusion}\n\n## Precision and recall\n\n{of}{embed_png(png, 'precision and recall')}"
 
 
 def _render_predictions(report: RunReport) -> str:

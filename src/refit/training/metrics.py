@@ -1,5 +1,6 @@
 """The metrics of a model, as they are kept and shown."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,15 +61,15 @@ class ClassificationMetrics(Metrics):
     """Mean F1 of the classes."""
     average_precision: float | None
     """Area under the steps of the precision-recall curve of the rarer of two classes, or the mean over more."""
+    curve: list[tuple[float, float]]
+    """Recall and precision of the rarer of two classes, from the highest probability on; empty where no class is rare."""
     classes: list[ClassMetrics]
     confusion: list[list[int]]
     """Rows by true class (first index) and predicted class (second index)."""
 
     def list_figures(self) -> dict[str, float | None]:
         """Return the figures that people are shown, by their titles."""
-        shares = [entry.support / max(self.num_rows, 1) for entry in self.classes]
-        is_rare = bool(shares) and min(shares) < RARE * 2 / len(shares)
-        shown = FIGURES | (RARE_FIGURES if is_rare else {})
+        shown = FIGURES | (RARE_FIGURES if has_rare_class([entry.support for entry in self.classes]) else {})
         return {title: getattr(self, name) for name, title in shown.items()} | self.figures
 
     def list_scores(self) -> dict[str, float | None]:
@@ -99,6 +100,11 @@ class NumberMetrics(Metrics):
 
     bins: list[NumberBin]
     """As many rows each, by ascending prediction."""
+
+
+def has_rare_class(counts: Sequence[int]) -> bool:
+    """Whether one of some classes has few of the rows."""
+    return bool(counts) and min(counts) < RARE * 2 / len(counts) * sum(counts)
 
 
 def read_metrics(content: dict[str, Any]) -> Metrics:

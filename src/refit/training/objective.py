@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refit.data.inputs import Inputs, Mask, apply_model
-from refit.training.metrics import ClassificationMetrics, ClassMetrics, Metrics
+from refit.training.metrics import ClassificationMetrics, ClassMetrics, Metrics, has_rare_class
 from refit.training.rare_classes import (
     SCORES,
     Monitor,
     measure_average_precision,
     measure_balanced_accuracy,
     measure_macro_f1,
+    trace_curve,
 )
 from refit.training.tuning import Tuning
 
@@ -202,6 +203,7 @@ class Classification(OfOutputs):
             calibration_error=classification.multiclass_calibration_error(
                 probabilities, target, num_classes, n_bins=CALIBRATION_BINS
             ).item(),
+            curve=trace_curve(probabilities, target) if num_classes == 2 and has_rare_class(supports) else [],
             classes=[
                 ClassMetrics(label=str(label), precision=precision, recall=recall, f1=f1, support=support)
                 for label, precision, recall, f1, support in zip(self.classes, *by_class, supports, strict=True)

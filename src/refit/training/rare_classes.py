@@ -12,6 +12,7 @@ from torch import Tensor
 from refit.errors import SettingsError
 from refit.texts import list_names
 
+MAX_POINTS = 200
 Monitor = Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"]
 
 
@@ -75,6 +76,21 @@ def measure_average_precision(probabilities: Tensor, target: Tensor) -> float | 
         return None
     found = [binary_average_precision(probabilities[:, place], truth) for place, truth in zip(places, truths, strict=True)]
     return torch.stack(found).double().mean().item()
+
+
+def trace_curve(probabilities: Tensor, target: Tensor) -> list[tuple[float, float]]:
+    """Return recall and precision of the rarer of two classes if it is predicted for the likeliest row, the next, and so on.
+
+    They are those of at most `MAX_POINTS` numbers of rows, from the fewest on; takes what `measure_average_precision` takes.
+    """
+    positive = find_positive(target)
+    ordered, places = probabilities[:, positive].sort(descending=True, stable=True)
+    hits = (target[places] == positive).double().cumsum(0)
+    is_last = torch.cat([ordered[1:] < ordered[:-1], torch.tensor([True])])  # of equal probabilities
+    ends = is_last.nonzero()[:, 0]
+    ends = ends[torch.linspace(0, len(ends) - 1, min(len(ends), MAX_POINTS)).round().long()]
+    recall, precision = hits[ends] / hits[-1].clamp(min=1), hits[ends] / (ends + 1)
+    return list(zip(recall.tolist(), precision.tolist(), strict=True))
 
 
 def count_confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:

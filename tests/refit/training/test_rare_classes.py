@@ -14,7 +14,7 @@ from refit.serving.saved_model import load_model
 from refit.settings import resolve_settings
 from refit.training.objective import Classification, WeightedClassification
 from refit.training.objectives import build_objective
-from refit.training.rare_classes import SCORES, weigh_classes
+from refit.training.rare_classes import SCORES, trace_curve, weigh_classes
 
 
 def make_outputs(num_classes: int, num_rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,6 +46,18 @@ def average_precision(y: np.ndarray, p: np.ndarray) -> float:
     if p.shape[1] == 2:
         return metrics.average_precision_score(y, p[:, 1])
     return np.mean([metrics.average_precision_score(y == place, p[:, place]) for place in range(p.shape[1])])
+
+
+def test_the_curve_is_that_of_scikit_learn():
+    outputs, target = make_outputs(2)
+    probabilities = outputs.softmax(dim=1)
+    precision, recall, _ = metrics.precision_recall_curve(target, probabilities[:, 1])
+    found = trace_curve(probabilities, target)
+    assert len(found) <= 200
+    assert {*found} <= {*zip(recall.tolist(), precision.tolist(), strict=True)}
+    assert found[-1] == (1.0, pytest.approx(target.double().mean().item()))
+    assert Classification((0, 1)).measure(outputs, target).curve == found
+    assert Classification((0, 1)).measure(outputs[:, [0, 1]], torch.arange(300) % 2).curve == []
 
 
 def test_f1_is_that_of_the_rarer_class():

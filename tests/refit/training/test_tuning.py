@@ -106,6 +106,8 @@ def test_a_version_keeps_what_was_tuned_and_predicts_exports_and_is_scored_by_it
     scored = {place: json.loads((Path(run.model.path) / "metrics.json").read_text()) for place, run in enumerate((result, plain))}
     assert scored[0]["val"]["classes"][1]["f1"] > scored[1]["val"]["classes"][1]["f1"]
     assert scored[0]["val"]["loss"] < scored[1]["val"]["loss"]
+    assert "![precision and recall](precision.png)" in (folder / "card.md").read_text()
+    assert (folder / "precision.png").read_bytes().startswith(b"\x89PNG")
     assert f"from a probability of {model.tuning.threshold:.4g} on" in (folder / "card.md").read_text()
     rows = pl.read_parquet("rows.parquet")
     assert (model.predict(rows) == (model.predict_proba(rows)[:, 1] >= np.float32(model.tuning.threshold))).all()
