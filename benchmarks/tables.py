@@ -155,14 +155,19 @@ def train_refit(name: str, seed: int, folder: Path, settings: dict[str, Any] | N
     return {"accuracy": metrics["accuracy"], "log-loss": metrics["loss"]}
 
 
-def fit_estimator(build: Callable[[bool, int], Any], with_categories: bool) -> Callable[[str, int, Path], dict[str, float]]:
-    """Return what fits an estimator with scikit-learn's interface, on categories or on numbers that stand for them."""
+def fit_estimator(
+    build: Callable[[bool, int], Any], with_categories: bool, takes_gaps: bool = True
+) -> Callable[[str, int, Path], dict[str, float]]:
+    """Return what fits an estimator with scikit-learn's interface; texts may become categories, and gaps the median."""
 
     def fit(name: str, seed: int, folder: Path) -> dict[str, float]:
         target = {**TUNED, **KEPT_BACK}[name]
         train, test = (pd.read_csv(folder / f"{part}.csv") for part in ("train", "test"))
         x, rows = train.drop(columns=target), test.drop(columns=target)
         texts = [column for column in x if not pd.api.types.is_numeric_dtype(x[column])]
+        for column in x if not takes_gaps else []:
+            if column not in texts:
+                x[column], rows[column] = (part[column].fillna(x[column].median()) for part in (x, rows))
         for column in texts if with_categories else []:
             known = x[column].value_counts().index[:250]
             x[column], rows[column] = (pd.Categorical(part[column], categories=known) for part in (x, rows))
@@ -240,9 +245,9 @@ CONTENDERS: dict[str, Callable[[str, int, Path], dict[str, float]]] = {
     "refit plain": lambda name, seed, folder: train_refit(name, seed, folder, {"preset": "plain"}),
     "refit realmlp": lambda name, seed, folder: train_refit(name, seed, folder, {"preset": "realmlp"}),
     "MLP of scikit-learn": fit_estimator(build_perceptron, with_categories=False),
-    "RealMLP-TD": fit_estimator(build_pytabkit("RealMLP_TD"), with_categories=True),
-    "RealMLP-TD-S": fit_estimator(build_pytabkit("RealMLP_TD_S"), with_categories=True),
-    "TabM of pytabkit": fit_estimator(build_pytabkit("TabM_D"), with_categories=True),
+    "RealMLP-TD": fit_estimator(build_pytabkit("RealMLP_TD"), with_categories=True, takes_gaps=False),
+    "RealMLP-TD-S": fit_estimator(build_pytabkit("RealMLP_TD_S"), with_categories=True, takes_gaps=False),
+    "TabM of pytabkit": fit_estimator(build_pytabkit("TabM_D"), with_categories=True, takes_gaps=False),
     "boosted trees of scikit-learn": fit_estimator(build_trees, with_categories=True),
     "LightGBM": fit_estimator(build_lightgbm, with_categories=True),
     "CatBoost": fit_estimator(CatBoost, with_categories=False),
