@@ -74,7 +74,7 @@ class TabM(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.heads = Heads(width, signature.num_outputs, self.num_members)
         if layers:
-            with torch.no_grad():  # members differ by these from the start; all inputs of a column may share one
+            with torch.no_grad():  # by these, members differ from the start
                 self.get_parameter("layers.0.input_scales").normal_()
 
     def forward(self, x: Tensor) -> Tensor:
