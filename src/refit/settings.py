@@ -418,7 +418,7 @@ class TrainingSettings(Section):
     class_weights: Annotated[
         Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, lt=1e38)]] | None, BeforeValidator(_read_object)
     ] = None
-    """Weights of classes in the loss: `balanced`, by their rarity, or such as `{"fraud": 10}`; None weighs all rows alike."""
+    """Weights of classes in the loss, each more than 0: `balanced`, by their rarity, or as `{"fraud": 10}`; None weighs none."""
     monitor: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "loss"
     """What the best epoch and patience go by on validation rows: `loss`, or a score of classes; `f1` is of the rarer of two."""
     tune_threshold: bool = False

@@ -91,6 +91,7 @@ def table(request, tmp_path):
 def test_a_flow_run_gives_the_bits_of_a_plain_loop_with_dropout_and_a_last_short_batch(table, optimizer, make_optimizer, tmp_path):
     settings = {
         "name": "oracle",
+        "preset": "plain",
         "seed": 7,
         "data": {**table, "val": 0.1},
         "loader": {"batch_size": 33, "drop_last": False},
@@ -126,6 +127,7 @@ def test_a_last_fit_gives_the_bits_of_a_plain_loop_over_all_rows_that_ends_where
     x = torch.randn(200, 4, generator=generator, dtype=torch.float64) + y[:, None] / 2
     pl.DataFrame({"time": range(200), **{f"x{i}": x[:, i].tolist() for i in range(4)}, "y": y.tolist()}).write_csv("rows.csv")
     settings = {
+        "preset": "plain",
         "seed": 7,
         "data": {"source": "rows.csv", "split": "time", "time_column": "time"},
         "loader": {"batch_size": 33, "drop_last": False},

@@ -64,6 +64,7 @@ def write_table(num_rows: int = 200, num_classes: int = 3, without: str | None =
 
 def give(optimizer: dict = GOOD, **sections) -> SettingsTree:
     given = {
+        "preset": "plain",
         "data": {"source": "rows.csv"},
         "loader": {"batch_size": 10},
         "model": {"hidden_sizes": [16, 16]},

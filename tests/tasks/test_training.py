@@ -380,7 +380,7 @@ def test_task_runs_are_named_for_what_they_do(settings):
     deadline = time.monotonic() + 30
     names: list[str] = []
     with get_client(sync_client=True) as client:
-        while len(names) < len(expected) and time.monotonic() < deadline:  # task runs reach the server as events
+        while names != expected and time.monotonic() < deadline:  # task runs, and later their names, reach the server as events
             runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=seen)))
             names = [task_run.name for task_run in sorted(runs, key=lambda each: each.expected_start_time)]
             time.sleep(0.2)

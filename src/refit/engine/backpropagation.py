@@ -55,6 +55,8 @@ def build_backpropagation(model: nn.Module, batch_sizes: Iterable[int], arithmet
     is_plain = arithmetic["device"].type == "cpu" and arithmetic["precision"] == "fp32"
     if not is_plain or type(model) is not MLP or type(arithmetic["objective"]) is not Classification:
         return None
+    if not all(type(layer) in (nn.Linear, nn.Dropout, *BY_INPUT, *BY_OUTPUT) for layer in model):
+        return None
     network = repr(model), torch.get_num_threads(), torch.get_float32_matmul_precision()
     for batch_size in batch_sizes:
         key = (*network, batch_size)

@@ -179,8 +179,8 @@ class InputLayer(nn.Module):
                     is_embedded = number_embedding != "none" and len(quantiles) > 1
                     (numbers if is_embedded else plain).append(place)
                     edges += [quantiles] * is_embedded
-        for name, chosen in {"numbers": numbers, "plain": plain, "codes": codes}.items():
-            self.register_buffer(f"{name}_at", torch.tensor(chosen, dtype=torch.int64) if chosen else None, persistent=False)
+        for name, chosen in {"numbers_at": numbers, "plain_at": plain, "codes_at": codes}.items():
+            self.register_buffer(name, torch.tensor(chosen, dtype=torch.int64) if chosen else None, persistent=False)
         self.texts_at = texts
         self.numbers: nn.Module | None
         self.numbers, number_width = _build_numbers(edges, number_embedding) if edges else (None, 0)

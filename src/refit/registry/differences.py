@@ -59,7 +59,7 @@ def _count_rows(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 def _describe_target(manifest: Mapping[str, Any]) -> dict[str, Any]:
     target = manifest["signature"]["target"]
-    kind = {} if target["kind"] == "classes" else {"predicts": target["kind"]}
+    kind = {} if target.get("kind", "classes") == "classes" else {"predicts": target["kind"]}
     return {"target": target["name"], **kind, **{f"class {label}": "there" for label in target["classes"]}}
 
 

@@ -17,13 +17,14 @@ from refit.training.steps import compute_gradients
 CPU = torch.device("cpu")
 
 
+ONLY_AUTOGRAD = ("selu", "mish")
 ARITHMETIC = {"objective": Classification(()), "device": CPU, "precision": "fp32", "max_grad_norm": 0.1}
 
 
 @pytest.mark.parametrize("batch_sizes", [(32, 5), (1,), (2, 1, 3)], ids=str)
 @pytest.mark.parametrize("hidden_sizes", [[], [1], [16, 16], [300, 7, 64]], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name not in ONLY_AUTOGRAD])
 def test_gradients_losses_and_draws_are_those_of_autograd(activation, dropout, hidden_sizes, batch_sizes):
     torch.manual_seed(0)
     ours = build_mlp(Signature.of_numbers(5, 37), ModelSettings(hidden_sizes=hidden_sizes, activation=activation, dropout=dropout))

@@ -41,6 +41,7 @@ def _rows():
 
 def train(store: str, lines: list[str] | None = None, dropout: float = 0.0, **compute: Any) -> refit.refs.TrainingResult:
     settings = {
+        "preset": "plain",
         "store": {"url": store},
         "data": {"source": "rows.csv", "val": 0.2, "test": 0.2},
         "loader": {"batch_size": 9},

@@ -184,7 +184,7 @@ def test_all_changed_settings_are_told_and_only_they(source, store):
     assert sorted(found) == [
         "loader.batch_size: None -> 5",
         "model.activation: 'relu' -> 'tanh'",
-        "optimizer.weight_decay: 0.0 -> 0.9",
+        "optimizer.weight_decay: 0.0003 -> 0.9",
     ]
 
 
