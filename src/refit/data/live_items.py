@@ -18,6 +18,7 @@ from refit.data.own_dataset import (
     WHOLE,
     BadItem,
     ItemReader,
+    NoRoom,
     OwnSource,
     describe_kind,
     describe_part,
@@ -158,7 +159,7 @@ class ItemLoader(Batches):
 
         Raises:
             DataError: An item cannot be read.
-            TrainingError: Loader processes were killed again and again.
+            TrainingError: Loader processes were killed again and again, or have no room to send what they read.
         """
         batch = self._read(order, first)
         if not isinstance(batch, BadItem) and self.items.source.collate is None:
@@ -203,11 +204,16 @@ class ItemLoader(Batches):
             if self._next != first or attempt:
                 self._start(order[first:])
             try:
-                return next(cast(Iterator[Any], self._batches))
+                found = next(cast(Iterator[Any], self._batches))
+                break
             except LOST as error:
                 self._stop()
                 note_death(error, attempt, "as long as the epoch")
                 attempt += 1
+        if isinstance(found, NoRoom):
+            self._stop()
+            raise found.explain()
+        return found
 
     def _start(self, order: Tensor) -> None:
         """Begin to read the batches of an order."""

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from refit.code import importing_from_here
-from refit.data.inputs import Inputs
+from refit.data.inputs import Inputs, list_tensors
 from refit.data.own_functions import convert_options, import_function
 from refit.data.seeded import keeping_generators, seed_item
-from refit.errors import DataError, RefitError, SettingsError
+from refit.errors import DataError, RefitError, SettingsError, TrainingError, first_line
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import SettingsTree
 from refit.texts import list_names
@@ -206,17 +206,50 @@ class BadItem:
     expected: str = "inputs and target"
 
 
+@dataclass(frozen=True)
+class NoRoom:
+    """Why a loader process cannot send what it has read."""
+
+    reason: str
+
+    def explain(self) -> TrainingError:
+        """Make the error for it."""
+        return TrainingError(
+            f"loader.num_workers: expected room to send items from loader processes, found {self.reason}; give more shared memory"
+            " (/dev/shm, --shm-size of a container) or more open files (ulimit -n), or lower loader.num_workers,"
+            " loader.prefetch_factor or loader.batch_size; the same command goes on from here"
+        )
+
+
+def find_no_room(error: Exception) -> NoRoom | None:
+    """Find out whether an error says that there is no room to send tensors."""
+    signs = ("shared memory", "(shm)", "Too many open files")
+    return NoRoom(first_line(error)) if any(sign in str(error) for sign in signs) else None
+
+
+def share(x: Any) -> None:
+    """Move the tensors that a loader process is to send to where it sends them from, as sending them does.
+
+    If that fails later, in a thread, nobody is told, and who reads waits forever (torch 2.13).
+    """
+    if get_worker_info() is not None:
+        for part in list_tensors(x):
+            if part.layout == torch.strided and part.device.type == "cpu":
+                part.share_memory_()
+
+
 class ItemReader(Dataset[Any]):
     """Reads batches: for epoch, part and indices, the collated items, each with generators seeded for it.
 
-    Collating draws from seeded generators, too, so that a batch does not depend on who makes it.
+    In place of inputs and targets, it returns a BadItem, or in a loader process NoRoom, where it cannot give them. Collating
+    draws from seeded generators, too, so that a batch does not depend on who makes it.
     """
 
     def __init__(self, source: OwnSource, datasets: Mapping[str, Any] | None = None) -> None:
         self.source, self.datasets = source, source.open() if datasets is None else datasets
         self.collate = default_collate if source.collate is None else import_function(source.collate, "loader.collate")
 
-    def __getitem__(self, key: tuple[int, Sequence[tuple[str, int]]]) -> tuple[Inputs, Tensor] | BadItem:
+    def __getitem__(self, key: tuple[int, Sequence[tuple[str, int]]]) -> Any:
         epoch, places = key
         with keeping_generators():
             items = []
@@ -231,8 +264,12 @@ class ItemReader(Dataset[Any]):
                 other = f"item {places[usual][1]}"
                 return name_odd(part, index, describe_kind(items[odd[0]]), other, describe_kind(items[usual]))
             try:
-                return as_batch(self.collate(items), len(items), self.source)
+                batch = as_batch(self.collate(items), len(items), self.source)
+                share(batch)
+                return batch
             except Exception as error:
+                if no_room := find_no_room(error):
+                    return no_room
                 reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
                 return BadItem(*places[0], reason, TO_COLLATE)
 

@@ -173,7 +173,8 @@ def _take_sample(reader: ItemReader, name: str, rows: Tensor) -> tuple[Inputs, T
     if other is not None:
         found = f"in a batch, among its inputs, {show(repr(other))}"
         raise reader.explain(BadItem(name, int(rows[0]), found, "return tensors alone, or make them in loader.collate"))
-    return batch
+    x, y = batch
+    return x, y
 
 
 def _describe_tensors(reader: ItemReader, name: str, rows: Tensor) -> dict[str, TensorSpec]:

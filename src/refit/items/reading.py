@@ -16,7 +16,18 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from refit.data.identities import Hashes
 from refit.data.inputs import list_tensors
 from refit.data.live_items import LOST, begin, note_death
-from refit.data.own_dataset import BadItem, ItemReader, describe_kind, describe_part, find_id, name_item, refuse_open_files
+from refit.data.own_dataset import (
+    BadItem,
+    ItemReader,
+    NoRoom,
+    describe_kind,
+    describe_part,
+    find_id,
+    find_no_room,
+    name_item,
+    refuse_open_files,
+    share,
+)
 from refit.errors import first_line
 from refit.runtime.forks import leave_at_once
 from refit.texts import show
@@ -44,7 +55,16 @@ class _Facts(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.reader.datasets[self.part])
 
-    def __getitem__(self, index: int) -> Fact | BadItem:
+    def __getitem__(self, index: int) -> Fact | BadItem | NoRoom:
+        fact = self._read(index)
+        try:
+            if isinstance(fact, Fact):
+                share([fact.item, fact.target])
+        except RuntimeError as error:
+            return find_no_room(error) or NoRoom(first_line(error))
+        return fact
+
+    def _read(self, index: int) -> Fact | BadItem:
         item, target = self.reader.try_item(self.part, index, self.epoch), None
         if isinstance(item, BadItem):
             return item
@@ -92,6 +112,7 @@ def read_facts(
 
     Raises:
         DataError: An item cannot be read, and none may be left out.
+        TrainingError: Loader processes die again and again, or have no room to send what they read.
     """
     if num_workers:
         refuse_open_files(reader.datasets, reader.source.factory)
@@ -122,6 +143,8 @@ def _read_through(facts: _Facts, indices: Sequence[int], num_workers: int) -> It
         )
         try:
             for fact in begin(loader, facts.reader.source.factory):
+                if isinstance(fact, NoRoom):
+                    raise fact.explain()
                 yield fact
                 done, attempt = done + 1, 0
         except LOST as error:

@@ -157,6 +157,21 @@ def test_a_loader_process_that_dies_in_the_first_pass_is_started_anew_up_to_thre
         train("dying", options={"always": True}, num_workers=1)
 
 
+@pytest.mark.parametrize(("factory", "options"), [("make", {"kind": "bfloat16"}), ("read_by_digest", {"kind": "bfloat16"})])
+def test_too_little_shared_memory_is_named_in_the_first_pass_and_in_training(factory, options, monkeypatch):
+    """Where sending fails, in a thread of the loader process, whoever reads waits for ever."""
+
+    def fail(_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(
+        RefitError,
+        match=r"^loader\.num_workers: expected room to send items .* found unable to allocate shared memory.*; give more",
+    ):
+        train(factory, options, num_workers=1)
+
+
 def test_a_data_set_is_asked_once_for_its_digest():
     train("counting")
     assert sorted(Path("digests").read_text()) == sorted("traintest")
