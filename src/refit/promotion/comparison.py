@@ -131,10 +131,6 @@ class ScoredRows:
             return {}
         return {"negative loss": float(self.score("negative_loss", rows).scores.mean())}
 
-    def profile(self, rows: Mask) -> list[Profile]:
-        """Profile what is said of some of the rows."""
-        return profile_answers(self.objective, self.outputs[torch.from_numpy(rows)])
-
     def score_baseline(self, score: Score, rows: Mask) -> Scores | None:
         """Score some of the rows as a model would that knows the train targets alone, such as how many rows each class has."""
         truth = self.y[torch.from_numpy(rows)] if self.truth is None else self.truth[rows]
@@ -189,14 +185,16 @@ def compare(
     if rival_scored is not None and rival.number is not None:
         scores[f"{candidate.name}@v{rival.number}"] = _list_scores(rival_scored, is_fair, rows, rival.number, store)
         of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
-        drifts = find_answer_drifts(store, candidate.name, rival.number, rival_scored.profile(is_fair))
+        said = rival_scored.outputs[torch.from_numpy(is_fair)]
+        drifts = find_answer_drifts(store, candidate.name, rival.number, rival_scored.objective, said)
         collapse = find_collapse(
             of_champion, baseline, settings, lead_before=lead, clusters=clusters, name=scored.objective.baseline
         )
+    own = scored.score(settings.score, is_fair)
     others = _find_others(candidate, scored, settings.must_beat_baseline, store)
     found_better = find_better(
         {kind: other.score(settings.score, is_fair) for kind, other in others.items()},
-        scored.score(settings.score, is_fair),
+        own,
         settings,
         "test",
         clusters,
@@ -205,7 +203,7 @@ def compare(
     beaten = tell_better(found_better, of_others[found_better[0]] if found_better else None, measured)
     decision = decide(
         None if scored.truth is None else scored.truth[is_fair],
-        scored.score(settings.score, is_fair),
+        own,
         of_champion,
         baseline,
         settings,
@@ -229,7 +227,7 @@ def compare(
     useless = manifest.explain_useless_slices(rows.filter(is_fair), settings.slices)
     remarks = [None if settings.must_beat_baseline else beaten, manifest.tell_rare_classes()]
     notes = [tell_left_out(left_out), *remarks, rival.problem, *remedies, fallen, useless]
-    worst, picture = find_worst(manifest, scored.objective, scored.outputs, scored.y, rows, is_fair, store)
+    worst, picture = find_worst(manifest, scored.objective, scored.outputs, scored.y, rows, np.flatnonzero(is_fair), own, store)
     return Verdict(
         decision=decision,
         reason="; ".join(filter(None, [decision.reason, *notes])),

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refit.data.examples import Examples, RawItems
-from refit.data.inputs import Mask
+from refit.data.identities import Rows
 from refit.data.live_items import build_ordered_loader
 from refit.data.signature import Signature
 from refit.refs import Handle
 from refit.reports import figures
 from refit.store.store import Store
-from refit.training.objective import Classification, Objective
+from refit.training.objective import Classification, Objective, RowScores
 from refit.training.objectives import Labels, Numbers
 
 MAX_WORST = 12
@@ -36,26 +36,42 @@ class WorstItem(Handle):
 
 
 def find_worst(
-    manifest: Examples, objective: Objective, outputs: Tensor, y: Tensor, rows: Any, is_fair: Mask, store: Store
+    manifest: Examples,
+    objective: Objective,
+    outputs: Tensor,
+    y: Tensor,
+    rows: Any,
+    fair: Rows,
+    scored: RowScores,
+    store: Store,
 ) -> tuple[list[WorstItem], str]:
     """Find the fair test items with the lowest scores, the lowest first, and draw them if they are images.
 
+    Args:
+        manifest: The data set.
+        objective: What outputs say.
+        outputs: Of the candidate, `(N, …)`.
+        y: Targets, `(N, …)`.
+        rows: The N test examples.
+        fair: The numbers of M of them.
+        scored: The scores of these, `(M,)`.
+        store: Where the data set is.
+
     Returns:
         Nothing for a table; the picture is a PNG in base64, or empty.
-
-    Shape:
-        outputs and y: (N, …).
     """
     if manifest.maker != "items":
         return [], ""
-    scores = _score(objective, outputs, y)
-    fair = np.flatnonzero(is_fair)
-    worst = fair[np.argsort(scores[fair], kind="stable")[:MAX_WORST]]
+    scores = scored.scores
+    if isinstance(objective, Classification):
+        scores = outputs[fair].double().softmax(dim=1)[torch.arange(len(fair)), y[fair]].numpy()
+    order = np.argsort(scores, kind="stable")[:MAX_WORST]
+    worst = fair[order]
     names = manifest.name_examples("test", worst.tolist(), store)
     words = [(_tell(objective, y[row : row + 1]), _tell_prediction(objective, outputs[row : row + 1])) for row in worst]
     found = [
-        WorstItem(item=name, truth=truth, predicted=predicted, score=float(scores[row]))
-        for name, (truth, predicted), row in zip(names, words, worst, strict=True)
+        WorstItem(item=name, truth=truth, predicted=predicted, score=float(score))
+        for name, (truth, predicted), score in zip(names, words, scores[order], strict=True)
     ]
     if not is_image(manifest.signature):
         return found, ""
@@ -72,13 +88,6 @@ def is_image(signature: Signature) -> bool:
     *channels, height, width = spec.shape if len(spec.shape) in (2, 3) else (0, 0, 0)
     sides = [size for size in (height, width) if size is not None]
     return spec.dtype in IMAGE_TYPES and channels in ([], [1], [3]) and min(sides, default=MIN_SIDE) >= MIN_SIDE
-
-
-def _score(objective: Objective, outputs: Tensor, y: Tensor) -> NDArray[np.float64]:
-    if isinstance(objective, Classification):
-        probabilities = outputs.double().softmax(dim=1)
-        return probabilities[torch.arange(len(y)), y].numpy()
-    return objective.score_rows(outputs, y, "negative_loss").scores
 
 
 def _tell(objective: Objective, y: Tensor) -> str | None:
