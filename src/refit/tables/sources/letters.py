@@ -31,7 +31,7 @@ TURKISH = ("ç1.2 ğ1.1 \u01315.1 ö.8 ş1.8 ü1.9 İ.3 â.02 î.01",)
 BALTIC = ("ą.6 č.4 ę.2 ė1.7 į.6 š1.2 ų1.3 ū.5 ž.9", "ā4 č.1 ē1.8 ģ.1 ī1.8 ķ.1 ļ.3 ņ.5 š.9 ū.4 ž.2")
 ENCODINGS = {
     WINDOWS: (0, WESTERN),
-    **{"mac_roman": (6, WESTERN), "cp850": (6, WESTERN)},
+    **{"mac_roman": (12, WESTERN), "cp850": (12, WESTERN)},
     **{"cp1250": (4, CENTRAL), "iso8859_2": (6, CENTRAL), "cp852": (10, CENTRAL)},
     **{"cp1254": (4, TURKISH), "cp1257": (6, BALTIC)},
 }
