@@ -231,7 +231,7 @@ class Quantiles(StandardizedNumber):
 
     Those that cross are put in order (Chernozhukov et al., Quantile and Probability Curves Without Crossing, 2010).
 
-    Shape: outputs are `(N, Q)`, or in training `(N, K, Q)` of K members; `(N, 1)` stands for equal quantiles.
+    Shape: outputs are `(N, Q)`, or in training `(N, K, Q)` of K members; `(N, 1)` and `(N,)` stand for equal ones.
     """
 
     levels: tuple[float, ...] = (0.5,)
@@ -240,6 +240,7 @@ class Quantiles(StandardizedNumber):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean pinball loss of standardized numbers, over rows, members and quantiles (Koenker and Bassett, 1978)."""
         levels = torch.tensor(self.levels, dtype=target.dtype, device=target.device)
+        outputs = outputs[:, None] if outputs.dim() == 1 else outputs
         errors = target.reshape(-1, *[1] * (outputs.dim() - 1)) - outputs
         return torch.maximum(levels * errors, (levels - 1) * errors).mean()
 
@@ -265,10 +266,10 @@ class Quantiles(StandardizedNumber):
         return dict(zip(self.list_columns(), [median, *others], strict=True))
 
     def _order(self, outputs: Tensor) -> Tensor:
-        return outputs.expand(-1, len(self.levels)).sort(dim=1).values
+        return outputs.reshape(len(outputs), -1).expand(-1, len(self.levels)).sort(dim=1).values
 
     def _take(self, outputs: Tensor) -> Tensor:
-        return self._order(outputs)[:, self.levels.index(0.5)] if outputs.dim() == 2 else outputs.flatten()
+        return self._order(outputs)[:, self.levels.index(0.5)]
 
 
 def _bin(predicted: Scores, true: Scores, residuals: Scores) -> list[NumberBin]:
