@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -124,4 +126,8 @@ def test_of_quantiles_the_median_is_predicted_and_those_that_cross_are_put_in_or
     figures = build_quantiles().measure(outputs, target).figures
     assert (figures["MAE"], figures["inside 0.1 to 0.9"]) == (1.375, 0.5)
     assert build_quantiles().score_rows(outputs, target, "negative_loss").scores.tolist() == [-0.25, -2.5]
-    assert build_quantiles().measure(outputs[:, 1:2], target).figures["MAE"] == 1.625, "of a model that tells one number"
+    for one_number in (outputs[:, 1], outputs[:, 1:2]):
+        found = build_quantiles().measure(one_number, target)
+        assert (found.figures["MAE"], found.figures["inside 0.1 to 0.9"]) == (1.625, 0.0)
+        assert math.isfinite(found.loss)
+    assert build_quantiles().score_baseline(target).tolist() == [-1.25, -2.5]
