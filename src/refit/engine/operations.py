@@ -1,5 +1,6 @@
 """Faster replacements for some of PyTorch's operations in compiled steps."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,8 +14,8 @@ MEAN, NO_CLASS = 1, -100
 
 def write_out(x: Tensor) -> Tensor:
     """Have Inductor keep `x` in memory, row by row; else it may store it by columns, or compute it again wherever it is read."""
-    x = x.contiguous()
-    return x.as_strided(x.shape, x.stride())
+    strides = [math.prod(x.shape[place + 1 :]) for place in range(x.dim())]  # a matrix of one column may have others
+    return x.contiguous().as_strided(x.shape, strides)
 
 
 def multiplies_blocks() -> bool:

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from refit.engine.operations import LIGHTER
+from refit.engine.operations import LIGHTER, write_out
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_losses_and_gradients_are_those_of_pytorch_whatever_the_options_of_the_l
     is_lighter = options in ({}, {"label_smoothing": 0.1}) and len(shape) == 2
     is_another = len(shape) == 3
     assert (torch.ops.aten.nll_loss_forward.default not in operations) == (is_lighter or is_another)
+
+
+def test_a_matrix_of_one_column_lies_row_by_row_as_the_product_by_blocks_takes_it():
+    column = torch.randn(1, 64).T
+    assert column.stride() != (1, 1)
+    assert write_out(column).stride() == (1, 1)
+    assert torch.equal(write_out(column), column)
