@@ -312,7 +312,7 @@ def judge(
     lead, warning, reason = measure(scored), None, None
     if warning := lead.warn():
         leads = {kind: measure(found) for kind, found in scored_others.items()}
-        reason = find_reason(lead, logs, best_epoch, settings.training.num_epochs, manifest.splits["train"].class_counts, leads)
+        reason = find_reason(lead, logs, best_epoch, settings.training, manifest.splits["train"].class_counts, leads)
     told = lead.model_dump() | {"warning": "; ".join(filter(None, [warning, reason])) or None, "reason": reason}
     if outputs is None:
         return Judgement(told, None, answers)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from refit.promotion.decision import FEW_ROWS, Clusters, Lead, measure_lead, round_score
 from refit.refs import Handle, Ref
-from refit.settings import PromotionSettings
+from refit.settings import PromotionSettings, TrainingSettings
 from refit.training.loop import EpochLog
 from refit.training.metrics import Metrics
 from refit.training.neighbours import TITLES
@@ -70,7 +70,12 @@ def tell_better(found: tuple[str, Lead] | None, theirs: Metrics | None = None, o
 
 
 def find_reason(
-    lead: Lead, logs: Sequence[EpochLog], best_epoch: int, num_epochs: int, counts: Sequence[int], others: Mapping[str, Lead]
+    lead: Lead,
+    logs: Sequence[EpochLog],
+    best_epoch: int,
+    training: TrainingSettings,
+    counts: Sequence[int],
+    others: Mapping[str, Lead],
 ) -> str | None:
     """Find the likely reason why a model does not beat the majority class, and what to do about it.
 
@@ -78,7 +83,7 @@ def find_reason(
         lead: Over the majority class.
         logs: Of the epochs.
         best_epoch: The one whose weights are used.
-        num_epochs: The most that could have been trained.
+        training: The settings.
         counts: Train rows of each class; empty for other targets.
         others: The leads of other models over the majority class, by kind.
     """
@@ -88,12 +93,14 @@ def find_reason(
     can_be_learned = f"though {' and '.join(able)} did: " if able else ""
     if lead.num_rows < FEW_ROWS:
         return None  # the warning says so
+    if training.class_weights is not None:
+        return "training.class_weights gives up some of it for rare classes; see the balanced accuracy and the average precision"
     if counts and logs[best_epoch - 1].train_loss >= entropy:
         return (
             f"the network has learned nothing, {can_be_learned}its train loss is not below that of the shares of the classes;"
             " try another optimizer.lr"
         )
-    if best_epoch == num_epochs and not able:
+    if best_epoch == training.num_epochs and not able:
         return "it was still learning in the last epoch; raise training.num_epochs"
     if lead.score == "accuracy" and shares and max(shares) >= LARGE_SHARE:
         share = f"{max(shares):.1%} of the train rows are of one class"

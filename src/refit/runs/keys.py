@@ -123,8 +123,8 @@ class Recipe(BaseModel):
         """Return the stage of fitting other models on the same rows, on which nothing of the run depends."""
         versions = {name: version(name) for name in ("scikit-learn", "scipy")}
         fitted = {"data set": self.dataset.key, "kinds": list(kinds), "processor": self.scorer}
-        fitted["loss"] = self.epoch.ingredients["training.loss"]
-        code = digest_code(["refit.data.signature", "refit.training.neighbours"])
+        fitted |= {name: self.epoch.ingredients[name] for name in ("training.loss", "training.class_weights")}
+        code = digest_code([f"refit.{name}" for name in ("data.signature", "training.neighbours", "training.rare_classes")])
         return Stage(name="compare", ingredients={**fitted, **versions, **code})
 
     def saving(self, name: str, best_epoch: int, num_epochs: int, metrics: Sequence[str]) -> Stage:

@@ -22,6 +22,7 @@ from refit.refs import Ref
 from refit.runtime import devices
 from refit.settings import SettingsTree
 from refit.store.store import Store
+from refit.training.rare_classes import weigh_classes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -46,6 +47,7 @@ LEAST = 1e-9
 HINT = "a linear model and boosted trees on the same rows would show how good this is: pip install 'refit[sklearn]'"
 
 Numbers = NDArray[np.float32] | NDArray[np.float64]
+Weights = dict[int, float] | None
 Report = Callable[[str], object]
 Part = tuple[Tensor, NDArray[Any]]
 """Inputs `(N, F)` and targets `(N,)` of a split."""
@@ -104,6 +106,7 @@ def _can_compare(examples: Examples) -> bool:
 def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree) -> Ref:
     """Fit neighbours on the train rows, and keep their outputs for the rows that the network is judged on.
 
+    They weigh classes as the network does.
     Trees stop early by the validation rows, unless these are the ones to judge on. Nothing is drawn from a global generator.
 
     Returns:
@@ -123,10 +126,13 @@ def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree)
     train, (x, _) = load("train"), load(judged)
     watched = load("val") if judged != "val" and "val" in examples.splits else None
     seed = settings.seed % 2**32  # the most that scikit-learn takes
+    given = settings.training.class_weights
+    counts = examples.splits["train"].class_counts
+    weights = None if given is None else dict(enumerate(weigh_classes(given, examples.list_labels(), counts)))
     is_robust = settings.training.loss in ROBUST
     fit: dict[Kind, Callable[..., Tensor]] = {
-        "linear": _fit_linear,
-        "trees": partial(_fit_trees, watched=watched, seed=seed, is_robust=is_robust),
+        "linear": partial(_fit_linear, weights=weights),
+        "trees": partial(_fit_trees, watched=watched, seed=seed, is_robust=is_robust, weights=weights),
     }
     with threadpool_limits(devices.choose_num_threads(settings.compute)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a linear model has not converged
@@ -141,14 +147,16 @@ def load_outputs(ref: Ref, store: Store) -> dict[str, Tensor]:
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
-def _fit_linear(table: "_Table", train: Part, x: Tensor) -> Tensor:
+def _fit_linear(table: "_Table", train: Part, x: Tensor, *, weights: Weights) -> Tensor:
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    model = Ridge(solver="lsqr") if table.is_of_numbers else LogisticRegression(max_iter=300)
+    model = Ridge(solver="lsqr") if table.is_of_numbers else LogisticRegression(max_iter=300, class_weight=weights)
     return _take_outputs(model.fit(table.make_sparse(train[0]), train[1]), table.make_sparse(x))
 
 
-def _fit_trees(table: "_Table", train: Part, x: Tensor, *, watched: Part | None, seed: int, is_robust: bool) -> Tensor:
+def _fit_trees(
+    table: "_Table", train: Part, x: Tensor, *, watched: Part | None, seed: int, is_robust: bool, weights: Weights
+) -> Tensor:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     stopping = {} if watched is None else {"X_val": table.make(watched[0]), "y_val": watched[1]}
@@ -161,7 +169,7 @@ def _fit_trees(table: "_Table", train: Part, x: Tensor, *, watched: Part | None,
     model = (
         HistGradientBoostingRegressor(loss="absolute_error" if is_robust else "squared_error", **options)
         if table.is_of_numbers
-        else HistGradientBoostingClassifier(**options)
+        else HistGradientBoostingClassifier(class_weight=weights, **options)
     )
     return _take_outputs(model.fit(table.make(train[0]), train[1], **stopping), table.make(x))
 

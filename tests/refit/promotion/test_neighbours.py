@@ -5,7 +5,7 @@ import pytest
 
 from refit.promotion.decision import Lead
 from refit.promotion.neighbours import find_better, find_reason, tell_better
-from refit.settings import PromotionSettings
+from refit.settings import PromotionSettings, TrainingSettings
 from refit.training.objective import RowScores
 
 
@@ -51,9 +51,15 @@ def test_nothing_is_said_of_a_difference_that_noise_can_explain():
     ],
 )
 def test_the_likely_reason_is_said(losses, best_epoch, counts, others, reason):
-    found = find_reason(lead(0.0), log(*losses), best_epoch, 2, counts, others)
+    found = find_reason(lead(0.0), log(*losses), best_epoch, TrainingSettings(num_epochs=2), counts, others)
     assert found is None if reason is None else found.startswith(reason)
 
 
 def test_of_few_rows_no_other_reason_is_needed():
-    assert find_reason(lead(0.0, num_rows=5), log(0.8), 1, 1, (50, 50), {}) is None
+    assert find_reason(lead(0.0, num_rows=5), log(0.8), 1, TrainingSettings(num_epochs=1), (50, 50), {}) is None
+
+
+def test_of_weighed_classes_nothing_else_is_to_blame():
+    training = TrainingSettings(class_weights="balanced")
+    found = find_reason(lead(0.0), log(0.8), 1, training, (990, 10), {})
+    assert found.startswith("training.class_weights gives up some of it for rare classes")

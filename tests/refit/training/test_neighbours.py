@@ -84,6 +84,15 @@ def test_both_give_what_scikit_learn_gives_for_the_raw_rows(table):
     assert (outputs["trees"].argmax(dim=1).numpy() == test["y"].to_numpy()).mean() > 0.85
 
 
+def test_they_weigh_classes_as_the_network_does(table):
+    found = {}
+    for weights in (None, {"1": 10}):
+        settings, snapshot, _ = prepare(table, {"features": ["x0"]}, class_weights=weights)
+        outputs = load_outputs(fit_neighbours(["linear", "trees"], snapshot, settings), Store(settings.store.url))
+        found[weights is None] = {kind: (part.argmax(dim=1) == 0).double().mean().item() for kind, part in outputs.items()}
+    assert all(found[False][kind] < found[True][kind] - 0.1 for kind in ("linear", "trees")), found
+
+
 def test_more_classes_than_two_are_told_apart(table):
     settings, snapshot, examples = prepare(table, {"target": "third", "features": ["x0", "x1"]})
     outputs = load_outputs(fit_neighbours(["linear", "trees"], snapshot, settings), Store(settings.store.url))
