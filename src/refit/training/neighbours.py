@@ -40,7 +40,7 @@ MAX_CATEGORIES = 254
 """How many categories of a column trees tell apart, the most frequent ones; one more stands for all others."""
 TEXT_WIDTH = 32
 """Numbers that trees see of all texts."""
-ROBUST = ("absolute", "huber")
+ROBUST = ("absolute", "huber", "quantile")
 """Losses of numbers for which trees lower the absolute error, not the squared one."""
 LEAST = 1e-9
 """The least probability of a class."""
