@@ -69,6 +69,7 @@ def write_table(path: Path, num_rows: int = 60, noise: float = 1.0, changed: dic
 def by_time(source: str, **training) -> dict:
     """The 60 rows of `write_table`: 0 to 35 for training, 36 to 47 for validation, 48 to 59 for the test."""
     return {
+        "preset": "plain",
         "data": {"source": source, "split": "time", "time_column": "time", "val": 0.2, "test": 0.2},
         "loader": {"batch_size": 8, "drop_last": False},
         "model": {"hidden_sizes": [16], "dropout": 0.2},
@@ -91,10 +92,10 @@ def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_ver
     assert metrics["test"]["accuracy"] > 0.9
     assert metrics["train"]["num_rows"] > 32 * (len(log[0]["batch_losses"]) - 1), "no row is left out"
     assert {name: settings["loader"][name] for name in ("batch_size", "drop_last")} == {"batch_size": 32, "drop_last": False}
-    assert len(log) == min(100, result.best_epoch + 10)
+    assert len(log) == min(200, result.best_epoch + 16)
     card = (Path(result.model.path) / "card.md").read_text()
-    assert "adamw, learning rate 0.001, batches of 32" in card
-    assert "MLP [64, 64], relu" in card
+    assert "adamw, learning rate 0.002, batches of 32" in card
+    assert "TABM [128, 128], relu" in card
     assert "## Columns\n\n| column | kind | read as | missing | inputs |" in card
     assert read(result, "version")["lead"]["warning"] is None
     assert "Caution" not in card

@@ -173,6 +173,9 @@ def test_a_pool_that_a_worker_makes_at_the_same_moment_is_taken(refit, monkeypat
     monkeypatch.setattr(SyncPrefectClient, "read_work_pool", read_just_before_the_worker)
     code, _, err = refit("deploy", "--pool", "crowded")
     assert (code, calls[:2]) == (0, ["crowded", "crowded"]), err
+    assert refit("deploy", "--pool", "crowded", "--remove")[0] == 0
+    with get_client(sync_client=True) as client:
+        client.delete_work_pool("crowded")
 
 
 def test_deployments_of_others_are_looked_after_where_they_have_the_tag(refit):

@@ -69,6 +69,7 @@ def given() -> dict:
     x = torch.randn(200, 4, generator=generator, dtype=torch.float64) * 2 + y[:, None]
     pl.DataFrame({**{f"x{i}": x[:, i].tolist() for i in range(4)}, "y": y.tolist()}).write_csv("rows.csv")
     return {
+        "preset": "plain",
         "seed": 7,
         "data": {"source": "rows.csv", "val": 0.2, "test": 0.2},
         "loader": {"batch_size": 9, "drop_last": False},
