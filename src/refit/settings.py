@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.lr": 0.002,
         "optimizer.weight_decay": 0.0003,
         "training.num_epochs": 200,
-        "training.patience": 16,
+        "training.patience": 32,
     },
     "realmlp": {
         "loader.batch_size": 256,

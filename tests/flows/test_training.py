@@ -92,7 +92,7 @@ def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_ver
     assert metrics["test"]["accuracy"] > 0.9
     assert metrics["train"]["num_rows"] > 32 * (len(log[0]["batch_losses"]) - 1), "no row is left out"
     assert {name: settings["loader"][name] for name in ("batch_size", "drop_last")} == {"batch_size": 32, "drop_last": False}
-    assert len(log) == min(200, result.best_epoch + 16)
+    assert len(log) == min(200, result.best_epoch + 32)
     card = (Path(result.model.path) / "card.md").read_text()
     assert "adamw, learning rate 0.002, batches of 32" in card
     assert "TABM [128, 128], relu" in card
