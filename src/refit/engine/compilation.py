@@ -267,7 +267,8 @@ def _make_trial(fixed: tuple[Any, ...], rows: Batch) -> tuple[Any, ...]:
     steady = {"step": 1e4, "exp_avg_sq": 1e-4}
     trial_states = [{name: torch.full_like(it, steady.get(name, 0.0)) for name, it in state.items()} for state in states]
     trial_rates = [torch.full_like(rate, TRIAL_LR) for rate in rates]
-    return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), torch.arange(len(y), device=y.device) % 2
+    target = (torch.arange(len(y), device=y.device) % 2).to(y.dtype)
+    return parameters, buffers, trial_states, trial_rates, torch.rand_like(x), target.view(-1, *[1] * (y.dim() - 1)).expand_as(y)
 
 
 def _trace(model: nn.Module, train: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> GraphModule:

@@ -25,6 +25,7 @@ from refit.settings import OptimizerSettings
 from refit.training.checkpoints import digest_weights, dump_state, find_partial, load_state, save_partial, save_state
 from refit.training.loop import TrainingState, train_epoch
 from refit.training.objective import Classification
+from refit.training.objectives import Numbers
 from refit.training.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
@@ -100,6 +101,24 @@ def test_compiled_epochs_are_eager_ones_up_to_rounding():
     assert digest_weights(states["compiled"].model.state_dict()) != digest_weights(states["eager"].model.state_dict())
     assert len(lines) == 1
     assert lines[0].startswith("compiled the training step in ")
+
+
+def test_numbers_are_learned_by_compiled_steps_as_by_plain_ones():
+    """One output, whose layer is a matrix of one column, and targets that are no whole numbers."""
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(70, 5, generator=generator)
+    y = x.sum(dim=1) / 2 + 0.3
+    states = {}
+    for engine in ("eager", "compiled"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+        optimizer = build_optimizer(OptimizerSettings(name="adamw"), model.parameters())
+        states[engine] = TrainingState(model, optimizer, Numbers(nn.functional.mse_loss))
+    for _ in range(NUM_EPOCHS):
+        loader = build_train_loader(x, y, 8, False)
+        logs = [train_epoch(state, loader, lambda _: 0.01, engine=engine, device=CPU) for engine, state in states.items()]
+        assert logs[1].batch_losses == pytest.approx(logs[0].batch_losses, abs=1e-5)
+    assert_close(states["compiled"], states["eager"])
 
 
 def train_compiled(store, is_paused: bool) -> TrainingState:
