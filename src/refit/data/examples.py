@@ -1,7 +1,7 @@
 """Examples: what training sees of a data set, whatever it was made from."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,7 +87,7 @@ class Examples(BaseModel):
         tensors = self._load_arrays(split, store)
         if self.source is not None and not any(name.startswith("x") for name in tensors):
             return LiveItems(self.source, tensors["parts"], tensors["indices"]), tensors["y"]
-        return unname_tensors(tensors), tensors["y"]
+        return self._unname(tensors), tensors["y"]
 
     def name_examples(self, split: str, rows: Sequence[int], store: Store) -> list[str]:
         """Name some items of a split as the data set calls them, or else by their indices there."""
@@ -122,7 +122,11 @@ class Examples(BaseModel):
             dtype = torch.int64 if self.classes else torch.float32
             return torch.linspace(0, 1, 2 * num_inputs, dtype=torch.float32).view(2, num_inputs), torch.zeros(2, dtype=dtype)
         tensors = safetensors.torch.load(data)
-        return unname_tensors(tensors), tensors["y"]
+        return self._unname(tensors), tensors["y"]
+
+    def _unname(self, tensors: Mapping[str, Tensor]) -> Inputs:
+        """Restore inputs with names in the order of the items: files give them in any, and a network may go by it."""
+        return unname_tensors({name: tensors[name] for name in self.signature.tensors or ["x"]})
 
     def lack(self, split: str) -> DataError:
         """Make the error for a split that is not there."""

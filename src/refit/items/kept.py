@@ -37,11 +37,13 @@ class Kept:
     Args:
         rows: The row of each item by its key.
         tensors: Inputs by their names, targets as `y`, and hashes of contents as `contents`, `(K, …)`.
+        names: Names of the inputs, in the order of the items.
         kinds: What the inputs of each of the user's data sets were.
     """
 
     rows: Mapping[int, int]
     tensors: Mapping[str, Tensor]
+    names: Sequence[str]
     kinds: Mapping[str, str]
 
     def take(self, reader: ItemReader, part: str, keys: Hashes | None) -> dict[int, Fact]:
@@ -57,12 +59,12 @@ class Kept:
         return {index: self._build_fact(row, int(contents[row]), part, reader.source) for index, row in rows.items()}
 
     def _build_fact(self, row: int, content: int, part: str, source: OwnSource) -> Fact:
-        x = unname_tensors({name: tensor[row] for name, tensor in self.tensors.items()})
+        x = unname_tensors({name: self.tensors[name][row] for name in self.names})
         item, target = ((x, None), self.tensors["y"][row]) if source.has_targets else (x, None)
         return Fact(content, target, item, self.kinds[part], is_finite(x))
 
 
-NOTHING = Kept({}, {}, {})
+NOTHING = Kept({}, {}, (), {})
 
 
 def key_items(reader: ItemReader, files: Mapping[str, str]) -> dict[str, Hashes | None]:
@@ -99,13 +101,13 @@ def load_kept(reader: ItemReader, store: Store) -> Kept:
         splits = [safetensors.torch.load(store.get(digest)) for digest in record["splits"]]
         tensors = {name: torch.cat([split[name] for split in splits]) for name in splits[0]}
         keys = tensors["keys"].numpy().view(np.uint64).tolist()
-        return Kept({key: row for row, key in enumerate(keys)}, tensors, record["kinds"])
+        return Kept({key: row for row, key in enumerate(keys)}, tensors, record["names"], record["kinds"])
     return NOTHING
 
 
-def note_kept(source: OwnSource, splits: Sequence[str], kinds: Mapping[str, str], store: Store) -> None:
+def note_kept(source: OwnSource, splits: Sequence[str], names: Sequence[str], kinds: Mapping[str, str], store: Store) -> None:
     """Note the objects that hold the items of a data set, for the next one."""
-    store.write(_find_place(source), json.dumps({"splits": splits, "kinds": kinds}).encode())
+    store.write(_find_place(source), json.dumps({"splits": splits, "names": names, "kinds": kinds}).encode())
 
 
 def _find_place(source: OwnSource) -> str:

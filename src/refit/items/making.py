@@ -82,7 +82,7 @@ def build_snapshot(settings: SettingsTree, digests: Sequence[str | None], store:
     )
     if is_kept and all(parts[name].keys is not None for name, _ in places.values()):
         kinds = {name: part.kind for name, part in parts.items()}
-        note_kept(source, [info.digest for info in splits.values()], kinds, store)
+        note_kept(source, [info.digest for info in splits.values()], [*examples.signature.tensors], kinds, store)
     for line in examples.describe():
         (warn if line in remarks else report)(line)
     record = _keep(store, "dataset", examples.model_dump_json().encode())

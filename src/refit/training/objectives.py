@@ -266,7 +266,8 @@ class Quantiles(StandardizedNumber):
         return dict(zip(self.list_columns(), [median, *others], strict=True))
 
     def _order(self, outputs: Tensor) -> Tensor:
-        return outputs.reshape(len(outputs), -1).expand(-1, len(self.levels)).sort(dim=1).values
+        outputs = outputs[:, None] if outputs.dim() == 1 else outputs
+        return outputs.expand(-1, len(self.levels)).sort(dim=1).values
 
     def _take(self, outputs: Tensor) -> Tensor:
         return self._order(outputs)[:, self.levels.index(0.5)]
