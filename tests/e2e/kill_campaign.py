@@ -33,6 +33,7 @@ SECONDS_TO_EXIT = 10
 EPOCH = r"(on all rows, )?epoch \d+/"
 SETTINGS = """
 name = "digits"
+preset = "plain"
 seed = 3
 [data]
 source = "digits.parquet"
@@ -50,6 +51,7 @@ momentum = 0.9
 schedule = "cosine"
 warmup_steps = 50
 [training]
+baseline = "none"
 num_epochs = 10
 patience = 2
 max_grad_norm = 5.0

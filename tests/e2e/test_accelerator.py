@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 REFIT = [sys.executable, "-c", "from refit.commands.cli import main; main()"]
 SETTINGS = """
 name = "classes"
+preset = "plain"
 [data]
 source = "rows.csv"
 [model]
@@ -24,6 +25,7 @@ dropout = 0.3
 [loader]
 batch_size = 4
 [training]
+baseline = "none"
 num_epochs = 2
 [checkpoint]
 every_seconds = 0.05

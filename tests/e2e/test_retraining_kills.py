@@ -91,11 +91,12 @@ def retrain() -> Iterator[Callable[..., list | int]]:
 
     def run(optimizer: dict, *step: str) -> list | int:
         settings = {
+            "preset": "plain",
             "data": {"source": "rows.csv"},
             "loader": {"batch_size": 10},
             "model": {"hidden_sizes": [16, 16]},
             "optimizer": {"name": "sgd", **optimizer},
-            "training": {"num_epochs": 3},
+            "training": {"num_epochs": 3, "baseline": "none"},
         }
         process.stdin.write(json.dumps([settings, step]) + "\n")
         process.stdin.flush()
