@@ -396,16 +396,20 @@ def _print_forecast(steps: Sequence[dict[str, Any]]) -> None:
 
 def _print_decision(result: RetrainingResult) -> None:
     if result.scores:
-        has_rival = len(result.scores) > 1  # the first model of a step of the user's own has not even a baseline
-        table = Table("on the same test rows", *result.scores, *(["difference"] if has_rival else []))
-        for metric in next(iter(result.scores.values())):
-            figures = [scores.get(metric) for scores in result.scores.values()]
-            shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
+        num_shown = 1 + sum("@" in name for name in result.scores)  # versions and the baseline, which a terminal has room for
+        shown, others = [*result.scores.items()][:num_shown], [*result.scores.items()][num_shown:]
+        has_rival = len(shown) > 1  # the first model of a step of the user's own has not even a baseline
+        table = Table("on the same test rows", *dict(shown), *(["difference"] if has_rival else []))
+        for metric in shown[0][1]:
+            figures = [scores.get(metric) for _, scores in shown]
+            cells = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
             if has_rival:
                 candidate, rival, *_ = figures
-                shown.append("-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
-            table.add_row(metric, *shown)
+                cells.append("-" if candidate is None or rival is None else f"{candidate - rival:+.4f}")
+            table.add_row(metric, *cells)
         open_console().print(table)
+        for name, scores in others:
+            say(f"{name}: {', '.join(f'{metric} {figure:.4f}' for metric, figure in scores.items() if figure is not None)}")
     champion = f"the champion is {result.champion}" if result.champion else "there is no champion"
     say(result.reason if result.outcome != "skipped" else f"skipped: {result.reason}")
     say(champion)
