@@ -125,7 +125,7 @@ def rare(monkeypatch) -> dict:
     return {"preset": "plain", "data": {"source": "rows.csv"}, "model": {"hidden_sizes": []}, "optimizer": {"lr": 0.01}}
 
 
-@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_balanced_weights_find_more_of_a_rare_class(rare, engine):
     recalls = []
     for weights in ("none", "balanced"):
