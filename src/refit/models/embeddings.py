@@ -104,8 +104,7 @@ class PiecewiseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the numbers of each number."""
         encoded = ((x[:, :, None] - self.get_buffer("lefts")) * self.get_buffer("scales")).clamp(0, 1)  # (B, N, T)
-        clipped = x / (1 + (x / CLIP).square()).sqrt()
-        linear = torch.addcmul(self.bias, clipped[:, :, None], self.weight)
+        linear = torch.addcmul(self.bias, _clip(x)[:, :, None], self.weight)
         return linear + torch.bmm(encoded.transpose(0, 1), self.pieces).transpose(0, 1)
 
 
@@ -132,8 +131,7 @@ class Periodic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the numbers of each number."""
-        x = (x - self.get_buffer("median")) * self.get_buffer("scale")
-        x = (x / (1 + (x / CLIP).square()).sqrt())[:, :, None]
+        x = _clip((x - self.get_buffer("median")) * self.get_buffer("scale"))[:, :, None]
         cosines = torch.cos(torch.addcmul(self.phases, 2 * math.pi * x, self.frequencies))  # (B, N, frequencies)
         made = torch.bmm(cosines.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
         return torch.cat([made, x], dim=2)
@@ -201,3 +199,7 @@ class InputLayer(nn.Module):
         for place, vectors, num_ngrams in zip(self.texts_at, self.texts, self.num_ngrams, strict=True):
             parts.append(vectors(x[:, place].long().clamp(0, num_ngrams)))
         return torch.cat(parts, dim=1)
+
+
+def _clip(x: Tensor) -> Tensor:
+    return x / (1 + (x / CLIP).square()).sqrt()

@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 FIGURES = {"accuracy": "accuracy", "loss": "loss", "roc_auc": "ROC AUC", "calibration_error": "calibration error"}
+"""The metrics of classes that people are shown side by side, and their titles."""
 RARE_FIGURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "average_precision": "average precision"}
 """Those that are shown besides where one of the classes is rare."""
 RARE = 0.2
 """Share of the rows below which one of two classes is rare; of C classes, 2 / C times it."""
-"""The metrics of classes that people are shown side by side, and their titles."""
 
 
 class ClassMetrics(BaseModel):

@@ -71,10 +71,10 @@ def build_optimizer(settings: OptimizerSettings, parameters: Iterable[Tensor | d
 def group_parameters(settings: OptimizerSettings, module: nn.Module) -> list[Tensor] | list[dict[str, Any]]:
     """List the parameters that are trained, in groups if settings give some of them other rates.
 
+    A network may have `lr_factors` and `weight_decay_factors` of its own, which count where the settings have none.
+
     Raises:
         SettingsError: A pattern matches the name of no such parameter.
-
-    A network may have `lr_factors` and `weight_decay_factors` of its own, which count where the settings have none.
     """
     trained: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for setting in ("lr_factors", "weight_decay_factors"):
