@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, default_collate, get_work
 from refit.code import importing_from_here
 from refit.data.inputs import Inputs, list_tensors
 from refit.data.own_functions import convert_options, import_function
-from refit.data.seeded import keeping_generators, seed_item
+from refit.data.seeded import Seeding
 from refit.errors import DataError, RefitError, SettingsError, TrainingError, first_line
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import SettingsTree
@@ -248,35 +248,36 @@ class ItemReader(Dataset[Any]):
     def __init__(self, source: OwnSource, datasets: Mapping[str, Any] | None = None) -> None:
         self.source, self.datasets = source, source.open() if datasets is None else datasets
         self.collate = default_collate if source.collate is None else import_function(source.collate, "loader.collate")
+        self._seeding = Seeding(source.seed)
 
     def __getitem__(self, key: tuple[int, Sequence[tuple[str, int]]]) -> Any:
-        epoch, places = key
-        with keeping_generators():
-            items = []
-            for part, index in places:
-                item = self._read(part, index, epoch)
-                if isinstance(item, BadItem):
-                    return item
-                items.append(item)
-            usual, odd = find_odd([_find_kind(item) for item in items]) if self.source.collate is None else (0, [])
-            if odd:
-                part, index = places[odd[0]]
-                other = f"item {places[usual][1]}"
-                return name_odd(part, index, describe_kind(items[odd[0]]), other, describe_kind(items[usual]))
-            try:
-                batch = as_batch(self.collate(items), len(items), self.source)
-                share(batch)
-                return batch
-            except Exception as error:
-                if no_room := find_no_room(error):
-                    return no_room
-                reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
-                return BadItem(*places[0], reason, TO_COLLATE)
+        return self._seeding.read(lambda: self._read_batch(*key))
+
+    def _read_batch(self, epoch: int, places: Sequence[tuple[str, int]]) -> Any:
+        items = []
+        for part, index in places:
+            item = self._read(part, index, epoch)
+            if isinstance(item, BadItem):
+                return item
+            items.append(item)
+        usual, odd = find_odd([_find_kind(item) for item in items]) if self.source.collate is None else (0, [])
+        if odd:
+            part, index = places[odd[0]]
+            other = f"item {places[usual][1]}"
+            return name_odd(part, index, describe_kind(items[odd[0]]), other, describe_kind(items[usual]))
+        try:
+            batch = as_batch(self.collate(items), len(items), self.source)
+            share(batch)
+            return batch
+        except Exception as error:
+            if no_room := find_no_room(error):
+                return no_room
+            reason = f"a batch of {len(items)} items from this one on cannot be made: {type(error).__name__}: {error}"
+            return BadItem(*places[0], reason, TO_COLLATE)
 
     def try_item(self, part: str, index: int, epoch: int = 0) -> Any:
         """Read one item as the data set gives it, or return the BadItem that says why it cannot be read."""
-        with keeping_generators():
-            return self._read(part, index, epoch)
+        return self._seeding.read(lambda: self._read(part, index, epoch))
 
     def read_item(self, part: str, index: int, epoch: int = 0) -> Any:
         """Read one item as the data set gives it.
@@ -290,7 +291,7 @@ class ItemReader(Dataset[Any]):
         return item
 
     def _read(self, part: str, index: int, epoch: int) -> Any:
-        seed_item(self.source.seed, epoch, index)
+        self._seeding.seed_item(epoch, index)
         try:
             return self.datasets[part][index]
         except Exception as error:

@@ -66,14 +66,15 @@ def test_items_of_any_kind_give_the_bits_of_the_plain_loop(factory):
     assert_equal(found, own_data.train_plainly(getattr(own_data, factory)()["train"], 1, num_inputs=4))
 
 
+@pytest.mark.parametrize("factory", ["files", "seldom"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_random_items_give_the_bits_of_the_plain_loop_over_seeded_ones(num_workers):
+def test_random_items_give_the_bits_of_the_plain_loop_over_seeded_ones(num_workers, factory):
     import own_data
 
     own_data.write_files()
     inputs = {"inputs": ["files"]}
-    found = train("files", data=inputs, loader={"num_workers": num_workers}, training={"num_epochs": 1})
-    dataset = refit.seeded(own_data.files()["train"], seed=0)
+    found = train(factory, data=inputs, loader={"num_workers": num_workers}, training={"num_epochs": 1})
+    dataset = refit.seeded(getattr(own_data, factory)()["train"], seed=0)
     assert_equal(found, own_data.train_plainly(dataset, 1))
 
 
