@@ -36,6 +36,8 @@ MAX_CELLS: dict[Kind, int] = {"linear": 50_000_000, "trees": 12_000_000}
 """Nor with more train rows times columns times classes, which take up to ten seconds."""
 MAX_TREES = 300
 """For each class, if validation rows can stop them earlier; else scikit-learn's default."""
+ROWS_FOR_THREADS = 10_000
+"""With fewer train rows, threads that start and wait for each of many columns take longer than one thread."""
 MAX_CATEGORIES = 254
 """How many categories of a column trees tell apart, the most frequent ones; one more stands for all others."""
 TEXT_WIDTH = 32
@@ -134,7 +136,8 @@ def fit_neighbours(kinds: Sequence[Kind], snapshot: Ref, settings: SettingsTree)
         "linear": partial(_fit_linear, weights=weights),
         "trees": partial(_fit_trees, watched=watched, seed=seed, is_robust=is_robust, weights=weights),
     }
-    with threadpool_limits(devices.choose_num_threads(settings.compute)), warnings.catch_warnings():
+    num_threads = devices.choose_num_threads(settings.compute) if len(train[0]) >= ROWS_FOR_THREADS else 1
+    with threadpool_limits(num_threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a linear model has not converged
         found: dict[str, Tensor] = {kind: fit[kind](_Table(examples.signature, train[0], seed), train, x) for kind in kinds}
     data = safetensors.torch.save(found)
