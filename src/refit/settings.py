@@ -39,7 +39,7 @@ from pydantic_settings import (
 )
 
 from refit.errors import SettingsError
-from refit.texts import SECRET, has_secret, list_names
+from refit.texts import SECRET, has_secret, list_names, say_score
 
 SETTINGS_FILE = Path("refit.toml")
 NOTEBOOK = "notebook"
@@ -478,8 +478,9 @@ class PromotionSettings(Section):
     """`auto` promotes a better candidate; `ask` waits for a person's approval in the Prefect UI first; `never` only reports."""
     when_incomparable: Literal["keep", "ask", "promote"] = "keep"
     """If the champion needs what is gone or is written otherwise now: `keep` it, `ask` a person, or `promote` a good candidate."""
-    score: Literal["accuracy", "log_likelihood", "brier"] = "accuracy"
-    """The score to compare: share of rows that are right, log probability of the true class, or 1 minus half the Brier score."""
+    score: Literal["accuracy", "log_likelihood", "brier", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "accuracy"
+    """What to compare of classes: the share of right rows, the log probability of the true class, 1 minus half the Brier score, or
+    a metric for rare classes, `f1` being of the rarer of two. Of numbers, it is the negative loss."""
     rule: Literal["better", "not_worse"] = "better"
     """`better`: the candidate must beat the champion. `not_worse`: it may be worse by less than `margin`, for fresher models."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -627,7 +628,7 @@ class Settings(SettingsTree, BaseSettings):
         highest = 0 if self.promotion.score == "log_likelihood" else 1
         if self.promotion.min_score is not None and self.promotion.min_score >= highest:
             raise ValueError(
-                f"promotion.min_score: expected less than {highest}, the best {self.promotion.score.replace('_', ' ')},"
+                f"promotion.min_score: expected less than {highest}, the best {say_score(self.promotion.score)},"
                 f" found {self.promotion.min_score:g}; lower it"
             )
         slices = self.promotion.slices

@@ -65,6 +65,11 @@ def list_names(names: Iterable[str], limit: int = 30) -> str:
     )
 
 
+def say_score(score: str) -> str:
+    """Write the name of a score as people do."""
+    return score.replace("_", " ").replace("f1", "F1")
+
+
 def count(number: int, noun: str) -> str:
     """A number of things, whose noun takes an `s`: `1 row`, `1,200 rows`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -10,6 +10,8 @@ from refit.errors import DataError
 from refit.promotion.bounds import bound_accuracy, bound_mean, compute_sign_p_value, share_chance
 from refit.refs import Handle
 from refit.settings import PromotionSettings
+from refit.texts import say_score
+from refit.training.influences import SPREAD
 from refit.training.objective import SPANS, Labels, RowScores, Score, Scores
 
 FEW_ROWS = 30
@@ -54,7 +56,7 @@ class Lead(Handle):
         if objection is None:
             return None
         only = "only " if self.num_rows < FEW_ROWS else ""
-        figures = f"{self.score.replace('_', ' ')} {round_score(self.model)} on {only}{self.num_rows:,} {self.split} rows"
+        figures = f"{say_score(self.score)} {round_score(self.model)} on {only}{self.num_rows:,} {self.split} rows"
         return f"the model {objection}: {figures}, where the {self.baseline} has {round_score(self.majority)}"
 
 
@@ -101,7 +103,7 @@ class Decision(Handle):
     def summary(self) -> str:
         """The figures, without names from the data."""
         scores = f"{round_score(self.candidate)} against {round_score(self.champion)}"
-        return f"{self.score.replace('_', ' ')} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
+        return f"{say_score(self.score)} {scores} on {self.num_rows:,} row{'s' * (self.num_rows != 1)}"
 
     def refuse(self) -> "Decision":
         """Return the same figures without a promotion."""
@@ -151,8 +153,8 @@ def decide(
     is_alone = champion is None and majority is None
     rival = champion.scores if champion is not None else candidate.scores if majority is None else majority
     difference = float((candidate.scores - rival).mean())
-    bound = _bound(candidate.scores - rival, score, chance, clusters)
-    lead = bound if champion is None or majority is None else _bound(candidate.scores - majority, score, chance, clusters)
+    bound = _bound(candidate.scores, rival, score, chance, clusters)
+    lead = bound if champion is None or majority is None else _bound(candidate.scores, majority, score, chance, clusters)
     has_gain, gain = _describe_gain(difference, bound, settings, is_first=champion is None)
     if is_alone:
         has_gain, gain = True, "the first of its name, with nothing to compare it with"
@@ -168,7 +170,7 @@ def decide(
         *([f"it {objection} ({round_score(average)})"] if objection and champion else ()),
         *filter(None, [better]),
         *_object_to_score(mean, settings.min_score),
-        *_object_to_drops(worse, "share of right rows" if classes is not None else score.replace("_", " ")),
+        *_object_to_drops(worse, "share of right rows" if classes is not None else say_score(score)),
         *_object_to_cost("a row takes", latency_ms, settings.max_latency_ms, "ms"),
         *_object_to_cost("the weights take", size_mb, settings.max_size_mb, "MB"),
     ]
@@ -217,7 +219,7 @@ def measure_lead(
         num_rows=len(majority),
         model=float(model.scores.mean()),
         majority=float(majority.mean()),
-        bound=_bound(model.scores - majority, settings.score, 1 - settings.confidence, clusters),
+        bound=_bound(model.scores, majority, settings.score, 1 - settings.confidence, clusters),
         baseline=baseline,
     )
 
@@ -250,26 +252,28 @@ def find_collapse(
     score, chance = settings.score, 1 - settings.confidence
     least = max(lead_before or 0.0, 0.0)
     figures = _describe_scores(score, round_score(float(champion.scores.mean())), len(champion.scores), clusters)
-    if majority is not None and -_bound(majority - champion.scores, score, chance, clusters) < (LEAD_LOST * least if least else 0):
+    if majority is not None and -_bound(majority, champion.scores, score, chance, clusters) < (LEAD_LOST * least if least else 0):
         before = f"; it was ahead by at least {_show(least)} when it was promoted" if least else ""
         return f"{figures}, where the {name} has {round_score(float(majority.mean()))}{before}"
     if settings.min_score is not None:
-        missing = _bound_mean(settings.min_score - champion.scores, score, chance, clusters)
+        missing = _bound_mean(settings.min_score, champion.scores, score, chance, clusters)
         if missing > 0:
             return f"{figures}, less than the promotion.min_score of {settings.min_score:g}"
     return None
 
 
-def _bound(differences: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
-    """Bound the mean difference of two models' scores (N,) from below, with this chance of error."""
+def _bound(scores: Scores, others: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
+    """Bound from below by how much the mean of one model's scores (N,) exceeds that of another's, with this chance of error."""
     if score == "accuracy" and clusters is None:
-        return bound_accuracy(differences, chance)
-    return _bound_mean(differences, score, chance, clusters)
+        return bound_accuracy(scores - others, chance)
+    return _bound_mean(scores, others, score, chance, clusters)
 
 
-def _bound_mean(values: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
-    # Losses have no largest value: none is taken to differ by more than those that are seen.
-    span = SPANS[score] if score in SPANS else float(np.abs(values).max()) or 1.0
+def _bound_mean(scores: Scores | float, others: Scores, score: Score, chance: float, clusters: Clusters | None) -> float:
+    values = scores - others
+    # Losses and spread metrics have no largest value: none is taken to exceed those that are seen.
+    seen = [scores, others] if score in SPREAD else [values]
+    span = SPANS[score] if score in SPANS else max(float(np.abs(part).max()) for part in seen) or 1.0
     if clusters is None:
         return bound_mean(values, np.ones(len(values)), span, chance)
     _, indices = np.unique(clusters, return_inverse=True)
@@ -369,7 +373,7 @@ def _describe_scores(score: Score, figures: str, num_rows: int, clusters: Cluste
     """Describe the figures of a score and the number of rows, which comes first if it is small."""
     groups = "" if clusters is None else f" in {len(np.unique(clusters)):,} groups"
     rows = f"{num_rows:,} row{'s' * (num_rows != 1)}{groups}"
-    name = score.replace("_", " ")
+    name = say_score(score)
     return f"on only {rows}: {name} {figures}" if num_rows < FEW_ROWS else f"{name} {figures} on {rows}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from refit.promotion.decision import FEW_ROWS, Clusters, Lead, measure_lead, round_score
 from refit.refs import Handle, Ref
 from refit.settings import PromotionSettings, TrainingSettings
+from refit.texts import say_score
 from refit.training.loop import EpochLog
 from refit.training.metrics import Metrics
 from refit.training.neighbours import TITLES
@@ -60,7 +61,7 @@ def tell_better(found: tuple[str, Lead] | None, theirs: Metrics | None = None, o
     if found is None:
         return None
     kind, lead = found
-    name, values = lead.score.replace("_", " "), (lead.model, lead.majority)
+    name, values = say_score(lead.score), (lead.model, lead.majority)
     if theirs is not None and ours is not None and lead.score == "negative_loss":
         name = next(iter(ours.figures))
         values = theirs.figures[name] or math.nan, ours.figures[name] or math.nan

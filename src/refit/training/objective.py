@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refit.data.inputs import Inputs, Mask, apply_model
+from refit.training.influences import SPREAD
 from refit.training.metrics import ClassificationMetrics, ClassMetrics, Metrics, has_rare_class
 from refit.training.rare_classes import (
     SCORES,
@@ -32,8 +33,8 @@ MIN_PROBABILITY = 0.01
 
 Labels = NDArray[np.str_] | NDArray[np.object_] | Sequence[str]
 Scores = NDArray[np.float64]
-Score = Literal["accuracy", "log_likelihood", "brier", "negative_loss"]
-"""Of classes, the first three; of all else, the last, the negative loss of a row alone."""
+Score = Literal["accuracy", "log_likelihood", "brier", "balanced_accuracy", "macro_f1", "f1", "average_precision", "negative_loss"]
+"""Of classes, all but the last; of all else, the last, the negative loss of a row alone."""
 
 SPANS: dict[Score, float] = {"accuracy": 1.0, "log_likelihood": -math.log(MIN_PROBABILITY), "brier": 1.0}
 """How far two scores of a row may be apart."""
@@ -257,7 +258,7 @@ def score_probabilities(
 
     `accuracy` gives 1 where the predicted class, or else the likeliest, is right and else 0; `log_likelihood` the log probability
     of the true class, which is taken to be `MIN_PROBABILITY` at least; `brier` 1 less half the squared distance between
-    probabilities and truth, in [0, 1].
+    probabilities and truth, in [0, 1]. Others are metrics of all rows together, spread over them as `influences` does.
 
     Shape:
         probabilities (N, C), y and predicted (N,).
@@ -265,7 +266,10 @@ def score_probabilities(
     Source:
         Brier, Verification of forecasts expressed in terms of probability (1950).
     """
-    is_right = (probabilities.argmax(axis=1) if predicted is None else predicted) == y
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
+    is_right = predicted == y
+    if score in SPREAD:
+        return RowScores(SPREAD[score](probabilities, predicted, y), is_right)
     of_truth = np.take_along_axis(probabilities, y[:, None], axis=1)[:, 0]
     if score == "accuracy":
         return RowScores(is_right.astype(float), is_right)
@@ -289,4 +293,6 @@ def score_majority(classes: Labels, class_counts: Mapping[str, int], score: Scor
     if score == "accuracy":
         shares = (np.arange(len(known)) == counts.argmax()).astype(float)
     y = np.array([known.index(name) for name in names])
+    if score in SPREAD:
+        return score_probabilities(np.broadcast_to(shares, (len(indices), len(known))), y[indices], score).scores
     return score_probabilities(np.tile(shares, (len(names), 1)), y, score).scores[indices]

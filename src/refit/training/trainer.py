@@ -80,7 +80,7 @@ def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
             "training.refit_on_all: expected rows that training held back, found only train rows;"
             " set data.val or data.test, or drop it"
         )
-    if settings.training.loss in LOSSES or settings.promotion.min_score is not None:
+    if settings.training.loss in LOSSES or settings.promotion.min_score is not None or settings.promotion.score == "f1":
         _check_settings_of_target(settings, load_examples(snapshot, Store(settings.store.url)).signature)
 
 
@@ -95,6 +95,8 @@ def _check_settings_of_target(settings: SettingsTree, signature: Signature) -> N
             f"training.loss: expected a loss of {what}, which {show(target.name)} holds: {list_names(fitting)}, found `{loss}`;"
             f" change it, or set data.task to `{task}`"
         )
+    if settings.promotion.score == "f1" and target.kind == "classes" and len(target.classes) != 2:
+        raise SettingsError(f"promotion.score: expected two classes for f1, found {len(target.classes)}; take macro_f1")
     if has_numbers and lowest is not None and lowest >= 0:
         raise SettingsError(
             f"promotion.min_score: expected less than 0, the best score of numbers, which is their negative loss, found {lowest:g};"

@@ -325,6 +325,8 @@ def test_the_majority_class_is_the_largest_of_the_train_rows():
     expected = np.log([3 / 10, 6 / 10, 1 / 10])
     np.testing.assert_allclose(score_majority(["a", "b", "c"], {"a": 2, "b": 5}, "log_likelihood"), expected)
     np.testing.assert_allclose(score_majority(["a", "b"], {"a": 2, "b": 5}, "brier"), [1 - (2 / 3) ** 2, 1 - (1 / 3) ** 2])
+    assert score_majority(["a", "b", "b", "b"], {"a": 2, "b": 5}, "average_precision").mean() == pytest.approx(0.25)
+    assert score_majority(["a", "b", "b", "b"], {"a": 2, "b": 5}, "balanced_accuracy").mean() == pytest.approx(0.5)
 
 
 def draw_right(share: float, num_rows: int, seed: int = 0) -> Scores:

@@ -207,6 +207,12 @@ def test_settings_that_mean_nothing_for_numbers_are_refused(sections: dict[str, 
         train(**sections)
 
 
+def test_f1_of_more_than_two_classes_is_no_score() -> None:
+    write_rows().with_columns(y=pl.Series([0, 1, 2] * NUM_ROWS)[:NUM_ROWS]).write_parquet("rows.parquet")
+    with pytest.raises(SettingsError, match=r"promotion\.score: expected two classes for f1, found 3; take macro_f1"):
+        train(data={"task": "classification"}, promotion={"score": "f1"})
+
+
 def test_a_loss_of_numbers_is_refused_for_classes() -> None:
     write_rows().with_columns(y=pl.Series([0, 1] * (NUM_ROWS // 2))).write_parquet("rows.parquet")
     with pytest.raises(
