@@ -155,14 +155,17 @@ class Examples(BaseModel):
         """Lines for people: the items, what they are, and their targets."""
         splits = ", ".join(f"{info.rows} {split}" for split, info in self.splits.items())
         total = sum(info.rows for info in self.splits.values())
-        more = len(self.remarks) - MAX_REMARKS_SHOWN
         return [
             f"items: {total} ({splits})",
             f"inputs: {self.signature.describe_inputs()}",
             *self._describe_target(),
-            *self.remarks[:MAX_REMARKS_SHOWN],
-            *([f"{more} more such lines are in the version's manifest.json"] if more > 0 else []),
+            *self.list_remarks(),
         ]
+
+    def list_remarks(self) -> list[str]:
+        """List what else people should know of the data, the first lines and how many more there are."""
+        more = len(self.remarks) - MAX_REMARKS_SHOWN
+        return [*self.remarks[:MAX_REMARKS_SHOWN], *[f"{more} more such lines are in the version's manifest.json"] * (more > 0)]
 
     def summarize_inputs(self) -> str:
         """Say in a few words what a model learns from."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from refit.code import digest_user_code
-from refit.data.examples import MAX_REMARKS_SHOWN, Examples
+from refit.data.examples import Examples
 from refit.data.inputs import Inputs
 from refit.data.loaders import choose_batch_size
 from refit.models.building import build_for_weights, probe
@@ -235,9 +235,8 @@ def _render_columns(manifest: Examples) -> str:
 def _render_remarks(manifest: Examples) -> str:
     if not manifest.remarks:
         return ""
-    lines = "\n".join(f"- {markdown.render_name(line, MAX_SOURCE_LENGTH)}" for line in manifest.remarks[:MAX_REMARKS_SHOWN])
-    more = len(manifest.remarks) - MAX_REMARKS_SHOWN
-    return f"\n## Remarks\n\n{lines}\n" + (f"\nand {more} more in `manifest.json`\n" if more > 0 else "")
+    lines = "\n".join(f"- {markdown.render_name(line, MAX_SOURCE_LENGTH)}" for line in manifest.list_remarks())
+    return f"\n## Remarks\n\n{lines}\n"
 
 
 def _describe_refit(manifest: Examples, judged_on: str, num_epochs: int) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 from pydantic import ConfigDict, Field
 
-from refit.data.examples import MAX_CLASSES_SHOWN, MAX_REMARKS_SHOWN, Examples
+from refit.data.examples import MAX_CLASSES_SHOWN, Examples
 from refit.errors import DataError, SettingsError
 from refit.refs import Ref
 from refit.store.store import Store
@@ -96,10 +96,7 @@ class Manifest(Examples):
         if self.test_copies is not None:
             lines.append(f"copies: {self._count_copies(self.test_copies)}")
         lines += [f"dropped: column {show(name)}, {reason}" for name, reason in self.dropped_columns.items()]
-        lines += self.remarks[:MAX_REMARKS_SHOWN]
-        if len(self.remarks) > MAX_REMARKS_SHOWN:
-            lines.append(f"{len(self.remarks) - MAX_REMARKS_SHOWN} more such lines are in the version's manifest.json")
-        return lines
+        return lines + self.list_remarks()
 
     def _describe_values(self) -> str:
         """What is predicted: the largest classes, or the span of the numbers."""
