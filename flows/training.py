@@ -137,7 +137,7 @@ def _train_epochs(
     if last:
         logger.info("%sepochs 1 to %d of %d: done before", rows, last, recipe.num_epochs)
     checkpoint = start_training(recipe.start.key, snapshot, settings, champion)
-    if last == 0 and not all(map(store.is_whole, checkpoint.digests)):
+    if last == 0 and not store.are_whole(checkpoint.digests):
         checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings, champion)
 
     fit, curve = Fit(settings, recipe.num_epochs), TrainingCurve(settings.name)

@@ -78,7 +78,7 @@ def train_epoch(
     report = get_run_logger().info
     for earlier, key_before in enumerate(keys_before, start=epoch - len(keys_before)):
         result = find_result(key_before)
-        if result is None or not all(map(Store(settings.store.url).is_whole, result.checkpoint.digests)):
+        if result is None or not Store(settings.store.url).are_whole(result.checkpoint.digests):
             result = trainer.train_epoch(earlier, key_before, checkpoint, loaders, settings, report, deadline)
             keep_result(key_before, result)
             deliver_signal()

@@ -62,7 +62,7 @@ def find_last_epoch(keys: Sequence[str], store: Store, warn: Callable[[str], obj
     """
     found = takewhile(lambda content: content is not None, (load_result(key, store) for key in keys))
     epochs = list(takewhile(lambda epoch: store.is_whole(epoch.log.digest), map(EpochResult.model_validate, found)))
-    while epochs and not all(map(store.is_whole, epochs[-1].checkpoint.digests)):
+    while epochs and not store.are_whole(epochs[-1].checkpoint.digests):
         broken = epochs.pop()
         if warn is not None:
             store.remove(result_path(keys[broken.epoch - 1]))

@@ -238,7 +238,7 @@ class _Run:
             self.report(f"{rows}epochs 1 to {last} of {recipe.num_epochs}: done before")
         start = partial(trainer.start, snapshot, settings, self.report, self.report)
         checkpoint = self._once(recipe.start.key, Ref, start)
-        if last == 0 and not all(map(store.is_whole, checkpoint.digests)):
+        if last == 0 and not store.are_whole(checkpoint.digests):
             checkpoint = self._make(recipe.start.key, start)
         fit = trainer.Fit(settings, recipe.num_epochs)
         for epoch, key in enumerate(recipe.epoch_keys, start=1):

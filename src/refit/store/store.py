@@ -117,6 +117,10 @@ class Store:
             return True
         return False
 
+    def are_whole(self, digests: Iterable[str]) -> bool:
+        """Whether all of these objects exist and are undamaged."""
+        return all(map(self.is_whole, digests))
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file, `path` relative to the store, in one step, replacing an existing one.
 

@@ -111,7 +111,7 @@ def find_partial(key: str, store: Store) -> Ref | None:
         ref = Ref.model_validate_json(store.read(_partial_path(key)))
     except ValueError:
         return None
-    return ref if all(map(store.is_whole, ref.digests)) else None
+    return ref if store.are_whole(ref.digests) else None
 
 
 def drop_partial(key: str, store: Store) -> None:

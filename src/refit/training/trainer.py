@@ -407,7 +407,7 @@ def make_room() -> None:
 class Fit:
     """The epochs of a run as they come: which is the best, whether to stop, and which checkpoints to keep."""
 
-    def __init__(self, settings: SettingsTree, num_epochs: int) -> None:
+    def __init__(self, settings: SettingsTree, num_epochs: int, num_batches: int) -> None:
         self.epochs: list[EpochResult] = []
         self._num_epochs = num_epochs
         self._patience, self._keep = settings.training.patience, settings.checkpoint.keep
@@ -422,7 +422,7 @@ class Fit:
     @property
     def is_whole(self) -> bool:
         """Whether the checkpoint of the best epoch is there and whole."""
-        return all(map(self._store.is_whole, self.best.checkpoint.digests))
+        return self._store.are_whole(self.best.checkpoint.digests)
 
     def lose(self) -> StoreError:
         """Make the error for a best epoch whose checkpoint was lost each time."""
