@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from refit.data.signature import Signature
 from refit.models.embeddings import InputLayer
@@ -35,6 +36,29 @@ class EnsembleLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of each member."""
         return torch.addcmul(self.bias, (x * self.input_scales) @ self.weight.T, self.output_scales)
+
+
+class WordDropout(nn.Module):
+    """Dropout that takes 16 bits of a random word for each number, where `nn.Dropout` draws a word, a tenth of the time of a step.
+
+    Shape: any, on the CPU; elsewhere it is PyTorch's own.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zero for a share `p` of the numbers, and the others as much larger, in training; else the numbers."""
+        if not self.training or x.device.type != "cpu":
+            return functional.dropout(x, self.p, self.training)
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
+        is_kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+        return x * is_kept.to(x.dtype).mul_(1 / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        """Show the share."""
+        return f"p={self.p}"
 
 
 class Heads(nn.Module):
@@ -69,7 +93,7 @@ class TabM(nn.Module):
         for units in settings.hidden_sizes:
             layers += [EnsembleLinear(width, units, self.num_members), ACTIVATIONS[settings.activation]()]
             if settings.dropout:
-                layers.append(nn.Dropout(settings.dropout))
+                layers.append(WordDropout(settings.dropout))
             width = units
         self.layers = nn.Sequential(*layers)
         self.heads = Heads(width, signature.num_outputs, self.num_members)

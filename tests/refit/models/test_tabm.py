@@ -1,11 +1,13 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 from refit.data.loaders import build_train_loader
 from refit.data.signature import Signature, Target
 from refit.models.building import build_model
+from refit.models.tabm import WordDropout
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.loop import build_training_state, train_epoch
 from refit.training.objectives import build_objective
@@ -38,6 +40,17 @@ def test_each_member_is_a_perceptron_of_scaled_shared_weights():
         probabilities.append(nn.Sequential(*layers, last)(x).softmax(dim=1))
     assert torch.allclose(model(x).softmax(dim=1), torch.stack(probabilities).mean(dim=0), atol=1e-5)
     assert torch.allclose(model(x).exp().sum(dim=1), torch.ones(50), atol=1e-5)
+
+
+def test_dropout_leaves_out_its_share_in_training_alone():
+    dropout, x = WordDropout(0.25), torch.full((1001, 7, 3), 3.0, requires_grad=True)
+    torch.manual_seed(0)
+    found = dropout(x)
+    assert set(found.unique().tolist()) == {0.0, 4.0}
+    assert (found == 0).double().mean().item() == pytest.approx(0.25, abs=0.01)
+    found.sum().backward()
+    assert torch.equal(x.grad * 3, found)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_numbers_are_the_mean_of_the_members():
