@@ -140,7 +140,7 @@ def _train_epochs(
     if last == 0 and not store.are_whole(checkpoint.digests):
         checkpoint = start_training.with_options(refresh_cache=True)(recipe.start.key, snapshot, settings, champion)
 
-    fit, curve = Fit(settings, recipe.num_epochs), TrainingCurve(settings.name)
+    fit, curve = Fit(settings, recipe.num_epochs, loaders.num_batches), TrainingCurve(settings.name)
     for result, is_new in _run_epochs(recipe, last, checkpoint, loaders, settings, deadline):
         fit.add(result)
         if is_new:

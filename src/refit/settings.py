@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.lr": 0.002,
         "optimizer.weight_decay": 0.0003,
         "training.num_epochs": 200,
-        "training.patience": 32,
+        "training.patience": "auto",
     },
     "realmlp": {
         "loader.batch_size": 256,
@@ -162,6 +162,14 @@ def _explain_span(text: str) -> str:
     if len(number.lstrip("0")) > 6:
         return "take at most 6 digits, of a larger unit if need be"
     return f"write it as `{number.lstrip('0')}{unit}`"
+
+
+def _read_patience(value: object) -> object:
+    """Read a number of epochs, maybe from text, and refuse one below 1."""
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if number not in (None, "auto") and (type(number) is not int or number < 1):
+        raise ValueError(f"expected a whole number of at least 1, `auto` or none, found {value!r}; change it")
+    return number
 
 
 def refuse_secret(url: str) -> str:
@@ -407,8 +415,9 @@ class TrainingSettings(Section):
 
     num_epochs: int = Field(100, ge=1)
     """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved."""
-    patience: int | None = Field(10, ge=1)
-    """Epochs without a lower validation loss before training stops; None never stops early. Without validation rows: None."""
+    patience: Annotated[int | Literal["auto"] | None, BeforeValidator(_read_patience)] = 10
+    """Epochs without a lower validation loss before training stops, at least 1. `auto` is 16, or 32 if an epoch has less than 32
+    batches; None never stops early. Without validation rows: None."""
     loss: str | None = Field(None, pattern=LOSS)
     """`cross_entropy` (classes), `squared`, `absolute`, `huber`, `quantile` (numbers), `binary` (labels), or `module:function`."""
     quantiles: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], BeforeValidator(_read_list)] = [0.1, 0.5, 0.9]

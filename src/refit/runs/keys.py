@@ -28,7 +28,7 @@ EVALUATION_CODE = (
     *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
     *(
         f"refit.training.{name}"
-        for name in ("evaluation", "metrics", "objective", "objectives", "own_metrics", "rare_classes", "tuning")
+        for name in ("evaluation", "influences", "metrics", "objective", "objectives", "own_metrics", "rare_classes", "tuning")
     ),
 )
 ENGINE_CODE = tuple(f"refit.engine.{path.stem}" for path in sorted(PACKAGE.glob("engine/[!_]*.py")))

@@ -20,7 +20,7 @@ from refit.runtime.accelerators import CPU
 from refit.settings import Settings, SettingsTree
 from refit.store.store import Store
 from refit.texts import list_names
-from refit.training.loop import best_epoch, has_lost_patience
+from refit.training.loop import best_epoch, choose_patience, has_lost_patience
 from refit.training.neighbours import choose_neighbours
 
 RUNS = "runs"
@@ -157,7 +157,8 @@ def forecast(settings: Settings, store: Store) -> list[Forecast]:
         forecasts.append(Forecast(step=f"train epochs 1 to {last}", is_done=True, because=[]))
     epochs = [EpochResult.model_validate(load_usable_result(key, store)) for key in recipe.epoch_keys[:last]]
     val_losses = [epoch.watch(settings.training.monitor) for epoch in epochs]
-    patience = settings.training.patience
+    loaders = load_usable_result(recipe.loaders.key, store)
+    patience = choose_patience(settings.training.patience, loaders["num_batches"] if loaders else 0)
     stopped_at = next((epoch for epoch in range(1, last + 1) if has_lost_patience(val_losses[:epoch], patience)), None)
     if last < recipe.num_epochs and stopped_at is None:
         reasons = [] if last else _explain(recipe, _take_training, recipe.epoch_keys[0], earlier, settings, store)

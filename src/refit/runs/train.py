@@ -240,7 +240,7 @@ class _Run:
         checkpoint = self._once(recipe.start.key, Ref, start)
         if last == 0 and not store.are_whole(checkpoint.digests):
             checkpoint = self._make(recipe.start.key, start)
-        fit = trainer.Fit(settings, recipe.num_epochs)
+        fit = trainer.Fit(settings, recipe.num_epochs, loaders.num_batches)
         for epoch, key in enumerate(recipe.epoch_keys, start=1):
             if epoch <= last:
                 result = EpochResult.model_validate(load_result(key, store))

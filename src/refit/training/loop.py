@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +25,7 @@ from refit.training.optimizers import LearningRate, build_optimizer, group_param
 from refit.training.steps import Steps, find_engine
 
 LOSSES_BETWEEN_CHECKS = 200
+FEW_BATCHES = 32
 
 
 class EpochLog(BaseModel):
@@ -273,6 +274,15 @@ def best_epoch(val_losses: Sequence[float | None]) -> int:
         return len(val_losses)
     losses = [math.inf if loss is None or math.isnan(loss) else loss for loss in val_losses]
     return 1 + losses.index(min(losses))
+
+
+def choose_patience(patience: int | Literal["auto"] | None, num_batches: int) -> int | None:
+    """Return after how many epochs without a lower validation loss training stops, given the batches of an epoch.
+
+    On the tables by which the preset `table` was chosen, 16 lose 3 % of the loss at most; but where batches are few, epochs go by
+    noise.
+    """
+    return patience if patience != "auto" else 16 if num_batches >= FEW_BATCHES else 32
 
 
 def has_lost_patience(val_losses: Sequence[float | None], patience: int | None) -> bool:

@@ -409,8 +409,8 @@ class Fit:
 
     def __init__(self, settings: SettingsTree, num_epochs: int, num_batches: int) -> None:
         self.epochs: list[EpochResult] = []
-        self._num_epochs = num_epochs
-        self._patience, self._keep = settings.training.patience, settings.checkpoint.keep
+        self._num_epochs, self._keep = num_epochs, settings.checkpoint.keep
+        self._patience = loop.choose_patience(settings.training.patience, num_batches)
         self._monitor = settings.training.monitor
         self._store = Store(settings.store.url)
 

@@ -20,7 +20,7 @@ from refit.tables.dataset import build_dataset
 from refit.tables.sources.opening import digest_sources
 from refit.tables.table_examples import load_manifest
 from refit.training.checkpoints import save_report
-from refit.training.loop import EpochLog, best_epoch, has_lost_patience
+from refit.training.loop import EpochLog, best_epoch, choose_patience, has_lost_patience
 
 
 def write_table(path: Path, num_rows: int = 30, **columns: list) -> str:
@@ -68,7 +68,7 @@ def run(settings: Settings, store: Store, val_losses: tuple[float, ...] = (0.9, 
         key = recipe.epoch_keys[last - 1]
         checkpoint, log_ref = put(store, "checkpoint", key.encode()), save_report("log", log, store)
         keep(store, key, EpochResult(epoch=last, checkpoint=checkpoint, log=log_ref, **figures).model_dump())
-        if has_lost_patience(val_losses[:last], settings.training.patience):
+        if has_lost_patience(val_losses[:last], choose_patience(settings.training.patience, 1)):
             break
     if is_finished:
         best = best_epoch(val_losses[:last])

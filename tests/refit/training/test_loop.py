@@ -24,6 +24,7 @@ from refit.training.loop import (
     TrainingState,
     best_epoch,
     build_training_state,
+    choose_patience,
     count_steps,
     has_lost_patience,
     train_epoch,
@@ -313,6 +314,11 @@ def test_the_best_epoch_is_the_first_of_the_lowest_loss_or_the_last_without_any_
 ):
     assert best_epoch(val_losses) == best
     assert has_lost_patience(val_losses, patience) is has_lost
+
+
+@pytest.mark.parametrize(("patience", "num_batches", "expected"), [("auto", 31, 32), ("auto", 32, 16), (3, 1, 3), (None, 1, None)])
+def test_patience_is_longer_where_an_epoch_has_few_batches(patience, num_batches, expected):
+    assert choose_patience(patience, num_batches) == expected
 
 
 def test_validation_changes_no_bit():
