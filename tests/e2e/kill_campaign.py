@@ -1,6 +1,6 @@
 """Kill real runs of `refit train` at random moments, go on with the same command, and compare with a run that nobody disturbed.
 
-python tests/e2e/kill_campaign.py --kills 50 --terms 20 --seed 0
+python tests/e2e/kill_campaign.py --kills 50 --terms 20 --seed 0 [--kind tabm|numbers]
 """
 
 import argparse
@@ -60,6 +60,18 @@ every_seconds = 0.05
 [compute]
 num_threads = 1
 """
+
+
+KINDS = {
+    "plain": [],
+    "tabm": [("[model]", '[model]\narchitecture = "tabm"\nnumber_embedding = "piecewise"')],
+    "numbers": [
+        ("[model]", '[model]\narchitecture = "tabm"\nnumber_embedding = "piecewise"'),
+        ("[data]", '[data]\ntask = "regression"'),
+        ("lr = 0.03", "lr = 0.003"),
+    ],
+}
+"""What to train, as changes of the settings: a perceptron, TabM, or TabM on numbers."""
 
 
 @dataclass
@@ -166,10 +178,13 @@ def comparable(output: str) -> dict[str, Any]:
     return {name: result[name] for name in ("weights_digest", "held_back_digest", "best_epoch", "epochs", "metrics")}
 
 
-def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tally:
+def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int, kind: str = "plain") -> Tally:
     """Disturb runs until that many signals have been sent, and let each run end after a few of them."""
     write_work(folder)
-    (folder / "refit.toml").write_text(SETTINGS.replace("[training]", "[training]\nrefit_on_all = true"))
+    settings = SETTINGS.replace("[training]", "[training]\nrefit_on_all = true")
+    for old, new in KINDS[kind]:
+        settings = settings.replace(old, new)
+    (folder / "refit.toml").write_text(settings)
     chance, tally = random.Random(seed), Tally()
     signals = [signal.SIGKILL] * num_kills + [signal.SIGTERM] * num_terms
     chance.shuffle(signals)
@@ -180,13 +195,13 @@ def run_campaign(folder: Path, num_kills: int, num_terms: int, seed: int) -> Tal
         expected = comparable(straight.output)
         last, best = len(expected["epochs"]), expected["best_epoch"]
         built = next(at for at, line in straight.lines if line.startswith("device"))
-        begun = next(at for at, line in straight.lines if line.startswith("classes"))
+        begun = next(at for at, line in straight.lines if re.match(r"classes|numbers of", line))
         ended = next(at for at, line in straight.lines if line.startswith(f"epoch {last}/"))
         refitted = next(at for at, line in straight.lines if line.startswith(f"on all rows, epoch {best}/"))
         saved = next(at for at, line in straight.lines if line.startswith("saved"))
         phases = {
             "building": (r"device", begun - built),
-            "training": (r"classes|epochs 1", ended - begun),
+            "training": (r"classes|numbers of|epochs 1", ended - begun),
             "refitting": (rf"epoch {last}/|epochs 1 to {last} ", refitted - ended),
             "saving": (rf"on all rows, epochs? (1 to )?{best}\b", saved - refitted),
         }
@@ -225,9 +240,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--terms", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, default="plain")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = run_campaign(Path(folder), given.kills, given.terms, given.seed)
+        tally = run_campaign(Path(folder), given.kills, given.terms, given.seed, given.kind)
     print(tally.render())
     sys.exit(tally.equal != tally.runs)
 
