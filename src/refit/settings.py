@@ -76,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.options": {"betas": [0.9, 0.95]},
         "optimizer.weight_decay": 0.02,
         "optimizer.schedule": "coslog4",
+        "training.label_smoothing": 0.1,
         "training.num_epochs": 256,
         "training.patience": None,
     },
@@ -428,6 +429,8 @@ class TrainingSettings(Section):
         Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, lt=1e38)]] | None, BeforeValidator(_read_object)
     ] = None
     """Weights of classes in the loss, each more than 0: `balanced`, by their rarity, or as `{"fraud": 10}`; None weighs none."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the truth of a row, in [0, 1), that is spread over all classes in the loss; numbers have none."""
     monitor: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "loss"
     """What the best epoch and patience go by on validation rows: `loss`, or a score of classes; `f1` is of the rarer of two."""
     tune_threshold: bool = False
@@ -598,6 +601,10 @@ class Settings(SettingsTree, BaseSettings):
             raise ValueError("training.step: expected none, as training.loss is set; drop one of them")
         if self.training.class_weights is not None and (self.training.loss or self.training.step):
             raise ValueError("training.class_weights: expected none beside a loss or a step of its own; drop one of them")
+        if self.training.label_smoothing and _has_own_loss(self.training):
+            raise ValueError(
+                "training.label_smoothing: expected 0 beside class weights, a loss or a step of its own; drop one of them"
+            )
         quantiles = self.training.quantiles
         if 0.5 not in quantiles or quantiles != sorted({*quantiles}):
             raise ValueError(
@@ -736,6 +743,8 @@ def choose_defaults(tree: SettingsTree) -> dict[str, tuple[Any, str]]:
     preset = tree.preset or choose_preset(tree)
     defaults = {name: (value, f"preset {preset}") for name, value in PRESETS[preset].items()}
     defaults["preset"] = preset, "default"
+    if _has_own_loss(tree.training):
+        defaults.pop("training.label_smoothing", None)
     if "loader.batch_size" not in defaults:
         defaults["loader.batch_size"] = None, f"default: {ROWS_OF_A_BATCH}"
     if tree.data.val == 0:
@@ -748,6 +757,10 @@ def choose_defaults(tree: SettingsTree) -> dict[str, tuple[Any, str]]:
         if tree.optimizer.name == "sgd":
             defaults["optimizer.lr"] = LR_OF_SGD, "default for sgd"
     return defaults
+
+
+def _has_own_loss(training: TrainingSettings) -> bool:
+    return training.class_weights is not None or training.loss is not None or training.step is not None
 
 
 def choose_preset(tree: SettingsTree) -> str:

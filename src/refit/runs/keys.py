@@ -187,6 +187,7 @@ def write_recipe(
         **digest_user_code(settings.loader.sampler, "loader.sampler"),
         **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
         "training.class_weights": settings.training.class_weights,
+        "training.label_smoothing": settings.training.label_smoothing,
         "training.monitor": settings.training.monitor,
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,

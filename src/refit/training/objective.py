@@ -243,6 +243,22 @@ class WeightedClassification(Classification):
         return (losses * losses.new_tensor(self.weights)[target]).mean()
 
 
+@dataclass(frozen=True)
+class SmoothedClassification(Classification):
+    """One of C classes, by softmax, learned as if a share of each row's truth were spread over all classes.
+
+    Metrics, scores and the loss of validation rows are those of `Classification`.
+
+    Source: Szegedy et al., Rethinking the Inception Architecture for Computer Vision (2016), section 7.
+    """
+
+    smoothing: float
+
+    def batch_loss(self, forward: Callable[..., Any], x: Inputs, y: Tensor) -> Tensor:
+        """Return the mean cross-entropy with the smoothed truth."""
+        return functional.cross_entropy(*join_members(apply_model(forward, x), y), label_smoothing=self.smoothing)
+
+
 def join_members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Let each row come once for each of K members, if outputs are those of members.
 

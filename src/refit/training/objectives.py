@@ -27,6 +27,7 @@ from refit.training.objective import (
     RowScores,
     Score,
     Scores,
+    SmoothedClassification,
     WeightedClassification,
     join_members,
 )
@@ -52,6 +53,7 @@ def build_objective(
     step: str | None = None,
     *,
     weights: tuple[float, ...] | None = None,
+    smoothing: float = 0.0,
     monitor: Monitor = "loss",
     tuning: Tuning | None = None,
 ) -> Objective:
@@ -62,6 +64,7 @@ def build_objective(
         loss: One of `LOSSES`, or the name of the user's own; None takes that of the kind.
         step: The name of a step of the user's own, which takes the place of all else. Only predictions do without it.
         weights: Of each class; None weighs all rows alike.
+        smoothing: Share of the truth of a row that is spread over all classes, instead of weights or a loss; numbers have none.
         monitor: What classes are scored by.
         tuning: How outputs are read; None takes them as they are.
 
@@ -86,6 +89,8 @@ def build_objective(
     if target.kind == "labels":
         return Labels(tuple(target.classes), own or LOSSES["binary"], tuple(target.centers))
     classes = tuple(target.classes)
+    if smoothing:
+        return SmoothedClassification(classes, smoothing, monitor=monitor)
     if weights is not None:
         return WeightedClassification(classes, weights, monitor=monitor)
     if tuning is not None:

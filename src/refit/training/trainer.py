@@ -35,7 +35,7 @@ Report = Callable[[str], object]
 READING = {"data", "loader", "store"}
 """Sections of the settings that say how examples are read."""
 TrainLoader = loaders.ShuffledLoader | live_items.ItemLoader
-OF_OBJECTIVE = {"loss", "step", "class_weights", "monitor"}
+OF_OBJECTIVE = {"loss", "step", "class_weights", "label_smoothing", "monitor"}
 """Settings of training that the objective depends on."""
 TRIES = 3
 """How often the best epoch is trained if its checkpoint is lost or damaged each time."""
@@ -481,7 +481,14 @@ def _build_objective(examples: Examples, settings: SettingsTree, is_judge: bool 
     refuse_tuning(training, target)
     counts = examples.splits["train"].class_counts
     weights = training.class_weights and weigh_classes(training.class_weights, examples.list_labels(), counts)
-    return build_objective(target, training.loss, training.step, weights=weights or None, monitor=training.monitor)
+    return build_objective(
+        target,
+        training.loss,
+        training.step,
+        weights=weights or None,
+        smoothing=training.label_smoothing,
+        monitor=training.monitor,
+    )
 
 
 def _keep(state: loop.TrainingState, settings: SettingsTree, store: Store) -> Ref:

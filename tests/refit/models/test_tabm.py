@@ -1,15 +1,11 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from refit.data.loaders import build_train_loader
 from refit.data.signature import Signature, Target
 from refit.models.building import build_model
 from refit.models.tabm import WordDropout
-from refit.settings import ModelSettings, OptimizerSettings
-from refit.training.loop import build_training_state, train_epoch
+from refit.settings import ModelSettings
 from refit.training.objectives import build_objective
 
 SETTINGS = ModelSettings(architecture="tabm", hidden_sizes=[8, 6], num_members=3, dropout=0.2)
@@ -62,29 +58,3 @@ def test_numbers_are_the_mean_of_the_members():
     assert torch.allclose(model.eval()(x), members.mean(dim=1))
     losses = [nn.functional.mse_loss(members[:, member, 0], y.float()) for member in range(3)]
     assert torch.allclose(build_objective(signature.target).loss(members, y.float()), torch.stack(losses).mean())
-
-
-def test_a_run_has_the_bits_of_a_plain_loop_over_the_mean_of_the_members_losses():
-    x, y = make_rows()
-    optimizer = OptimizerSettings(name="adamw", lr=0.01)
-    device = torch.device("cpu")
-    state = build_training_state(SETTINGS, optimizer, Signature.of_numbers(4, 3), seed=0, device=device)
-    torch.manual_seed(0)
-    plain = build_model(SETTINGS, Signature.of_numbers(4, 3))
-    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), state.model.parameters(), strict=True))
-    update = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
-    random_state, losses = torch.get_rng_state(), []
-    for _ in range(5):
-        for inputs, target in loader:
-            update.zero_grad()
-            outputs = plain(inputs)
-            loss = nn.functional.cross_entropy(outputs.flatten(0, 1), target.repeat_interleave(3))
-            loss.backward()
-            update.step()
-            losses.append(loss.item())
-    torch.set_rng_state(random_state)
-    logs = [train_epoch(state, build_train_loader(x, y, 16, False), lambda _: 0.01, device=device) for _ in range(5)]
-    assert [loss for log in logs for loss in log.batch_losses] == losses
-    weights = copy.deepcopy(state.model.state_dict())
-    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())

@@ -115,6 +115,13 @@ def test_weights_beside_a_loss_of_its_own_are_refused():
         resolve_settings({"training": {"class_weights": "balanced", "loss": "cross_entropy"}})
 
 
+def test_smoothing_beside_weights_is_refused_and_a_preset_then_has_none():
+    with pytest.raises(SettingsError, match=r"training\.label_smoothing: expected 0 beside class weights"):
+        resolve_settings({"training": {"class_weights": "balanced", "label_smoothing": 0.1}})
+    found = [resolve_settings({"preset": "realmlp", "training": {"loss": loss}})[0] for loss in (None, "squared")]
+    assert [settings.training.label_smoothing for settings in found] == [0.1, 0.0]
+
+
 @pytest.fixture
 def rare(monkeypatch) -> dict:
     """Settings for a table of which 3 % of the rows are positive."""
