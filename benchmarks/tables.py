@@ -266,7 +266,8 @@ class CatBoost:
         return self.model.predict_proba(self._convert(x))
 
     def _convert(self, x: pd.DataFrame) -> pd.DataFrame:
-        return x.assign(**{column: x[column].astype(str) for column in x if not pd.api.types.is_numeric_dtype(x[column])})
+        texts = [column for column in x if not pd.api.types.is_numeric_dtype(x[column])]
+        return x.assign(**{column: x[column].astype(object).fillna("missing").astype(str) for column in texts})
 
 
 def build_pytabkit(name: str) -> Callable[[bool, int], Any]:
