@@ -176,6 +176,21 @@ def test_a_candidate_is_judged_by_its_errors_in_the_units_of_the_column_whatever
     assert {drift.column: drift.extent for drift in verdict.drifts}["y"] == "stable"
 
 
+def test_numbers_are_split_by_group_and_by_time_and_rows_of_a_group_count_together() -> None:
+    frame = write_rows().with_columns(
+        shop=pl.int_range(NUM_ROWS) // 6, day=pl.date(2026, 1, 1) + pl.duration(days=pl.int_range(NUM_ROWS))
+    )
+    frame.write_parquet("rows.parquet")
+    by_group = train(data={"group_column": "shop", "exclude": ["day"]}, training={"num_epochs": 30})
+    rows = load_model(by_group.model.path).manifest.load_test_rows(Store("refit-store"))
+    shops = rows["shop"].unique()
+    assert len(rows) == 6 * len(shops)
+    assert f" rows in {len(shops)} groups, better by " in judge(by_group, None).reason
+    by_time = train(data={"split": "time", "time_column": "day", "exclude": ["shop"]})
+    rows = load_model(by_time.model.path).manifest.load_test_rows(Store("refit-store"))
+    assert rows["day"].min() == frame["day"].sort()[-len(rows)]
+
+
 def test_a_champion_of_the_other_task_or_of_numbers_written_otherwise_is_not_replaced() -> None:
     write_rows()
     numbers = train()
