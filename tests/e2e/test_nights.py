@@ -116,7 +116,8 @@ def test_runs_that_die_start_again_unless_somebody_cancelled_them_and_nobody_els
         assert names(client, run)[-1] == "Cancelled"
         assert "AwaitingRetry" not in names(client, run)
     log = site.log("server").read_text()
-    assert "Action failed" not in log
+    failed = [line for line in log.splitlines() if "Action failed" in line]
+    assert all("already in terminal state" in line for line in failed), "on a slow machine, a run may end as the server acts on it"
     assert "database is locked" not in log
 
 
