@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["numeric", "datetime", "boolean", "categorical", "text"]
-NO_NUMBERS = ("categorical", "text")
+KINDS_WITHOUT_NUMBERS = ("categorical", "text")
 """Kinds whose inputs are no numbers to compute with as they are."""
 
 
@@ -156,11 +156,11 @@ class Signature(BaseModel):
         return [(column, slice(*span)) for column, span in zip(self.columns, pairwise(ends), strict=True)]
 
     @cached_property
-    def _places(self) -> tuple[list[int], list[slice]]:
-        """The inputs that are numbers, and where each categorical column has its own."""
-        spans = [(column.kind, span) for column, span in self.spans]
-        numbers = [place for kind, span in spans if kind not in NO_NUMBERS for place in range(span.start, span.stop)]
-        return numbers, [span for kind, span in spans if kind == "categorical"]
+    def _places(self) -> tuple[list[int], list[tuple[InputColumn, slice]]]:
+        """The inputs that are numbers, and the categorical columns, each with where its inputs are."""
+        of_numbers = [span for column, span in self.spans if column.kind not in KINDS_WITHOUT_NUMBERS]
+        numbers = [place for span in of_numbers for place in range(span.start, span.stop)]
+        return numbers, [(column, span) for column, span in self.spans if column.kind == "categorical"]
 
     def split(self, x: "Tensor") -> "tuple[Tensor, list[Tensor]]":
         """Split inputs into numbers and the code of each category, for models that embed categories.
@@ -168,12 +168,8 @@ class Signature(BaseModel):
         Shape:
             x: (B, F); returns (B, N), and K times (B,), int64, below the column's number of categories.
         """
-        numbers, blocks = self._places
-        columns = [column for column in self.columns if column.kind == "categorical"]
-        codes = [
-            x[:, block.start].long() if column.num_codes else x[:, block].argmax(dim=1)
-            for column, block in zip(columns, blocks, strict=True)
-        ]
+        numbers, categorical = self._places
+        codes = [x[:, span.start].long() if column.num_codes else x[:, span].argmax(dim=1) for column, span in categorical]
         return x[:, numbers], codes
 
     def split_texts(self, x: "Tensor") -> "tuple[Tensor, list[Tensor]]":
@@ -194,7 +190,7 @@ class Signature(BaseModel):
         Shape:
             numbers: (B, N); returns (B, N).
         """
-        columns = [column for column in self.columns if column.kind not in NO_NUMBERS]
+        columns = [column for column in self.columns if column.kind not in KINDS_WITHOUT_NUMBERS]
         means = [mean for column in columns for mean in column.means or [0.0] * column.width]
         stds = [std for column in columns for std in column.stds or [1.0] * column.width]
         return numbers * numbers.new_tensor(stds) + numbers.new_tensor(means)

@@ -289,7 +289,7 @@ def fit_columns(
         if name in scales:
             known["has_indicator"] = name in with_gaps
             if (scale := scales[name]) is not None:
-                numbers = take_rows(frame[name], index, kind).to_numpy() if num_intervals else NO_NUMBERS
+                numbers = take_rows(frame[name], index, kind).to_numpy() if num_intervals else np.empty(0)
                 columns.append(NumericColumn(**known, scale=scale, quantiles=_fit_quantiles(numbers, scale, num_intervals)))
             continue
         values = take_rows(take_column(frame, name), index, kind)
@@ -469,9 +469,6 @@ def _fit_scales(names: Sequence[str], numbers: Numbers, is_raw: bool) -> list[Sc
         )
     fitted = zip(is_present, medians.tolist(), means.tolist(), stds.tolist(), strict=True)
     return [Scale(median=median, mean=mean, std=std or ENDLESS) if known else None for known, median, mean, std in fitted]
-
-
-NO_NUMBERS: Numbers = np.empty(0)
 
 
 def _choose_intervals(kinds: Mapping[str, Kind], is_raw: bool) -> int:
