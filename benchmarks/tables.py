@@ -144,9 +144,11 @@ def score(name: str, y: Any, predicted: Any, classes: Any = None) -> dict[str, f
         return {"RMSE": float(np.sqrt(np.mean((np.asarray(y, float) - predicted) ** 2)))}
     predicted = np.asarray(predicted, float)
     chosen = np.asarray(classes)[predicted.argmax(axis=1)]
-    predicted = np.clip(predicted, 1e-7, None)
+    order = np.argsort(np.asarray(classes, str))  # as log_loss takes them, while CatBoost has "10" after "9"
+    predicted = np.clip(predicted[:, order], 1e-7, None)
     predicted /= predicted.sum(axis=1, keepdims=True)
-    return {"accuracy": float(accuracy_score(y, chosen)), "log-loss": float(log_loss(y, predicted, labels=list(classes)))}
+    labels = np.asarray(classes, str)[order]
+    return {"accuracy": float(accuracy_score(y, chosen)), "log-loss": float(log_loss(y, predicted, labels=labels))}
 
 
 def train_refit(name: str, seed: int, folder: Path, settings: dict[str, Any] | None = None) -> dict[str, float]:

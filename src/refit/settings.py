@@ -417,8 +417,7 @@ class TrainingSettings(Section):
     num_epochs: int = Field(100, ge=1)
     """Passes over the train rows, at most. The best epoch by validation loss, or the last, is saved."""
     patience: Annotated[int | Literal["auto"] | None, BeforeValidator(_read_patience)] = 10
-    """Epochs without a lower validation loss before training stops, at least 1. `auto` is 16, or 32 if an epoch has less than 32
-    batches; None never stops early. Without validation rows: None."""
+    """Epochs without a lower validation loss until training stops; `auto`: 16, or 32 if an epoch has few batches; None: never."""
     loss: str | None = Field(None, pattern=LOSS)
     """`cross_entropy` (classes), `squared`, `absolute`, `huber`, `quantile` (numbers), `binary` (labels), or `module:function`."""
     quantiles: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], BeforeValidator(_read_list)] = [0.1, 0.5, 0.9]
@@ -491,8 +490,7 @@ class PromotionSettings(Section):
     when_incomparable: Literal["keep", "ask", "promote"] = "keep"
     """If the champion needs what is gone or is written otherwise now: `keep` it, `ask` a person, or `promote` a good candidate."""
     score: Literal["accuracy", "log_likelihood", "brier", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "accuracy"
-    """What to compare of classes: the share of right rows, the log probability of the true class, 1 minus half the Brier score, or
-    a metric for rare classes, `f1` being of the rarer of two. Of numbers, it is the negative loss."""
+    """What to compare: accuracy, the log probability of the true class, 1 minus half the Brier score, or one for rare classes."""
     rule: Literal["better", "not_worse"] = "better"
     """`better`: the candidate must beat the champion. `not_worse`: it may be worse by less than `margin`, for fresher models."""
     confidence: float = Field(0.95, gt=0.5, lt=1)

@@ -520,7 +520,7 @@ def test_a_form_of_the_tree_is_empty_and_says_default_and_bounds_of_every_settin
         "Rows in a training batch; None means 256, or 32 below 5,000 train rows. At least 1. Default: none."
     )
     assert loader["drop_last"]["enum"] == [True, False]
-    assert training["patience"]["description"].endswith("Without validation rows: None. Default: 10.")
+    assert training["patience"]["description"].endswith("or 32 if an epoch has few batches; None: never. Default: 10.")
 
 
 def test_a_run_that_is_given_nothing_leaves_every_setting_open():

@@ -125,6 +125,12 @@ def _list_arguments(
         arguments = [it for it in inspect.signature(factory).parameters.values() if it.name not in options]
     except (TypeError, ValueError):
         return [*sizes], {}
+    unknown = ("num_outputs", "num_classes") if signature.target.kind == "none" else ()
+    if lost := [it.name for it in arguments if it.name in unknown and it.default is it.empty]:
+        raise SettingsError(
+            f"model.factory: expected a value for `{lost[0]}`, which training.step alone knows, found none;"
+            f' give it by model.options, such as {{"{lost[0]}": 10}}'
+        )
     by_place = [it for it in arguments if it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD)]
     required = [it for it in by_place if it.default is it.empty]
     takes_more = any(it.kind is it.VAR_POSITIONAL for it in arguments)

@@ -42,6 +42,7 @@ from refit.runtime.accelerators import CPU
 from refit.serving.saved_model import DEFAULTS, Model, load_version
 from refit.settings import PromotionSettings, SettingsTree, TrainingSettings
 from refit.store.store import Store
+from refit.texts import say_score
 from refit.training.evaluation import compute_outputs, refuse_non_finite_outputs
 from refit.training.loop import EpochLog
 from refit.training.metrics import Metrics, NumberBin
@@ -179,18 +180,19 @@ def compare(
         raise DataError(explain_unfair(left_out, len(is_fair)))
     clusters = manifest.find_clusters(rows, store)
     clusters = None if clusters is None else clusters[is_fair]
-    scores = {candidate.reference: _list_scores(scored, is_fair, rows, candidate.version, store)}
+    own = scored.score(settings.score, is_fair)
+    scores = {candidate.reference: _list_scores(scored, own, settings.score, is_fair, rows, candidate.version, store)}
     baseline, of_champion, collapse = scored.score_baseline(settings.score, is_fair), None, None
     drifts: list[Drift] = []
     if rival_scored is not None and rival.number is not None:
-        scores[f"{candidate.name}@v{rival.number}"] = _list_scores(rival_scored, is_fair, rows, rival.number, store)
         of_champion, lead = rival_scored.score(settings.score, is_fair), find_lead(store, candidate.name, rival.number)
+        named = f"{candidate.name}@v{rival.number}"
+        scores[named] = _list_scores(rival_scored, of_champion, settings.score, is_fair, rows, rival.number, store)
         said = rival_scored.outputs[torch.from_numpy(is_fair)]
         drifts = find_answer_drifts(store, candidate.name, rival.number, rival_scored.objective, said)
         collapse = find_collapse(
             of_champion, baseline, settings, lead_before=lead, clusters=clusters, name=scored.objective.baseline
         )
-    own = scored.score(settings.score, is_fair)
     others = _find_others(candidate, scored, settings.must_beat_baseline, store)
     found_better = find_better(
         {kind: other.score(settings.score, is_fair) for kind, other in others.items()},
@@ -215,7 +217,8 @@ def compare(
         better=beaten if settings.must_beat_baseline else None,
     )
     if baseline is not None and scored.objective.baseline is not None:
-        names = SCORES_OF_MAJORITY if scored.truth is not None else {"negative loss": settings.score}
+        of_classes = {say_score(settings.score): settings.score} | SCORES_OF_MAJORITY
+        names = of_classes if scored.truth is not None else {"negative loss": settings.score}
         found = {name: scored.score_baseline(score, is_fair) for name, score in names.items()}
         scores[scored.objective.baseline] = {name: float(part.mean()) for name, part in found.items() if part is not None}
     scores |= {TITLES[kind]: found.list_scores() for kind, found in of_others.items()}
@@ -419,12 +422,15 @@ def _find_alarm(champion: int | None, is_compared: bool, collapse: str | None, i
     return "collapsed" if collapse else None if is_compared else "incomparable"
 
 
-def _list_scores(scored: ScoredRows, is_fair: Mask, rows: Any, number: int, store: Store) -> dict[str, float | None]:
-    """List the metrics on the fair rows, and the model's latency and size."""
+def _list_scores(
+    scored: ScoredRows, compared: RowScores, score: Score, is_fair: Mask, rows: Any, number: int, store: Store
+) -> dict[str, float | None]:
+    """List what is compared and the metrics on the fair rows, and the model's latency and size."""
     metrics = scored.measure(is_fair)
     folder = version_folder(scored.model.settings.name, number)
     sizes = {path.removeprefix(f"{folder}/"): size for path, (size, _) in store.list_files([folder]).items()}
     return {
+        **({} if scored.truth is None else {say_score(score): float(compared.scores.mean())}),
         **metrics.list_scores(),
         **scored.list_own_scores(is_fair),
         LATENCY: time_row(scored, rows[:1]),

@@ -89,7 +89,9 @@ def find_reason(
         others: The leads of other models over the majority class, by kind.
     """
     shares = [count / sum(counts) for count in counts if count]
-    entropy = -sum(share * math.log(share) for share in shares)
+    smoothing = training.label_smoothing
+    learned = [(1 - smoothing) * share + smoothing / len(shares) for share in shares]
+    entropy = -sum(share * math.log(share) for share in learned)
     able = [TITLES[kind] for kind, other in others.items() if other.bound > 0]
     can_be_learned = f"though {' and '.join(able)} did: " if able else ""
     if lead.num_rows < FEW_ROWS:

@@ -40,10 +40,13 @@ def spread_f1(probabilities: Scores, predicted: Places, y: Places) -> Scores:  #
 
 
 def spread_average_precision(probabilities: Scores, predicted: Places, y: Places) -> Scores:  # noqa: ARG001
-    """Spread the average precision of the rarer of two classes, or the mean over those of more that have rows."""
+    """Spread the average precision of the rarer of two classes, or the mean over those of more that have rows.
+
+    Probabilities count as equal if they are so in single precision: what lies below is noise, also of a model that knows no class.
+    """
     present = np.unique(y)
     places = present if len(present) > 2 else [_find_positive(y)]
-    found: Scores = np.mean([_spread_precision(probabilities[:, place], y == place) for place in places], axis=0)
+    found: Scores = np.mean([_spread_precision(probabilities[:, place].astype(np.float32), y == place) for place in places], axis=0)
     return found
 
 
@@ -73,7 +76,7 @@ def _spread_f1(is_predicted: NDArray[np.bool_], is_true: NDArray[np.bool_]) -> S
     return found
 
 
-def _spread_precision(scores: Scores, is_true: NDArray[np.bool_]) -> Scores:
+def _spread_precision(scores: NDArray[np.float32], is_true: NDArray[np.bool_]) -> Scores:
     """Spread the mean, over the true rows, of the precision among the rows that have at least their score."""
     num_true = is_true.sum()
     if not num_true:

@@ -132,8 +132,7 @@ class Classification(OfOutputs):
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
         """Return what is monitored, or the accuracy."""
-        predicted, probabilities = self.answer(outputs)
-        return SCORES[self.monitor](probabilities, predicted, target)
+        return SCORES[self.monitor](self.rank(outputs), self.answer(outputs)[0], target)
 
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the place of the predicted class, `(N,)`, and the probability of each, `(N, C)`."""
@@ -146,6 +145,10 @@ class Classification(OfOutputs):
             return torch.where(is_positive, positive, 1 - positive), probabilities
         others = outputs.index_fill(1, torch.tensor([positive]), -math.inf).argmax(dim=1)  # some that the model does not know
         return torch.where(is_positive, positive, others), probabilities
+
+    def rank(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class, `(N, C)`, exact to the last bit, so that equal ones rank alike."""
+        return self.scale(outputs.double()).softmax(dim=1).float()
 
     def scale(self, outputs: Tensor) -> Tensor:
         """Return the logits at their temperature."""
@@ -200,7 +203,7 @@ class Classification(OfOutputs):
             roc_auc=torch.stack(areas).mean().item() if areas else None,
             balanced_accuracy=measure_balanced_accuracy(confusion),
             macro_f1=measure_macro_f1(confusion),
-            average_precision=measure_average_precision(probabilities, target),
+            average_precision=measure_average_precision(self.rank(outputs), target),
             calibration_error=classification.multiclass_calibration_error(
                 probabilities, target, num_classes, n_bins=CALIBRATION_BINS
             ).item(),

@@ -69,13 +69,10 @@ def build_objective(
         tuning: How outputs are read; None takes them as they are.
 
     Raises:
-        SettingsError: The user's function cannot be imported, or weights or a score are set that only classes have.
+        SettingsError: The user's function cannot be imported, or the score of two classes is set for another number of them.
     """
     if monitor == "f1" and len(target.classes) != 2:
         raise SettingsError(f"training.monitor: expected two classes for f1, found {len(target.classes)}; take macro_f1")
-    if target.kind != "classes" and (weights is not None or monitor != "loss"):
-        setting = "training.monitor" if weights is None else "training.class_weights"
-        raise SettingsError(f"{setting}: expected a target of classes to set it for, found {target.kind}; drop it")
     if step is not None or target.kind == "none":
         return OwnStep(_lack_step if step is None else import_function(step, "training.step"))
     own = None if loss is None or loss in LOSSES else import_function(loss, "training.loss")

@@ -14,7 +14,7 @@ from refit.data.examples import Examples, load_examples
 from refit.data.input_files import digest_inputs, join_digests
 from refit.data.inputs import map_tensors
 from refit.data.own_dataset import check_source
-from refit.data.signature import Signature
+from refit.data.signature import Signature, Target
 from refit.errors import DataError, SettingsError, StoreError, TrainingError, first_line
 from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
@@ -22,10 +22,11 @@ from refit.runtime import devices
 from refit.runtime.accelerators import CPU, is_short_of_memory, release_memory, taking_turns
 from refit.runtime.forks import check_process
 from refit.runtime.interruption import deliver_signal, is_signal_held
-from refit.settings import SettingsTree
+from refit.settings import PRESETS, SettingsTree
 from refit.store.store import Store
 from refit.texts import list_names, show
 from refit.training import checkpoints, evaluation, loop, optimizers, own_loss, own_metrics, start_weights
+from refit.training.influences import SPREAD
 from refit.training.objective import Objective
 from refit.training.objectives import LOSSES, OF_NUMBERS, build_objective
 from refit.training.rare_classes import weigh_classes
@@ -80,14 +81,16 @@ def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
             "training.refit_on_all: expected rows that training held back, found only train rows;"
             " set data.val or data.test, or drop it"
         )
-    if settings.training.loss in LOSSES or settings.promotion.min_score is not None or settings.promotion.score == "f1":
-        _check_settings_of_target(settings, load_examples(snapshot, Store(settings.store.url)).signature)
+    _check_settings_of_target(settings, load_examples(snapshot, Store(settings.store.url)).signature)
 
 
 def _check_settings_of_target(settings: SettingsTree, signature: Signature) -> None:
     """Raise SettingsError for settings that mean nothing for the kind of target."""
     loss, target, lowest = settings.training.loss, signature.target, settings.promotion.min_score
     has_numbers = target.kind == "numbers"
+    refuse_tuning(settings.training, target)
+    if target.kind != "classes":
+        _refuse_settings_of_classes(settings, target)
     fitting = OF_NUMBERS if has_numbers else ("cross_entropy",)
     if loss in LOSSES and loss not in fitting and not signature.tensors:
         what, task = ("numbers", "classification") if has_numbers else ("classes", "regression")
@@ -102,6 +105,20 @@ def _check_settings_of_target(settings: SettingsTree, signature: Signature) -> N
             f"promotion.min_score: expected less than 0, the best score of numbers, which is their negative loss, found {lowest:g};"
             " lower it"
         )
+
+
+def _refuse_settings_of_classes(settings: SettingsTree, target: Target) -> None:
+    """Raise SettingsError for settings that only classes have."""
+    training, of_preset = settings.training, PRESETS.get(settings.preset or "", {})
+    given = {
+        "training.class_weights": training.class_weights is not None,
+        "training.label_smoothing": training.label_smoothing not in (0, of_preset.get("training.label_smoothing")),
+        "training.monitor": training.monitor != "loss",
+        "promotion.score": settings.promotion.score in SPREAD,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise SettingsError(f"{name}: expected a target of classes to set it for, found {target.kind}; drop it")
 
 
 def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: bool = False) -> LoadersRef:
@@ -478,7 +495,6 @@ def _build_objective(examples: Examples, settings: SettingsTree, is_judge: bool 
     target, training = examples.signature.target, settings.training
     if is_judge and target.kind == "classes":
         return build_objective(target, None, training.step, tuning=tuning)
-    refuse_tuning(training, target)
     counts = examples.splits["train"].class_counts
     weights = training.class_weights and weigh_classes(training.class_weights, examples.list_labels(), counts)
     return build_objective(

@@ -50,6 +50,10 @@ class Net(nn.Module):
         return self.layers(torch.cat([x.flatten(1) for x in (*xs, *named.values())], dim=1))
 
 
+def build_net(num_outputs):
+    return Net(4, num_outputs)
+
+
 class Files(Dataset):
     """A file of numbers an item, moved at random by each of the three generators, in training."""
 

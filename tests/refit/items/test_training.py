@@ -336,6 +336,10 @@ def test_outputs_that_do_not_fit_the_loss_are_refused_before_the_first_step():
     with pytest.raises(SettingsError, match=r"training\.step own_data:restore: expected a loss for a batch of 3 items, .* found"):
         train("toy", model={"options": {"num_inputs": 4, "num_outputs": 3}}, training={"step": "own_data:restore"})
     with pytest.raises(
+        SettingsError, match=r"model\.factory: expected a value for `num_outputs`, which training\.step alone knows"
+    ):
+        train("toy", model={"factory": "own_data:build_net"}, training={"step": "own_data:restore"})
+    with pytest.raises(
         DataError, match=r"expected a vector of zeros and ones for each item .* as it is `binary`, found targets of"
     ):
         train("toy", training={"loss": "binary"})

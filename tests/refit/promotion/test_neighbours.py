@@ -55,6 +55,12 @@ def test_the_likely_reason_is_said(losses, best_epoch, counts, others, reason):
     assert found is None if reason is None else found.startswith(reason)
 
 
+def test_what_smoothing_adds_to_the_loss_is_not_taken_for_what_was_not_learned():
+    training = TrainingSettings(num_epochs=2, label_smoothing=0.1)
+    found = find_reason(lead(0.0), log(0.22, 0.21), 1, training, (980, 20), {})  # 0.2 is the least that smoothed losses can be
+    assert found.startswith("98.0% of the train rows are of one class, so accuracy says little")
+
+
 def test_of_few_rows_no_other_reason_is_needed():
     assert find_reason(lead(0.0, num_rows=5), log(0.8), 1, TrainingSettings(num_epochs=1), (50, 50), {}) is None
 

@@ -212,12 +212,18 @@ def test_a_champion_of_the_other_task_or_of_numbers_written_otherwise_is_not_rep
             {"training": {"loss": "binary"}},
             r"training\.loss: expected a loss of numbers, which y holds: `squared`, .* found `binary`",
         ),
+        ({"training": {"class_weights": {"a": 2.0}}}, r"training\.class_weights: expected a target of classes"),
+        ({"training": {"label_smoothing": 0.2}}, r"training\.label_smoothing: expected a target of classes"),
+        ({"training": {"monitor": "f1"}}, r"training\.monitor: expected a target of classes .* found numbers; drop it"),
+        ({"training": {"calibrate": True}}, r"training\.calibrate: expected a target of classes"),
+        ({"promotion": {"score": "macro_f1"}}, r"promotion\.score: expected a target of classes"),
         ({"promotion": {"min_score": 0.5}}, r"promotion\.min_score: expected less than 0, .* found 0\.5; lower it"),
     ],
-    ids=["loss", "min_score"],
+    ids=["loss", "weights", "smoothing", "monitor", "calibrate", "score", "min_score"],
 )
 def test_settings_that_mean_nothing_for_numbers_are_refused(sections: dict[str, Any], message: str) -> None:
     write_rows()
+    train()  # a run that finds all epochs done refuses them, too
     with pytest.raises(SettingsError, match=message):
         train(**sections)
 

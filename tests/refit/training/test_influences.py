@@ -29,6 +29,12 @@ def test_a_spread_metric_has_it_as_its_mean_and_says_how_much_a_row_moves_it(sco
         assert spread[row] == pytest.approx(metric + moved, abs=0.02)
 
 
+def test_a_model_that_tells_no_rows_apart_has_the_precision_of_chance():
+    y, noise = np.arange(100) % 10 == 0, 1e-12 * np.random.default_rng(0).random(100)
+    probabilities = np.stack([0.9 - noise, 0.1 + noise], axis=1)
+    assert SPREAD["average_precision"](probabilities, np.zeros(100, int), y.astype(int)).mean() == pytest.approx(0.1)
+
+
 def test_classes_that_no_row_has_are_none_of_the_two():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
     for classes in (2, 3):
