@@ -180,7 +180,8 @@ def _read_texts(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> Read
     if formats:
         return Reading("categorical", choices=tuple(formats))
     for kind in ("numeric", "datetime"):
-        if _share_of_rows(counts, parsed[kind].is_not_null()) >= MISTAKE_SHARE:
+        is_read = parsed[kind].is_not_null()
+        if _share_of_rows(counts, is_read) >= MISTAKE_SHARE and not _are_ranges(texts, is_read):
             refuse_cell(values, parse_cells(values, kind), EXPECTED[kind], locate, MISTAKES)
     return Reading("categorical", remark=_look_at(values, counts, locate))
 
@@ -206,7 +207,11 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
         return None
     alike, others = (values.filter(values.is_in(counts["text"].filter(chosen).implode())) for chosen in (is_alike, ~is_alike))
     formats = find_formats(alike.unique())
-    if share >= MISTAKE_SHARE and len(formats) == 1:
+    if (
+        share >= MISTAKE_SHARE
+        and len(formats) == 1
+        and not _are_ranges(counts["text"], formats[0].read(counts["text"]).is_not_null())
+    ):
         refuse_cell(values, formats[0].read(values), formats[0].describe(), locate, MISTAKES)
     rest = f"`, and others do not, such as `{show(others[0])}`" if others.len() else "`, but in no single format that is known"
     return (
@@ -214,6 +219,12 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
         f" `{show(alike[0])}{rest}; correct these, add them to data.null_values if they mean a missing value, or make the"
         " column a category in data.kinds if categories are meant"
     )
+
+
+def _are_ranges(texts: pl.Series, is_read: pl.Series) -> bool:
+    """Whether most different texts are ranges and no mistakes, as `9-11years` and `>16years` beside `12years`."""
+    others = texts.filter(~is_read)
+    return len(others) >= is_read.sum() and others.str.contains(r"\d").all()
 
 
 def describe_formats(values: pl.Series, formats: Sequence[AnyFormat]) -> str:

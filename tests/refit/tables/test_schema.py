@@ -101,6 +101,14 @@ def test_text_among_most_that_is_written_as_numbers_is_refused_by_row() -> None:
         find_reading(pl.Series("c", ["$1,200", "$3", "n.a."]), [], locate)
 
 
+@pytest.mark.parametrize("unit", ["", "years"])
+def test_ranges_are_categories_though_most_rows_are_numbers(unit: str) -> None:
+    cells = [f"{text}{unit}" for text in ["12"] * 6 + ["16"] * 3 + ["9-11", "13-15", ">16", "<9"]]
+    reading, converted = find_reading(pl.Series("c", cells), [], locate)
+    assert (reading.kind, converted.to_list()) == ("categorical", cells)
+    assert "read as categories, though 69% of its values look like numbers or dates" in (reading.remark or "")
+
+
 @pytest.mark.parametrize(
     ("cells", "kind", "notations"),
     [
