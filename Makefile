@@ -35,13 +35,11 @@ test: .venv/test.stamp
 e2e: .venv/test.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
-# Fast tests again, of what stays when the engine is taken away: of rooms that train, without files whose tests take no step. Of
-# retraining, which trains by the same flow, one test shows that it runs.
+# Fast tests again, of what stays when the engine is taken away: of the rooms that train. Of the flows, which train by the same
+# functions, the oracle and one night show that they run.
 reference: .venv/test.stamp
 	@OMP_NUM_THREADS=1 tests/without_engine.sh $(CURDIR)/$(BIN)/pytest -n 3 -m "not slow" \
-		$(addprefix tests/refit/,models promotion runs serving training) tests/tasks \
-		$(addprefix tests/flows/,test_oracle.py test_training.py test_retraining.py::$(NIGHTS)) \
-		$(addprefix --ignore=tests/,refit/serving/test_export.py refit/serving/test_scoring.py tasks/test_caching.py) $(ARGS)
+		$(addprefix tests/refit/,models runs training) $(addprefix tests/flows/,test_oracle.py test_retraining.py::$(NIGHTS)) $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check
