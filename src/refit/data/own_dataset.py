@@ -2,12 +2,12 @@
 
 import io
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import SettingsTree
 from refit.texts import list_names
 
+T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 WHOLE = "all"
 """Stands for the one data set that a factory returns, which is divided."""
@@ -251,12 +252,16 @@ class ItemReader(Dataset[Any]):
         self._seeding = Seeding(source.seed)
 
     def __getitem__(self, key: tuple[int, Sequence[tuple[str, int]]]) -> Any:
-        return self._seeding.read(lambda: self._read_batch(*key))
+        return self.hold(lambda: self._read_batch(*key))
+
+    def hold(self, read: Callable[[], T]) -> T:
+        """Return what `read` does, which draws items, and put the generators back afterwards; it may be called twice."""
+        return self._seeding.read(read)
 
     def _read_batch(self, epoch: int, places: Sequence[tuple[str, int]]) -> Any:
         items = []
         for part, index in places:
-            item = self._read(part, index, epoch)
+            item = self.draw_item(part, index, epoch)
             if isinstance(item, BadItem):
                 return item
             items.append(item)
@@ -277,7 +282,7 @@ class ItemReader(Dataset[Any]):
 
     def try_item(self, part: str, index: int, epoch: int = 0) -> Any:
         """Read one item as the data set gives it, or return the BadItem that says why it cannot be read."""
-        return self._seeding.read(lambda: self._read(part, index, epoch))
+        return self.hold(lambda: self.draw_item(part, index, epoch))
 
     def read_item(self, part: str, index: int, epoch: int = 0) -> Any:
         """Read one item as the data set gives it.
@@ -290,7 +295,8 @@ class ItemReader(Dataset[Any]):
             raise self.explain(item)
         return item
 
-    def _read(self, part: str, index: int, epoch: int) -> Any:
+    def draw_item(self, part: str, index: int, epoch: int) -> Any:
+        """Do what `try_item` does, while the generators are held."""
         self._seeding.seed_item(epoch, index)
         try:
             return self.datasets[part][index]

@@ -33,6 +33,7 @@ from refit.runtime.forks import leave_at_once
 from refit.texts import show
 
 SECONDS_BETWEEN_LINES = 10.0
+ITEMS_A_RUN = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class _Facts(Dataset[Any]):
         return len(self.reader.datasets[self.part])
 
     def __getitem__(self, index: int) -> Fact | BadItem | NoRoom:
-        fact = self._read(index)
+        fact = self.reader.hold(lambda: self._read(index))
         try:
             if isinstance(fact, Fact):
                 share([fact.item, fact.target])
@@ -64,8 +65,12 @@ class _Facts(Dataset[Any]):
             return find_no_room(error) or NoRoom(first_line(error))
         return fact
 
+    def read_run(self, indices: Sequence[int]) -> list[Fact | BadItem]:
+        """Read some items here, one after the other; to hold the generators for each would take longer than many items do."""
+        return self.reader.hold(lambda: [self._read(index) for index in indices])
+
     def _read(self, index: int) -> Fact | BadItem:
-        item, target = self.reader.try_item(self.part, index, self.epoch), None
+        item, target = self.reader.draw_item(self.part, index, self.epoch), None
         if isinstance(item, BadItem):
             return item
         inputs = item
@@ -130,8 +135,10 @@ def read_facts(
 
 def _read_through(facts: _Facts, indices: Sequence[int], num_workers: int) -> Iterator[Fact | BadItem]:
     """Read facts in order; if a loader process dies, go on at the item that it did not give."""
+    for first in range(0, 0 if num_workers else len(indices), ITEMS_A_RUN):
+        yield from facts.read_run(indices[first : first + ITEMS_A_RUN])
     done = attempt = 0
-    while done < len(indices):
+    while num_workers and done < len(indices):
         loader = DataLoader(
             facts,
             sampler=cast(Any, indices[done:]),
