@@ -239,8 +239,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read `none` as None: the command line and the environment have no other way to write it."""
-        if value == "none" and type(None) in get_args(cls.model_fields[str(info.field_name)].annotation):
+        """Read `none` and `None` as None: the command line and the environment have no other way to write it."""
+        if value in ("none", "None") and type(None) in get_args(cls.model_fields[str(info.field_name)].annotation):
             return None
         return value
 

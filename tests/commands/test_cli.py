@@ -112,6 +112,7 @@ def test_settings_says_where_each_value_comes_from(refit, monkeypatch):
         (("--name", "penguins"), "name", "penguins"),
         (("--seed", "3"), "seed", 3),
         (("--training.patience", "none"), "training.patience", None),
+        (("--training.patience", "None"), "training.patience", None),
         (("--model.factory", "networks:build"), "model.factory", "networks:build"),
         (("--store.url", "s3://bucket/store"), "store.url", "s3://bucket/store"),
     ],
