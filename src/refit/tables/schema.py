@@ -45,6 +45,8 @@ NUM_LOOKED_AT = 1000
 """Cells looked at first; all are looked at only if one of these looks like a number, a date or a time."""
 NUM_TRIED = 100
 """Numbers that show first what others of their column cannot be."""
+LEAST_RANGES = 3
+"""With fewer different texts that are no numbers, they may be mistakes."""
 LEAST_COMPACT, LEAST_THOUSAND = 19_000_000, 1000
 MISTAKES = "correct the value, add it to data.null_values, or make the column a category in data.kinds"
 OTHER_KIND = "correct the value, add it to data.null_values, or change the column's kind in data.kinds"
@@ -224,7 +226,7 @@ def _look_at(values: pl.Series, counts: pl.DataFrame, locate: Locate) -> str | N
 def _are_ranges(texts: pl.Series, is_read: pl.Series) -> bool:
     """Whether most different texts are ranges and no mistakes, as `9-11years` and `>16years` beside `12years`."""
     others = texts.filter(~is_read)
-    return len(others) >= is_read.sum() and others.str.contains(r"\d").all()
+    return len(others) >= max(LEAST_RANGES, is_read.sum()) and others.str.contains(r"\d").all()
 
 
 def describe_formats(values: pl.Series, formats: Sequence[AnyFormat]) -> str:
