@@ -39,7 +39,8 @@ e2e: .venv/test.stamp
 # functions, the oracle and one night show that they run; of whole runs without Prefect, the files whose tests take steps.
 reference: .venv/test.stamp
 	@OMP_NUM_THREADS=1 tests/without_engine.sh $(CURDIR)/$(BIN)/pytest -n 3 -m "not slow" \
-		$(addprefix tests/refit/,models training runs/test_train.py runs/test_numbers.py) $(addprefix tests/flows/,test_oracle.py test_retraining.py::$(NIGHTS)) $(ARGS)
+		$(addprefix tests/refit/,models training runs/test_train.py runs/test_numbers.py) \
+		$(addprefix tests/flows/,test_oracle.py test_retraining.py::$(NIGHTS)) $(ARGS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check

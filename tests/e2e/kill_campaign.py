@@ -62,14 +62,11 @@ num_threads = 1
 """
 
 
+TABM = ("[model]", '[model]\narchitecture = "tabm"\nnumber_embedding = "piecewise"')
 KINDS = {
     "plain": [],
-    "tabm": [("[model]", '[model]\narchitecture = "tabm"\nnumber_embedding = "piecewise"')],
-    "numbers": [
-        ("[model]", '[model]\narchitecture = "tabm"\nnumber_embedding = "piecewise"'),
-        ("[data]", '[data]\ntask = "regression"'),
-        ("lr = 0.03", "lr = 0.003"),
-    ],
+    "tabm": [TABM],
+    "numbers": [TABM, ("[data]", '[data]\ntask = "regression"'), ("lr = 0.03", "lr = 0.003")],
 }
 """What to train, as changes of the settings: a perceptron, TabM, or TabM on numbers."""
 

@@ -140,8 +140,7 @@ class ItemLoader(Batches):
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._next = -1
-        self._usual: tuple[str, str] | None = None
-        self._usual_shapes: list[tuple[torch.Size, torch.dtype]] | None = None
+        self._usual: tuple[list[tuple[torch.Size, torch.dtype]], str, str] | None = None
         super().__init__(cast(Any, range(len(items))), batch_size=batch_size, drop_last=drop_last)
 
     def draw_order(self, epoch: int = 0) -> Tensor:
@@ -178,13 +177,14 @@ class ItemLoader(Batches):
     def _find_odd(self, batch: tuple[Inputs, Tensor], order: Tensor, first: int) -> tuple[Inputs, Tensor] | BadItem:
         """Return a batch, or what is odd about its items if they are of another kind than those of the first one."""
         shapes = [(part.shape[1:], part.dtype) for part in list_tensors(batch[0])]
-        if shapes == self._usual_shapes:  # in a twentieth of the time of what follows
+        if self._usual is not None and shapes == self._usual[0]:  # in a twentieth of the time of what follows
             return batch
         kind = describe_kind(map_tensors(lambda part: part[0], batch[0]))
         ((part, index),) = self.items.list_places(order[first : first + 1])
-        if self._usual is None:
-            self._usual_shapes, self._usual = shapes, (kind, name_item(self._reader.datasets[part], index))
-        return batch if kind == self._usual[0] else name_odd(part, index, kind, self._usual[1], self._usual[0])
+        if self._usual is not None:
+            return name_odd(part, index, kind, self._usual[2], self._usual[1])
+        self._usual = shapes, kind, name_item(self._reader.datasets[part], index)
+        return batch
 
     def name_non_finite(self, number: int) -> str | None:
         """Name an item of a batch of the epoch, counted from 1, that has inputs which are not finite, if there is one."""

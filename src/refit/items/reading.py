@@ -65,9 +65,11 @@ class _Facts(Dataset[Any]):
             return find_no_room(error) or NoRoom(first_line(error))
         return fact
 
-    def read_run(self, indices: Sequence[int]) -> list[Fact | BadItem]:
-        """Read some items here, one after the other; to hold the generators for each would take longer than many items do."""
-        return self.reader.hold(lambda: [self._read(index) for index in indices])
+    def read_here(self, indices: Sequence[int]) -> Iterator[Fact | BadItem]:
+        """Read items in runs, as to hold the generators for each would take longer than many items do."""
+        for first in range(0, len(indices), ITEMS_A_RUN):
+            run = indices[first : first + ITEMS_A_RUN]
+            yield from self.reader.hold(lambda run=run: [self._read(index) for index in run])  # type: ignore[misc]
 
     def _read(self, index: int) -> Fact | BadItem:
         item, target = self.reader.draw_item(self.part, index, self.epoch), None
@@ -124,7 +126,8 @@ def read_facts(
     facts = _Facts(reader, part, epoch, keep)
     indices = range(len(facts)) if indices is None else indices
     told = time.monotonic()
-    for number, fact in enumerate(_read_through(facts, indices, num_workers), start=1):
+    found = _read_through(facts, indices, num_workers) if num_workers else facts.read_here(indices)
+    for number, fact in enumerate(found, start=1):
         if isinstance(fact, BadItem) and not reader.source.max_bad_items:
             raise reader.explain(fact)
         if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
@@ -135,10 +138,8 @@ def read_facts(
 
 def _read_through(facts: _Facts, indices: Sequence[int], num_workers: int) -> Iterator[Fact | BadItem]:
     """Read facts in order; if a loader process dies, go on at the item that it did not give."""
-    for first in range(0, 0 if num_workers else len(indices), ITEMS_A_RUN):
-        yield from facts.read_run(indices[first : first + ITEMS_A_RUN])
     done = attempt = 0
-    while num_workers and done < len(indices):
+    while done < len(indices):
         loader = DataLoader(
             facts,
             sampler=cast(Any, indices[done:]),

@@ -126,12 +126,6 @@ class ScoredRows:
         chosen = torch.from_numpy(rows)
         return self.objective.score_rows(self.outputs[chosen], self.y[chosen], score)
 
-    def list_own_scores(self, rows: Mask) -> dict[str, float]:
-        """List scores in place of those that differ from model to model: the loss of standardized numbers."""
-        if not isinstance(self.objective, StandardizedNumber):
-            return {}
-        return {"negative loss": float(self.score("negative_loss", rows).scores.mean())}
-
     def score_baseline(self, score: Score, rows: Mask) -> Scores | None:
         """Score some of the rows as a model would that knows the train targets alone, such as how many rows each class has."""
         truth = self.y[torch.from_numpy(rows)] if self.truth is None else self.truth[rows]
@@ -217,9 +211,9 @@ def compare(
         better=beaten if settings.must_beat_baseline else None,
     )
     if baseline is not None and scored.objective.baseline is not None:
-        of_classes = {say_score(settings.score): settings.score} | SCORES_OF_MAJORITY
-        names = of_classes if scored.truth is not None else {"negative loss": settings.score}
-        found = {name: scored.score_baseline(score, is_fair) for name, score in names.items()}
+        others_of_majority = SCORES_OF_MAJORITY if scored.truth is not None else {}
+        found: dict[str, Scores | None] = {say_score(settings.score): baseline}
+        found |= {name: scored.score_baseline(score, is_fair) for name, score in others_of_majority.items()}
         scores[scored.objective.baseline] = {name: float(part.mean()) for name, part in found.items() if part is not None}
     scores |= {TITLES[kind]: found.list_scores() for kind, found in of_others.items()}
     alarm = _find_alarm(champion, of_champion is not None, collapse, rival.is_damaged)
@@ -426,13 +420,12 @@ def _list_scores(
     scored: ScoredRows, compared: RowScores, score: Score, is_fair: Mask, rows: Any, number: int, store: Store
 ) -> dict[str, float | None]:
     """List what is compared and the metrics on the fair rows, and the model's latency and size."""
-    metrics = scored.measure(is_fair)
+    own, metrics = {say_score(score): float(compared.scores.mean())}, scored.measure(is_fair).list_scores()
     folder = version_folder(scored.model.settings.name, number)
     sizes = {path.removeprefix(f"{folder}/"): size for path, (size, _) in store.list_files([folder]).items()}
     return {
-        **({} if scored.truth is None else {say_score(score): float(compared.scores.mean())}),
-        **metrics.list_scores(),
-        **scored.list_own_scores(is_fair),
+        # The loss of standardized numbers, as metrics have it, differs from model to model.
+        **(metrics | own if isinstance(scored.objective, StandardizedNumber) else own | metrics),
         LATENCY: time_row(scored, rows[:1]),
         SIZE: (sizes["model.pt"] + sizes.get(FROZEN, 0)) / 1e6,
     }

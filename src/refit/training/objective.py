@@ -132,7 +132,10 @@ class Classification(OfOutputs):
 
     def score(self, outputs: Tensor, target: Tensor) -> float:
         """Return what is monitored, or the accuracy."""
-        return SCORES[self.monitor](self.rank(outputs), self.answer(outputs)[0], target)
+        predicted, probabilities = self.answer(outputs)
+        if self.monitor == "average_precision":
+            probabilities = self.find_probabilities(outputs).float()
+        return SCORES[self.monitor](probabilities, predicted, target)
 
     def answer(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the place of the predicted class, `(N,)`, and the probability of each, `(N, C)`."""
@@ -146,9 +149,9 @@ class Classification(OfOutputs):
         others = outputs.index_fill(1, torch.tensor([positive]), -math.inf).argmax(dim=1)  # some that the model does not know
         return torch.where(is_positive, positive, others), probabilities
 
-    def rank(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each class, `(N, C)`, exact to the last bit, so that equal ones rank alike."""
-        return self.scale(outputs.double()).softmax(dim=1).float()
+    def find_probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class, `(N, C)`, float64: in single precision, those that are equal then rank alike."""
+        return self.scale(outputs.double()).softmax(dim=1)
 
     def scale(self, outputs: Tensor) -> Tensor:
         """Return the logits at their temperature."""
@@ -203,7 +206,7 @@ class Classification(OfOutputs):
             roc_auc=torch.stack(areas).mean().item() if areas else None,
             balanced_accuracy=measure_balanced_accuracy(confusion),
             macro_f1=measure_macro_f1(confusion),
-            average_precision=measure_average_precision(self.rank(outputs), target),
+            average_precision=measure_average_precision(self.find_probabilities(outputs).float(), target),
             calibration_error=classification.multiclass_calibration_error(
                 probabilities, target, num_classes, n_bins=CALIBRATION_BINS
             ).item(),
@@ -217,7 +220,7 @@ class Classification(OfOutputs):
 
     def score_rows(self, outputs: Tensor, target: Tensor, score: Score) -> RowScores:
         """Score each row by the probabilities of its classes, in double precision."""
-        probabilities = self.scale(outputs.double()).softmax(dim=1).numpy()
+        probabilities = self.find_probabilities(outputs).numpy()
         predicted = None if self.tuning.positive is None else self.answer(outputs)[0].numpy()
         return score_probabilities(probabilities, target.numpy(), score, predicted)
 

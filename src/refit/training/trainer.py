@@ -14,7 +14,7 @@ from refit.data.examples import Examples, load_examples
 from refit.data.input_files import digest_inputs, join_digests
 from refit.data.inputs import map_tensors
 from refit.data.own_dataset import check_source
-from refit.data.signature import Signature, Target
+from refit.data.signature import Signature
 from refit.errors import DataError, SettingsError, StoreError, TrainingError, first_line
 from refit.models import building, contract
 from refit.refs import DatasetRef, EpochResult, LoadersRef, Ref
@@ -81,16 +81,18 @@ def check_splits(settings: SettingsTree, snapshot: DatasetRef) -> None:
             "training.refit_on_all: expected rows that training held back, found only train rows;"
             " set data.val or data.test, or drop it"
         )
-    _check_settings_of_target(settings, load_examples(snapshot, Store(settings.store.url)).signature)
+    of_classes = _list_settings_of_classes(settings)
+    if of_classes or settings.training.loss in LOSSES or settings.promotion.min_score is not None:
+        _check_settings_of_target(settings, load_examples(snapshot, Store(settings.store.url)).signature, of_classes)
 
 
-def _check_settings_of_target(settings: SettingsTree, signature: Signature) -> None:
-    """Raise SettingsError for settings that mean nothing for the kind of target."""
+def _check_settings_of_target(settings: SettingsTree, signature: Signature, of_classes: Sequence[str]) -> None:
+    """Raise SettingsError for settings that mean nothing for the kind of target, `of_classes` for all that are no classes."""
     loss, target, lowest = settings.training.loss, signature.target, settings.promotion.min_score
     has_numbers = target.kind == "numbers"
     refuse_tuning(settings.training, target)
-    if target.kind != "classes":
-        _refuse_settings_of_classes(settings, target)
+    if of_classes and target.kind != "classes":
+        raise SettingsError(f"{of_classes[0]}: expected a target of classes to set it for, found {target.kind}; drop it")
     fitting = OF_NUMBERS if has_numbers else ("cross_entropy",)
     if loss in LOSSES and loss not in fitting and not signature.tensors:
         what, task = ("numbers", "classification") if has_numbers else ("classes", "regression")
@@ -107,18 +109,18 @@ def _check_settings_of_target(settings: SettingsTree, signature: Signature) -> N
         )
 
 
-def _refuse_settings_of_classes(settings: SettingsTree, target: Target) -> None:
-    """Raise SettingsError for settings that only classes have."""
+def _list_settings_of_classes(settings: SettingsTree) -> list[str]:
+    """List the settings that are given though only classes have them."""
     training, of_preset = settings.training, PRESETS.get(settings.preset or "", {})
     given = {
         "training.class_weights": training.class_weights is not None,
         "training.label_smoothing": training.label_smoothing not in (0, of_preset.get("training.label_smoothing")),
         "training.monitor": training.monitor != "loss",
+        "training.tune_threshold": training.tune_threshold,
+        "training.calibrate": training.calibrate,
         "promotion.score": settings.promotion.score in SPREAD,
     }
-    for name, is_given in given.items():
-        if is_given:
-            raise SettingsError(f"{name}: expected a target of classes to set it for, found {target.kind}; drop it")
+    return [name for name, is_given in given.items() if is_given]
 
 
 def build_loaders(snapshot: DatasetRef, settings: SettingsTree, on_all_rows: bool = False) -> LoadersRef:
