@@ -366,8 +366,8 @@ class ModelSettings(Section):
     """The network that Refit builds: `mlp`, a perceptron; `tabm`, an ensemble of them; `realmlp`; `resnet`, of residual blocks."""
     number_embedding: Literal["none", "piecewise", "periodic"] = "none"
     """How numbers enter the network: `none`, as they are; `piecewise`, by a learned line through their quantiles; or `periodic`."""
-    num_members: int = Field(8, ge=1)
-    """Members of the ensemble `tabm`."""
+    num_members: int | None = Field(None, ge=1)
+    """Networks trained together, whose answers are averaged; None means 8 for `tabm`, whose members share layers, else 1."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
     """Units in each hidden layer, first to last; an empty list gives a linear model."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "selu", "mish", "sigmoid", "tanh"] = "relu"

@@ -20,6 +20,9 @@ ARCHITECTURES: dict[str, Callable[[Signature, ModelSettings], nn.Module]] = {
 }
 """What builds a network, by the names that `model.architecture` can have."""
 
+HAVE_MEMBERS = {"tabm"}
+"""Those that are ensembles by themselves."""
+
 
 def find_architecture(name: str) -> Callable[[Signature, ModelSettings], nn.Module]:
     """Find the function that builds the network of this name.

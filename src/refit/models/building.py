@@ -13,7 +13,8 @@ from refit.data.inputs import Inputs, apply_model, list_tensors
 from refit.data.own_functions import convert_options, import_function
 from refit.data.signature import Signature
 from refit.errors import SettingsError
-from refit.models.architectures import find_architecture
+from refit.models.architectures import HAVE_MEMBERS, find_architecture
+from refit.models.ensemble import Ensemble
 from refit.runtime.devices import putting_defaults_back
 from refit.runtime.randomness import putting_generators_back, seed_everything
 from refit.settings import ModelSettings
@@ -24,14 +25,26 @@ MAX_PROBED = 4096
 
 
 def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
-    """Build the model, its weights drawn from the global generator.
+    """Build the model, or an ensemble of them, weights drawn from the global generator.
 
     Settings of the whole process that a factory changes, such as the default type or the number of threads, are put back.
 
     Raises:
-        SettingsError: There is no `model.architecture` of that name, `model.factory` cannot be imported or called, or what it
-            returns does not map `(B, F)` to `(B, outputs)`.
+        SettingsError: There is no `model.architecture` of that name, `model.factory` cannot be imported or called, what it
+            returns does not map `(B, F)` to `(B, outputs)`, or the answers of several could not be averaged.
     """
+    if settings.num_members is None or (settings.factory is None and settings.architecture in HAVE_MEMBERS):
+        return _build_one(settings, signature)
+    if signature.target.kind not in ("classes", "numbers"):
+        raise SettingsError(
+            f"model.num_members: expected none where neither classes nor numbers are predicted, found {settings.num_members};"
+            " leave it out"
+        )
+    members = [_build_one(settings, signature) for _ in range(settings.num_members)]
+    return Ensemble(members, signature.target.kind == "classes") if len(members) > 1 else members[0]
+
+
+def _build_one(settings: ModelSettings, signature: Signature) -> nn.Module:
     if settings.factory is None:
         _refuse_other_inputs(signature)
         return find_architecture(settings.architecture)(signature, settings)

@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parents[1]
 EVALUATION_CODE = (
     *(f"refit.data.{name}" for name in ("inputs", "live_items", "loaders", "own_dataset", "own_functions", "seeded", "signature")),
     "refit.models.building",
+    "refit.models.ensemble",
     *(f"refit.runtime.{name}" for name in ("accelerators", "devices", "randomness")),
     *(
         f"refit.training.{name}"

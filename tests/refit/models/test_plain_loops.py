@@ -42,8 +42,9 @@ def group_of_realmlp(network: nn.Module) -> list[dict[str, Any]]:
         ({"architecture": "tabm", "num_members": 3}, lose_by_member, None, 0.0),
         ({"architecture": "realmlp", "activation": "selu"}, lose_smoothly, group_of_realmlp, 0.1),
         ({"architecture": "resnet"}, nn.functional.cross_entropy, None, 0.0),
+        ({"num_members": 3}, lose_by_member, None, 0.0),
     ],
-    ids=["tabm", "realmlp", "resnet"],
+    ids=["tabm", "realmlp", "resnet", "an ensemble"],
 )
 def test_a_run_has_the_bits_of_a_plain_loop(
     given: dict[str, Any],

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from refit.data.signature import Signature, Target
+from refit.errors import SettingsError
+from refit.models.building import build_model
+from refit.settings import ModelSettings, OptimizerSettings
+from refit.training.optimizers import group_parameters
+
+REALMLP = ModelSettings(architecture="realmlp", hidden_sizes=[8], activation="selu", num_members=3)
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_answers_are_those_of_the_members_averaged(kind):
+    signature = Signature.of_numbers(4, 3).model_copy(
+        update={"target": Target(name="y", kind=kind, classes=[0, 1, 2], centers=[0.0])}
+    )
+    torch.manual_seed(0)
+    ensemble = build_model(REALMLP, signature)
+    torch.manual_seed(0)
+    members = [build_model(REALMLP.model_copy(update={"num_members": None}), signature) for _ in range(3)]
+    x = torch.randn(20, 4)
+    outputs = torch.stack([member(x) for member in members], dim=1)
+    assert torch.equal(ensemble.train()(x), outputs)
+    averaged = ensemble.eval()(x)
+    if kind == "classes":
+        averaged, outputs = averaged.softmax(dim=1), outputs.softmax(dim=2)
+    assert torch.allclose(averaged, outputs.mean(dim=1), atol=1e-6)
+
+
+def test_rates_of_a_network_are_those_of_each_member():
+    groups = group_parameters(OptimizerSettings(lr=0.1), build_model(REALMLP, Signature.of_numbers(4, 3)))
+    alone = group_parameters(
+        OptimizerSettings(lr=0.1), build_model(REALMLP.model_copy(update={"num_members": 1}), Signature.of_numbers(4, 3))
+    )
+    assert [(len(it["params"]), it["lr"]) for it in groups] == [(3 * len(it["params"]), it["lr"]) for it in alone]
+
+
+def test_what_cannot_be_averaged_is_refused():
+    signature = Signature.of_numbers(4, 3).model_copy(update={"target": Target(name="y", kind="labels")})
+    with pytest.raises(SettingsError, match=r"model\.num_members: expected none .* found 3"):
+        build_model(REALMLP, signature)
