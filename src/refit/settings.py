@@ -364,8 +364,8 @@ class ModelSettings(Section):
 
     architecture: str = "mlp"
     """The network that Refit builds: `mlp`, a perceptron; `tabm`, an ensemble of them; `realmlp`; `resnet`, of residual blocks."""
-    number_embedding: Literal["none", "piecewise", "periodic"] = "none"
-    """How numbers enter the network: `none`, as they are; `piecewise`, by a learned line through their quantiles; or `periodic`."""
+    number_embedding: Literal["none", "robust", "quantile", "piecewise", "periodic"] = "none"
+    """How numbers enter: standardized (`none`), clipped (`robust`), as normal scores (`quantile`), `piecewise` or `periodic`."""
     num_members: int | None = Field(None, ge=1)
     """Networks trained together, whose answers are averaged; None means 8 for `tabm`, whose members share layers, else 1."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]

@@ -36,6 +36,8 @@ class InputColumn(BaseModel):
     quantiles: list[list[float]] = Field(default_factory=list)
     """Of each standardized input among the train rows, evenly spaced from the least to the largest. Empty for inputs that are 0 or
     1 or have one value, and where there are too many columns to keep them."""
+    periods: list[float] = Field(default_factory=list)
+    """After how much, before it is standardized, each input begins anew, such as 24 for hours; 0 for never. May be empty."""
     num_codes: int = 0
     """How many categories the single input of a coded column tells apart, with those for all others and for missing values."""
     num_ngrams: int = 0

@@ -52,7 +52,8 @@ class EmbeddingMLP(nn.Module):
 
 def build_mlp(signature: Signature, settings: ModelSettings) -> MLP | EmbeddingMLP:
     """Build the network, its weights drawn from the global generator."""
-    if signature.texts or signature.coded or settings.number_embedding != "none":
+    has_cycles = any(column.periods for column in signature.columns)
+    if signature.texts or signature.coded or has_cycles or settings.number_embedding != "none":
         return EmbeddingMLP(signature, settings)
     return _build_layers(signature.num_inputs, signature.num_outputs, settings)
 

@@ -20,7 +20,7 @@ from refit.data.signature import InputColumn, Kind, Signature, Target
 from refit.errors import DataError
 from refit.tables.columns import Locate, index_rows, stack_numbers, take_column, take_rows
 from refit.tables.conversion import Numbers, convert_column, convert_numbers, read_marks
-from refit.tables.formats import AnyFormat, Format
+from refit.tables.formats import AnyFormat, ClockFormat, Format
 from refit.tables.ngrams import MAX_WIDTH, choose_ngrams, count_known, number_ngrams, take_sample, write_numbers
 from refit.texts import list_names, show
 
@@ -45,7 +45,8 @@ MIN_QUANTILES = 4
 ENDLESS = sys.float_info.max
 """The deviation of a column with one value in the train rows: divided by it, all later values become 0, as that value does."""
 
-DATE_PARTS = ("year", "month", "day", "weekday", "hour")
+DATE_PARTS = {"year": 0.0, "month": 12.0, "day": 31.0, "weekday": 7.0, "hour": 24.0}
+"""Parts of a date-time, and after how much each begins anew."""
 
 
 class Scale(BaseModel):
@@ -234,6 +235,9 @@ def sign_columns(columns: Sequence[AnyColumn], target: Target) -> Signature:
         means = [*(scale.mean for scale in scales), *[0.0] * as_it_is]
         stds = [*(0.0 if scale.std == ENDLESS else scale.std for scale in scales), *[1.0] * as_it_is]
         known: dict[str, Any] = {"name": column.name, "kind": column.kind, "inputs": name_inputs([column])}
+        periods = [0.0 if scale.std == ENDLESS else period for scale, period in zip(scales, _list_periods(column), strict=True)]
+        if any(periods):
+            known["periods"] = [*periods, *[0.0] * as_it_is]
         if isinstance(column, TextColumn):
             known |= {"num_ngrams": len(column.ngrams), "vocabulary_digest": _digest_texts(column.ngrams)}
         elif isinstance(column, CategoricalColumn) and column.is_coded:
@@ -249,6 +253,13 @@ def _list_quantiles(column: AnyColumn) -> list[list[float]]:
     if isinstance(column, NumericColumn):
         return [column.quantiles] * bool(column.quantiles)
     return [*column.quantiles.values()] if isinstance(column, DatetimeColumn) else []
+
+
+def _list_periods(column: AnyColumn) -> list[float]:
+    """After how much each number of a column begins anew; 0 for never."""
+    if isinstance(column, NumericColumn):
+        return [DATE_PARTS["hour"] if isinstance(column.format, ClockFormat) else 0.0]
+    return [DATE_PARTS[part] for part in column.scales] if isinstance(column, DatetimeColumn) else []
 
 
 def _digest_texts(texts: Sequence[str]) -> str:
@@ -307,7 +318,7 @@ def fit_columns(
             columns.append(_fit_texts(present, known))
         else:
             has_times = (present != present.dt.truncate("1d")).any()
-            parts = {part: _date_part(values, part) for part in (DATE_PARTS if has_times else DATE_PARTS[:-1])}
+            parts = {part: _date_part(values, part) for part in DATE_PARTS if has_times or part != "hour"}
             scales_of_parts = _fit_scales([name] * len(parts), np.stack([*parts.values()]), False)
             fitted = {part: scale for part, scale in zip(parts, scales_of_parts, strict=True) if scale is not None}
             quantiles = {part: _fit_quantiles(parts[part], scale, num_intervals) for part, scale in fitted.items()}

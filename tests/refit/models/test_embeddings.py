@@ -5,7 +5,7 @@ from torch import nn
 
 from refit.data.signature import InputColumn, Signature, Target
 from refit.models.building import build_model
-from refit.models.embeddings import CATEGORY_WIDTH, NUMBER_WIDTH, Periodic, PiecewiseLinear
+from refit.models.embeddings import CATEGORY_WIDTH, NUMBER_WIDTH, InputLayer, NormalScores, Periodic, PiecewiseLinear
 from refit.settings import ModelSettings
 
 
@@ -47,6 +47,32 @@ def test_a_number_is_embedded_by_cosines_beside_its_robustly_scaled_value():
     assert torch.allclose(embedding(x), expected, atol=1e-5)
 
 
+def test_numbers_of_any_distribution_become_normal_scores():
+    numbers = torch.rand(10_000, 1).log()
+    scores = NormalScores([numbers.quantile(torch.linspace(0, 1, 49)).tolist()])
+    found = scores(numbers)[:, 0, 0]
+    assert found.mean().item() == pytest.approx(0, abs=0.03)
+    assert found.std().item() == pytest.approx(1, abs=0.1)
+    assert (found[numbers[:, 0].argsort()].diff() >= 0).all()
+    assert torch.equal(scores(numbers - 100)[:, 0, 0], scores(numbers.min().expand(10_000, 1))[:, 0, 0]), "below all is the least"
+
+
+def test_equal_numbers_have_the_score_of_their_middle():
+    scores = NormalScores([[0.0, 0, 0, 0, 1, 2, 3, 4]])
+    assert scores(torch.zeros(1, 1)).item() == pytest.approx(torch.special.ndtri(torch.tensor(0.25)).item())
+
+
+def test_what_comes_around_again_is_a_place_on_a_circle():
+    hours = InputColumn(
+        name="at", kind="numeric", inputs=["at", "at is missing"], means=[12.0, 0], stds=[6.0, 1], periods=[24.0, 0]
+    )
+    inputs = InputLayer(sign(hours), "none")
+    midnight, late, morning = inputs((torch.tensor([[0.0, 0], [24, 0], [6, 0]]) - torch.tensor([12.0, 0])) / torch.tensor([6.0, 1]))
+    assert torch.allclose(midnight[2:], torch.tensor([0.0, 1]), atol=1e-6)
+    assert torch.allclose(late[2:], midnight[2:], atol=1e-6)
+    assert torch.allclose(morning[2:], torch.tensor([1.0, 0]), atol=1e-6)
+
+
 def test_columns_of_every_kind_are_taken_in_and_texts_reach_the_logits_directly_too():
     model = build_model(ModelSettings(hidden_sizes=[8], number_embedding="piecewise"), MIXED)
     inputs = model.inputs
@@ -75,7 +101,7 @@ def test_an_mlp_of_plain_numbers_is_a_plain_sequence_of_layers():
 @pytest.mark.parametrize(
     "settings", [{"architecture": "resnet"}, {"architecture": "tabm", "num_members": 4}, {"architecture": "realmlp"}, {}]
 )
-@pytest.mark.parametrize("number_embedding", ["none", "piecewise", "periodic"])
+@pytest.mark.parametrize("number_embedding", ["none", "robust", "quantile", "piecewise", "periodic"])
 def test_every_network_takes_every_kind_of_column_one_row_at_a_time(settings, number_embedding):
     model = build_model(ModelSettings(hidden_sizes=[8, 4], number_embedding=number_embedding, dropout=0.1, **settings), MIXED)
     model.eval()

@@ -334,9 +334,17 @@ def test_exporting_leaves_the_global_generator_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_a_model_that_embeds_is_exported_with_codes_and_the_numbers_of_ngrams_as_inputs(format):
-    embedding = {"architecture": "tabm", "number_embedding": "piecewise", "hidden_sizes": [8]}
-    model, output = make_model(names=EMBEDDED, max_one_hot=2, **embedding), f"model{SUFFIXES[format]}"
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        {"architecture": "tabm", "number_embedding": "piecewise"},
+        {"architecture": "realmlp", "number_embedding": "periodic"},
+        {"num_members": 2, "number_embedding": "quantile"},
+    ],
+    ids=["TabM", "RealMLP", "two perceptrons"],
+)
+def test_a_model_that_embeds_is_exported_with_codes_and_the_numbers_of_ngrams_as_inputs(format, embedding):
+    model, output = make_model(names=EMBEDDED, max_one_hot=2, hidden_sizes=[8], **embedding), f"model{SUFFIXES[format]}"
     assert export_model(model, output, format, make_rows(1)) < 1e-6
     rows = make_rows(2)
     found, probabilities = LOAD[format](output, model.manifest.columns)(rows)

@@ -1,4 +1,4 @@
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from refit.data.signature import Target
 from refit.errors import DataError
+from refit.tables.formats import ClockFormat
 from refit.tables.preprocessing import (
     MAX_CATEGORIES,
     AnyColumn,
@@ -107,6 +108,21 @@ def test_quantiles_of_standardized_train_rows_are_kept() -> None:
     assert constant.quantiles == []
     many = fit_columns(pl.DataFrame({f"a{n}": [1.0, 2, 3] for n in range(4000)}), {f"a{n}": "numeric" for n in range(4000)})
     assert many[0].quantiles == [], "the record would be larger than the table"
+
+
+def test_what_comes_around_again_is_told_the_model() -> None:
+    hours = ["2026-01-01T00:00", "2026-03-04T06:30", None]
+    days = [*map(date.fromisoformat, ["2026-01-01", "2026-03-04", "2026-07-05"])]
+    frame = pl.DataFrame({"at": pl.Series(hours).str.to_datetime(), "day": days, "clock": [7.5, 20.25, 0.0], "size": [1.0, 2, 3]})
+    kinds = {"at": "datetime", "day": "datetime", "clock": "numeric", "size": "numeric"}
+    columns = fit_columns(frame, kinds, formats={"clock": ClockFormat()})
+    periods = {column.name: column.periods for column in sign_columns(columns, Target(name="y", classes=[0, 1])).columns}
+    assert periods == {
+        "at": [0, 12, 31, 7, 24, 0],  # year, month, day, weekday, hour, whether it is missing
+        "day": [0, 12, 31, 7],
+        "clock": [24],
+        "size": [],
+    }
 
 
 def test_a_missing_category_has_an_input_only_where_train_rows_lacked_one() -> None:
