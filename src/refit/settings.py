@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.weight_decay": 0.02,
         "optimizer.schedule": "coslog4",
         "training.label_smoothing": 0.1,
+        "training.regularization": "flat_cosine",
         "training.num_epochs": 256,
         "training.patience": None,
     },
@@ -430,6 +431,8 @@ class TrainingSettings(Section):
     """Weights of classes in the loss, each more than 0: `balanced`, by their rarity, or as `{"fraud": 10}`; None weighs none."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the truth of a row, in [0, 1), that is spread over all classes in the loss; numbers have none."""
+    regularization: Literal["constant", "flat_cosine"] = "constant"
+    """How dropout and weight decay go over the epochs: `constant`, or `flat_cosine`, from half of them on down to 0."""
     monitor: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "loss"
     """What the best epoch and patience go by on validation rows: `loss`, or a score of classes; `f1` is of the rarer of two."""
     tune_threshold: bool = False
@@ -602,6 +605,11 @@ class Settings(SettingsTree, BaseSettings):
         if self.training.label_smoothing and _has_own_loss(self.training):
             raise ValueError(
                 "training.label_smoothing: expected 0 beside class weights, a loss or a step of its own; drop one of them"
+            )
+        if self.training.regularization != "constant" and self.compute.engine == "compiled":
+            raise ValueError(
+                "compute.engine: expected `eager` or `auto`, as compiled steps hold dropout and weight decay fast and"
+                f" training.regularization is {self.training.regularization}, found `compiled`; change one of them"
             )
         quantiles = self.training.quantiles
         if 0.5 not in quantiles or quantiles != sorted({*quantiles}):

@@ -204,8 +204,10 @@ def test_an_epoch_trained_twice_from_one_checkpoint_gives_the_same_bits(settings
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "momentum": 0.9}, {"name": "adamw", "momentum": 0.0, "lr": 0.01}])
-def test_loading_every_checkpoint_gives_the_bits_of_the_live_state(settings, optimizer):
-    settings = changed(settings, "optimizer", schedule="cosine", warmup_steps=2, **optimizer)
+@pytest.mark.parametrize("regularization", ["constant", "flat_cosine"])
+def test_loading_every_checkpoint_gives_the_bits_of_the_live_state(settings, optimizer, regularization):
+    settings = changed(settings, "optimizer", schedule="cosine", warmup_steps=2, weight_decay=0.1, **optimizer)
+    settings = changed(settings, "training", num_epochs=4, regularization=regularization)
 
     @flow
     def run(is_forgetful: bool):

@@ -3,7 +3,7 @@
 B is the number of rows, N of numbers, D of what is made of one.
 
 Source: Holzmüller et al., Better by Default: Strong Pre-Tuned MLPs and Boosted Trees on Tabular Data (2024), section 3. Weights are
-drawn, not fitted to train rows as in its appendix; dropout and weight decay stay the same throughout.
+drawn, not fitted to train rows as in its appendix.
 """
 
 from collections.abc import Mapping

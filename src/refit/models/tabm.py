@@ -8,7 +8,6 @@ a member has scales of the inputs and a last layer of its own.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from refit.data.signature import Signature
 from refit.models.embeddings import InputLayer
@@ -19,32 +18,21 @@ from refit.settings import ModelSettings
 NUM_MEMBERS = 8
 
 
-class WordDropout(nn.Module):
+class WordDropout(nn.Dropout):
     """Dropout that takes 16 bits of a random word for each number, where `nn.Dropout` draws a word, a tenth of the time of a step.
 
     Shape: any, on the CPU; elsewhere it is PyTorch's own.
     """
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
     def forward(self, x: Tensor) -> Tensor:
         """Return zero for a share `p` of the numbers, and the others as much larger, in training; else the numbers."""
         if not self.training or x.device.type != "cpu":
-            return functional.dropout(x, self.p, self.training)
-        return x * draw_factors(x, self.p)
-
-    def extra_repr(self) -> str:
-        """Show the share."""
-        return f"p={self.p}"
-
-
-def draw_factors(x: Tensor, p: float) -> Tensor:
-    """Draw what dropout multiplies the numbers of `x` by: 0 for a share `p` of them."""
-    words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)
-    is_kept = words.ge_(round(p * 2**16) - 2**15)[: x.numel()].view(x.shape)  # in its own type, as bits for others are slow
-    return is_kept.to(x.dtype).mul_(1 / (1 - p))
+            return super().forward(x)
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)
+        is_kept = words.ge_(round(self.p * 2**16) - 2**15)[: x.numel()].view(
+            x.shape
+        )  # in its own type; a comparison to bits is slow
+        return x * is_kept.to(x.dtype).mul_(1 / (1 - self.p))
 
 
 class Heads(nn.Module):

@@ -145,7 +145,7 @@ def write_recipe(
 ) -> Recipe:
     """Write the recipe of a run.
 
-    `num_epochs` is an ingredient only if the schedule depends on it, so that a longer run continues where a shorter one ended.
+    `num_epochs` is an ingredient only if a schedule depends on it, so that a longer run continues where a shorter one ended.
 
     Args:
         settings: The run's settings.
@@ -182,6 +182,7 @@ def write_recipe(
         "first weights": first_weights,
         **digest_code([*TRAINING_CODE, *more_code]),
     }
+    goes_by_end = settings.optimizer.schedule in ("cosine", "coslog4") or settings.training.regularization != "constant"
     loop = {
         **_digest_own(settings.training.loss, "training.loss"),
         **_digest_own(settings.training.step, "training.step"),
@@ -189,10 +190,11 @@ def write_recipe(
         **{name: value for name, value in walk_settings(settings.loader, "loader.") if name not in READERS},
         "training.class_weights": settings.training.class_weights,
         "training.label_smoothing": settings.training.label_smoothing,
+        "training.regularization": settings.training.regularization,
         "training.monitor": settings.training.monitor,
         "training.accumulate_batches": settings.training.accumulate_batches,
         "training.max_grad_norm": settings.training.max_grad_norm,
-        "training.num_epochs": settings.training.num_epochs if settings.optimizer.schedule in ("cosine", "coslog4") else None,
+        "training.num_epochs": settings.training.num_epochs if goes_by_end else None,
     }
     judges: dict[str, Any] = {"training.metrics": settings.training.metrics} if settings.training.metrics else {}
     judges |= {f"training.{name}": True for name in ("tune_threshold", "calibrate") if getattr(settings.training, name)}

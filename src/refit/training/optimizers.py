@@ -1,4 +1,4 @@
-"""The optimizer, its groups of parameters, and the learning rate as a function of the step."""
+"""The optimizer, its groups of parameters, the learning rate as a function of the step, and what regularizes, of the epoch."""
 
 import inspect
 import math
@@ -28,6 +28,9 @@ PLATEAU = "ReduceLROnPlateau"
 """The scheduler that goes by the loss of each epoch."""
 BASE_RATE = "initial_lr"
 """The option of a group that holds its own base rate, as PyTorch's schedulers name it."""
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+BASE_DECAY = "initial_weight_decay"
+"""The option of a group that holds its weight decay at the start, where that changes."""
 
 
 def build_optimizer(settings: OptimizerSettings, parameters: Iterable[Tensor | dict[str, Any]]) -> torch.optim.Optimizer:
@@ -154,6 +157,25 @@ def build_learning_rate(
         return settings.lr * (1 + math.cos(math.pi * progress)) / 2
 
     return learning_rate
+
+
+def set_regularization(module: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """Set dropout and weight decay to what they are at the start, times 1 in the first half of the epochs, and less in the second.
+
+    Args:
+        module: Of its parts, those of PyTorch's classes for dropout count.
+        optimizer: Its groups remember the weight decay at the start.
+        progress: The share of the epochs that are done.
+
+    Source: `flat_cos` of Holzmüller et al., Better by Default (2024), by epoch.
+    """
+    share = (1 + math.cos(math.pi * max(0.0, 2 * progress - 1))) / 2
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = group.setdefault(BASE_DECAY, group["weight_decay"]) * share
+    for part in module.modules():
+        if isinstance(part, DROPOUTS):
+            part.p = vars(part).setdefault("initial_p", part.p) * share
 
 
 class _Rates:

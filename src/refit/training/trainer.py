@@ -346,6 +346,9 @@ def _train_epoch(
         num_steps = loop.count_steps(loaders_ref.num_batches, settings.training.accumulate_batches, settings.training.num_epochs)
         steps_an_epoch = num_steps // settings.training.num_epochs
         learning_rate = optimizers.build_learning_rate(settings.optimizer, num_steps, steps_an_epoch, state.losses)
+        is_constant = settings.training.regularization == "constant"
+        if not is_constant:
+            optimizers.set_regularization(state.model, state.optimizer, (epoch - 1) / settings.training.num_epochs)
         clock = loop.PauseClock(settings.checkpoint.every_seconds, deadline)
         log = None
         with devices.computing_on(device, settings.compute), checkpoints.saving_partials(key, store) as save_partial:
@@ -356,7 +359,7 @@ def _train_epoch(
                     learning_rate,
                     device=device,
                     precision=settings.compute.precision,
-                    engine=settings.compute.engine,
+                    engine=settings.compute.engine if is_constant else "eager",
                     accumulate_batches=settings.training.accumulate_batches,
                     max_grad_norm=settings.training.max_grad_norm,
                     val_loader=val_loader,

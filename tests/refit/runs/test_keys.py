@@ -149,6 +149,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.step": ("json:loads", DATASET),
     "training.class_weights": ("balanced", LATER),
     "training.label_smoothing": (0.1, LATER),
+    "training.regularization": ("flat_cosine", LATER),
     "training.monitor": ("macro_f1", LATER),
     "training.quantiles": ([0.25, 0.5, 0.75], DATASET),
     "training.tune_threshold": (True, {"evaluation", "saving"}),
@@ -305,7 +306,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
     settings = {section: names_of(section) for section in ("data", "loader", "model", "optimizer")}
     compute = {"compute.engine", "compute.precision", "compute.matmul_precision"}
     loop = {"training.loss", "training.step", "training.accumulate_batches", "training.max_grad_norm", "training.num_epochs"}
-    loop |= {"training.class_weights", "training.label_smoothing", "training.monitor"}
+    loop |= {"training.class_weights", "training.label_smoothing", "training.monitor", "training.regularization"}
     names = {
         "dataset": {
             *settings["data"] - {"data.inputs", "data.predict_factory"},

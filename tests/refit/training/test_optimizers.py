@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from refit.data.loaders import build_train_loader
 from refit.data.signature import Signature
 from refit.errors import SettingsError
-from refit.settings import ModelSettings, OptimizerSettings
+from refit.settings import ModelSettings, OptimizerSettings, resolve_settings
 from refit.training.checkpoints import digest_weights, load_state, save_state
 from refit.training.loop import TrainingState, build_training_state, train_epoch
 from refit.training.objective import Classification
-from refit.training.optimizers import build_learning_rate, build_optimizer, group_parameters, take_step
+from refit.training.optimizers import build_learning_rate, build_optimizer, group_parameters, set_regularization, take_step
 
 CPU = torch.device("cpu")
 NUM_EPOCHS = 3
@@ -272,3 +272,27 @@ def test_patterns_of_names_give_parameters_other_rates_and_frozen_ones_are_in_no
         SettingsError, match=r"optimizer\.lr_factors: expected patterns of names of parameters .*`0\.weight`.*`2\.\*`"
     ):
         group_parameters(OptimizerSettings(lr_factors={"2.*": 0.1}), module)
+
+
+def test_dropout_and_weight_decay_fall_in_the_second_half_as_in_a_plain_loop():
+    shares = [1, 1, 1, (1 + math.cos(math.pi / 2)) / 2]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+    plain = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    for share in shares:
+        model[2].p, plain.param_groups[0]["weight_decay"] = 0.3 * share, 0.1 * share
+        for x, y in DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True):
+            plain.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            plain.step()
+    settings = OptimizerSettings(lr=0.05, weight_decay=0.1)
+    state = build_training_state(ModelSettings(hidden_sizes=[8], dropout=0.3), settings, Signature.of_numbers(4, 3), 0, CPU)
+    for epoch in range(4):
+        set_regularization(state.model, state.optimizer, epoch / 4)
+        train_epoch(state, build_train_loader(X, Y, 4, drop_last=False), lambda _: 0.05, device=CPU)
+    assert digest_weights(state.model.state_dict()) == digest_weights(model.state_dict())
+
+
+def test_compiled_steps_are_refused_where_dropout_and_weight_decay_change():
+    with pytest.raises(SettingsError, match=r"compute\.engine: expected `eager` or `auto`, .* found `compiled`"):
+        resolve_settings({"training": {"regularization": "flat_cosine"}, "compute": {"engine": "compiled"}})
