@@ -31,7 +31,7 @@ import refit.flows.approval
 import refit.flows.candidates
 import refit.promotion.comparison
 import refit.registry.versions
-import refit.reports.figures
+import refit.reports.run_report
 import refit.server.flow_runs
 import refit.tasks.promotion
 import refit.training.loop
@@ -103,8 +103,8 @@ def champion() -> int | None:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take half of a run's time, and other tests draw them."""
-    monkeypatch.setattr(refit.reports.figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(refit.reports.figures, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_confusion", lambda *_: b"")
     write_table()
 
 
@@ -158,7 +158,7 @@ def test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that
 
 
 def test_nights_of_numbers_to_predict_go_like_those_of_classes(monkeypatch):
-    monkeypatch.setattr(refit.reports.figures, "draw_predictions", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_predictions", lambda *_: b"")
 
     def write_numbers(num_rows: int, factor: float = 1.0) -> None:
         write_table(num_rows)

@@ -17,7 +17,7 @@ from prefect.flow_engine import run_flow
 
 import refit.data.loaders
 import refit.flows.training
-import refit.reports.figures
+import refit.reports.run_report
 import refit.tables.dataset
 import refit.tasks.loaders
 import refit.tasks.training
@@ -81,8 +81,8 @@ def by_time(source: str, **training) -> dict:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take half of a run's time, and other tests draw them."""
-    monkeypatch.setattr(refit.reports.figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(refit.reports.figures, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(refit.reports.run_report, "draw_confusion", lambda *_: b"")
 
 
 def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_version_says_by_which_settings():

@@ -117,7 +117,7 @@ def _list_settings_of_classes(settings: SettingsTree) -> list[str]:
         "training.label_smoothing": training.label_smoothing not in (0, of_preset.get("training.label_smoothing")),
         "training.monitor": training.monitor != "loss",
         "training.tune_threshold": training.tune_threshold,
-        "training.calibrate": training.calibrate,
+        "training.calibrate": training.calibrate and not of_preset.get("training.calibrate"),
         "promotion.score": settings.promotion.score in SPREAD,
     }
     return [name for name, is_given in given.items() if is_given]
@@ -407,7 +407,7 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
 def tune_model(model: nn.Module, examples: Examples, settings: SettingsTree) -> Tuning | None:
     """Fit to the validation rows how the outputs of a model are read; None if the settings do not ask for it."""
     training = settings.training
-    if not (training.tune_threshold or training.calibrate):
+    if examples.signature.target.kind != "classes" or not (training.tune_threshold or training.calibrate):
         return None
     loader = live_items.build_ordered_loader(
         *examples.load_split("val", Store(settings.store.url)), options=_read_options(settings)

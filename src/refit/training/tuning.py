@@ -46,10 +46,6 @@ def tune(outputs: Tensor, target: Tensor, settings: TrainingSettings) -> Tuning:
 
 def refuse_tuning(settings: TrainingSettings, target: Target) -> None:
     """Raise SettingsError for settings that a kind of target has nothing to tune for."""
-    if settings.calibrate and target.kind != "classes":
-        raise SettingsError(
-            f"training.calibrate: expected a target of classes, whose probabilities it is for, found {target.kind}; drop it"
-        )
     if settings.tune_threshold and (target.kind != "classes" or len(target.classes) != 2):
         found = f"{len(target.classes)} classes" if target.kind == "classes" else target.kind
         raise SettingsError(f"training.tune_threshold: expected two classes, found {found}; drop it")
@@ -58,18 +54,22 @@ def refuse_tuning(settings: TrainingSettings, target: Target) -> None:
 def fit_temperature(outputs: Tensor, target: Tensor) -> float:
     """Find what to divide logits by so that the cross-entropy is least; it is convex in the inverse.
 
+    As if one more row were wrong, so that few rows, all of them right, do not make the network sure of itself.
+
     Shape:
         outputs (N, C), target (N,).
 
     Source:
-        Guo et al., On Calibration of Modern Neural Networks (2017), equation 9.
+        Guo et al., On Calibration of Modern Neural Networks (2017), equation 9; the smoothed truth is that of Platt, Probabilistic
+        Outputs for Support Vector Machines (1999), for any number of classes.
     """
     from scipy.optimize import minimize_scalar
 
-    logits = outputs.double()
+    logits, num_classes = outputs.double(), outputs.shape[1]
+    smoothing = num_classes / max(1, num_classes - 1) / (len(target) + 2)  # the share of a row's truth that all classes have
 
     def measure(log_temperature: float) -> float:
-        return functional.cross_entropy(logits / math.exp(log_temperature), target).item()
+        return functional.cross_entropy(logits / math.exp(log_temperature), target, label_smoothing=smoothing).item()
 
     found = minimize_scalar(measure, bounds=(-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE), method="bounded")
     return math.exp(found.x)

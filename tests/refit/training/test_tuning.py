@@ -12,7 +12,7 @@ from torch.nn import functional
 import refit
 from refit.data.signature import Target
 from refit.errors import SettingsError
-from refit.reports import figures
+from refit.reports import run_report
 from refit.serving.export import export_model
 from refit.serving.saved_model import load_model
 from refit.settings import TrainingSettings
@@ -57,6 +57,13 @@ def test_the_temperature_is_that_of_the_least_cross_entropy():
     assert losses[0] == min(losses)
 
 
+def test_rows_that_are_all_right_do_not_make_a_network_sure():
+    target = torch.arange(40) % 4
+    temperature = fit_temperature(functional.one_hot(target, 4) * 3.0, target)
+    wrong = 1 - (functional.one_hot(target, 4) * 3.0 / temperature).softmax(dim=1).max().item()
+    assert wrong == pytest.approx(1 / 42, rel=0.01)
+
+
 def test_outputs_are_read_by_threshold_and_temperature():
     outputs = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
     objective = Classification(("no", "yes"), tuning=Tuning(temperature=2.0, positive=1, threshold=0.4))
@@ -79,7 +86,6 @@ def test_a_class_that_the_model_does_not_know_may_be_likelier_than_the_rest():
     ("settings", "target", "message"),
     [
         ({"tune_threshold": True}, Target(name="y", classes=[1, 2, 3]), r"training\.tune_threshold: expected two classes, found 3"),
-        ({"calibrate": True}, Target(name="y", kind="numbers"), r"training\.calibrate: expected a target of classes"),
     ],
 )
 def test_what_has_nothing_to_tune_is_refused(settings, target, message):
@@ -88,8 +94,8 @@ def test_what_has_nothing_to_tune_is_refused(settings, target, message):
 
 
 def test_a_version_keeps_what_was_tuned_and_predicts_exports_and_is_scored_by_it(monkeypatch):
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
+    monkeypatch.setattr(run_report, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(run_report, "draw_confusion", lambda *_: b"")
     generator = np.random.default_rng(0)
     x = generator.normal(size=(1500, 2))
     is_one = x.sum(axis=1) + generator.normal(size=1500) > 3
