@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def load_program(graph: GraphModule, arguments: tuple[Any, ...], device: torch.d
 
 
 def _load_from_disk(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # here, as it loads the compiler, which few need
+    from torch._inductor.exc import CppCompileError  # here, as it loads the compiler, which few need
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     options = {**OPTIONS, "aot_inductor.custom_ops_to_c_shims": list_functions()}
     folder = Path(cache_dir()) / "refit"
@@ -71,9 +73,13 @@ def _load_from_disk(graph: GraphModule, arguments: tuple[Any, ...]) -> Program:
     if not path.exists():
         folder.mkdir(exist_ok=True)
         unfinished = folder / f"{secrets.token_hex(8)}.pt2"
+        compile_graph = partial(torch._inductor.aoti_compile_and_package, package_path=str(unfinished))
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             exported = torch.export.export(graph, arguments)
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(unfinished), inductor_configs=options)
+            try:  # to ask the C++ compiler first for each kind of instruction that the processor has takes 10 seconds
+                compile_graph(exported, inductor_configs={**options, "cpp.vec_isa_ok": True})
+            except CppCompileError:  # an old one does not know all of them
+                compile_graph(exported, inductor_configs=options)
         unfinished.replace(path)
     # The package itself would flatten its arguments again in every call.
     program: Program = torch._inductor.aoti_load_package(str(path)).loader.run

@@ -9,7 +9,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from refit.engine.machine_code import _is_right
+from refit.engine.machine_code import _is_right, load_program
+from refit.errors import SettingsError
 from refit.runtime.devices import autocast
 
 CPU = torch.device("cpu")
@@ -126,3 +127,20 @@ def test_a_program_that_draws_otherwise_is_not_right():
     graph = trace(arguments)
     program = build_program(graph, arguments)
     assert not _is_right(lambda tensors: (torch.rand(1), program(tensors))[1], graph, arguments)
+
+
+def test_a_compiler_that_does_not_know_all_instructions_is_asked_which_it_knows(monkeypatch, tmp_path):
+    from torch._inductor.exc import CppCompileError
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    errors, asked = [CppCompileError(["g++"], "unrecognized option -mamx-tile"), RuntimeError("asked twice")], []
+
+    def fail(*_, inductor_configs, **__):
+        asked.append("cpp.vec_isa_ok" not in inductor_configs)
+        raise errors[len(asked) - 1]
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    arguments = make_arguments()
+    with pytest.raises(SettingsError, match="RuntimeError: asked twice"):
+        load_program(trace(arguments), arguments, CPU)
+    assert asked == [False, True]
