@@ -64,8 +64,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.weight_decay": 0.0003,
         "training.num_epochs": 200,
         "training.patience": "auto",
-        "training.label_smoothing": 0.1,
-        "training.calibrate": True,
     },
     "realmlp": {
         "loader.batch_size": 256,
@@ -751,9 +749,8 @@ def choose_defaults(tree: SettingsTree) -> dict[str, tuple[Any, str]]:
     preset = tree.preset or choose_preset(tree)
     defaults = {name: (value, f"preset {preset}") for name, value in PRESETS[preset].items()}
     defaults["preset"] = preset, "default"
-    if _has_own_loss(tree.training) or tree.data.val == 0:  # without rows to calibrate by, smoothed probabilities are too low
-        for name in ("training.label_smoothing", "training.calibrate"):
-            defaults.pop(name, None)
+    if _has_own_loss(tree.training):
+        defaults.pop("training.label_smoothing", None)
     if "loader.batch_size" not in defaults:
         defaults["loader.batch_size"] = None, f"default: {ROWS_OF_A_BATCH}"
     if tree.data.val == 0:

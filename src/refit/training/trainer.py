@@ -117,7 +117,7 @@ def _list_settings_of_classes(settings: SettingsTree) -> list[str]:
         "training.label_smoothing": training.label_smoothing not in (0, of_preset.get("training.label_smoothing")),
         "training.monitor": training.monitor != "loss",
         "training.tune_threshold": training.tune_threshold,
-        "training.calibrate": training.calibrate and not of_preset.get("training.calibrate"),
+        "training.calibrate": training.calibrate,
         "promotion.score": settings.promotion.score in SPREAD,
     }
     return [name for name, is_given in given.items() if is_given]

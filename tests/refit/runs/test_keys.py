@@ -153,7 +153,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.monitor": ("macro_f1", LATER),
     "training.quantiles": ([0.25, 0.5, 0.75], DATASET),
     "training.tune_threshold": (True, {"evaluation", "saving"}),
-    "training.calibrate": (False, {"evaluation", "saving"}),
+    "training.calibrate": (True, {"evaluation", "saving"}),
     "training.metrics": (["json:loads"], {"evaluation", "saving"}),
     "training.accumulate_batches": (2, LATER),
     "training.max_grad_norm": (1.0, LATER),
@@ -319,7 +319,7 @@ def test_ingredients_are_named_so_that_a_change_can_be_told():
         "loaders": {"data set", *settings["loader"] - {*keys.READERS}},
         "start": {"data set", "seed", *settings["model"], *settings["optimizer"], *compute, "processor", "torch", "first weights"},
         "epoch": {*settings["loader"] - {*keys.READERS}, *loop},
-        "evaluate val": {"weights", "split", "processor", "torch", "torchmetrics", "training.calibrate"},
+        "evaluate val": {"weights", "split", "processor", "torch", "torchmetrics"},
         "save": {"name", "weights", "epochs", "metrics", "served"},
     }
     steps = [recipe.dataset, recipe.loaders, recipe.start, recipe.epoch, recipe.evaluation("val", 1), recipe.saving("a", 1, 1, [])]
