@@ -33,15 +33,14 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
         SettingsError: There is no `model.architecture` of that name, `model.factory` cannot be imported or called, what it
             returns does not map `(B, F)` to `(B, outputs)`, or the answers of several could not be averaged.
     """
-    if settings.num_members is None or (settings.factory is None and settings.architecture in HAVE_MEMBERS):
+    num_members = settings.num_members or 1
+    if num_members == 1 or (settings.factory is None and settings.architecture in HAVE_MEMBERS):
         return _build_one(settings, signature)
     if signature.target.kind not in ("classes", "numbers"):
         raise SettingsError(
-            f"model.num_members: expected none where neither classes nor numbers are predicted, found {settings.num_members};"
-            " leave it out"
+            f"model.num_members: expected 1 where neither classes nor numbers are predicted, found {num_members}; leave it out"
         )
-    members = [_build_one(settings, signature) for _ in range(settings.num_members)]
-    return Ensemble(members, signature.target.kind == "classes") if len(members) > 1 else members[0]
+    return Ensemble([_build_one(settings, signature) for _ in range(num_members)], signature.target.kind == "classes")
 
 
 def _build_one(settings: ModelSettings, signature: Signature) -> nn.Module:

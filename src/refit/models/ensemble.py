@@ -5,6 +5,7 @@ B is the number of rows, K of members, C of outputs.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ class Ensemble(nn.Module):
         self.lr_factors = _move_patterns(getattr(members[0], "lr_factors", {}))
         self.weight_decay_factors = _move_patterns(getattr(members[0], "weight_decay_factors", {}))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """Return the outputs of the members, or of all."""
-        outputs = torch.stack([member(x) for member in self.members], dim=1)
+        answers = [member(*inputs, **named) for member in self.members]
+        outputs = torch.stack([answer.reshape(len(answer), -1) for answer in answers], dim=1)  # numbers may come as (B,)
         return outputs if self.training else average_members(outputs, self.has_classes)
 
 

@@ -28,10 +28,8 @@ class WordDropout(nn.Dropout):
         """Return zero for a share `p` of the numbers, and the others as much larger, in training; else the numbers."""
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
-        words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)
-        is_kept = words.ge_(round(self.p * 2**16) - 2**15)[: x.numel()].view(
-            x.shape
-        )  # in its own type; a comparison to bits is slow
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)[: x.numel()]
+        is_kept = words.ge_(round(self.p * 2**16) - 2**15).view(x.shape)  # 0 or 1, as a comparison that makes bits is slow
         return x * is_kept.to(x.dtype).mul_(1 / (1 - self.p))
 
 

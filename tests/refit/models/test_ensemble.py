@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from refit.data.signature import Signature, Target
 from refit.errors import SettingsError
 from refit.models.building import build_model
+from refit.models.ensemble import Ensemble
 from refit.settings import ModelSettings, OptimizerSettings
 from refit.training.optimizers import group_parameters
 
@@ -38,5 +40,20 @@ def test_rates_of_a_network_are_those_of_each_member():
 
 def test_what_cannot_be_averaged_is_refused():
     signature = Signature.of_numbers(4, 3).model_copy(update={"target": Target(name="y", kind="labels")})
-    with pytest.raises(SettingsError, match=r"model\.num_members: expected none .* found 3"):
+    with pytest.raises(SettingsError, match=r"model\.num_members: expected 1 .* found 3"):
         build_model(REALMLP, signature)
+
+
+def test_networks_of_ones_own_may_take_names_and_give_a_number_for_each_row():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, x, shift):
+            return self.layer(x)[:, 0] + shift
+
+    ensemble, x = Ensemble([Named(), Named()], has_classes=False), torch.randn(5, 4)
+    assert ensemble.train()(x=x, shift=1.0).shape == (5, 2, 1)
+    expected = torch.stack([member(x, 1.0) for member in ensemble.members]).mean(dim=0)
+    assert torch.equal(ensemble.eval()(x=x, shift=1.0)[:, 0], expected)
