@@ -368,7 +368,7 @@ class ModelSettings(Section):
     number_embedding: Literal["none", "robust", "quantile", "piecewise", "periodic"] = "none"
     """How numbers enter: standardized (`none`), clipped (`robust`), as normal scores (`quantile`), `piecewise` or `periodic`."""
     num_members: int | None = Field(None, ge=1)
-    """Networks trained together, whose answers are averaged; None means 8 for `tabm`, whose members share layers, else 1."""
+    """Networks trained together, whose answers are averaged; None means 8 for `tabm`, whose members share weights, else 1."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
     """Units in each hidden layer, first to last; an empty list gives a linear model."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "selu", "mish", "sigmoid", "tanh"] = "relu"

@@ -1,9 +1,8 @@
-"""TabM: an ensemble of multilayer perceptrons that share their hidden layers, trained as one batched network.
+"""TabM: an ensemble of multilayer perceptrons that share most of their weights, trained as one batched network.
 
 B is the number of rows, K of members, C of outputs.
 
-Source: Gorishniy et al., TabM: Advancing Tabular Deep Learning with Parameter-Efficient Ensembling (2024), as TabM_mini:
-a member has scales of the inputs and a last layer of its own.
+Source: Gorishniy et al., TabM: Advancing Tabular Deep Learning with Parameter-Efficient Ensembling (2024).
 """
 
 import torch
@@ -16,6 +15,27 @@ from refit.models.mlp import ACTIVATIONS
 from refit.settings import ModelSettings
 
 NUM_MEMBERS = 8
+
+
+class EnsembleLinear(nn.Module):
+    """A linear layer whose weights the members share, with scales of inputs and outputs, and biases, of each member.
+
+    Shape: `(B, K, num_inputs)` to `(B, K, num_outputs)`.
+
+    Source: the paper's section 3.2, after Wen et al., BatchEnsemble (2020).
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, num_members: int) -> None:
+        super().__init__()
+        bound = num_inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(num_outputs, num_inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_outputs).uniform_(-bound, bound).repeat(num_members, 1))
+        self.input_scales = nn.Parameter(torch.ones(num_members, num_inputs))
+        self.output_scales = nn.Parameter(torch.ones(num_members, num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of each member."""
+        return torch.addcmul(self.bias, (x * self.input_scales) @ self.weight.T, self.output_scales)
 
 
 class WordDropout(nn.Dropout):
@@ -36,45 +56,18 @@ class WordDropout(nn.Dropout):
 class Heads(nn.Module):
     """A linear layer of each member's own.
 
-    Shape: `(K, B, num_inputs)` to `(K, B, num_outputs)`.
+    Shape: `(B, K, num_inputs)` to `(B, K, num_outputs)`.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, num_members: int) -> None:
         super().__init__()
         bound = num_inputs**-0.5
         self.weight = nn.Parameter(torch.empty(num_members, num_inputs, num_outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(num_members, 1, num_outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_members, num_outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of each member."""
-        return torch.baddbmm(self.bias, x, self.weight)
-
-
-class Members(nn.Module):
-    """The perceptrons of the ensemble.
-
-    Shape: embedded inputs `(B, width)` to `(B, K, C)`.
-    """
-
-    def __init__(self, width: int, num_outputs: int, settings: ModelSettings) -> None:
-        super().__init__()
-        num_members = settings.num_members or NUM_MEMBERS
-        self.scales = nn.Parameter(torch.randn(num_members, 1, width))
-        """By these, members differ from the start."""
-        layers = list[nn.Module]()
-        for units in settings.hidden_sizes:
-            layers += [nn.Linear(width, units), ACTIVATIONS[settings.activation]()]
-            if settings.dropout:
-                layers.append(WordDropout(settings.dropout))
-            width = units
-        self.layers = nn.Sequential(*layers)
-        self.heads = Heads(width, num_outputs, num_members)
-
-    def forward(self, embedded: Tensor) -> Tensor:
-        """Return the outputs of each member."""
-        hidden = self.layers((embedded * self.scales).flatten(0, 1))  # (K B, units)
-        outputs: Tensor = self.heads(hidden.unflatten(0, (len(self.scales), -1)))
-        return outputs.transpose(0, 1)
+        return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
 
 
 class TabM(nn.Module):
@@ -86,12 +79,24 @@ class TabM(nn.Module):
     def __init__(self, signature: Signature, settings: ModelSettings) -> None:
         super().__init__()
         self.has_classes = signature.target.kind == "classes"
+        self.num_members = settings.num_members or NUM_MEMBERS
         self.inputs = InputLayer(signature, settings.number_embedding)
-        self.members = Members(self.inputs.width, signature.num_outputs, settings)
+        layers, width = list[nn.Module](), self.inputs.width
+        for units in settings.hidden_sizes:
+            layers += [EnsembleLinear(width, units, self.num_members), ACTIVATIONS[settings.activation]()]
+            if settings.dropout:
+                layers.append(WordDropout(settings.dropout))
+            width = units
+        self.layers = nn.Sequential(*layers)
+        self.heads = Heads(width, signature.num_outputs, self.num_members)
+        if layers:
+            with torch.no_grad():  # by these, members differ from the start
+                self.get_parameter("layers.0.input_scales").normal_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of the members, or of all."""
-        outputs: Tensor = self.members(self.inputs(x))
+        embedded = self.inputs(x)[:, None].expand(-1, self.num_members, -1)
+        outputs: Tensor = self.heads(self.layers(embedded))  # (B, K, C)
         return outputs if self.training else average_members(outputs, self.has_classes)
 
 

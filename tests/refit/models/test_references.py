@@ -32,15 +32,14 @@ def test_the_ensemble_is_that_of_the_tabm_package():
     columns = [InputColumn(name=f"x{place}", kind="numeric", inputs=[f"x{place}"]) for place in range(4)]
     signature = Signature(columns=columns, target=Target(name="y", classes=[0, 1, 2]))
     ours = build_model(ModelSettings(architecture="tabm", hidden_sizes=[8, 8], num_members=3), signature)
-    sizes = {"n_num_features": 4, "cat_cardinalities": [], "d_out": 3, "k": 3, "n_blocks": 2, "d_block": 8}
-    theirs = tabm.TabM.make(**sizes, dropout=0.0, arch_type="tabm-mini")
+    theirs = tabm.TabM.make(n_num_features=4, cat_cardinalities=[], d_out=3, k=3, n_blocks=2, d_block=8, dropout=0.0)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     with torch.no_grad():
-        theirs.backbone.affine.weight.copy_(ours.members.scales[:, 0])
-        for mine, block in zip((ours.members.layers[0], ours.members.layers[2]), theirs.backbone.blocks, strict=True):
-            block[0].load_state_dict(mine.state_dict())
-        theirs.output.weight.copy_(ours.members.heads.weight)
-        theirs.output.bias.copy_(ours.members.heads.bias[:, 0])
+        for mine, block in zip((ours.layers[0], ours.layers[2]), theirs.backbone.blocks, strict=True):
+            for name, value in {"weight": "weight", "r": "input_scales", "s": "output_scales", "bias": "bias"}.items():
+                getattr(block[0], name).copy_(getattr(mine, value).normal_())
+        theirs.output.weight.copy_(ours.heads.weight)
+        theirs.output.bias.copy_(ours.heads.bias)
     x = torch.randn(20, 4)
     assert torch.allclose(ours.train()(x), theirs(x), atol=1e-5)
     assert torch.allclose(ours.eval()(x).softmax(dim=1), theirs(x).softmax(dim=2).mean(dim=1), atol=1e-5)

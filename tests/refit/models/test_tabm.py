@@ -17,18 +17,23 @@ def make_rows() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(50, 4, generator=generator) + y[:, None], y
 
 
-def test_each_member_is_a_perceptron_over_scaled_inputs_with_a_last_layer_of_its_own():
+def test_each_member_is_a_perceptron_of_scaled_shared_weights():
     model = build_model(SETTINGS, Signature.of_numbers(4, 3)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
-    scales, layers, heads = (getattr(model.members, name) for name in ("scales", "layers", "heads"))
     x, _ = make_rows()
     probabilities = []
     for member in range(3):
+        layers = list[nn.Module]()
+        for ours in (model.layers[0], model.layers[3]):
+            linear = nn.Linear(ours.weight.shape[1], ours.weight.shape[0])
+            scales = ours.output_scales[member][:, None] * ours.weight * ours.input_scales[member]
+            linear.load_state_dict({"weight": scales, "bias": ours.bias[member]})
+            layers += [linear, nn.ReLU()]
         last = nn.Linear(6, 3)
-        last.load_state_dict({"weight": heads.weight[member].T, "bias": heads.bias[member, 0]})
-        probabilities.append(last(layers(x * scales[member])).softmax(dim=1))
+        last.load_state_dict({"weight": model.heads.weight[member].T, "bias": model.heads.bias[member]})
+        probabilities.append(nn.Sequential(*layers, last)(x).softmax(dim=1))
     assert torch.allclose(model(x).softmax(dim=1), torch.stack(probabilities).mean(dim=0), atol=1e-5)
     assert torch.allclose(model(x).exp().sum(dim=1), torch.ones(50), atol=1e-5)
 
