@@ -367,7 +367,7 @@ class ModelSettings(Section):
     """The network that Refit builds: `mlp`, a perceptron; `tabm`, an ensemble of them; `realmlp`; `resnet`, of residual blocks."""
     number_embedding: Literal["none", "robust", "quantile", "piecewise", "periodic"] = "none"
     """How numbers enter: standardized (`none`), clipped (`robust`), as normal scores (`quantile`), `piecewise` or `periodic`."""
-    num_members: int | None = Field(None, ge=1)
+    num_members: int | None = Field(None, ge=1, le=256)
     """Networks trained together, whose answers are averaged; None means 8 for `tabm`, whose members share weights, else 1."""
     hidden_sizes: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_read_list)] = [64, 64]
     """Units in each hidden layer, first to last; an empty list gives a linear model."""
@@ -432,7 +432,7 @@ class TrainingSettings(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the truth of a row, in [0, 1), that is spread over all classes in the loss; numbers have none."""
     regularization: Literal["constant", "flat_cosine"] = "constant"
-    """How dropout and weight decay go over the epochs: `constant`, or `flat_cosine`, from half of them on down to 0."""
+    """How dropout and weight decay go over the epochs: `constant`, or `flat_cosine`, to 0 from half of them on, in plain steps."""
     monitor: Literal["loss", "accuracy", "balanced_accuracy", "macro_f1", "f1", "average_precision"] = "loss"
     """What the best epoch and patience go by on validation rows: `loss`, or a score of classes; `f1` is of the rarer of two."""
     tune_threshold: bool = False

@@ -40,7 +40,13 @@ def build_model(settings: ModelSettings, signature: Signature) -> nn.Module:
         raise SettingsError(
             f"model.num_members: expected 1 where neither classes nor numbers are predicted, found {num_members}; leave it out"
         )
-    return Ensemble([_build_one(settings, signature) for _ in range(num_members)], signature.target.kind == "classes")
+    members = [_build_one(settings, signature) for _ in range(num_members)]
+    if members[0] is members[1]:
+        raise SettingsError(
+            f"model.factory: expected {settings.factory} to build another network in each call, as model.num_members is"
+            f" {num_members}, found the same one again; build it within the function"
+        )
+    return Ensemble(members, signature.target.kind == "classes")
 
 
 def _build_one(settings: ModelSettings, signature: Signature) -> nn.Module:

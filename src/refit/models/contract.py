@@ -34,7 +34,7 @@ def check_contract(settings: ModelSettings, signature: Signature, sample: Inputs
     """
     if settings.factory is None:
         return
-    with _building(settings, signature) as model:
+    with _building(settings.model_copy(update={"num_members": None}), signature) as model:  # of an ensemble, one member
         for rows in _list_batches(signature, sample):
             one, other = (_score(model.eval(), settings.factory, rows, signature, seed) for seed in (0, 1))
             if not torch.equal(one.view(torch.int32), other.view(torch.int32)):  # as bits, so that NaN equals NaN

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """Networks that differ in nothing but their initial weights and their dropout.
 
-    Shape: in training `(B, K, C)`, as each member is trained by its own loss; else `(B, C)`.
+    Shape: in training `(B, K, C)`, as each is trained by its own loss; else `(B, C)`. A member gives `(B, C)` or `(B,)`.
     """
 
     def __init__(self, members: Sequence[nn.Module], has_classes: bool) -> None:
@@ -27,7 +27,7 @@ class Ensemble(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """Return the outputs of the members, or of all."""
         answers = [member(*inputs, **named) for member in self.members]
-        outputs = torch.stack([answer.reshape(len(answer), -1) for answer in answers], dim=1)  # numbers may come as (B,)
+        outputs = torch.stack([answer if answer.dim() > 1 else answer[:, None] for answer in answers], dim=1)
         return outputs if self.training else average_members(outputs, self.has_classes)
 
 

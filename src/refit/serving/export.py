@@ -54,16 +54,16 @@ A PyTorch program from torch.export, including the preparation of its inputs:
 README = (
     """
 `columns` are tensors of shape (N,), one for each of manifest["columns"], in that order, of its `type`, with `missing` where a
-value is unknown. Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. A category is its index in `categories`,
-or len(categories) if it is not there.
+value is unknown. Booleans are 0 and 1, times of day are hours, date-times are microseconds since 1970 in UTC. A category is its
+index in `categories`, or len(categories) if it is not there.
 
 """
     + TEXTS
 )
 ONNX_DOC = """\
 Inputs: a tensor of shape (N,) for each column, described in the metadata `columns`, with `missing` where a value is unknown.
-Booleans are 0 and 1, date-times are microseconds since 1970 in UTC. Categories are text without spaces around it: whole numbers as
-`1` or `1.0`, booleans as `true`, `True` or `TRUE`. """
+Booleans are 0 and 1, times of day are hours, date-times are microseconds since 1970 in UTC. Categories are text without spaces
+around it: whole numbers as `1` or `1.0`, booleans as `true`, `True` or `TRUE`. """
 OUTPUTS_OF_CLASSES = """\
 Outputs: `class` (N,), and `probabilities` (N, C) in the order of the metadata
 `classes`.

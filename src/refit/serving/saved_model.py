@@ -190,9 +190,11 @@ def _load(store: Store, folder: str, local: SettingsTree | None, trust: bool, he
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
+        builder, remedy = settings.model.factory, "restore that function"
+        if builder is None:
+            builder, remedy = f"`{settings.model.architecture}` of Refit", "load it with the Refit that saved it, or train anew"
         raise SettingsError(
-            f"{path}: expected the network that it was saved from, as {settings.model.factory} builds it, found another: {error};"
-            " restore that function"
+            f"{path}: expected the network that it was saved from, as {builder} builds it, found another: {error}; {remedy}"
         ) from error
     found = torch.tensor(probe(module, sample))
     tolerance = ROUNDING * max(1.0, expected.nan_to_num(0, 0, 0).abs().max().item())
