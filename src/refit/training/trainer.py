@@ -407,7 +407,7 @@ def evaluate(split: str, checkpoint: Ref, snapshot: DatasetRef, settings: Settin
 def tune_model(model: nn.Module, examples: Examples, settings: SettingsTree) -> Tuning | None:
     """Fit to the validation rows how the outputs of a model are read; None if the settings do not ask for it."""
     training = settings.training
-    if examples.signature.target.kind != "classes" or not (training.tune_threshold or training.calibrate):
+    if not (training.tune_threshold or training.calibrate):
         return None
     loader = live_items.build_ordered_loader(
         *examples.load_split("val", Store(settings.store.url)), options=_read_options(settings)

@@ -282,7 +282,7 @@ def test_few_unchanged_columns_are_beyond_chance(name: str) -> None:
 @functools.cache
 def count_unchanged(name: str) -> tuple[float, float]:
     draw, num_before, num_now = UNCHANGED[name]
-    shares = count_shifts(draw, draw, num_before, num_now, 500)
+    shares = count_shifts(draw, draw, num_before, num_now, 1000)
     print("{}: beyond chance {:.3f}, called shifted {:.3f}".format(name, *shares))
     return shares
 
@@ -291,13 +291,13 @@ def count_unchanged(name: str) -> tuple[float, float]:
 @pytest.mark.parametrize("name", UNCHANGED)
 def test_19_of_20_unchanged_columns_or_more_are_within_chance(name: str) -> None:
     beyond, called_shifted = count_unchanged(name)
-    assert called_shifted <= beyond <= 0.08  # 0.05, and 3 standard errors
+    assert called_shifted <= beyond <= 0.07  # 0.05, and 3 standard errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["50 Zipf categories", "200 ids", "50 % zeros", "normal", "normal, 5,000 rows", "date-times"])
 def test_the_noise_is_no_larger_than_it_must_be(name: str) -> None:
-    assert count_unchanged(name)[0] >= 0.02
+    assert count_unchanged(name)[0] >= 0.03
 
 
 SHIFTED: dict[str, tuple[Draw, Draw, int, float]] = {
@@ -348,12 +348,12 @@ KINDS = ["numbers of the group", "numbers of the row", "numbers of both", "categ
 def test_19_of_20_unchanged_columns_or_more_are_within_chance_where_rows_depend_on_groups(kind: str, num_groups: int) -> None:
     generator = np.random.default_rng(2)
     beyond = []
-    for _ in range(300):
+    for _ in range(600):
         before, now = (draw_grouped(kind, 1 + generator.poisson(15, num_groups), generator) for _ in range(2))
         drift = compare_profiles([before], [now])[0]
         beyond.append(drift.psi > drift.noise)
     print(f"{kind}, {num_groups} groups: beyond chance {np.mean(beyond):.3f}")
-    assert np.mean(beyond) <= 0.09  # 0.05, and 3 standard errors
+    assert np.mean(beyond) <= 0.08  # 0.05, and 3 standard errors
 
 
 def test_many_rows_of_few_groups_are_no_evidence() -> None:

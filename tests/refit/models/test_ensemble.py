@@ -69,17 +69,8 @@ from torch import nn
 once = nn.Linear(2, 3)
 
 
-class Numbers(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x)[:, 0]
-
-
 def build(num_inputs, num_outputs):
     return nn.Sequential(nn.Linear(num_inputs, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, num_outputs))
-
-
-def build_flat(num_inputs):
-    return Numbers(nn.Linear(num_inputs, 1))
 
 
 def build_once(num_inputs, num_outputs):

@@ -239,7 +239,7 @@ def list_names(settings: list[Setting]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", settings := list(list_null_settings()), ids=list_names(settings))
 def test_candidates_that_are_no_better_are_called_better_no_more_often_than_stated(setting):
-    num_trials = 300
+    num_trials = 500
     (num_better,) = count_better(setting, num_trials, is_better)
     assert num_better / num_trials <= CHANCE + 3 * math.sqrt(CHANCE * (1 - CHANCE) / num_trials)
 

@@ -148,7 +148,7 @@ CHANGES: dict[str, tuple[object, set[str]]] = {
     "training.loss": ("json:dumps", LATER),
     "training.step": ("json:loads", DATASET),
     "training.class_weights": ("balanced", LATER),
-    "training.label_smoothing": (0.2, LATER),
+    "training.label_smoothing": (0.1, LATER),
     "training.regularization": ("flat_cosine", LATER),
     "training.monitor": ("macro_f1", LATER),
     "training.quantiles": ([0.25, 0.5, 0.75], DATASET),
