@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -221,7 +220,8 @@ def watching_own_state() -> Iterator[None]:
     def watch() -> None:
         if _await_cancellation(own, is_over):
             is_cancelled.set()
-            os.kill(os.getpid(), signal.SIGTERM)
+            # Sent to the process, another thread might take it, and the main one would sleep or wait on.
+            signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGTERM)
 
     threading.Thread(target=copy_context().run, args=(watch,), daemon=True).start()
     try:
