@@ -18,7 +18,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 WITH_PEERS := .[dev,bench]
 WITH_SITE := .[dev,docs]
+SLOW = $(shell grep -rl "mark.slow" tests --include="*.py")
 NIGHTS := test_nights_end_in_a_first_champion_then_in_nothing_then_in_a_candidate_that_must_beat_it
+
+# Where this is set, a process compiles all that it imports anew, which doubles the time in which tests are found.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: train test reference e2e lint docs bench mutants versions gpu-check clean
 .NOTPARALLEL:
@@ -33,13 +37,13 @@ test: .venv/test.stamp
 # Three at a time, as one waits most of the time. Those of one file share a server; the order that files come in, not that of their
 # number of tests, starts the longest first.
 e2e: .venv/test.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(SLOW) $(ARGS)
 
-# Fast tests again, of what stays when the engine is taken away: of the rooms that train. Of the flows, which train by the same
-# functions, the oracle and one night show that they run; of whole runs without Prefect, the files whose tests take steps.
+# Fast tests again, of what stays when the engine is taken away: of the room that trains, of the models the plain loops, and of whole
+# runs those without Prefect. Of the flows, which train by the same functions, the oracle and one night show that they run.
 reference: .venv/test.stamp
 	@OMP_NUM_THREADS=1 tests/without_engine.sh $(CURDIR)/$(BIN)/pytest -n 3 -m "not slow" \
-		$(addprefix tests/refit/,models training runs/test_train.py runs/test_numbers.py) \
+		$(addprefix tests/refit/,models/test_plain_loops.py training runs/test_train.py) \
 		$(addprefix tests/flows/,test_oracle.py test_retraining.py::$(NIGHTS)) $(ARGS)
 
 lint: .venv/test.stamp

@@ -21,6 +21,7 @@ from stand_in import backend, register
 from refit.commands import cli
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.registry.saving import save_version
+from refit.reports import figures
 from refit.runtime.devices import putting_defaults_back
 from refit.settings import SettingsTree
 from refit.store.store import Store
@@ -80,6 +81,7 @@ def prefect_database(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempP
 def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server, and a folder for what Prefect keeps of tasks that a test calls outside of `results_in`."""
     from prefect.settings import (
+        PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_LOCAL_STORAGE_PATH,
@@ -103,6 +105,7 @@ def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFact
     storage = tmp_path_factory.mktemp("storage")
     changes = {
         PREFECT_API_URL: url,
+        PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True,  # each client would read all certificates, for a server without any
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
         PREFECT_LOCAL_STORAGE_PATH: storage,
         PREFECT_LOGGING_TO_API_ENABLED: False,  # a tenth of a run's time; tests read `caplog`, and those of commands the server's
@@ -152,6 +155,14 @@ def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().startswith("REFIT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("REFIT_TRAINING__BASELINE", "none")  # a second of each run; tests of neighbours ask for them
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures_and_no_waiting_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both take a tenth of a run's time. Tests marked `pictures` draw."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(figures, "_to_png", lambda _: b"")
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(autouse=True)

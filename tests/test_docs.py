@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from refit.commands.cli import app
 from refit.settings import SettingsTree, walk_settings
@@ -83,13 +84,16 @@ def test_every_toml_block_is_a_settings_file(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if "<!-- run" in page.read_text()], ids=name_page)
-def test_the_examples_of_a_page_run(page, tmp_path, prefect_database):
+def test_the_examples_of_a_page_run(page, tmp_path, prefect_database, prefect_server):  # noqa: ARG001
     for copy in (tmp_path / "project" / TABLE.name, tmp_path / "project" / "examples" / TABLE.name):
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(TABLE, copy)
     (tmp_path / "prefect").mkdir()
     shutil.copy(prefect_database, tmp_path / "prefect" / "prefect.db")
-    run_page(page.read_text(), tmp_path / "project", make_environment(tmp_path / "prefect"))
+    environment = make_environment(tmp_path / "prefect")
+    if page.stem != "README":  # its commands start a server each, as those of most people do
+        environment["PREFECT_API_URL"] = PREFECT_API_URL.value()
+    run_page(page.read_text(), tmp_path / "project", environment)
 
 
 def make_environment(prefect_home: Path) -> dict[str, str]:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 import refit
 from refit.errors import DataError
-from refit.reports import figures
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("toy", "images", "names", "labels", "autoencoder", "brackets", "tones")
@@ -23,8 +22,6 @@ NAMES = ("toy", "images", "names", "labels", "autoencoder", "brackets", "tones")
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path, monkeypatch):
-    for drawing in ("draw_losses", "draw_confusion"):
-        monkeypatch.setattr(figures, drawing, lambda *_: b"")
     for name in NAMES:
         monkeypatch.delitem(sys.modules, name, raising=False)
         shutil.copy(EXAMPLES / f"{name}.py", tmp_path)

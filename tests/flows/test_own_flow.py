@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture

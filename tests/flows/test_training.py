@@ -78,13 +78,7 @@ def by_time(source: str, **training) -> dict:
     }
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take half of a run's time, and other tests draw them."""
-    monkeypatch.setattr(refit.reports.run_report, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(refit.reports.run_report, "draw_confusion", lambda *_: b"")
-
-
+@pytest.mark.slow
 def test_a_table_of_which_only_source_and_target_are_said_is_learned_and_the_version_says_by_which_settings():
     source = str(Path(__file__).parents[2] / "examples/penguins.csv")
     result = run({"data": {"source": source, "target": "species"}, "training": {"epochs_per_task": 100}})

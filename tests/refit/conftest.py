@@ -9,7 +9,6 @@ import torch
 from refit.data.loaders import build_evaluation_loader, build_train_loader
 from refit.refs import SavedModel
 from refit.registry import saving
-from refit.reports import figures
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
@@ -44,10 +43,8 @@ def count_listed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 @pytest.fixture
-def save_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SavedModel]:
-    """Train a linear model on rows whose column `y` is the target, without pictures, which take longest."""
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
+def save_version(store: Store) -> Callable[..., SavedModel]:
+    """Train a linear model on rows whose column `y` is the target."""
 
     def save(
         rows: pl.DataFrame,

@@ -14,7 +14,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import refit
 from refit.errors import SettingsError
-from refit.reports import figures
 from refit.training.checkpoints import digest_weights
 
 QUICK = {"preset": "plain", "model": {"hidden_sizes": [16]}, "optimizer": {"lr": 0.02}, "training": {"num_epochs": 20}}
@@ -46,9 +45,7 @@ def test_scikit_learn_accepts_it(estimator, check):
     check(estimator)
 
 
-def test_its_weights_are_those_of_a_run_on_the_same_table(monkeypatch):
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
+def test_its_weights_are_those_of_a_run_on_the_same_table():
     rows = make_rows()
     rows.write_parquet("rows.parquet")
     features = ["size", "colour", "seen"]
@@ -84,9 +81,7 @@ def test_it_is_cloned_pickled_searched_and_part_of_a_pipeline():
     assert GridSearchCV(model, {"settings": [slow, QUICK]}, cv=2).fit(x, y).best_params_ == {"settings": QUICK}
 
 
-def test_numbers_are_predicted_as_by_a_run_on_the_same_table(monkeypatch):
-    for name in ("draw_losses", "draw_confusion"):
-        monkeypatch.setattr(figures, name, lambda *_: b"")
+def test_numbers_are_predicted_as_by_a_run_on_the_same_table():
     rows = make_rows().with_columns(price=100 + 30 * pl.col("size").fill_null(0) + 20 * (pl.col("colour") == "red"))
     rows.write_parquet("rows.parquet")
     features = ["size", "colour"]

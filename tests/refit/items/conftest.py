@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from refit.data.own_dataset import forget_datasets
-from refit.reports import figures
 
 
 @pytest.fixture(autouse=True)
 def _users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     for module in ("mistakes", "own_data"):

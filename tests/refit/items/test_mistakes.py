@@ -145,6 +145,7 @@ def test_what_may_be_meant_is_told_and_kept_with_the_version(kind, expected):
     assert [line for line in refit.load_model(found.model.path, trust=True).manifest.remarks if line.startswith(expected)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:starting the loader processes anew")
 def test_a_loader_process_that_dies_in_the_first_pass_is_started_anew_up_to_three_times(monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds until a death is noticed

@@ -26,6 +26,8 @@ from refit.reports.run_report import (
     render_run_report,
 )
 
+pytestmark = pytest.mark.pictures
+
 EPOCHS = [EpochRow(epoch, 1 / epoch, 1.1 / epoch, 0.5, 0.26) for epoch in range(1, 4)]
 REPORT = RunReport(
     headline="penguins@v8 is the champion now",

@@ -19,7 +19,6 @@ from refit.errors import SettingsError
 from refit.promotion.comparison import Verdict, compare
 from refit.refs import TrainingResult
 from refit.registry.differences import find_differences
-from refit.reports import figures
 from refit.serving.export import export_model
 from refit.serving.saved_model import load_model
 from refit.serving.scoring import score_files
@@ -28,12 +27,6 @@ from refit.store.store import Store
 from refit.training.checkpoints import digest_weights
 
 NUM_ROWS, NUM_EPOCHS = 240, 4
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for drawing in ("draw_losses", "draw_predictions"):
-        monkeypatch.setattr(figures, drawing, lambda *_: b"")
 
 
 def write_rows(num_rows: int = NUM_ROWS, noise: float = 0.1, unit: str = "") -> pl.DataFrame:

@@ -23,7 +23,6 @@ from refit.models.mlp import build_mlp
 from refit.refs import TrainingResult
 from refit.registry.ledger import entry_path
 from refit.registry.versions import list_versions
-from refit.reports import figures
 from refit.settings import SettingsTree
 from refit.store.store import Store
 from refit.training import trainer
@@ -54,12 +53,6 @@ if point == "inside an epoch":
     checkpoints.save_partial = save_and_die
 print(refit.train(settings, report=report).model.weights_digest, "prefect" in sys.modules)
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
 
 
 @pytest.fixture

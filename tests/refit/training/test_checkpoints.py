@@ -373,6 +373,7 @@ def saved(store):
     return save_version(ref, settings, manifest, [log], metrics, store), state, manifest, log, metrics, ref, settings
 
 
+@pytest.mark.pictures
 def test_a_saved_version_holds_all_that_it_needs(saved, store):
     model, state, manifest, log, metrics, ref, settings = saved
     assert (model.name, model.version) == ("toy", 1)

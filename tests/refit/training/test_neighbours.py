@@ -16,7 +16,6 @@ import refit
 from refit.data.examples import Examples
 from refit.errors import SettingsError
 from refit.refs import Ref
-from refit.reports import figures
 from refit.settings import Settings, resolve_settings
 from refit.store.store import Store
 from refit.tables.dataset import build_dataset
@@ -117,9 +116,7 @@ def test_numbers_are_predicted_as_scikit_learn_predicts_them(table, loss, name):
     np.testing.assert_allclose(outputs["trees"][:, 0], trees.predict(parts["test"][0]), atol=1e-6)
 
 
-def test_a_run_on_numbers_tells_of_them_in_the_units_of_the_column(table, monkeypatch):
-    for name in ("draw_losses", "draw_confusion"):
-        monkeypatch.setattr(figures, name, lambda *_: b"")
+def test_a_run_on_numbers_tells_of_them_in_the_units_of_the_column(table):
     pl.read_parquet(table).with_columns(sum=100 + 70 * pl.col("x0") * pl.col("x1")).write_parquet("numbers.parquet")
     data = {"source": "numbers.parquet", "target": "sum", "features": ["x0", "x1"]}
     result = refit.train(
@@ -181,8 +178,6 @@ def test_without_rows_to_judge_on_there_is_nothing_to_compare(table):
 
 
 def test_a_run_tells_of_them_once_and_its_weights_do_not_depend_on_them(table, monkeypatch):
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
     given = {"data": {"source": str(table), "features": ["x0", "x1"]}, "training": {"num_epochs": 1, "baseline": "none"}}
     given["optimizer"] = {"lr": 1e-6}
     alone = refit.train(given, report=lambda _: None)

@@ -9,7 +9,6 @@ from torch.nn import functional
 import refit
 from refit.data.signature import Target
 from refit.errors import SettingsError
-from refit.reports import figures
 from refit.serving.saved_model import load_model
 from refit.settings import resolve_settings
 from refit.training.objective import Classification, WeightedClassification
@@ -107,10 +106,8 @@ def test_smoothing_beside_weights_is_refused_and_a_preset_then_has_none():
 
 
 @pytest.fixture
-def rare(monkeypatch) -> dict:
+def rare() -> dict:
     """Settings for a table of which 3 % of the rows are positive."""
-    monkeypatch.setattr(figures, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(figures, "draw_confusion", lambda *_: b"")
     x = np.random.default_rng(0).normal(size=(1000, 2))
     pl.DataFrame({"x0": x[:, 0], "x1": x[:, 1], "y": (x.sum(axis=1) > 2.3).astype(int)}).write_csv("rows.csv")
     return {"preset": "plain", "data": {"source": "rows.csv"}, "model": {"hidden_sizes": []}, "optimizer": {"lr": 0.01}}

@@ -12,7 +12,6 @@ from torch.nn import functional
 import refit
 from refit.data.signature import Target
 from refit.errors import SettingsError
-from refit.reports import run_report
 from refit.serving.export import export_model
 from refit.serving.saved_model import load_model
 from refit.settings import TrainingSettings
@@ -93,9 +92,8 @@ def test_what_has_nothing_to_tune_is_refused(settings, target, message):
         refuse_tuning(TrainingSettings(**settings), target)
 
 
-def test_a_version_keeps_what_was_tuned_and_predicts_exports_and_is_scored_by_it(monkeypatch):
-    monkeypatch.setattr(run_report, "draw_losses", lambda *_: b"")
-    monkeypatch.setattr(run_report, "draw_confusion", lambda *_: b"")
+@pytest.mark.pictures
+def test_a_version_keeps_what_was_tuned_and_predicts_exports_and_is_scored_by_it():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(1500, 2))
     is_one = x.sum(axis=1) + generator.normal(size=1500) > 3
