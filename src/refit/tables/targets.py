@@ -98,7 +98,7 @@ def explain_numbers(numbers: pl.Series) -> str | None:
     is_fraction = values != values.floor()
     if is_fraction.any():
         is_clear = len(values) > FEW_VALUES or int(rows.filter(is_fraction).sum()) >= MIN_SHARE_OF_FRACTIONS * int(rows.sum())
-        return f"it holds fractions such as {values.filter(is_fraction)[0]:.15g}" if is_clear else None
+        return f"it holds fractions such as {values.filter(is_fraction)[0]}" if is_clear else None
     reason = f"it holds whole numbers of {len(values):,} different values"
     num_rows = int(rows.sum())
     if len(values) > FEW_VALUES and num_rows < MIN_ROWS_A_CLASS * len(values):

@@ -37,6 +37,7 @@ def repeat(cells: list[str]) -> list[str]:
     [
         (repeat(["1.5", "2", "3.25"]), 1.5, "it holds fractions such as 1.5"),
         (repeat(["1,5", "2", "3,25"]), 1.5, "it holds fractions such as 1.5"),
+        (repeat(["50286306739293.375", "2", "3"]), 50286306739293.375, "it holds fractions such as 50286306739293.375"),
         (["-3 kg", *[f"{row % 90} kg" for row in range(N - 1)]], -3.0, "it holds whole numbers of 91 different values"),
         (["$1,234.50", *[f"${row},100.00" for row in range(1, N)]], 1234.5, "it holds fractions such as 1234.5"),
         (["5000", *MANY[1:]], 5000.0, "it holds whole numbers of 102 different values"),
